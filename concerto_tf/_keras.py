@@ -1,0 +1,93 @@
+"""The one place that knows which Keras TensorFlow presents.
+
+Everything else is written against the API that Keras 2 and Keras 3 share, through the
+``keras`` object of this module. What differs between the two is wrapped here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+keras = tf.keras
+
+#: Major version of the Keras that TensorFlow presents: 2 (tf_keras, TensorFlow 2.15) or 3.
+KERAS_MAJOR = 3 if hasattr(keras, "ops") else 2
+
+#: Class decorator: the class loads from a saved model without ``custom_objects``.
+serializable = keras.utils.register_keras_serializable(package="concerto_tf")
+
+
+def state_weight(
+    layer: keras.layers.Layer,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str = "float32",
+    initializer: str = "zeros",
+) -> Any:
+    """Adds a weight that a layer updates itself: not trained, never cast, saved with the model.
+
+    Every replica computes the same update (statistics are synchronised, counters advance in
+    step), so the first replica's value is the value.
+
+    Args:
+        layer: The layer that owns the weight.
+        name: Name of the weight.
+        shape: Shape of the weight.
+        dtype: Its dtype; mixed precision does not change it.
+        initializer: A Keras initializer.
+
+    Returns:
+        The variable.
+    """
+    if KERAS_MAJOR >= 3:
+        extra = {"autocast": False, "aggregation": "only_first_replica"}
+    else:
+        extra = {
+            "experimental_autocast": False,
+            "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        }
+    return layer.add_weight(
+        name=name, shape=shape, dtype=dtype, initializer=initializer, trainable=False, **extra
+    )
+
+
+def compute_dtype(layer: keras.layers.Layer) -> tf.DType:
+    """The dtype a layer computes in under its precision policy."""
+    return tf.as_dtype(layer.compute_dtype)
+
+
+def accumulation_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype for sums and exponentials: float32 where computing is done in half precision."""
+    dtype = tf.as_dtype(dtype)
+    return tf.float32 if dtype in (tf.bfloat16, tf.float16) else dtype
+
+
+def replica_count() -> int:
+    """Number of replicas that take part in the present step (1 outside a strategy)."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def replica_index() -> tf.Tensor | int:
+    """Index of the present replica (0 outside a strategy)."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0
+    return context.replica_id_in_sync_group
+
+
+def sum_over_replicas(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Sums tensors over all replicas; differentiable, and free where there is one replica."""
+    if replica_count() == 1:
+        return list(tensors)
+    context = tf.distribute.get_replica_context()
+    return [context.all_reduce(tf.distribute.ReduceOp.SUM, tensor) for tensor in tensors]
+
+
+def gather_over_replicas(tensor: tf.Tensor) -> tf.Tensor:
+    """Concatenates a tensor of every replica along axis 0; differentiable."""
+    if replica_count() == 1:
+        return tensor
+    return tf.distribute.get_replica_context().all_gather(tensor, axis=0)

@@ -1,0 +1,99 @@
+"""The contrastive loss: two views of a cell attract, all other cells repel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import (
+    accumulation_dtype,
+    gather_over_replicas,
+    keras,
+    replica_index,
+    serializable,
+)
+
+_SELF = -1e9  # exp() of it is 0 in every float type
+
+
+def nt_xent(view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
+    """Normalised temperature-scaled cross entropy between two views of the same cells.
+
+    Row i of both views is the same cell. The negatives of a cell are all other cells' views, on
+    **all replicas** of a distribution strategy: the mean of the replicas' losses is the loss of
+    the global batch, gradients included. Every replica must hold the same number of cells.
+
+    Args:
+        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
+        view_b: Embeddings of the other view [B, d].
+        temperature: Divisor of the cosine similarities; small values weigh near negatives more.
+
+    Returns:
+        Loss of each cell [B] (mean of its two views' terms), float32 or wider. Its mean is
+        equation 9.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.losses import nt_xent
+    >>> views = tf.eye(2)
+    >>> loss = nt_xent(views, views, temperature=1.0)
+    >>> [round(float(cell), 4) for cell in loss]
+    [0.5514, 0.5514]
+
+    Reference:
+        Concerto, equations 7 to 9; Chen et al. 2020 (SimCLR).
+    """
+    dtype = accumulation_dtype(view_a.dtype)
+    view_a = tf.math.l2_normalize(tf.cast(view_a, dtype), axis=-1)
+    view_b = tf.math.l2_normalize(tf.cast(view_b, dtype), axis=-1)
+    all_a, all_b = gather_over_replicas(view_a), gather_over_replicas(view_b)
+    cells = tf.shape(view_a)[0]
+    own = cells * replica_index() + tf.range(cells)
+    itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=_SELF, off_value=0.0, dtype=dtype)
+
+    def similarity(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(x, y, transpose_b=True) / temperature
+
+    positive = tf.reduce_sum(view_a * view_b, axis=-1) / temperature
+
+    def term(x: tf.Tensor, all_same: tf.Tensor, all_other: tf.Tensor) -> tf.Tensor:
+        against = tf.concat([similarity(x, all_other), similarity(x, all_same) + itself], axis=1)
+        return tf.reduce_logsumexp(against, axis=1) - positive
+
+    return (term(view_a, all_a, all_b) + term(view_b, all_b, all_a)) / 2
+
+
+@serializable
+class NTXent(keras.losses.Loss):
+    """`nt_xent` as a Keras loss: ``y_true`` and ``y_pred`` are the two views.
+
+    Args:
+        temperature: Divisor of the cosine similarities.
+        name: Name of the loss.
+        **kwargs: Of `keras.losses.Loss`.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.losses import NTXent
+    >>> loss = NTXent(temperature=1.0)(tf.eye(2), tf.eye(2))
+    >>> round(float(loss), 4)
+    0.5514
+
+    Reference:
+        Concerto, equations 7 to 9.
+    """
+
+    def __init__(self, temperature: float = 0.1, name: str = "nt_xent", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature!r}.")
+        self.temperature = float(temperature)
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return nt_xent(y_true, y_pred, self.temperature)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self.temperature}

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from concerto_tf.layers import RandomMask
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_hides_the_stated_share(jit: bool, rescale: bool) -> None:
+    layer = RandomMask(0.3, rescale=rescale, seed=5)
+    call = tf.function(lambda x: layer(x, training=True), jit_compile=jit)
+    out = call(tf.ones([200, 500])).numpy()
+    n = out.size
+    # Five standard deviations: fails by chance once in 1.7 million runs.
+    assert abs((out == 0).mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n)
+    assert np.allclose(out[out > 0], 1 / 0.7 if rescale else 1)
+
+
+def test_every_call_draws_anew_and_the_seed_decides() -> None:
+    x = tf.ones([10, 100])
+    first, again, other = RandomMask(0.5, seed=1), RandomMask(0.5, seed=1), RandomMask(0.5, seed=2)
+    a, b = first(x, training=True), first(x, training=True)
+    assert not np.array_equal(a, b)
+    np.testing.assert_array_equal(again(x, training=True), a)
+    np.testing.assert_array_equal(again(x, training=True), b)
+    assert not np.array_equal(other(x, training=True), a)
+
+
+def test_continues_where_saved_weights_left_off() -> None:
+    x = tf.ones([10, 100])
+    first = RandomMask(0.5)
+    first(x, training=True)
+    resumed = RandomMask(0.5)
+    resumed.build(x.shape)
+    resumed.set_weights(first.get_weights())
+    np.testing.assert_array_equal(resumed(x, training=True), first(x, training=True))
+
+
+def test_does_nothing_at_inference() -> None:
+    x = tf.ones([3, 4])
+    np.testing.assert_array_equal(RandomMask(0.9)(x), x)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_rate_is_checked(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate must lie in"):
+        RandomMask(rate)

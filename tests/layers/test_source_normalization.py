@@ -1,0 +1,163 @@
+"""SourceBatchNormalization against statistics computed source by source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from concerto_tf._keras import keras
+from concerto_tf.layers import (
+    SourceBatchNormalization,
+    merge_moments,
+    moments_by_source,
+    pool_moments,
+)
+
+pytestmark = pytest.mark.stack
+
+F = 3
+
+
+def data(sizes: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of several sources with own means and spreads, mixed."""
+    rng = np.random.default_rng(seed)
+    source = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    x = rng.normal(2.0 * source[:, None], 1.0 + source[:, None], (len(source), F))
+    order = rng.permutation(len(source))
+    return x[order], source[order]
+
+
+def by_source(x: np.ndarray, source: np.ndarray, epsilon: float) -> np.ndarray:
+    out = np.empty_like(x)
+    for s in np.unique(source):
+        own = source == s
+        out[own] = (x[own] - x[own].mean(0)) / np.sqrt(x[own].var(0) + epsilon)
+    return out
+
+
+@pytest.mark.parametrize("sizes", [(30,), (12, 20), (8, 9, 30)])
+def test_training_normalises_within_each_source(sizes: tuple[int, ...]) -> None:
+    x, source = data(sizes)
+    layer = SourceBatchNormalization(len(sizes), epsilon=1e-3, dtype="float64")
+    out = layer(x, source=source, training=True)
+    np.testing.assert_allclose(out, by_source(x, source, 1e-3), atol=1e-10)
+
+
+def test_gradient_is_that_of_the_equations() -> None:
+    x, source = data((6, 7))
+    layer = SourceBatchNormalization(2, dtype="float64")
+    weight = tf.constant(np.random.default_rng(1).normal(size=x.shape))
+    v = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(v)
+        loss = tf.reduce_sum(weight * layer(v, source=source, training=True))
+    got = tape.gradient(loss, v).numpy()
+    step, want = 1e-6, np.zeros_like(x)
+    for i in np.ndindex(*x.shape):
+        up, down = x.copy(), x.copy()
+        up[i] += step
+        down[i] -= step
+        want[i] = (
+            (weight.numpy() * (by_source(up, source, 1e-3) - by_source(down, source, 1e-3))).sum()
+            / (2 * step)
+        )
+    np.testing.assert_allclose(got, want, atol=1e-7)
+
+
+def test_inference_takes_the_moving_statistics_of_the_source() -> None:
+    layer = SourceBatchNormalization(2, momentum=0.9, dtype="float64")
+    batches = [data((10, 20), seed) for seed in range(3)] + [data((10, 0), 3)]
+    for x, source in batches:
+        layer(x, source=source, training=True)
+    # Weighted moments over all cells seen, the past decaying by 0.9 per batch of the source.
+    for s in range(2):
+        own = [x[source == s] for x, source in batches if (source == s).any()]
+        weight = np.concatenate(
+            [np.full(len(x), 0.9 ** (len(own) - 1 - i)) for i, x in enumerate(own)]
+        )
+        cells = np.concatenate(own)
+        mean = np.average(cells, axis=0, weights=weight)
+        variance = np.average((cells - mean) ** 2, axis=0, weights=weight)
+        query = np.ones((1, F))
+        np.testing.assert_allclose(
+            layer(query, source=np.array([s], np.int32)),
+            (query - mean) / np.sqrt(variance + 1e-3),
+            atol=1e-10,
+        )
+
+
+def test_a_source_never_seen_takes_the_pooled_statistics() -> None:
+    layer = SourceBatchNormalization(3, dtype="float64")
+    x, source = data((10, 30))  # source 2 exists but has no cell
+    layer(x, source=source, training=True)
+    query = np.full((2, F), 1.5)
+    want = (query - x.mean(0)) / np.sqrt(x.var(0) + 1e-3)
+    np.testing.assert_allclose(layer(query, source=np.array([-1, 2], np.int32)), want, atol=1e-10)
+
+
+def test_a_query_can_bring_its_own_statistics() -> None:
+    x, source = data((10, 30))
+    layer = SourceBatchNormalization(1, dtype="float64")
+    layer(x + 100, training=True)
+    _, mean, variance = moments_by_source(tf.constant(x), source, 2)
+    out = layer(x, source=source, statistics=(mean, variance))
+    np.testing.assert_allclose(out, by_source(x, source, 1e-3), atol=1e-10)
+
+
+def test_too_few_cells_of_a_source_take_its_moving_statistics_or_all_cells() -> None:
+    layer = SourceBatchNormalization(2, min_cells=4, dtype="float64")
+    x, source = data((12, 2))
+    out = np.asarray(layer(x, source=source, training=True))
+    few = source == 1
+    np.testing.assert_allclose(
+        out[few], ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3))[few], atol=1e-10
+    )
+    moving_mean, moving_variance = x[few].mean(0), x[few].var(0)
+    out = np.asarray(layer(x + 1, source=source, training=True))
+    np.testing.assert_allclose(
+        out[few], (x[few] + 1 - moving_mean) / np.sqrt(moving_variance + 1e-3), atol=1e-10
+    )
+
+
+def test_moments_merge_and_pool_to_those_of_all_cells() -> None:
+    x, source = data((7, 13))
+    first = moments_by_source(tf.constant(x[:8]), source[:8], 2)
+    second = moments_by_source(tf.constant(x[8:]), source[8:], 2)
+    for got, want in zip(
+        merge_moments(first, second), moments_by_source(tf.constant(x), source, 2), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-12)
+    mean, variance = pool_moments(merge_moments(first, second))
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-12)
+    np.testing.assert_allclose(variance, x.var(0), atol=1e-12)
+
+
+def test_half_precision_keeps_wide_statistics() -> None:
+    layer = SourceBatchNormalization(1, dtype="mixed_bfloat16")
+    x = (np.random.default_rng(0).normal(100, 1, (64, F))).astype("float32")
+    out = layer(x, training=True)
+    assert out.dtype == tf.bfloat16
+    assert layer.moving_mean.dtype in ("float32", tf.float32)
+
+
+def test_works_in_a_functional_model_and_survives_saving(tmp_path) -> None:
+    x, source = data((32, 32))
+    x = x.astype("float32")
+    inputs, code = keras.Input([F]), keras.Input([], dtype="int32")
+    hidden = SourceBatchNormalization(2)(inputs, source=code)
+    model = keras.Model([inputs, code], keras.layers.Dense(1)(hidden))
+    model.compile("adam", "mse", jit_compile=True)
+    model.fit([x, source], x[:, :1], epochs=2, batch_size=16, verbose=0)
+    path = tmp_path / "m.keras"
+    model.save(path)
+    np.testing.assert_array_equal(
+        keras.models.load_model(path).predict([x, source], verbose=0),
+        model.predict([x, source], verbose=0),
+    )
+
+
+@pytest.mark.parametrize("bad", [{"n_sources": 0}, {"momentum": 1.0}, {"min_cells": 1}])
+def test_arguments_are_checked(bad: dict) -> None:
+    with pytest.raises(ValueError, match="SourceBatchNormalization needs"):
+        SourceBatchNormalization(**bad)
