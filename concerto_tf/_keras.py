@@ -91,3 +91,23 @@ def gather_over_replicas(tensor: tf.Tensor) -> tf.Tensor:
     if replica_count() == 1:
         return tensor
     return tf.distribute.get_replica_context().all_gather(tensor, axis=0)
+
+
+def apply_gradient_step(
+    optimizer: Any, tape: tf.GradientTape, loss: tf.Tensor, variables: list[Any]
+) -> None:
+    """One step of an optimizer, summed over replicas, with loss scaling where it does any.
+
+    Args:
+        optimizer: Any Keras optimizer; those of tensorflow-addons work too.
+        tape: The tape under which ``loss`` was computed.
+        loss: This replica's part of the loss; the parts of all replicas add up.
+        variables: The trainable variables.
+    """
+    if hasattr(optimizer, "minimize"):  # Keras 2
+        optimizer.minimize(loss, variables, tape=tape)
+        return
+    with tape:
+        scaled = optimizer.scale_loss(loss)
+    gradients = tape.gradient(scaled, variables)
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))

@@ -9,7 +9,9 @@ import tensorflow as tf
 from concerto_tf._keras import accumulation_dtype, compute_dtype, keras, serializable
 
 
-def scatter_to_dense(genes: tf.Tensor, values: tf.Tensor, n_genes: int) -> tf.Tensor:
+def scatter_to_dense(
+    genes: tf.Tensor, values: tf.Tensor, n_genes: int, rows: tf.Tensor | None = None
+) -> tf.Tensor:
     """Spreads padded nonzeros over all genes.
 
     Args:
@@ -17,6 +19,8 @@ def scatter_to_dense(genes: tf.Tensor, values: tf.Tensor, n_genes: int) -> tf.Te
             a cell is summed, so padding is gene 0 with value 0.
         values: Values [B, K], float.
         n_genes: Number of genes G.
+        rows: The cell that each value belongs to [B, K], int, where values of one cell may stand
+            in the row of another (packed batches); by default the row they stand in.
 
     Returns:
         Dense values [B, G] of the dtype of ``values``.
@@ -29,9 +33,40 @@ def scatter_to_dense(genes: tf.Tensor, values: tf.Tensor, n_genes: int) -> tf.Te
     [[0.0, 0.0, 5.0, 0.0]]
     """
     cells = tf.shape(genes)[0]
-    row = tf.broadcast_to(tf.range(cells, dtype=genes.dtype)[:, tf.newaxis], tf.shape(genes))
-    index = tf.stack([row, genes], axis=-1)
+    if rows is None:
+        rows = tf.broadcast_to(tf.range(cells)[:, tf.newaxis], tf.shape(genes))
+    index = tf.stack([tf.cast(rows, genes.dtype), genes], axis=-1)
     return tf.scatter_nd(index, values, tf.stack([cells, n_genes]))
+
+
+class _Cells:
+    """Sums over the values of each cell, whether they stand in its own row or packed."""
+
+    def __init__(self, genes: tf.Tensor, rows: tf.Tensor | None) -> None:
+        self._shape = tf.shape(genes)
+        self._rows = rows
+
+    def sum(self, x: tf.Tensor) -> tf.Tensor:
+        """Sum [B] over each cell's values of ``x`` [B, K]."""
+        if self._rows is None:
+            return tf.reduce_sum(x, axis=-1)
+        return tf.math.unsorted_segment_sum(x, self._rows, self._shape[0])
+
+    def max(self, x: tf.Tensor) -> tf.Tensor:
+        """Largest value [B] of each cell in ``x`` [B, K]."""
+        if self._rows is None:
+            return tf.reduce_max(x, axis=-1)
+        return tf.math.unsorted_segment_max(x, self._rows, self._shape[0])
+
+    def count(self, dtype: tf.DType) -> tf.Tensor:
+        """Number of places [B], padding included, that each cell has."""
+        if self._rows is None:
+            return tf.fill(self._shape[:1], tf.cast(self._shape[1], dtype))
+        return self.sum(tf.ones(self._shape, dtype))
+
+    def spread(self, x: tf.Tensor) -> tf.Tensor:
+        """A quantity of the cells [B] at each of their values, to go with [B, K]."""
+        return x[:, tf.newaxis] if self._rows is None else tf.gather(x, self._rows)
 
 
 @serializable
@@ -49,15 +84,21 @@ class GeneAttention(keras.layers.Layer):
 
     Args:
         n_genes: Number of genes G of the vocabulary.
-        units: Width d of the gene embeddings and of the attention's hidden layer.
+        units: Width d of the gene embeddings.
+        attention_units: Width of the attention's hidden layer; the paper's is ``units``, the
+            default. It is what the cost per nonzero is proportional to.
         value_affine: Whether values pass through a learned ``scale * v + shift`` first.
         embeddings_initializer: Initializer of the gene embeddings.
+        kernel_initializer: Initializer of the attention's hidden layer.
+        context_initializer: Initializer of the context vector.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
         genes: Gene indices [B, K], int32, padded with 0.
         values: Normalised values [B, K], float, padded with 0.0. K may be anything: padding
             counts as further zeros and needs no mask. A gene must not occur twice with a value.
+        rows: The cell that each value belongs to [B, K], for packed batches; see
+            `scatter_to_dense`.
 
     Returns:
         Cell vectors [B, d].
@@ -81,8 +122,11 @@ class GeneAttention(keras.layers.Layer):
         self,
         n_genes: int,
         units: int = 128,
+        attention_units: int | None = None,
         value_affine: bool = False,
         embeddings_initializer: Any = "uniform",
+        kernel_initializer: Any = "glorot_uniform",
+        context_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -90,8 +134,11 @@ class GeneAttention(keras.layers.Layer):
             raise ValueError(f"n_genes and units must be positive, not {n_genes} and {units}.")
         self.n_genes = int(n_genes)
         self.units = int(units)
+        self.attention_units = int(attention_units or units)
         self.value_affine = bool(value_affine)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.context_initializer = keras.initializers.get(context_initializer)
 
     def build(self, input_shape: Any = None) -> None:
         self.embeddings = self.add_weight(
@@ -100,40 +147,52 @@ class GeneAttention(keras.layers.Layer):
             initializer=self.embeddings_initializer,
         )
         self.kernel = self.add_weight(
-            name="kernel", shape=(self.units, self.units), initializer="glorot_uniform"
+            name="kernel",
+            shape=(self.units, self.attention_units),
+            initializer=self.kernel_initializer,
         )
-        self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
+        self.bias = self.add_weight(
+            name="bias", shape=(self.attention_units,), initializer="zeros"
+        )
         self.context = self.add_weight(
-            name="context", shape=(self.units, 1), initializer="glorot_uniform"
+            name="context",
+            shape=(self.attention_units, 1),
+            initializer=self.context_initializer,
         )
         if self.value_affine:
             self.value_scale = self.add_weight(name="value_scale", shape=(), initializer="ones")
             self.value_shift = self.add_weight(name="value_shift", shape=(), initializer="zeros")
         super().build(input_shape)
 
-    def call(self, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        return self._attend(genes, values)[0]
+    def call(
+        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        return self._attend(genes, values, rows)[0]
 
-    def attention_weights(self, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    def attention_weights(
+        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """The share of attention each listed gene has among all genes of the cell.
 
         Args:
             genes: Gene indices [B, K].
             values: Normalised values [B, K].
+            rows: The cell that each value belongs to [B, K], for packed batches.
 
         Returns:
             Attention weights [B, K] (alpha of equation 4); over all genes, zeros included, they
-            add up to one.
+            add up to one in each cell.
         """
-        _, weight, denominator = self._attend(genes, values)
-        return weight / denominator[:, tf.newaxis]
+        _, weight, denominator = self._attend(genes, values, rows)
+        return weight / _Cells(genes, rows).spread(denominator)
 
     def _attend(
-        self, genes: tf.Tensor, values: tf.Tensor
+        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B]."""
         dtype = compute_dtype(self)
         wide = accumulation_dtype(dtype)
+        cells = _Cells(genes, rows)
         embeddings = tf.cast(self.embeddings, dtype)
         context = tf.cast(self.context, dtype)
         bias = tf.cast(self.bias, dtype)
@@ -145,44 +204,43 @@ class GeneAttention(keras.layers.Layer):
             return tf.cast(tf.squeeze(tf.matmul(tf.tanh(hidden + bias), context), -1), wide)
 
         if self.value_affine:
-            scale = tf.cast(self.value_scale, dtype)
             shift = tf.cast(self.value_shift, dtype)
-            shifted = scale * values + shift
-            # A listed gene replaces its own zero term. Padding replaces nothing.
-            listed = tf.cast(tf.not_equal(values, 0), wide)
+            shifted = tf.cast(self.value_scale, dtype) * values + shift
             zero_score = score(shift * projected)
         else:
             shifted = values
             zero_score = score(tf.zeros_like(projected[:1]))
 
         gene_score = score(shifted[..., tf.newaxis] * tf.gather(projected, genes))
-        largest = tf.stop_gradient(
-            tf.maximum(tf.reduce_max(gene_score, axis=-1), tf.reduce_max(zero_score))
-        )
-        weight = tf.exp(gene_score - largest[:, tf.newaxis])
+        top = tf.reduce_max(zero_score)
+        largest = tf.stop_gradient(tf.maximum(cells.max(gene_score), top))
+        weight = tf.exp(gene_score - cells.spread(largest))
         if self.value_affine:
+            # A listed gene replaces its own zero term. Padding replaces nothing.
+            listed = tf.cast(tf.not_equal(values, 0), wide)
             # Relative to the largest zero score, so that the sums over all genes are shared.
-            top = tf.stop_gradient(tf.reduce_max(zero_score))
+            top = tf.stop_gradient(top)
             zero_weight = tf.exp(zero_score - top)
-            rescale = tf.exp(top - largest)[:, tf.newaxis]
-            own_zero = tf.gather(zero_weight, genes) * rescale
-            denominator = tf.reduce_sum(zero_weight) * rescale[:, 0] + tf.reduce_sum(
-                listed * (weight - own_zero), axis=-1
-            )
-            mass = listed * (weight * tf.cast(shifted, wide) - own_zero * tf.cast(shift, wide))
-            all_zero = tf.matmul(
-                tf.cast(zero_weight * tf.cast(shift, wide), dtype)[tf.newaxis], embeddings
-            )
-            background = rescale * tf.cast(all_zero, wide)
+            rescale = tf.exp(top - largest)
+            own_zero = tf.gather(zero_weight, genes) * cells.spread(rescale)
             weight = listed * weight
+            denominator = tf.reduce_sum(zero_weight) * rescale + cells.sum(
+                weight - listed * own_zero
+            )
+            wide_shift = tf.cast(shift, wide)
+            mass = weight * tf.cast(shifted, wide) - listed * own_zero * wide_shift
+            all_zero = tf.matmul(
+                tf.cast(zero_weight * wide_shift, dtype)[tf.newaxis], embeddings
+            )
+            background = rescale[:, tf.newaxis] * tf.cast(all_zero, wide)
         else:
-            n_zero = tf.cast(self.n_genes - tf.shape(genes)[1], wide)
             zero_weight = tf.exp(zero_score - largest)
-            denominator = tf.reduce_sum(weight, axis=-1) + n_zero * zero_weight
+            n_zero = self.n_genes - cells.count(wide)
+            denominator = cells.sum(weight) + n_zero * zero_weight
             mass = weight * tf.cast(values, wide)
             background = 0.0
         # A dense product is faster here than any sparse one (see the architecture's figures).
-        dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes)
+        dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes, rows)
         summed = tf.cast(tf.matmul(dense, embeddings), wide) + background
         return tf.cast(summed / denominator[:, tf.newaxis], dtype), weight, denominator
 
@@ -194,6 +252,9 @@ class GeneAttention(keras.layers.Layer):
             **super().get_config(),
             "n_genes": self.n_genes,
             "units": self.units,
+            "attention_units": self.attention_units,
             "value_affine": self.value_affine,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "context_initializer": keras.initializers.serialize(self.context_initializer),
         }

@@ -23,8 +23,8 @@ class LogNormalize(keras.layers.Layer):
 
     Call arguments:
         values: Counts [B, K] (any layout: padded nonzeros or all genes), float.
-        total: Total count of each cell [B]; by default the sum of ``values``. Give it where
-            ``values`` holds only some genes of the cell.
+        total: Total count of each cell [B], or of the cell of each value [B, K]; by default the
+            sum of the row of ``values``. Give it where that holds only some genes of the cell.
 
     Returns:
         Normalised values [B, K]. A cell without counts stays zero.
@@ -54,7 +54,9 @@ class LogNormalize(keras.layers.Layer):
             values = tf.cast(values, wide)
             if total is None:
                 total = tf.reduce_sum(values, axis=-1)
-            total = tf.cast(total, wide)[:, tf.newaxis]
+            total = tf.cast(total, wide)
+            if total.shape.rank == 1:
+                total = total[:, tf.newaxis]
             values = tf.math.log1p(tf.math.divide_no_nan(values * self.target_sum, total))
         return tf.cast(values, out_dtype)
 

@@ -11,7 +11,7 @@ from concerto_tf.layers import GeneAttention, scatter_to_dense
 
 pytestmark = pytest.mark.stack
 
-G, D, B = 40, 6, 5
+G, D, A, B = 40, 6, 4, 5
 
 
 def cells(seed: int = 0, padding: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def cells(seed: int = 0, padding: int = 7) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def layer(value_affine: bool, seed: int = 1) -> GeneAttention:
-    attention = GeneAttention(G, D, value_affine=value_affine, dtype="float64")
+    attention = GeneAttention(G, D, A, value_affine=value_affine, dtype="float64")
     attention.build((None, None))
     rng = np.random.default_rng(seed)
     attention.set_weights([rng.normal(0, 0.7, w.shape) for w in attention.get_weights()])
@@ -97,6 +97,28 @@ def test_padding_changes_nothing(value_affine: bool, jit: bool) -> None:
     np.testing.assert_allclose(results[2], results[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("value_affine", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+def test_packed_batches_give_the_same(value_affine: bool, jit: bool) -> None:
+    dense, genes, values = cells(padding=0)
+    attention = layer(value_affine)
+    listed = values > 0
+    width = int(np.ceil(listed.sum() / B)) + 2
+    packed = np.zeros((3, B * width))
+    for target, content in zip(
+        packed, (genes, values, np.repeat(np.arange(B), genes.shape[1])), strict=True
+    ):
+        target[: listed.sum()] = content.ravel()[listed.ravel()]
+    g, v, rows = (part.reshape(B, width) for part in packed)
+    g, rows = g.astype(np.int32), rows.astype(np.int32)
+    call = tf.function(lambda *x: attention(*x), jit_compile=jit)
+    np.testing.assert_allclose(call(g, v, rows), attention(genes, values), atol=1e-12)
+    np.testing.assert_array_equal(scatter_to_dense(g, tf.constant(v), G, rows), dense)
+    alpha = np.asarray(attention.attention_weights(g, v, rows))
+    want = np.asarray(attention.attention_weights(genes, values))
+    np.testing.assert_allclose(alpha.ravel()[: listed.sum()], want[listed], atol=1e-12)
+
+
 def test_large_scores_do_not_overflow() -> None:
     _, genes, values = cells()
     attention = GeneAttention(G, D)
@@ -108,7 +130,7 @@ def test_large_scores_do_not_overflow() -> None:
 def test_half_precision_stays_near() -> None:
     dense, genes, values = cells()
     exact = layer(False)
-    half = GeneAttention(G, D, dtype="mixed_bfloat16")
+    half = GeneAttention(G, D, A, dtype="mixed_bfloat16")
     half.build((None, None))
     half.set_weights(exact.get_weights())
     out = half(genes, values.astype("float32"))
@@ -123,7 +145,7 @@ def test_trains_in_a_keras_model_and_survives_saving(tmp_path) -> None:
     values = rng.random((64, 8)).astype("float32")
     y = values[:, :1] - values[:, 1:2]
     g, v = keras.Input([8], dtype="int32"), keras.Input([8])
-    model = keras.Model([g, v], keras.layers.Dense(1)(GeneAttention(G, D, True)(g, v)))
+    model = keras.Model([g, v], keras.layers.Dense(1)(GeneAttention(G, D, value_affine=True)(g, v)))
     model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=True)
     history = model.fit([genes, values], y, epochs=30, verbose=0).history["loss"]
     assert history[-1] < 0.2 * history[0]

@@ -1,0 +1,1 @@
+"""Contrastive learning on single cells, from counts to embeddings."""

@@ -1,0 +1,20 @@
+"""How good an embedding is: clusters, label separation and mixing of sources."""
+
+from __future__ import annotations
+
+from concerto_tf.metrics.clustering import kmeans_scores, leiden_scores
+from concerto_tf.metrics.evaluate import evaluate
+from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
+from concerto_tf.metrics.separation import asw_label, knn_scores
+
+__all__ = [
+    "asw_label",
+    "asw_source",
+    "evaluate",
+    "graph_connectivity",
+    "ilisi",
+    "kbet",
+    "kmeans_scores",
+    "knn_scores",
+    "leiden_scores",
+]

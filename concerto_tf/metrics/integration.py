@@ -1,0 +1,255 @@
+"""How well cells of different sources (batches, donors, studies) are mixed in the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.neighbours import nearest
+from concerto_tf.metrics.separation import SILHOUETTE_CELLS
+
+# Cells among which neighbours are looked for, at most.
+NEIGHBOUR_CELLS = 20_000
+
+
+def asw_source(
+    embedding: np.ndarray,
+    sources: Sequence,
+    labels: Sequence | None = None,
+    seed: int = 0,
+    cap: int = SILHOUETTE_CELLS,
+) -> float:
+    """One minus the absolute silhouette of the sources: 1 if mixed, 0 if apart.
+
+    With labels, it is the mean within each label over its cells, then the mean over the labels
+    that have cells of two sources, so that sources may differ in composition. Labels where every
+    cell is a source of its own are passed over.
+
+    Args:
+        embedding: [n, d] float; distances are Euclidean.
+        sources: [n] names or codes, at least 2 different, none missing.
+        labels: [n] names or codes, none missing; None for a single silhouette over all cells.
+        seed: of the sample.
+        cap: of at most 20,000 cells, a label with more cells than this is thinned to a random
+            sample of this size.
+
+    Returns:
+        A value from 0 to 1.
+
+    Raises:
+        InputError: unsuitable input, or no label with cells of two sources.
+
+    Reference:
+        Luecken et al., "Benchmarking atlas-level data integration in single-cell genomics",
+        Nature Methods 19:41 (2022), batch ASW.
+    """
+    from sklearn.metrics import silhouette_samples
+
+    z, codes = _checked(embedding, sources)
+    groups = np.zeros(len(z), np.int64)
+    if labels is not None:
+        groups = complete(as_codes(labels, len(z), "labels"), "labels")
+    chosen = thinned(len(z), NEIGHBOUR_CELLS, seed)
+    z, codes, groups = z[chosen], codes[chosen], groups[chosen]
+    widths = []
+    for group in np.unique(groups):
+        cells = np.flatnonzero(groups == group)
+        cells = cells[sample(len(cells), cap, seed)]
+        if 2 <= len(np.unique(codes[cells])) < len(cells):
+            widths.append(1.0 - np.abs(silhouette_samples(z[cells], codes[cells])).mean())
+    if not widths:
+        raise InputError("no label has cells of two sources: their mixing cannot be judged.")
+    return float(np.mean(widths))
+
+
+def kbet(
+    embedding: np.ndarray,
+    sources: Sequence,
+    k: int = 15,
+    alpha: float = 0.05,
+    seed: int = 0,
+    cap: int = NEIGHBOUR_CELLS,
+) -> float:
+    """Share of cells whose neighbourhood has the sources in their overall proportions.
+
+    Each cell with its k - 1 nearest others is held against the overall proportions by a
+    chi-square test; the acceptance rate at level `alpha` is returned. With perfectly mixed
+    sources it is about 1 - alpha (the chi-square distribution being an approximation for k
+    cells, somewhat more or less).
+
+    Args:
+        embedding: [n, d] float, n > 2; distances are Euclidean.
+        sources: [n] names or codes, at least 2 different, none missing.
+        k: cells in a neighbourhood, the cell itself being one; at most n.
+        alpha: level of the test.
+        seed: of the sample.
+        cap: more cells than this are thinned to a random sample of this size, among which the
+            neighbours are looked for.
+
+    Returns:
+        The acceptance rate, 0 to 1, higher for better mixing.
+
+    Raises:
+        InputError: unsuitable embedding or sources.
+
+    Reference:
+        Büttner et al., Nature Methods 16:43 (2019), in the form used for Concerto (Yang et al.
+        2022, Methods, "kBET"; k = 15).
+    """
+    from scipy.stats import chi2
+
+    z, codes = _checked(embedding, sources)
+    chosen = thinned(len(z), cap, seed)
+    z, codes = z[chosen], codes[chosen]
+    others = nearest(z, min(k, len(z)) - 1)[1]
+    around = np.concatenate([np.arange(len(z))[:, None], others], axis=1)
+    overall = np.bincount(codes) / len(codes)
+    overall = overall[overall > 0]
+    if len(overall) == 1:  # the sample has lost a source of very few cells
+        return 1.0
+    expected = overall * around.shape[1]
+    _, codes = np.unique(codes, return_inverse=True)
+    observed = _composition(codes[around], np.ones(around.shape), len(overall))
+    statistic = ((observed - expected) ** 2 / expected).sum(axis=1)
+    return float((chi2.sf(statistic, len(overall) - 1) >= alpha).mean())
+
+
+def ilisi(
+    embedding: np.ndarray,
+    sources: Sequence,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    cap: int = NEIGHBOUR_CELLS,
+) -> float:
+    """Effective number of sources around a cell, scaled to 0 (one) .. 1 (all equally).
+
+    The inverse Simpson index of the sources among a cell's 3 * perplexity nearest others,
+    weighted by exp(-beta * distance) with beta chosen for the given perplexity; of its values
+    over cells the median, minus 1, over the number of sources minus 1.
+
+    Args:
+        embedding: [n, d] float; distances are Euclidean.
+        sources: [n] names or codes, at least 2 different, none missing.
+        perplexity: effective number of neighbours; reduced to (n - 1) / 3 for few cells.
+        seed: of the sample.
+        cap: more cells than this are thinned to a random sample of this size, among which the
+            neighbours are looked for.
+
+    Returns:
+        A value from 0 to 1. Sources of unequal size cannot reach 1.
+
+    Raises:
+        InputError: unsuitable embedding or sources.
+
+    Reference:
+        Korsunsky et al., "Fast, sensitive and accurate integration of single-cell data with
+        Harmony", Nature Methods 16:1289 (2019), LISI; scaled as by Luecken et al. (2022).
+    """
+    z, codes = _checked(embedding, sources)
+    n_sources = codes.max() + 1
+    chosen = thinned(len(z), cap, seed)
+    z, codes = z[chosen], codes[chosen]
+    k = min(int(3 * perplexity), len(z) - 1)
+    distances, others = nearest(z, k)
+    weights = perplexity_weights(distances, min(perplexity, k / 3))
+    shares = _composition(codes[others], weights, n_sources)
+    index = 1.0 / np.square(shares).sum(axis=1)
+    return float((np.median(index) - 1.0) / (n_sources - 1.0))
+
+
+def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
+    """Weights exp(-beta * distance), normalised per cell, whose entropy is log(perplexity).
+
+    Args:
+        distances: [n, k] float.
+        perplexity: at most k. Where ties make it unreachable, beta runs to its bound and the tied
+            nearest neighbours share the weight.
+
+    Returns:
+        [n, k] float64, rows summing to 1.
+    """
+    d = distances.astype(np.float64)
+    d -= d.min(axis=1, keepdims=True)  # a common factor of the weights that cancels
+    # in units of the mean distance, so that one range of beta serves every scale
+    scale = d.mean(axis=1, keepdims=True)
+    d = np.divide(d, scale, out=d, where=scale > 0)
+    low, high = np.full(len(d), -30.0), np.full(len(d), 30.0)  # log2 of beta
+    for _ in range(45):
+        middle = (low + high) / 2
+        weights = np.exp(-np.exp2(middle)[:, None] * d)
+        total = weights.sum(axis=1)
+        entropy = np.log(total) + np.exp2(middle) * (weights * d).sum(axis=1) / total
+        wide = entropy > np.log(perplexity)
+        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+    return weights / total[:, None]
+
+
+def graph_connectivity(
+    embedding: np.ndarray,
+    labels: Sequence,
+    k: int = 15,
+    seed: int = 0,
+    cap: int = NEIGHBOUR_CELLS,
+) -> float:
+    """Mean over labels of the share of cells in the label's largest connected part.
+
+    Cells are connected if either is among the other's k nearest; only connections within the
+    label count. 1 where every label hangs together.
+
+    Args:
+        embedding: [n, d] float; distances are Euclidean.
+        labels: [n] names or codes, none missing.
+        k: neighbours, at most n - 1.
+        seed: of the sample.
+        cap: more cells than this are thinned to a random sample of this size.
+
+    Returns:
+        A value above 0, at most 1.
+
+    Raises:
+        InputError: unsuitable embedding or labels.
+
+    Reference:
+        Luecken et al., Nature Methods 19:41 (2022), graph connectivity.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    z = as_embedding(embedding)
+    _at_least_three(z)
+    codes = complete(as_codes(labels, len(z), "labels"), "labels")
+    chosen = thinned(len(z), cap, seed)
+    z, codes = z[chosen], codes[chosen]
+    others = nearest(z, min(k, len(z) - 1))[1]
+    cell = np.repeat(np.arange(len(z)), others.shape[1])
+    same = codes[cell] == codes[others.ravel()]
+    edges = (np.ones(same.sum()), (cell[same], others.ravel()[same]))
+    _, part = connected_components(coo_matrix(edges, (len(z), len(z))), directed=False)
+    # parts never reach over labels, so a label's largest part is the largest count within it
+    shares = [
+        np.bincount(part[codes == label]).max() / (codes == label).sum()
+        for label in np.unique(codes)
+    ]
+    return float(np.mean(shares))
+
+
+def _composition(codes: np.ndarray, weights: np.ndarray, n_codes: int) -> np.ndarray:
+    """Sum of weights per code in each row: [n, k] codes and weights to [n, n_codes]."""
+    n = len(codes)
+    places = codes + np.arange(n)[:, None] * n_codes
+    return np.bincount(places.ravel(), weights.ravel(), n * n_codes).reshape(n, n_codes)
+
+
+def _checked(embedding: np.ndarray, sources: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Checked embedding and source codes."""
+    z = as_embedding(embedding)
+    _at_least_three(z)
+    return z, complete(as_codes(sources, len(z), "sources", least=2), "sources")
+
+
+def _at_least_three(z: np.ndarray) -> None:
+    if len(z) < 3:
+        raise InputError(f"the embedding has {len(z)} cells: neighbourhoods need at least 3.")

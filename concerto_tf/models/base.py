@@ -1,0 +1,412 @@
+"""What every contrastive model shares: cells in, two views, one loss, embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf._keras import apply_gradient_step, keras, replica_count
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.layers import LogNormalize, SourceBatchNormalization, merge_moments
+from concerto_tf.layers.source_normalization import Moments, moments_by_source
+from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
+from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+
+if TYPE_CHECKING:
+    from concerto_tf.records import Records
+
+Batch = dict[str, tf.Tensor]
+#: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
+Cells = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
+
+#: Version of what a saved model holds; raised when an older package could not read a newer file.
+SAVED_FORMAT = 1
+
+#: Batches that `ContrastiveModel.calibrate` looks at; more change the statistics by noise only.
+_CALIBRATION_BATCHES = 128
+
+
+class ContrastiveModel(keras.Model):
+    """Base of the contrastive models: two views of each cell, pulled together by a loss.
+
+    It takes the batches of `Records.dataset`: a dict with ``genes`` int32 [B, K] (indices in
+    ``vocabulary``, padded with 0), ``values`` float32 [B, K] (raw counts, padded with 0), and
+    optionally ``source`` int32 [B], ``total`` float32 [B] (total count over all genes, where
+    ``values`` holds a part of them) and ``offset`` int32 [B, K] (packed batches). Calling the model gives embeddings; `fit` trains it.
+
+    A model of this kind builds its layers in ``_build_layers`` and implements ``views`` (two
+    views of a batch in training), ``call`` (embeddings) and ``normalization_inputs``.
+
+    Args:
+        vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        symbols: Symbols of the genes, where the identifiers are something else.
+        genes: Indices of the genes the model looks at, ascending; ``None`` for all. The other
+            genes still count towards a cell's total.
+        sources: Names of the sources (batches, donors, technologies) of the cells.
+        target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
+            are normalised already.
+        temperature: Temperature of the loss.
+        seed: Seed of the initial weights and of the views.
+        **kwargs: Of `keras.Model`.
+    """
+
+    #: Arguments of the class by name of a preset.
+    PRESETS: dict[str, dict[str, Any]] = {}
+    #: Peak learning rate where none is given.
+    default_learning_rate = 1e-3
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        symbols: Sequence[str] | None = None,
+        genes: Sequence[int] | None = None,
+        sources: Sequence[str] = ("all",),
+        target_sum: float | None = 1e4,
+        temperature: float = 0.5,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary = tuple(vocabulary)
+        self.symbols = None if symbols is None else tuple(symbols)
+        self.genes = None if genes is None else tuple(int(g) for g in genes)
+        self.sources = tuple(sources)
+        self.target_sum = target_sum
+        self.temperature = float(temperature)
+        self.seed = int(seed)
+        self._check_arguments()
+        self.normalize = LogNormalize(target_sum, name="normalize")
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
+        self._embed_step = None
+
+    def _check_arguments(self) -> None:
+        if not self.vocabulary or not self.sources:
+            raise InputError("A model needs at least one gene and one source.")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be positive, not {self.temperature}.")
+        if self.genes is not None:
+            chosen = np.asarray(self.genes)
+            if not len(chosen) or chosen[0] < 0 or chosen[-1] >= len(self.vocabulary):
+                raise InputError(
+                    f"genes must be indices of the {len(self.vocabulary)} genes of the vocabulary."
+                )
+            if (np.diff(chosen) <= 0).any():
+                raise InputError("genes must be ascending indices, each once.")
+
+    # --- shape of the input -----------------------------------------------------------------
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of genes that the model looks at."""
+        return len(self.vocabulary) if self.genes is None else len(self.genes)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of an embedding."""
+        raise NotImplementedError
+
+    def nonzeros(self, batch: Batch) -> Cells:
+        """Normalised values of the genes the model looks at.
+
+        Args:
+            batch: As the class describes.
+
+        Returns:
+            Indices int32 [B, K] among the model's own genes, values float32 [B, K], and the row of
+            the cell that each value belongs to, int32 [B, K], or None where it stands in its own.
+            What is not among the model's genes became padding.
+        """
+        genes = tf.convert_to_tensor(batch["genes"])
+        total, rows = batch.get("total"), None
+        if "offset" in batch:
+            rows = tf.range(tf.shape(genes)[0])[:, tf.newaxis] + batch["offset"]
+            total = tf.gather(total, rows)
+        values = self.normalize(batch["values"], total=total)
+        if self.genes is not None:
+            place = np.full(len(self.vocabulary), -1, np.int32)
+            place[list(self.genes)] = np.arange(len(self.genes), dtype=np.int32)
+            genes = tf.gather(tf.constant(place), genes)
+            values = tf.where(genes >= 0, values, tf.zeros_like(values))
+            genes = tf.maximum(genes, 0)
+        return genes, values, rows
+
+    # --- what a method implements -----------------------------------------------------------
+
+    def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """Two views [B, d] of the cells of a batch, for training."""
+        raise NotImplementedError
+
+    def normalization_inputs(
+        self, batch: Batch
+    ) -> list[tuple[SourceBatchNormalization, tf.Tensor]]:
+        """The source-aware layers and what each is given for a batch of whole cells."""
+        raise NotImplementedError
+
+    def initialize(self, data: Iterable[Batch]) -> None:
+        """Looks at cells once before training; by default there is nothing to learn from them."""
+
+    @classmethod
+    def from_records(
+        cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
+    ) -> ContrastiveModel:
+        """A new model for the cells of records.
+
+        Args:
+            records: Finished records.
+            genes: Indices of the genes to look at; ``None`` for all.
+            **kwargs: Of the class.
+
+        Returns:
+            The model, with the records' vocabulary and sources, which normalises counts and
+            passes on what is normalised already.
+        """
+        return cls(
+            records.vocabulary.ids,
+            symbols=records.vocabulary.symbols,
+            genes=genes,
+            sources=records.sources,
+            target_sum=1e4 if records.units == "counts" else None,
+            **kwargs,
+        )
+
+    def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
+        """The same model for cells of other sources; a source that both have keeps its statistics.
+
+        Args:
+            sources: Names of the new sources.
+
+        Returns:
+            A new model with the weights of this one.
+        """
+        other = type(self).from_config({**self.get_config(), "sources": list(sources)})
+        rows = [self.sources.index(name) if name in self.sources else -1 for name in sources]
+        statistics = ("moving_count", "moving_mean", "moving_variance")
+        for old, new in zip(self.weights, other.weights, strict=True):
+            if not any(name in _path(old) for name in statistics):
+                new.assign(old)
+                continue
+            kept = tf.gather(old, tf.maximum(rows, 0))
+            known = tf.reshape(tf.constant(rows) >= 0, [-1] + [1] * (len(old.shape) - 1))
+            new.assign(tf.where(known, kept, tf.zeros_like(kept)))
+        return other
+
+    # --- training ---------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.loss_tracker, *self.diagnostics]
+
+    def contrastive_loss(self, view_a: tf.Tensor, view_b: tf.Tensor) -> tf.Tensor:
+        """Loss [B] of a batch's two views."""
+        return nt_xent(view_a, view_b, self.temperature)
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        learning_rate: float | None = None,
+        steps: int | None = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Chooses how to train.
+
+        Args:
+            optimizer: A name (`adam`, `adamw`, `lamb`, `lazyadam`, `sgd`) or a Keras optimizer.
+            learning_rate: Learning rate, its peak where ``steps`` is given. For names only.
+            steps: Steps of the whole training: the rate then warms up and falls along a cosine.
+                Without it the rate is constant. For names only.
+            jit_compile: Whether XLA compiles the step; by default where there is one replica.
+            **kwargs: Of `keras.Model.compile`. The loss is the model's own.
+        """
+        if isinstance(optimizer, str):
+            learning_rate = learning_rate or self.default_learning_rate
+            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
+            optimizer = make_optimizer(optimizer, rate)
+        if jit_compile == "auto":
+            # XLA places a step on one device; over several logical ones it fails.
+            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if hasattr(self.optimizer, "build"):
+            # Here and not in `fit`, where Keras would do it from a batch of a replica.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        optimizer = getattr(self, "optimizer", None)
+        return optimizer and {"optimizer": keras.optimizers.serialize(optimizer)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(optimizer=keras.optimizers.deserialize(config["optimizer"]))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        batch = data[0] if isinstance(data, tuple) else data
+        with tf.GradientTape() as tape:
+            view_a, view_b = self.views(batch)
+            loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b))
+            # Gradients are summed over replicas, so each gives its share of the mean.
+            share = loss / replica_count()
+        apply_gradient_step(self.optimizer, tape, share, self.trainable_variables)
+        self.loss_tracker.update_state(loss)
+        for metric in self.diagnostics:
+            metric.update_state(view_a, view_b)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        batch = data[0] if isinstance(data, tuple) else data
+        view_a, view_b = self.views(batch)
+        self.loss_tracker.update_state(tf.reduce_mean(self.contrastive_loss(view_a, view_b)))
+        for metric in self.diagnostics:
+            metric.update_state(view_a, view_b)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`, then `calibrate` on the same data.
+
+        Args:
+            x: Dataset of batches, shuffled; endless ones need ``steps_per_epoch``.
+            *args: Of `keras.Model.fit`.
+            **kwargs: Of `keras.Model.fit`.
+
+        Returns:
+            The `History` of `keras.Model.fit`.
+        """
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
+        history = super().fit(x, *args, **kwargs)
+        if isinstance(x, tf.data.Dataset):
+            self.calibrate(x.take(kwargs.get("steps_per_epoch") or _CALIBRATION_BATCHES))
+        return history
+
+    def calibrate(self, data: Iterable[Batch]) -> None:
+        """Sets the sources' statistics from whole cells.
+
+        In training the layers see cells with hidden genes; at inference they see whole cells,
+        whose means and variances differ. `fit` calls this at its end.
+
+        Args:
+            data: Batches of cells; at most 128 are looked at. A source without a cell among them
+                keeps its statistics of training.
+        """
+        moments = self.source_moments(data, len(self.sources))
+        for layer, (count, mean, variance) in moments:
+            seen = (count > 0)[:, tf.newaxis]
+            old_count, old_mean, old_variance = layer.moving_moments
+            layer.moving_count.assign(tf.where(count > 0, count, old_count))
+            layer.moving_mean.assign(tf.where(seen, mean, old_mean))
+            layer.moving_variance.assign(tf.where(seen, variance, old_variance))
+
+    def source_moments(
+        self, data: Iterable[Batch], n_sources: int
+    ) -> list[tuple[SourceBatchNormalization, Moments]]:
+        """Statistics of whole cells at every source-aware layer.
+
+        Args:
+            data: Batches of cells; at most 128 are looked at.
+            n_sources: Number of sources S that ``source`` in the batches refers to.
+
+        Returns:
+            For every layer its moments: counts [S], means and variances [S, F].
+        """
+
+        @tf.function(reduce_retracing=True)
+        def of_batch(batch: Batch) -> list[Moments]:
+            source = source_codes(batch)
+            if "row" in batch:  # Padding of a last batch belongs to no source.
+                source = tf.where(batch["row"] >= 0, source, -1)
+            return [
+                moments_by_source(x, source, n_sources)
+                for _, x in self.normalization_inputs(batch)
+            ]
+
+        layers: list[SourceBatchNormalization] = []
+        merged: list[Moments] | None = None
+        for i, batch in enumerate(data):
+            if i == _CALIBRATION_BATCHES:
+                break
+            batch = tensors(batch)
+            if not layers:
+                layers = [layer for layer, _ in self.normalization_inputs(batch)]
+            found = of_batch(batch)
+            merged = (
+                found
+                if merged is None
+                else [merge_moments(a, b) for a, b in zip(merged, found, strict=True)]
+            )
+        return list(zip(layers, merged or [], strict=True))
+
+    # --- use --------------------------------------------------------------------------------
+
+    def embed(self, data: Iterable[Batch]) -> np.ndarray:
+        """Embeddings of cells in the order of the input.
+
+        Args:
+            data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
+                back in that order, whatever the order of reading, and rows of -1 are left out.
+
+        Returns:
+            Embeddings [N, d], float32.
+        """
+        if self._embed_step is None:
+            self._embed_step = tf.function(
+                lambda batch: self(batch, training=False), jit_compile=True
+            )
+        rows, parts = [], []
+        for batch in data:
+            batch = tensors(batch)
+            part = tf.cast(self._embed_step(batch), tf.float32).numpy()
+            row = batch["row"].numpy() if "row" in batch else None
+            if row is not None:
+                part, row = part[row >= 0], row[row >= 0]
+                rows.append(row)
+            parts.append(part)
+        if not parts:
+            return np.zeros((0, self.embedding_dim), np.float32)
+        embedding = np.concatenate(parts)
+        return embedding[np.argsort(np.concatenate(rows), kind="stable")] if rows else embedding
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "concerto_tf": __version__,
+            "saved_format": SAVED_FORMAT,
+            "name": self.name,
+            "vocabulary": list(self.vocabulary),
+            "symbols": None if self.symbols is None else list(self.symbols),
+            "genes": None if self.genes is None else list(self.genes),
+            "sources": list(self.sources),
+            "target_sum": self.target_sum,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
+        stamps = ("concerto_tf", "saved_format")
+        return cls(**{key: value for key, value in config.items() if key not in stamps})
+
+
+def _path(weight: Any) -> str:
+    """Where a weight lies in its model, on every Keras."""
+    return getattr(weight, "path", weight.name)
+
+
+def source_codes(batch: Batch) -> tf.Tensor:
+    """Source codes of a batch; all cells are of the first source where it names none."""
+    if "source" in batch:
+        return tf.cast(batch["source"], tf.int32)
+    return tf.zeros(tf.shape(batch["genes"])[:1], tf.int32)
+
+
+def tensors(batch: Any) -> Batch:
+    """The numeric entries of a batch that a model reads."""
+    batch = batch[0] if isinstance(batch, tuple) else batch
+    return {
+        key: tf.convert_to_tensor(batch[key])
+        for key in ("genes", "values", "total", "offset", "source", "row")
+        if key in batch
+    }

@@ -1,0 +1,140 @@
+"""Keras callbacks of a training that lasts: progress, checkpoints, an end in time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concerto_tf._files import atomic
+from concerto_tf._keras import keras
+from concerto_tf.errors import InputError
+from concerto_tf.models.schedule import Schedule
+
+_log = logging.getLogger("concerto_tf")
+_FILE = "training.npz"
+
+
+def saved_rounds(folder: str | Path) -> int:
+    """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none."""
+    path = Path(folder) / _FILE
+    if not path.exists():
+        return 0
+    with np.load(path, allow_pickle=False) as saved:
+        return int(saved["rounds"])
+
+
+def trim_log(path: str | Path, rounds: int) -> None:
+    """Cuts a CSV log back to the rounds that are in the checkpoint.
+
+    A training killed between the two would otherwise log its last round twice.
+
+    Args:
+        path: A file of Keras' `CSVLogger`; need not exist.
+        rounds: Rounds to keep.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows(rows[: rounds + 1])
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves the whole state of a training after each round, and restores it at the start.
+
+    Weights, the counters behind the random views, the optimizer and early stopping go into one
+    file that is either whole or not there, so that a training killed at any moment continues as
+    if nothing had happened.
+
+    Args:
+        folder: Folder of the checkpoint; must exist.
+        early_stopping: Keras' callback of that name in the same training. List it before this one.
+    """
+
+    def __init__(
+        self, folder: str | Path, early_stopping: keras.callbacks.EarlyStopping | None = None
+    ) -> None:
+        super().__init__()
+        self._path = Path(folder) / _FILE
+        self._early_stopping = early_stopping
+
+    def _variables(self) -> list[Any]:
+        optimizer = self.model.optimizer
+        variables = optimizer.variables
+        return [*self.model.weights, *(variables() if callable(variables) else variables)]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._path.exists():
+            return
+        with np.load(self._path, allow_pickle=False) as saved:
+            variables = self._variables()
+            if int(saved["count"]) != len(variables):
+                raise InputError(
+                    f"{self._path}: the checkpoint is of another model or optimizer; remove it"
+                )
+            for i, variable in enumerate(variables):
+                variable.assign(saved[f"v{i}"])
+            state = json.loads(str(saved["early_stopping"]))
+        if self._early_stopping is not None:
+            self._early_stopping.__dict__.update(state)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        arrays = {
+            f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())
+        }
+        stopping = self._early_stopping
+        state = {} if stopping is None else {"wait": stopping.wait, "best": float(stopping.best)}
+        with atomic(self._path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file, rounds=epoch + 1, count=len(arrays), early_stopping=json.dumps(state), **arrays
+            )
+
+
+class Progress(keras.callbacks.Callback):
+    """Adds the speed to a round's logs, and says how far the training is.
+
+    Args:
+        schedule: The plan of the training.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._schedule = schedule
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        plan = self._schedule
+        seconds = time.perf_counter() - self._began
+        rate = plan.steps_per_round * plan.batch_size / seconds
+        if logs is not None:
+            logs["cells_per_second"] = rate
+        left = (plan.rounds - epoch - 1) * seconds
+        _log.info(
+            "training: epoch %d of %d, loss %.3f, %s cells/s, %.0f s left",
+            (epoch + 1) * plan.epochs_per_round,
+            plan.epochs,
+            (logs or {}).get("loss", float("nan")),
+            f"{rate:,.0f}",
+            left,
+        )
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends a training whose loss is no number any more, and says what to do."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if not np.isfinite((logs or {}).get("loss", 0.0)):
+            raise InputError(
+                f"the loss became {logs['loss']} at step {batch + 1}; train again with a smaller "
+                "--learning-rate"
+            )

@@ -1,0 +1,76 @@
+"""How long to train, from the size of the data alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: Steps below which a model is untrained, whatever the data.
+MIN_STEPS = 300
+#: Passes over the data that atlases get, as in the paper; small data gets more (`MIN_STEPS`).
+MIN_EPOCHS = 3
+#: Rounds that a training is reported and saved in, at most: on small data an epoch is a moment.
+MAX_ROUNDS = 25
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training as Keras sees it: rounds of whole epochs.
+
+    Attributes:
+        batch_size: Cells per minibatch, over all replicas.
+        epochs: Passes over the data.
+        epochs_per_round: Passes that Keras counts as one epoch.
+        steps_per_round: Minibatches of them.
+        rounds: Number of rounds.
+    """
+
+    batch_size: int
+    epochs: int
+    epochs_per_round: int
+    steps_per_round: int
+    rounds: int
+
+    @property
+    def steps(self) -> int:
+        """Minibatches of the whole training."""
+        return self.rounds * self.steps_per_round
+
+
+def plan_training(
+    n_cells: int, epochs: int | None = None, batch_size: int | None = None, replicas: int = 1
+) -> Schedule:
+    """Chooses how long to train.
+
+    Args:
+        n_cells: Number of cells.
+        epochs: Passes over the data; ``None`` for as many as the data's size calls for: enough
+            for 300 steps on small data, 3 on an atlas.
+        batch_size: Cells per minibatch over all replicas; ``None`` for 256, or all cells where
+            there are fewer.
+        replicas: Number of replicas, of which the batch size is made a multiple.
+
+    Returns:
+        The plan.
+
+    Example:
+
+    >>> from concerto_tf.models.schedule import plan_training
+    >>> plan = plan_training(2638)
+    >>> plan.epochs, plan.steps
+    (30, 300)
+    >>> plan_training(1_000_000).epochs
+    3
+    """
+    batch = min(batch_size or 256, n_cells)
+    batch = max(replicas, batch // replicas * replicas)
+    per_epoch = max(1, n_cells // batch)
+    if epochs is None:
+        epochs = max(MIN_EPOCHS, math.ceil(MIN_STEPS / per_epoch))
+        per_round = math.ceil(epochs / MAX_ROUNDS)
+        epochs = math.ceil(epochs / per_round) * per_round
+    else:
+        # The number asked for is kept exactly, so rounds are a divisor of it.
+        least = math.ceil(epochs / MAX_ROUNDS) if per_epoch < 50 else 1
+        per_round = next(n for n in range(max(1, least), epochs + 1) if epochs % n == 0)
+    return Schedule(batch, epochs, per_round, per_round * per_epoch, epochs // per_round)

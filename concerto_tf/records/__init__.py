@@ -1,0 +1,20 @@
+"""AnnData, h5ad, zarr and 10x files to shards of TFRecords, and those to `tf.data`."""
+
+from __future__ import annotations
+
+from concerto_tf.records.convert import convert
+from concerto_tf.records.genes import highly_variable, resolve_genes
+from concerto_tf.records.inputs import open_input
+from concerto_tf.records.manifest import Manifest
+from concerto_tf.records.reader import Records
+from concerto_tf.records.vocabulary import Vocabulary
+
+__all__ = [
+    "Manifest",
+    "Records",
+    "Vocabulary",
+    "convert",
+    "highly_variable",
+    "open_input",
+    "resolve_genes",
+]

@@ -1,0 +1,262 @@
+"""The public call that turns cells into records; resumable, whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concerto_tf._files import remove, remove_temporaries, write_json
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.records.inputs import open_input
+from concerto_tf.records.joining import join
+from concerto_tf.records.manifest import FILE_NAME
+from concerto_tf.records.orthologs import read_orthologs
+from concerto_tf.records.passes import (
+    SHARD_CELLS,
+    Progress,
+    check_parts,
+    finish,
+    first_pass,
+    second_pass,
+)
+from concerto_tf.records.reader import Records
+from concerto_tf.records.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+_CHUNK_CELLS = 8_192
+_OWN_FILES = ("shard-*.tfrecord", "shard-*.tfrecord.gz", "vocabulary*.tsv")
+
+
+def convert(
+    inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
+    out: str | Path,
+    *,
+    layer: str | None = None,
+    source_key: str | None = None,
+    label_keys: Sequence[str] = (),
+    like: Records | Vocabulary | str | Path | None = None,
+    orthologs: str | Path | None = None,
+    modalities: Mapping[str, str] | None = None,
+    shards: int | None = None,
+    compression: str = "none",
+    workers: int = 1,
+    seed: int = 0,
+    chunk_cells: int = _CHUNK_CELLS,
+    drop_empty: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Records:
+    """Converts cells to shards of TFRecords, in memory bounded by the chunk.
+
+    The cells are permuted over all shards. Called again after it was interrupted, it continues;
+    called again when all is done, it opens what is there. The bytes written depend on the inputs
+    and the options, not on the number of workers nor on interruptions.
+
+    Args:
+        inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
+            AnnData. Several are joined over the union of their genes.
+        out: Folder to write; must not exist, be empty, or hold an earlier conversion.
+        layer: None for X, a name in `layers`, or "raw".
+        source_key: Column of obs that tells batches, donors or studies apart. None: each input is
+            one source.
+        label_keys: Columns of obs to store as labels.
+        like: Records, a vocabulary or a path of either: use these genes, in this order.
+        orthologs: CSV or TSV with two columns named by species, for inputs of another species.
+        modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
+        shards: Number of files; by default one per 16,384 cells.
+        compression: "none" or "gzip" (a third of the size, half the reading speed).
+        workers: Number of processes. More than one needs a script to be guarded by
+            `if __name__ == "__main__":`.
+        seed: Seed of the permutation.
+        chunk_cells: Cells held in memory at once, by each worker.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        overwrite: Replace finished records in `out` that came from something else.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        The finished records.
+
+    Raises:
+        InputError: The input or an option is unsuitable. Nothing is left in `out`.
+
+    Example:
+        >>> import anndata, numpy, tempfile
+        >>> counts = numpy.array([[0, 2, 1], [3, 0, 0]], "float32")
+        >>> records = convert(anndata.AnnData(counts), tempfile.mkdtemp())
+        >>> records.n_cells, records.n_genes, records.units
+        (2, 3, 'counts')
+    """
+    if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence):
+        inputs = [inputs]
+    inputs = [Path(item) if isinstance(item, str) else item for item in inputs]
+    out = Path(out)
+    if isinstance(label_keys, str):
+        label_keys = [label_keys]
+    label_keys = list(dict.fromkeys(label_keys))
+    _check_options(inputs, shards, compression, workers, chunk_cells, modalities)
+    vocabularies = _given_vocabularies(like)
+    table = None if orthologs is None else read_orthologs(orthologs)
+    plan = _fingerprint(
+        inputs,
+        options=[layer, source_key, label_keys, dict(modalities or {}), shards, compression, seed,
+                 chunk_cells, drop_empty, table and table.pairs,
+                 {name: genes.digest for name, genes in vocabularies.items()}],
+    )  # fmt: skip
+    finished = _take_over(out, plan, overwrite)
+    if finished is not None:
+        return finished
+    fresh = not out.exists()
+    spool = out / "spool"
+    try:
+        _make_folder(spool)
+        write_json(out / "plan.json", {"plan": plan})
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(
+                    open_input(item, layer=layer, modalities=modalities, scratch=spool)
+                )
+                for item in inputs
+            ]
+            joined = join(
+                opened, source_key=source_key, label_keys=label_keys, like=vocabularies,
+                orthologs=table,
+            )  # fmt: skip
+            if shards is not None and shards > joined.n_cells:
+                raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
+            done = Progress(joined.n_cells, progress)
+            parts = first_pass(joined, spool, chunk_cells, seed, workers, done)
+        check_parts(parts, joined, drop_empty)
+        n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
+        infos = second_pass(out, parts, joined, n_shards, compression, workers, done)
+        finish(out, parts, joined, infos, seed, compression, plan)
+    except InputError:
+        _clean(out)
+        if fresh:
+            remove(out)
+        raise
+    for line in joined.report["lines"]:
+        _log.info(line)
+    return Records(out)
+
+
+def _check_options(
+    inputs: Sequence[Path | AnnData],
+    shards: int | None,
+    compression: str,
+    workers: int,
+    chunk_cells: int,
+    modalities: Mapping[str, str] | None,
+) -> None:
+    if not inputs:
+        raise InputError("no input given; name at least one file")
+    if compression not in ("none", "gzip"):
+        raise InputError(f"compression {compression!r} is unknown; use 'none' or 'gzip'")
+    for name, number in {"shards": shards, "workers": workers, "chunk_cells": chunk_cells}.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}; it must be at least 1")
+    for name in modalities or {}:
+        if name in ("rna", "label") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise InputError(
+                f"{name!r} cannot be the name of a further modality; use letters and digits, "
+                "and neither 'rna' nor 'label'"
+            )
+
+
+def _given_vocabularies(
+    like: Records | Vocabulary | str | Path | None,
+) -> dict[str, Vocabulary]:
+    if like is None:
+        return {}
+    if isinstance(like, Vocabulary):
+        return {"rna": like}
+    if isinstance(like, str | Path):
+        if Path(like).is_file():
+            return {"rna": Vocabulary.from_tsv(like)}
+        like = Records(like)
+    return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
+
+
+def _fingerprint(inputs: Sequence[Path | AnnData], options: list) -> str:
+    """What the result depends on, in one string; empty if an input is in memory, and so may differ
+    the next time without anything to show for it."""
+    files = []
+    for item in inputs:
+        if not isinstance(item, Path):
+            return ""
+        # What is not there is for `open_input` to complain about.
+        found = sorted(entry for entry in item.rglob("*")) if item.is_dir() else [item]
+        for entry in found:
+            if entry.is_file():
+                status = entry.stat()
+                files.append([item.name, entry.name, status.st_size, status.st_mtime_ns])
+    text = json.dumps([__version__, files, options], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _take_over(out: Path, plan: str, overwrite: bool) -> Records | None:
+    """Makes `out` ready: the finished records if they are the ones wanted, or else room for them.
+
+    What an interrupted conversion left is kept if it had the same plan, and removed if not.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder for the records")
+    remove_temporaries(out)
+    if (out / FILE_NAME).exists():
+        if plan and _plan_of(out / FILE_NAME) == plan:
+            remove(out / "spool")
+            remove(out / "plan.json")
+            return Records(out)
+        if not overwrite:
+            raise InputError(
+                f"{out}: already holds finished records of something else; name another folder or "
+                "overwrite them (overwrite=True, --overwrite)"
+            )
+        _clean(out)
+    elif (out / "plan.json").exists():
+        if not plan or _plan_of(out / "plan.json") != plan:
+            _log.info("%s: an unfinished conversion of something else is started afresh", out)
+            _clean(out)
+    elif any(out.iterdir()):
+        raise InputError(f"{out}: the folder is not empty; name a new or an empty one")
+    return None
+
+
+def _plan_of(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text("utf-8")).get("plan")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+        (folder / "writable").touch()
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+
+
+def _clean(out: Path) -> None:
+    """Removes what conversions make, and nothing else; the manifest first."""
+    for name in (FILE_NAME, "plan.json", "spool"):
+        remove(out / name)
+    if out.is_dir():
+        remove_temporaries(out)
+        for pattern in _OWN_FILES:
+            for path in out.glob(pattern):
+                remove(path)

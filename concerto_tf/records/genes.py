@@ -1,0 +1,104 @@
+"""Which genes a model looks at: all, the highly variable ones, or a list."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from concerto_tf.records.reader import GeneStats, Records
+
+_BINS = 20
+
+
+def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
+    """The genes whose dispersion stands out most among genes of a similar mean.
+
+    The same as scanpy's `highly_variable_genes` with its default flavour "seurat", from the
+    moments that conversion takes, so without reading the cells again.
+
+    Args:
+        stats: Statistics of values scaled to 10,000 per cell.
+        n_top: Number of genes.
+
+    Returns:
+        int64 [at most n_top], ascending; genes without any count are never among them.
+
+    Reference:
+        Satija et al., "Spatial reconstruction of single-cell gene expression data", Nature
+        Biotechnology 2015, and scanpy's `_highly_variable_genes.py`.
+
+    Example:
+        >>> from concerto_tf.records.reader import GeneStats
+        >>> stats = GeneStats(np.array([9, 9, 9]), np.ones(3), np.array([1.0, 5.0, 2.0]))
+        >>> highly_variable(stats, 2)
+        array([1, 2])
+    """
+    present = np.flatnonzero((stats.n_cells > 0) & (stats.mean > 0) & (stats.variance > 0))
+    dispersion = np.log(stats.variance[present] / stats.mean[present])
+    # Bins are cut over all genes, those without counts included, as scanpy does.
+    means = np.log1p(np.maximum(stats.mean, 1e-12))
+    edges = np.linspace(means.min(), means.max(), _BINS + 1)
+    bins = np.clip(np.searchsorted(edges, means[present], side="left") - 1, 0, _BINS - 1)
+
+    count = np.bincount(bins, minlength=_BINS)
+    average = np.bincount(bins, dispersion, _BINS) / np.maximum(count, 1)
+    squares = np.bincount(bins, (dispersion - average[bins]) ** 2, _BINS)
+    deviation = np.sqrt(squares / np.maximum(count - 1, 1))
+    # A gene alone in its bin is neither more nor less variable than its like: scanpy gives it 1.
+    alone = count[bins] == 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(alone, 1.0, (dispersion - average[bins]) / deviation[bins])
+    score = np.nan_to_num(score, nan=-np.inf)
+    best = np.argsort(-score, kind="stable")[:n_top]
+    return np.sort(present[best])
+
+
+def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
+    """Reads the option `--genes`.
+
+    Args:
+        wanted: "all", "hvg:N", or the path of a text file with one gene per line.
+        records: The records whose genes are meant.
+
+    Returns:
+        int64 indices, ascending, or None for all genes.
+
+    Raises:
+        InputError: Not one of these, or no gene of the list is in the records.
+    """
+    if wanted == "all":
+        return None
+    number = re.fullmatch(r"hvg:(\d+)", wanted)
+    if number:
+        n_top = int(number[1])
+        if n_top < 1:
+            raise InputError(f"--genes {wanted}: ask for at least one gene")
+        return None if n_top >= records.n_genes else highly_variable(records.gene_stats, n_top)
+    if wanted.startswith("hvg"):
+        raise InputError(f"--genes {wanted}: write hvg:2000 for the 2,000 most variable genes")
+    try:
+        text = Path(wanted).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--genes {wanted}: cannot be read as a list of genes ({error}); give all, hvg:2000 or "
+            "a file with one gene per line"
+        ) from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    vocabulary = records.vocabulary
+    indices = {vocabulary.positions[name] for name in names if name in vocabulary.positions}
+    if vocabulary.symbols is not None:
+        listed = set(names)
+        indices |= {i for i, symbol in enumerate(vocabulary.symbols) if symbol in listed}
+    if not indices:
+        shown = ", ".join(vocabulary.names[:3])
+        given = ", ".join(names[:3]) or "nothing"
+        raise InputError(
+            f"--genes {wanted}: none of its genes ({given}, ...) is in the records ({shown}, ...)"
+        )
+    return np.array(sorted(indices), np.int64)

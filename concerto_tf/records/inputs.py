@@ -1,0 +1,202 @@
+"""Opens what people have their cells in, and streams it in chunks of bounded size.
+
+`open_input` goes by the content and not by the suffix, and its `Input` is the same for `.h5ad`,
+`.zarr`, a 10x `.h5`, a 10x `mtx` folder and an AnnData in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from concerto_tf.errors import InputError
+from concerto_tf.records.by_cell import Entries, SortedRows, sort_by_cell
+from concerto_tf.records.cells import Input, Part, first_line
+from concerto_tf.records.inputs_10x import is_10x, open_10x_h5, open_mtx
+from concerto_tf.records.inputs_anndata import is_stored_anndata, open_adata, open_stored
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Input", "Part", "Scratch", "open_input"]
+
+_ACCEPTED = "an .h5ad, a .zarr, a 10x .h5 or a 10x mtx folder"
+
+
+class Scratch:
+    """A folder for copies of column-ordered matrices, sorted by cell.
+
+    Args:
+        folder: where; None for a temporary folder, made when first needed.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self._folder = Path(folder).absolute() if folder is not None else None
+        self._remove: Any = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None if it was temporary and not needed."""
+        return self._folder
+
+    def sorted_rows(
+        self,
+        path: Path,
+        where: str,
+        shape: tuple[int, int],
+        n_entries: int,
+        dtype: Any,
+        entries: Entries,
+    ) -> SortedRows:
+        """The copy of this matrix sorted by cell, made now unless it is there.
+
+        Args:
+            path: of the input.
+            where: place of the matrix within it.
+            shape: cells, genes.
+            n_entries: of the matrix.
+            dtype: of its values.
+            entries: slabs of (cell, gene, value); not touched if the copy is there.
+        """
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="concerto-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
+        stat = path.stat()
+        identity = (str(path), stat.st_size, stat.st_mtime_ns, where, shape, n_entries)
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        copy = self._folder / f"by-cell-{digest}"
+        if (copy / "rows.json").exists():
+            return SortedRows(copy)
+        return sort_by_cell(entries, shape, n_entries, dtype, copy)
+
+    def remove(self) -> None:
+        """Removes the folder if it was temporary."""
+        if self._remove is not None:
+            self._remove()
+
+
+def open_input(
+    source: str | Path | AnnData,
+    *,
+    layer: str | None = None,
+    modalities: Mapping[str, str] | None = None,
+    scratch: str | Path | None = None,
+) -> Input:
+    """Opens cells for streaming.
+
+    Args:
+        source: path of an `.h5ad`, `.zarr`, 10x `.h5`, 10x `mtx` folder (or the `.mtx` within), or
+            an AnnData (in memory, view or backed).
+        layer: None for X, a name in `layers`, or "raw" for `.raw` with its own genes. For a 10x
+            `.h5` of Cell Ranger 2 with several genomes: which genome.
+        modalities: name -> where it lies: "obsm:KEY" (a data frame, array or sparse matrix),
+            "layer:NAME", or "feature_types:TYPE" such as "feature_types:Antibody Capture" (10x, and
+            AnnData with `var["feature_types"]`). Where features have types, the RNA is those of
+            type "Gene Expression".
+        scratch: folder for the copy sorted by cell that a column-ordered file (CSC, mtx) needs. It
+            stays there, and the next call for the same file finds it. None: a temporary folder that
+            goes away with `close`.
+
+    Returns:
+        The open input.
+
+    Raises:
+        InputError: missing, truncated, none of these formats, no cells, no genes, duplicate gene
+            names, layer or modality not there. The message says what, where and how to mend it.
+    """
+    modalities = dict(modalities or {})
+    for name in modalities:
+        if not name.replace("_", "").isalnum() or name == "rna":
+            raise InputError(
+                f"modality name {name!r}: use letters, digits and _ (and not 'rna', which is X)"
+            )
+    if not isinstance(source, str | Path):
+        if not hasattr(source, "obs_names"):
+            raise InputError(f"{type(source).__name__}: give a path or an AnnData")
+        return _named("AnnData", lambda: open_adata(source, layer, modalities))
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise InputError(f"{source}: there is no such file or folder; check the path")
+    with ExitStack() as stack:
+        space = Scratch(scratch)
+        stack.callback(space.remove)
+        cells = _named(path.name, lambda: _open_path(path, layer, modalities, space, stack))
+        cells._on_close = stack.pop_all().close
+    cells._recipe = {
+        "source": str(path),
+        "layer": layer,
+        "modalities": modalities,
+        "scratch": space.folder,
+    }
+    return cells
+
+
+def _open_path(
+    path: Path, layer: str | None, modalities: dict[str, str], scratch: Scratch, stack: ExitStack
+) -> Input:
+    if path.is_dir():
+        if any(
+            (path / name).exists() for name in (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
+        ):
+            return open_stored(path, _open_zarr(path), layer, modalities, scratch)
+        return open_mtx(path, None, layer, modalities, scratch)
+    if path.name.endswith((".mtx", ".mtx.gz")):
+        return open_mtx(path.parent, path.name, layer, modalities, scratch)
+    file = _open_hdf5(path)
+    stack.callback(file.close)
+    if is_stored_anndata(file):
+        return open_stored(path, file, layer, modalities, scratch)
+    if is_10x(file):
+        return open_10x_h5(path, file, layer, modalities)
+    if "mod" in file:
+        raise InputError(
+            "a MuData with several modalities; write one of them: mdata['rna'].write_h5ad(...)"
+        )
+    held = ", ".join(list(file)[:12]) or "nothing"
+    raise InputError(f"neither an AnnData nor a 10x file (it holds: {held}); give {_ACCEPTED}")
+
+
+def _open_hdf5(path: Path) -> Any:
+    import h5py
+
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if not start:
+        raise InputError("the file is empty; copy or download it again")
+    if start != b"\x89HDF\r\n\x1a\n":
+        hint = "gunzip it first" if start[:2] == b"\x1f\x8b" else f"give {_ACCEPTED}"
+        raise InputError(f"not a file of a known format; {hint}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(
+            f"truncated or damaged ({first_line(error)}); copy or download it again"
+        ) from error
+
+
+def _open_zarr(path: Path) -> Any:
+    import zarr
+
+    group = zarr.open(str(path), mode="r")
+    if not isinstance(group, zarr.Group) or not is_stored_anndata(group):
+        raise InputError("a zarr store, but not of an AnnData; write it with adata.write_zarr(...)")
+    return group
+
+
+def _named(name: str, open_it: Any) -> Input:
+    """Opens; puts the file's name before a message and turns what libraries raise into one."""
+    try:
+        return open_it()
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{name}: cannot be read ({first_line(error)}); it is damaged or not what its name says"
+        ) from error

@@ -1,0 +1,211 @@
+"""`manifest.json`: what a folder of records holds, written last, checked when it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from concerto_tf._files import write_json
+from concerto_tf.errors import InputError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+UNITS = ("counts", "lognorm", "values")
+_GENE_DTYPES = ("uint16", "uint32")
+_VALUE_DTYPES = ("uint8", "uint16", "uint32", "float32")
+_COMPRESSIONS = ("none", "gzip")
+
+
+@dataclass(frozen=True)
+class ModalityInfo:
+    """How one modality is stored.
+
+    Attributes:
+        vocabulary: File with one gene per line, in the order of the gene indices.
+        n_genes: Number of genes.
+        gene_dtype: Little-endian dtype of the indices: uint16, or uint32 past 65,535 genes.
+        value_dtype: Little-endian dtype of the values: uint8, uint16, uint32 or float32.
+        max_nonzeros: Most nonzeros of any cell.
+        units: "counts"; "lognorm" (log1p of values scaled to one sum per cell); "values" (others).
+        sha256: Checksum of the vocabulary file in hexadecimal.
+    """
+
+    vocabulary: str
+    n_genes: int
+    gene_dtype: str
+    value_dtype: str
+    max_nonzeros: int
+    units: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One TFRecord file.
+
+    Attributes:
+        file: Name within the folder.
+        n_cells: Number of records.
+        bytes: Size.
+        sha256: Checksum in hexadecimal.
+        cells_per_source: Number of cells of each source, in the order of the sources.
+    """
+
+    file: str
+    n_cells: int
+    bytes: int
+    sha256: str
+    cells_per_source: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    Attributes:
+        package_version: Version of concerto_tf that wrote the records.
+        n_cells: Number of cells over all shards.
+        modalities: "rna" and any further ones.
+        normalisation: What makes counts comparable: {"target_sum": 10000, "log1p": true} for
+            counts, empty for values that are normalised already.
+        sources: Name of each source code.
+        labels: Label key to the name of each code.
+        inputs: What was converted, in order: {"name", "n_cells"}.
+        seed: Seed of the permutation.
+        compression: "none" or "gzip", for every shard.
+        shards: The files, in order.
+        report: What conversion found worth saying: {"lines": [...], ...}.
+        plan: Fingerprint of inputs and options, empty if the inputs were in memory.
+        schema_version: Version of this format.
+    """
+
+    package_version: str
+    n_cells: int
+    modalities: dict[str, ModalityInfo]
+    normalisation: dict[str, Any]
+    sources: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
+    inputs: tuple[dict[str, Any], ...]
+    seed: int
+    compression: str
+    shards: tuple[ShardInfo, ...]
+    report: dict[str, Any] = field(default_factory=dict)
+    plan: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def cells_per_source(self) -> list[int]:
+        """Number of cells of each source."""
+        counts = [shard.cells_per_source for shard in self.shards]
+        return [sum(column) for column in zip(*counts, strict=True)]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `manifest.json` into `folder`, atomically."""
+        content = asdict(self)
+        write_json(Path(folder) / FILE_NAME, {**content, "checksum": _checksum(content)})
+
+    @staticmethod
+    def load(folder: str | Path) -> Manifest:
+        """Reads and checks `manifest.json`.
+
+        Args:
+            folder: Folder of finished records.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            InputError: There is none, it is of a newer schema, was changed by hand, names files
+                outside the folder, or its numbers do not add up.
+        """
+        path = Path(folder) / FILE_NAME
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(_missing(Path(folder))) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); convert again") from error
+        if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
+            raise InputError(f"{path}: this is no manifest of concerto records")
+        if content["schema_version"] > SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: written in schema {content['schema_version']}, newer than schema "
+                f"{SCHEMA_VERSION} of this version; update concerto_tf"
+            )
+        checksum = content.pop("checksum", None)
+        if checksum != _checksum(content):
+            raise InputError(f"{path}: was changed or damaged after it was written; convert again")
+        try:
+            manifest = _build(content)
+            problem = _problem(manifest)
+        except (TypeError, KeyError, AttributeError) as error:
+            problem = f"does not have the expected content ({error})"
+        if problem:
+            raise InputError(f"{path}: {problem}; convert again")
+        return manifest
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest as JSON with sorted keys and without spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _missing(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: there is no such folder; check the path"
+    if not folder.is_dir():
+        return f"{folder}: is no folder of records; concerto convert makes one from such a file"
+    if (folder / "plan.json").exists():
+        return f"{folder}: the conversion is unfinished; run the same convert again to finish it"
+    return f"{folder}: has no {FILE_NAME}, so it holds no records"
+
+
+def _build(content: dict[str, Any]) -> Manifest:
+    known = {entry.name for entry in fields(Manifest)}
+    values = {name: value for name, value in content.items() if name in known}
+    values["modalities"] = {
+        name: ModalityInfo(**info) for name, info in content["modalities"].items()
+    }
+    values["shards"] = tuple(
+        ShardInfo(**{**info, "cells_per_source": tuple(info["cells_per_source"])})
+        for info in content["shards"]
+    )
+    values["labels"] = {key: tuple(names) for key, names in content["labels"].items()}
+    values["sources"] = tuple(content["sources"])
+    values["inputs"] = tuple(content["inputs"])
+    return Manifest(**values)
+
+
+def _problem(manifest: Manifest) -> str | None:
+    """What is wrong with a manifest, or None."""
+    files = [shard.file for shard in manifest.shards]
+    files += [info.vocabulary for info in manifest.modalities.values()]
+    for name in files:
+        if not name or Path(name).name != name or "\\" in name or name in (".", ".."):
+            return f"names the file {name!r}, which is not within the folder"
+    if len(set(files)) != len(files):
+        return "names a file twice"
+    if "rna" not in manifest.modalities:
+        return "has no modality 'rna'"
+    for name, info in manifest.modalities.items():
+        if info.gene_dtype not in _GENE_DTYPES or info.value_dtype not in _VALUE_DTYPES:
+            return f"modality {name!r} has unknown types {info.gene_dtype}, {info.value_dtype}"
+        if info.units not in UNITS:
+            return f"modality {name!r} has unknown units {info.units!r}"
+        if not 0 <= info.max_nonzeros <= info.n_genes:
+            return f"modality {name!r} says {info.max_nonzeros} nonzeros of {info.n_genes} genes"
+    if manifest.compression not in _COMPRESSIONS:
+        return f"has unknown compression {manifest.compression!r}"
+    for shard in manifest.shards:
+        if len(shard.cells_per_source) != len(manifest.sources):
+            return f"{shard.file} has counts for {len(shard.cells_per_source)} sources"
+        if sum(shard.cells_per_source) != shard.n_cells:
+            return f"the sources of {shard.file} do not add up to its {shard.n_cells} cells"
+    if sum(shard.n_cells for shard in manifest.shards) != manifest.n_cells:
+        return f"the shards do not add up to {manifest.n_cells} cells"
+    return None

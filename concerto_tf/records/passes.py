@@ -1,0 +1,206 @@
+"""What conversion does, in order: spool every chunk, check, write every shard, write the manifest.
+
+Each step skips what an interrupted conversion with the same plan has finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from concerto_tf._files import atomic, remove, sha256
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.records import workers as pool
+from concerto_tf.records.joining import Joined
+from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
+from concerto_tf.records.spool import Part, key_bounds, open_part
+from concerto_tf.records.writer import (
+    TARGET_SUM,
+    ShardPlan,
+    gene_dtype,
+    spool_chunk,
+    write_shard,
+)
+
+SHARD_CELLS = 16_384
+
+
+class Progress:
+    """Counts cells over both passes, each of which is half of the work."""
+
+    def __init__(self, n_cells: int, report: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._report = 0, 2 * n_cells, report
+
+    def add(self, cells: int) -> None:
+        self._done += cells
+        if self._report is not None and cells:
+            self._report(self._done // 2, self._total // 2)
+
+
+def _spool_task(state: tuple[Joined, int], path: Path, number: int, start: int, stop: int) -> None:
+    joined, seed = state
+    spool_chunk(path, joined.chunk(number, start, stop), joined.targets[number], seed)
+
+
+def first_pass(
+    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: int, done: Progress
+) -> list[Part]:
+    """Spools the chunks that are not there yet."""
+    tasks = []
+    for number, cells in enumerate(joined.inputs):
+        for start in range(0, cells.n_cells, chunk_cells):
+            stop = min(start + chunk_cells, cells.n_cells)
+            tasks.append((spool / f"part-{len(tasks):05d}", number, start, stop))
+    done.add(sum(stop - start for path, _, start, stop in tasks if path.exists()))
+    if any(cells.path is None for cells in joined.inputs):
+        workers = 1  # sending what is in memory to other processes takes longer than its conversion
+    missing = [task for task in tasks if not task[0].exists()]
+    for (_, _, start, stop), _ in pool.run(_spool_task, (joined, seed), missing, workers):
+        done.add(stop - start)
+    return [open_part(path) for path, *_ in tasks]
+
+
+def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None:
+    """Refuses or reports what only a look at every cell can tell."""
+    empty = sum(part.summary["n_empty"] for part in parts)
+    report = joined.report
+    if empty:
+        names = [name for part in parts for name in part.summary["empty"]][:3]
+        if empty == joined.n_cells:
+            raise InputError("no cell has any count; check that the right layer is named")
+        if not drop_empty:
+            raise InputError(
+                f"{empty} cells have no counts at all ({', '.join(names)}{', ...' * (empty > 3)}); "
+                "run sc.pp.filter_cells(adata, min_counts=1) or leave them out (drop_empty=True, "
+                "--drop-empty)"
+            )
+        report["lines"].append(f"{empty} cells without any count were left out")
+    report["cells_dropped"] = empty
+    report["cells_blank"] = 0
+    for name, units in joined.units.items():
+        found = [part.summary["modalities"][name] for part in parts]
+        blank = sum(entry["n_blank"] for entry in found)
+        if blank and name == "rna":
+            report["cells_blank"] = blank
+            report["lines"].append(f"{blank} cells have no counts in the genes that are kept")
+        fractional = [np.dtype(entry["value_dtype"]).kind == "f" for entry in found]
+        if units == "counts" and any(fractional):
+            rows = parts[fractional.index(True)].read("row")
+            raise InputError(
+                f"{name}: most values are counts, but not all between cells {rows.min()} and "
+                f"{rows.max()} are whole; name the layer with the counts"
+            )
+
+
+def second_pass(
+    out: Path,
+    parts: Sequence[Part],
+    joined: Joined,
+    n_shards: int,
+    compression: str,
+    workers: int,
+    done: Progress,
+) -> list[ShardInfo]:
+    """Writes the shards that are not there yet."""
+    n_blocks = -(-joined.n_cells // (n_shards * SHARD_CELLS))
+    bounds = key_bounds(n_shards * n_blocks)
+    cuts = np.zeros((len(parts), len(bounds) + 2), np.int64)
+    for row, part in zip(cuts, parts, strict=True):
+        row[1:-1] = np.searchsorted(part.read("key"), bounds)
+        row[-1] = part.summary["n_cells"]
+    ending = {"none": "tfrecord", "gzip": "tfrecord.gz"}[compression]
+    dtypes = {name: _widest(parts, name) for name in joined.vocabularies}
+    tasks, infos = [], {}
+    for shard in range(n_shards):
+        name = f"shard-{shard:05d}-of-{n_shards:05d}"
+        note = out / "spool" / f"{name}.json"
+        first = shard * n_blocks
+        if note.exists():
+            content = json.loads(note.read_text("utf-8"))
+            content["cells_per_source"] = tuple(content["cells_per_source"])
+            infos[name] = ShardInfo(**content)
+            done.add(infos[name].n_cells)
+            continue
+        plan = ShardPlan(
+            path=out / f"{name}.{ending}",
+            cuts=cuts[:, first : first + n_blocks + 1],
+            value_dtypes=dtypes,
+            integers=["source", *(f"label/{key}" for key in joined.labels)],
+            n_sources=len(joined.sources),
+            compression=compression,
+        )
+        tasks.append((plan, note))
+    for (_, note), info in pool.run(_shard_task, parts, tasks, workers):
+        infos[note.stem] = info
+        done.add(info.n_cells)
+    done.add(sum(part.summary["n_empty"] for part in parts))
+    return [infos[name] for name in sorted(infos)]
+
+
+def _shard_task(parts: Sequence[Part], plan: ShardPlan, note: Path) -> ShardInfo:
+    return write_shard(plan, parts, note)
+
+
+def _widest(parts: Sequence[Part], name: str) -> np.dtype:
+    """The smallest dtype that holds the values of all parts."""
+    dtypes = [np.dtype(part.summary["modalities"][name]["value_dtype"]) for part in parts]
+    return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
+
+
+def finish(
+    out: Path,
+    parts: Sequence[Part],
+    joined: Joined,
+    infos: Sequence[ShardInfo],
+    seed: int,
+    compression: str,
+    plan: str,
+) -> None:
+    """Writes the vocabularies and the manifest, and removes what is no longer needed."""
+    n_cells = sum(info.n_cells for info in infos)
+    modalities = {}
+    for name, vocabulary in joined.vocabularies.items():
+        file = "vocabulary.tsv" if name == "rna" else f"vocabulary-{name}.tsv"
+        sums = np.zeros((3, len(vocabulary)))
+        for part in parts:
+            sums += part.read(f"{name}/moments").reshape(sums.shape)
+        mean = sums[1] / n_cells
+        variance = np.maximum(sums[2] - n_cells * mean**2, 0) / max(n_cells - 1, 1)
+        columns = {
+            "n_cells": sums[0].astype(int),
+            "mean": [f"{value:.9g}" for value in mean],
+            "variance": [f"{value:.9g}" for value in variance],
+        }
+        with atomic(out / file) as temporary:
+            vocabulary.to_tsv(temporary, columns)
+        modalities[name] = ModalityInfo(
+            vocabulary=file,
+            n_genes=len(vocabulary),
+            gene_dtype=gene_dtype(len(vocabulary)).name,
+            value_dtype=_widest(parts, name).name,
+            max_nonzeros=max(part.summary["modalities"][name]["max_nonzeros"] for part in parts),
+            units=joined.units[name],
+            sha256=sha256(out / file),
+        )
+    counts = joined.units["rna"] == "counts"
+    Manifest(
+        package_version=__version__,
+        n_cells=n_cells,
+        modalities=modalities,
+        normalisation={"target_sum": TARGET_SUM, "log1p": True} if counts else {},
+        sources=joined.sources,
+        labels=joined.labels,
+        inputs=tuple({"name": cells.name, "n_cells": cells.n_cells} for cells in joined.inputs),
+        seed=seed,
+        compression=compression,
+        shards=tuple(infos),
+        report=joined.report,
+        plan=plan,
+    ).save(out)
+    shutil.rmtree(out / "spool")
+    remove(out / "plan.json")

@@ -1,0 +1,263 @@
+"""The `tf.data` pipeline behind `Records.dataset`: files, order, batches, parsing.
+
+The cells lie in the shards in random order already. A shuffled epoch takes the shards in another
+order, interleaves a few of them and shuffles windows of the result, all from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.errors import InputError
+from concerto_tf.records.manifest import ModalityInfo, ShardInfo
+from concerto_tf.records.packing import group_size, pack, packed_width
+
+if TYPE_CHECKING:
+    from concerto_tf.records.reader import Records
+
+_WINDOW_CELLS = 16_384
+_INTERLEAVED_SHARDS = 4
+_BLOCK_CELLS = 64
+_NONZEROS_MULTIPLE = 32
+_ENDLESS = np.iinfo(np.int64).max
+
+
+def build(
+    records: Records,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    repeat: bool,
+    first_epoch: int,
+    genes: np.ndarray | None,
+    sources: Sequence[str] | None,
+    labels: Sequence[str],
+    cells: bool,
+    shard_of: tuple[int, int],
+    drop_remainder: bool,
+    pad_last: bool,
+    packed: bool,
+    replicas: int,
+) -> tf.data.Dataset:
+    """See `Records.dataset`."""
+    shards, by_record, n_cells = _share(records, shard_of)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        paths = tf.constant([str(records.path / shard.file) for shard in shards])
+        if shuffle:
+            # Folding one number after the other into the seed keeps seeds and epochs apart.
+            key = tf.random.experimental.stateless_fold_in(
+                tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64), number
+            )
+            paths = tf.random.experimental.stateless_shuffle(paths, key)
+        records_of = _read(paths, records.manifest.compression, interleaved=shuffle)
+        if by_record is not None:
+            # Before anything that depends on the number of cells of this worker.
+            index, count = by_record
+            records_of = records_of.unbatch().shard(count, index).batch(_BLOCK_CELLS)
+        if shuffle:
+            records_of = _shuffle(records_of, n_cells, key)
+        return records_of.rebatch(batch_size, drop_remainder=drop_remainder)
+
+    stop = _ENDLESS if repeat else first_epoch + 1
+    dataset = tf.data.Dataset.range(first_epoch, stop).flat_map(epoch)
+    group = group_size(batch_size, replicas) if packed else 1
+    parse = _Parser(records, genes, sources, labels, cells, group)
+    fixed = batch_size if drop_remainder or pad_last else None
+
+    def to_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        if fixed is not None:
+            # An empty string is a message without features: every one takes its default.
+            missing = batch_size - tf.shape(serialized)[0]
+            serialized = tf.pad(serialized, [[0, missing]], constant_values="")
+            serialized.set_shape([batch_size])
+        return parse(serialized)
+
+    dataset = dataset.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    n_batches = n_cells // batch_size if drop_remainder else -(-n_cells // batch_size)
+    size = tf.data.INFINITE_CARDINALITY if repeat else n_batches
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+    options = tf.data.Options()
+    options.deterministic = True
+    # Each worker is given its share by `shard_of`.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _share(
+    records: Records, shard_of: tuple[int, int]
+) -> tuple[list[ShardInfo], tuple[int, int] | None, int]:
+    """The files of a worker, and if there are too few of them its share of the records, and the
+    number of cells."""
+    index, count = shard_of
+    shards = list(records.manifest.shards)
+    if count == 1:
+        return shards, None, records.n_cells
+    if len(shards) >= count:
+        own = shards[index::count]
+        return own, None, sum(shard.n_cells for shard in own)
+    return shards, (index, count), len(range(index, records.n_cells, count))
+
+
+def _read(paths: tf.Tensor, compression: str, interleaved: bool) -> tf.data.Dataset:
+    """Serialized cells, in small batches as that costs less than one by one."""
+    kind = {"none": "", "gzip": "GZIP"}[compression]
+    if not interleaved:
+        return tf.data.TFRecordDataset(paths, kind).batch(_BLOCK_CELLS)
+    return tf.data.Dataset.from_tensor_slices(paths).interleave(
+        lambda path: tf.data.TFRecordDataset(path, kind).batch(_BLOCK_CELLS),
+        cycle_length=_INTERLEAVED_SHARDS,
+        block_length=1,
+        num_parallel_calls=_INTERLEAVED_SHARDS,
+        deterministic=True,
+    )
+
+
+def _shuffle(records: tf.data.Dataset, n_cells: int, key: tf.Tensor) -> tf.data.Dataset:
+    """Shuffles windows. Unlike `Dataset.shuffle` it does not depend on TensorFlow's global seed."""
+
+    def permute(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.stateless_shuffle(
+            window, tf.random.experimental.stateless_fold_in(key, number)
+        )
+
+    windows = records.rebatch(min(_WINDOW_CELLS, n_cells)).enumerate()
+    return windows.map(permute, num_parallel_calls=1).prefetch(1)
+
+
+class _Parser:
+    """Turns serialized cells [B] into a dict of padded tensors."""
+
+    def __init__(
+        self,
+        records: Records,
+        genes: np.ndarray | None,
+        sources: Sequence[str] | None,
+        labels: Sequence[str],
+        cells: bool,
+        group: int,
+    ) -> None:
+        self._modalities = records.manifest.modalities
+        self._group = group
+        self._labels = labels
+        self._cells = cells
+        self._kept: np.ndarray | None = None
+        if genes is not None:
+            self._kept = np.zeros(records.n_genes, bool)
+            self._kept[_checked(genes, records.n_genes)] = True
+        if group > 1:
+            counts = records.gene_stats.n_cells
+            kept = counts if self._kept is None else counts[self._kept]
+            self._mean_nonzeros = kept.sum() / records.n_cells
+        self._sources: np.ndarray | None = None
+        if sources is not None:
+            code = {name: number for number, name in enumerate(sources)}
+            # The last entry is the one that padding (-1) takes.
+            own = [code.get(name, -1) for name in records.sources]
+            self._sources = np.array([*own, -1], np.int32)
+
+        self._features = {
+            name: tf.io.FixedLenFeature([], tf.int64, -1)
+            for name in ("row", "source", *(f"label/{key}" for key in labels))
+        }
+        names = [f"{_prefix(name)}{kind}" for name in self._modalities for kind in _KINDS]
+        for name in [*names, "cell"] if cells else names:
+            self._features[name] = tf.io.FixedLenFeature([], tf.string, "")
+
+    def __call__(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(serialized, self._features)
+        source = tf.cast(parsed["source"], tf.int32)
+        if self._sources is not None:
+            source = tf.gather(self._sources, source % len(self._sources))
+        batch = {"row": parsed["row"], "source": source}
+        for name, info in self._modalities.items():
+            prefix = _prefix(name)
+            genes, values = (_decode(parsed[f"{prefix}{kind}"], info, kind) for kind in _KINDS)
+            if name == "rna":
+                batch["total"] = tf.reduce_sum(values, 1)
+                if self._group > 1:
+                    genes, values, batch["offset"] = self._pack(genes, values)
+                elif self._kept is not None:
+                    genes, values = _select(genes, values, self._kept)
+            batch[f"{prefix}genes"], batch[f"{prefix}values"] = genes, values
+        for key in self._labels:
+            batch[f"label/{key}"] = parsed[f"label/{key}"]
+        if self._cells:
+            batch["cell"] = parsed["cell"]
+        return batch
+
+
+    def _pack(
+        self, genes: tf.Tensor, values: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        wanted = values > 0
+        if self._kept is not None:
+            wanted &= tf.gather(self._kept, genes)
+        width = packed_width(self._mean_nonzeros, genes.shape[1], self._group)
+        packed = pack(genes, values, wanted, self._group, width)
+        return tuple(tf.ensure_shape(part, [genes.shape[0], None]) for part in packed)
+
+
+_KINDS = ("genes", "values")
+
+
+def _prefix(modality: str) -> str:
+    return "" if modality == "rna" else f"{modality}/"
+
+
+def _checked(genes: np.ndarray, n_genes: int) -> np.ndarray:
+    genes = np.asarray(genes, np.int64)
+    if genes.size and not 0 <= genes.min() <= genes.max() < n_genes:
+        raise InputError(f"gene indices must be from 0 to {n_genes - 1}, the records' vocabulary")
+    return genes
+
+
+def _width(nonzeros: int) -> int:
+    """Columns of a padded batch: a round number, as each new shape is compiled anew."""
+    return max(1, -(-nonzeros // _NONZEROS_MULTIPLE)) * _NONZEROS_MULTIPLE
+
+
+def _decode(raw: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
+    """Raw little-endian bytes [B] to int32 genes or float32 values [B, K], padded with 0."""
+    name = info.gene_dtype if kind == "genes" else info.value_dtype
+    # decode_raw knows no uint32, but int32 has the same bytes.
+    dtype = tf.int32 if name == "uint32" else tf.as_dtype(name)
+    numbers = tf.io.decode_raw(raw, dtype, fixed_length=_width(info.max_nonzeros) * dtype.size)
+    if kind == "genes":
+        return tf.cast(numbers, tf.int32)
+    if name == "uint32":
+        numbers = tf.bitcast(numbers, tf.uint32)
+    return tf.cast(numbers, tf.float32)
+
+
+def _select(
+    genes: tf.Tensor, values: tf.Tensor, kept: np.ndarray
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Moves the values of the genes to keep to the front of a batch as narrow as they allow."""
+    width = _width(min(int(kept.sum()), genes.shape[1]))
+    wanted = tf.gather(kept, genes) & (values > 0)
+    lengths = tf.reduce_sum(tf.cast(wanted, tf.int64), 1)
+
+    def pack(numbers: tf.Tensor) -> tf.Tensor:
+        flat = tf.boolean_mask(numbers, wanted)
+        ragged = tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False)
+        return tf.ensure_shape(ragged.to_tensor(shape=[None, width]), [genes.shape[0], width])
+
+    return pack(genes), pack(values)
+
+
+def count_sources(records: Records, shard: ShardInfo) -> list[int]:
+    """Cells of each source within one shard, or what could be read of it."""
+    kind = {"none": "", "gzip": "GZIP"}[records.manifest.compression]
+    counts = np.zeros(len(records.sources), np.int64)
+    features = {"source": tf.io.FixedLenFeature([], tf.int64)}
+    dataset = tf.data.TFRecordDataset(str(records.path / shard.file), kind).batch(4096)
+    for serialized in dataset:
+        codes = tf.io.parse_example(serialized, features)["source"].numpy()
+        counts += np.bincount(codes, minlength=len(counts))[: len(counts)]
+    return counts.tolist()

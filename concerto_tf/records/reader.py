@@ -1,0 +1,331 @@
+"""Finished records: what they hold, and their cells as a `tf.data.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from concerto_tf._files import sha256
+from concerto_tf.errors import InputError
+from concerto_tf.records.manifest import Manifest, ShardInfo
+from concerto_tf.records.vocabulary import Vocabulary, read_table
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class GeneStats:
+    """Statistics of each gene over all cells, taken while converting.
+
+    Attributes:
+        n_cells: int64 [genes], cells in which the gene is not zero.
+        mean: float64 [genes], mean of the values scaled to 10,000 per cell, zeros included, not
+            logarithmic. Values that were normalised in another way ("values") are as they are.
+        variance: float64 [genes], their unbiased variance.
+    """
+
+    n_cells: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+class Records:
+    """A folder that `convert` has finished.
+
+    Args:
+        path: The folder.
+
+    Attributes:
+        path: The folder.
+        manifest: What it holds.
+
+    Raises:
+        InputError: The folder is missing, unfinished, of a newer schema or damaged as far as names
+            and sizes of its files tell; `verify` looks inside them.
+
+    Example:
+        >>> import anndata, tempfile
+        >>> from concerto_tf.records import convert
+        >>> counts = np.array([[0, 2, 1], [3, 0, 0]], "float32")
+        >>> records = convert(anndata.AnnData(counts), tempfile.mkdtemp())
+        >>> for batch in Records(records.path).dataset(batch_size=2):
+        ...     order = np.argsort(batch["row"])
+        ...     print(batch["values"].numpy()[order, :3])
+        [[2. 1. 0.]
+         [3. 0. 0.]]
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = Manifest.load(self.path)
+        for shard in self.manifest.shards:
+            problem = self._size_problem(shard)
+            if problem:
+                raise InputError(f"{self.path}: {problem}; convert again or restore the file")
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.manifest.n_cells
+
+    @property
+    def n_genes(self) -> int:
+        """Number of RNA genes."""
+        return self.manifest.modalities["rna"].n_genes
+
+    @property
+    def units(self) -> str:
+        """What the RNA values are: "counts", "lognorm" or "values"."""
+        return self.manifest.modalities["rna"].units
+
+    @property
+    def max_nonzeros(self) -> int:
+        """Most RNA nonzeros of any cell."""
+        return self.manifest.modalities["rna"].max_nonzeros
+
+    @property
+    def sources(self) -> list[str]:
+        """Name of each source code."""
+        return list(self.manifest.sources)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Label key to the name of each code."""
+        return {key: list(names) for key, names in self.manifest.labels.items()}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The RNA genes."""
+        return self.vocabulary_of("rna")
+
+    def vocabulary_of(self, modality: str) -> Vocabulary:
+        """The genes of a modality."""
+        return Vocabulary.from_tsv(self._vocabulary_file(modality))
+
+    @cached_property
+    def gene_stats(self) -> GeneStats:
+        """Statistics of the RNA genes."""
+        table = read_table(self._vocabulary_file("rna"))
+        return GeneStats(
+            n_cells=np.array(table["n_cells"], np.int64),
+            mean=np.array(table["mean"], np.float64),
+            variance=np.array(table["variance"], np.float64),
+        )
+
+    def dataset(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        repeat: bool = False,
+        first_epoch: int = 0,
+        genes: np.ndarray | None = None,
+        sources: Sequence[str] | None = None,
+        labels: Sequence[str] = (),
+        cells: bool = False,
+        shard_of: tuple[int, int] = (0, 1),
+        drop_remainder: bool | None = None,
+        pad_last: bool = True,
+        packed: bool = False,
+        replicas: int = 1,
+    ) -> tf.data.Dataset:
+        """The cells in padded batches of one shape.
+
+        Args:
+            batch_size: Cells per batch.
+            shuffle: Another order in every epoch, fixed by (`seed`, epoch) alone; each cell comes
+                exactly once per epoch. False: the order of the shards.
+            seed: Seed of the order.
+            repeat: Endless, epoch after epoch.
+            first_epoch: Epoch to begin with, to continue where training stopped.
+            genes: Indices of the RNA genes to emit; the others are left out. Indices stay those of
+                the whole vocabulary.
+            sources: Names of a model's sources, to emit its codes instead of the records' own; -1
+                for a source it does not know.
+            labels: Keys of the labels to emit.
+            cells: Whether to emit barcodes.
+            shard_of: (index, count) of this worker, each of which gets its share of the cells.
+            drop_remainder: Whether an incomplete last batch of an epoch is dropped. By default it
+                is when shuffling, as training wants whole batches.
+            pad_last: Whether an incomplete last batch is filled up with cells of row -1, source -1
+                and no values, so that every batch has the same shape.
+            packed: Let cells share their places in "genes" and "values", which takes most of the
+                padding out and makes a model's steps several times faster on cells that differ in
+                their number of genes. Batches then hold "offset" too.
+            replicas: Number of replicas that a packed batch is divided between.
+
+        Returns:
+            A dataset of dicts. B is the batch size, K the most nonzeros of a cell, rounded up to a
+            multiple of 32:
+            "genes" int32 [B, K], ascending within a cell, padded with 0;
+            "values" float32 [B, K], padded with 0;
+            "offset" int32 [B, K], with `packed`: how many rows further down the cell stands that a
+            value belongs to;
+            "total" float32 [B], sum of all values of a cell, before `genes` selects;
+            "row" int64 [B], position in the input;
+            "source" int32 [B];
+            "label/<key>" int64 [B], -1 where missing;
+            "cell" string [B];
+            "<modality>/genes" and "<modality>/values" for further modalities.
+
+        Raises:
+            InputError: A label that is not there, or batches that cannot be filled. What is
+                damaged inside a shard shows while reading, see `naming_damage`.
+        """
+        from concerto_tf.records.pipeline import build
+
+        drop = shuffle if drop_remainder is None else drop_remainder
+        self._check_dataset(batch_size, labels, shard_of, drop)
+        return build(
+            self, batch_size=batch_size, shuffle=shuffle, seed=seed, repeat=repeat,
+            first_epoch=first_epoch, genes=genes, sources=sources, labels=labels, cells=cells,
+            shard_of=shard_of, drop_remainder=drop, pad_last=pad_last, packed=packed,
+            replicas=replicas,
+        )  # fmt: skip
+
+    def obs(self) -> dict[str, np.ndarray]:
+        """What is known of the cells, in the order of the input.
+
+        Returns:
+            "row" int64 [n], ascending; "cell", "source" and each "label/<key>": names as an object
+            array [n], None where a label is missing.
+        """
+        keys = list(self.manifest.labels)
+        batches = []
+        with self.naming_damage():
+            none = np.zeros(0, np.int64)
+            for batch in self.dataset(
+                min(4096, self.n_cells), genes=none, labels=keys, cells=True, pad_last=False
+            ):
+                batches.append({
+                    name: batch[name].numpy()
+                    for name in ("row", "cell", "source", *(f"label/{key}" for key in keys))
+                })
+        columns = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
+        order = np.argsort(columns["row"])
+        columns = {name: values[order] for name, values in columns.items()}
+        columns["cell"] = np.array([name.decode() for name in columns["cell"]], object)
+        columns["source"] = np.array(self.sources, object)[columns["source"]]
+        for key in keys:
+            # The last entry is the one that the code -1 (missing) takes.
+            names = np.array([*self.labels[key], None], object)
+            columns[f"label/{key}"] = names[columns[f"label/{key}"]]
+        return columns
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Reads every file and compares it with the manifest.
+
+        Args:
+            progress: Called with the number of cells checked and of all cells.
+
+        Returns:
+            What is wrong, one line per problem; empty if all is well.
+        """
+        problems = []
+        for name in self.manifest.modalities:
+            try:
+                self._vocabulary_file(name)
+            except InputError as error:
+                problems.append(str(error))
+        done = 0
+        for shard in self.manifest.shards:
+            problem = self._size_problem(shard) or self._content_problem(shard)
+            if problem:
+                problems.append(problem)
+            done += shard.n_cells
+            if progress is not None:
+                progress(done, self.n_cells)
+        return problems
+
+    @contextmanager
+    def naming_damage(self) -> Iterator[None]:
+        """Turns what TensorFlow raises on a damaged shard into an InputError that names it.
+
+        Put it around whatever reads: `with records.naming_damage(): model.fit(...)`.
+        """
+        import tensorflow as tf
+
+        try:
+            yield
+        except (
+            tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError,
+            tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError,
+        ) as error:
+            # Other causes raise these too; only what is wrong with the files is ours to explain.
+            problems = self.verify()
+            if not problems:
+                raise
+            raise InputError(
+                f"{self.path}: {problems[0]}; convert again or restore the file"
+            ) from error
+
+    def _vocabulary_file(self, modality: str) -> Path:
+        """The path of a vocabulary that is as conversion left it."""
+        info = self.manifest.modalities[modality]
+        path = self.path / info.vocabulary
+        try:
+            whole = sha256(path) == info.sha256
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); convert again or restore the file"
+            ) from error
+        if not whole:
+            raise InputError(f"{path}: is damaged or was changed; convert again or restore it")
+        return path
+
+    def _size_problem(self, shard: ShardInfo) -> str | None:
+        try:
+            size = (self.path / shard.file).stat().st_size
+        except FileNotFoundError:
+            return f"{shard.file} is missing"
+        except OSError as error:
+            return f"{shard.file} cannot be read ({error.strerror})"
+        if size != shard.bytes:
+            return f"{shard.file} has {size} bytes instead of {shard.bytes}"
+        return None
+
+    def _content_problem(self, shard: ShardInfo) -> str | None:
+        """What the bytes of a shard of the right size say."""
+        try:
+            if sha256(self.path / shard.file) != shard.sha256:
+                return f"{shard.file} is damaged (its checksum differs)"
+        except OSError as error:
+            return f"{shard.file} cannot be read ({error.strerror})"
+        from concerto_tf.records.pipeline import count_sources
+
+        counts = count_sources(self, shard)
+        if counts != list(shard.cells_per_source):
+            return (
+                f"{shard.file} has {counts} cells per source instead of "
+                f"{list(shard.cells_per_source)}"
+            )
+        return None
+
+    def _check_dataset(
+        self, batch_size: int, labels: Sequence[str], shard_of: tuple[int, int], drop: bool
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch size is {batch_size}; it must be at least 1")
+        for key in labels:
+            if key not in self.manifest.labels:
+                known = ", ".join(self.manifest.labels) or "none"
+                raise InputError(
+                    f"{self.path}: has no label {key!r} (there are: {known}); convert again with "
+                    f"label_keys=[{key!r}]"
+                )
+        index, count = shard_of
+        if not 0 <= index < count:
+            raise InputError(f"share {index} of {count} is none; count from 0")
+        if drop and batch_size > self.n_cells // count:
+            raise InputError(
+                f"{self.path}: {self.n_cells} cells for {count} workers do not fill a batch of "
+                f"{batch_size}; make the batch smaller"
+            )

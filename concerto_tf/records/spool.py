@@ -1,0 +1,111 @@
+"""What conversion keeps between reading the inputs and writing the shards: plain columns.
+
+Every cell gets a random 64-bit key that depends on the seed and its row alone. A part holds the
+cells of one chunk in ascending order of their keys, so the cells of any range of keys lie side by
+side in every part, and a shard is such a range: a global permutation without one in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from concerto_tf._files import atomic
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_HEADER_BYTES = 16
+
+
+def random_keys(seed: int, rows: np.ndarray) -> np.ndarray:
+    """A random key per row, never the same for two rows: the SplitMix64 generator.
+
+    Args:
+        seed: Any integer.
+        rows: int64 [n].
+
+    Returns:
+        uint64 [n], uniform over all 64-bit numbers.
+
+    Reference:
+        Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+
+    Example:
+        >>> random_keys(0, np.array([0])) == 0xE220A8397B1DCDAF  # the published first number
+        array([ True])
+    """
+    start = _mix(np.array([seed % 2**64], np.uint64)) if seed else np.zeros(1, np.uint64)
+    return _mix(start + rows.astype(np.uint64) * _GOLDEN + _GOLDEN)
+
+
+def _mix(numbers: np.ndarray) -> np.ndarray:
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def key_bounds(n_ranges: int) -> np.ndarray:
+    """Where the keys are cut into ranges of one size.
+
+    Returns:
+        uint64 [n_ranges - 1], the first key of each range but the first.
+
+    Example:
+        >>> key_bounds(4) / 2**62
+        array([1., 2., 3.])
+    """
+    return np.array([2**64 * i // n_ranges for i in range(1, n_ranges)], np.uint64)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A written part: where each of its arrays lies in the file, and what was found in it.
+
+    Attributes:
+        path: The file.
+        arrays: Name to (dtype, number of elements, offset in bytes).
+        summary: What `write_part` was given.
+    """
+
+    path: Path
+    arrays: Mapping[str, tuple[np.dtype, int, int]]
+    summary: dict
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Elements `start` to `stop` of an array, read from the file."""
+        dtype, size, offset = self.arrays[name]
+        count = (size if stop is None else stop) - start
+        return np.fromfile(self.path, dtype, count, offset=offset + start * dtype.itemsize)
+
+
+def write_part(path: Path, arrays: Mapping[str, np.ndarray], summary: dict) -> None:
+    """Writes one-dimensional arrays and a summary (anything JSON holds) into one file, atomically.
+
+    The file is: length of the index (16 digits), the index as JSON, the arrays' raw bytes.
+    """
+    index, offset = {}, 0
+    for name, array in arrays.items():
+        index[name] = (array.dtype.str, array.size, offset)
+        offset += array.nbytes
+    header = json.dumps({"arrays": index, "summary": summary}).encode()
+    # Not flushed to the disk: a part only has to outlive its process.
+    with atomic(path, durable=False) as temporary, open(temporary, "wb") as file:
+        file.write(b"%016d" % len(header) + header)
+        for array in arrays.values():
+            file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+
+
+def open_part(path: Path) -> Part:
+    """Reads the index of a part that `write_part` wrote."""
+    with open(path, "rb") as file:
+        length = int(file.read(_HEADER_BYTES))
+        header = json.loads(file.read(length))
+    start = _HEADER_BYTES + length
+    arrays = {
+        name: (np.dtype(dtype), size, start + offset)
+        for name, (dtype, size, offset) in header["arrays"].items()
+    }
+    return Part(path, arrays, header["summary"])

@@ -1,0 +1,8 @@
+"""Simulated counts with known groups, batches and trajectories (the Splat model)."""
+
+from __future__ import annotations
+
+from concerto_tf.simulate.params import SplatParams
+from concerto_tf.simulate.splat import simulate, stream
+
+__all__ = ["SplatParams", "simulate", "stream"]

@@ -1,0 +1,1 @@
+"""One module for each question a biologist asks of an embedding."""

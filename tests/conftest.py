@@ -1,0 +1,61 @@
+"""What all tests share: quiet TensorFlow on the CPU, markers, the shared data, two devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports TensorFlow. On a machine with GPUs the tests use the CPU all the same,
+# so that they test the same thing everywhere; set CUDA_VISIBLE_DEVICES to have it otherwise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Folders whose tests and doctests run again on every Keras stack (`tools/test --stacks`).
+STACK_FOLDERS = ("records", "layers", "losses", "models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Set the markers `stack` (by folder) and `shared_data` (by fixture)."""
+    for item in items:
+        parts = item.path.relative_to(ROOT).parts
+        if parts[0] in ("tests", "concerto_tf") and parts[1] in STACK_FOLDERS:
+            item.add_marker("stack")
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_data")
+
+
+def pytest_collection_finish() -> None:
+    """Split the CPU before the first test starts TensorFlow: afterwards it is too late."""
+    if "tensorflow" in sys.modules:
+        _split_cpu()
+
+
+@pytest.fixture
+def two_devices() -> list[str]:
+    """Names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_devices)`."""
+    return _split_cpu()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared data sets; the test is skipped where there is none."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no data sets in ../shared/data")
+    return SHARED_DATA
+
+
+def _split_cpu() -> list[str]:
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) != 2:
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
+    return ["CPU:0", "CPU:1"]

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from concerto_tf.errors import InputError
+from concerto_tf.records import Records, Vocabulary, convert
+from concerto_tf.records import passes as passes_module
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def counts_of(records: Records) -> np.ndarray:
+    """All cells in input order, dense."""
+    counts = np.zeros((records.n_cells, records.n_genes))
+    for batch in records.dataset(64):
+        for row, genes, values in zip(
+            batch["row"].numpy(), batch["genes"].numpy(), batch["values"].numpy(), strict=True
+        ):
+            if row >= 0:
+                np.add.at(counts[row], genes, values)
+    return counts
+
+
+@pytest.fixture
+def file(make_cells, tmp_path: Path) -> Path:
+    path = tmp_path / "cells.h5ad"
+    make_cells(300).write_h5ad(path)
+    return path
+
+
+OPTIONS = {"shards": 3, "chunk_cells": 40, "source_key": "donor", "label_keys": ["type"]}
+
+
+def test_only_finished_files_are_left(file: Path, tmp_path: Path) -> None:
+    records = convert(file, tmp_path / "out" / "records", **OPTIONS)
+    assert sorted(content(records.path)) == [
+        "manifest.json",
+        *(f"shard-0000{i}-of-00003.tfrecord" for i in range(3)),
+        "vocabulary.tsv",
+    ]
+    assert records.manifest.inputs == ({"name": "cells.h5ad", "n_cells": 300},)
+    assert records.sources == ["old", "young"]
+
+
+def test_same_bytes_whatever_reads_them(file: Path, tmp_path: Path) -> None:
+    expected = content(convert(file, tmp_path / "one", **OPTIONS).path)
+    assert content(convert(str(file), tmp_path / "again", **OPTIONS).path) == expected
+    assert content(convert([file], tmp_path / "three", workers=3, **OPTIONS).path) == expected
+    memory = content(convert(anndata.read_h5ad(file), tmp_path / "memory", **OPTIONS).path)
+    for name in expected:
+        if name != "manifest.json":
+            assert memory[name] == expected[name]
+    other = content(convert(file, tmp_path / "other", seed=1, **OPTIONS).path)
+    assert other["shard-00000-of-00003.tfrecord"] != expected["shard-00000-of-00003.tfrecord"]
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+@pytest.mark.parametrize(("step", "after"), [("spool_chunk", 0), ("spool_chunk", 4),
+                                             ("write_shard", 0), ("write_shard", 2)])  # fmt: skip
+def test_continues_after_an_interruption(
+    file: Path, tmp_path: Path, monkeypatch, step: str, after: int
+) -> None:
+    expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
+    original: Callable = getattr(passes_module, step)
+    calls = []
+
+    def counting(*arguments):
+        if len(calls) == after:
+            raise Interrupted
+        calls.append(arguments)
+        return original(*arguments)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(passes_module, step, counting)
+        with pytest.raises(Interrupted):
+            convert(file, out, **OPTIONS)
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(InputError, match="unfinished"):
+        Records(out)
+
+    redone = []
+    with monkeypatch.context() as patch:
+        patch.setattr(passes_module, step, lambda *a: (redone.append(a), original(*a))[1])
+        records = convert(file, out, **OPTIONS)
+    assert content(records.path) == expected
+    total = {"spool_chunk": 8, "write_shard": 3}[step]
+    assert len(redone) == total - after
+
+
+def test_continues_after_being_killed(file: Path, tmp_path: Path) -> None:
+    expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
+    out = tmp_path / "out"
+    code = f"""
+import os, signal
+from concerto_tf.records import convert
+def stop(done, total):
+    if done >= 200:
+        os.kill(os.getpid(), signal.SIGKILL)
+convert({str(file)!r}, {str(out)!r}, progress=stop, **{OPTIONS!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    assert ended.returncode == -signal.SIGKILL
+    # What a process that is killed while it writes leaves behind.
+    (out / ".tmp-1-shard-00001-of-00003.tfrecord").write_bytes(b"half")
+    (out / "spool" / ".tmp-1-part-00001").write_bytes(b"half")
+    assert not (out / "manifest.json").exists() and (out / "spool").exists()
+    assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_what_is_finished_is_not_done_again(file: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    convert(file, out, **OPTIONS)
+    monkeypatch.setattr(passes_module, "spool_chunk", None)
+    monkeypatch.setattr(passes_module, "write_shard", None)
+    assert convert(file, out, **OPTIONS).n_cells == 300
+    # Killed between the manifest and the removal of what is no longer needed.
+    (out / "spool").mkdir()
+    (out / "plan.json").touch()
+    convert(file, out, **OPTIONS)
+    assert not (out / "spool").exists() and not (out / "plan.json").exists()
+
+
+def test_finished_records_are_only_replaced_when_asked(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(file, out, **OPTIONS)
+    before = content(out)
+    with pytest.raises(InputError, match="already holds finished records of something else"):
+        convert(file, out, seed=5, **OPTIONS)
+    assert content(out) == before
+    os.utime(file, (1, 1))  # as good as another file
+    with pytest.raises(InputError, match="already holds"):
+        convert(file, out, **OPTIONS)
+    convert(file, out, overwrite=True, source_key="donor")
+    assert len(content(out)) == 3
+
+
+def test_an_unfinished_conversion_of_something_else_starts_afresh(
+    file: Path, tmp_path: Path
+) -> None:
+    expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
+    out = tmp_path / "out"
+    (out / "spool").mkdir(parents=True)
+    (out / "spool" / "part-00000").write_bytes(b"of something else")
+    (out / "shard-00009-of-00010.tfrecord").write_bytes(b"of something else")
+    (out / "plan.json").write_text(json.dumps({"plan": "other"}))
+    assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_foreign_files_are_left_alone(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="the folder is not empty"):
+        convert(file, out, overwrite=True)
+    assert content(out) == {"thesis.txt": b"years of work"}
+    with pytest.raises(InputError, match="is a file"):
+        convert(file, out / "thesis.txt")
+
+
+def test_a_folder_that_cannot_be_written(file: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        convert(file, "/proc/records")
+
+
+def test_progress_counts_cells(make_cells, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    cells = make_cells(100)
+    counts = cells.X.toarray()
+    counts[7] = 0
+    cells.X = counts
+    convert(cells, tmp_path / "r", chunk_cells=30, shards=2, drop_empty=True,
+            progress=lambda done, total: calls.append((done, total)))  # fmt: skip
+    assert {total for _, total in calls} == {100}
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1][0] == 100 and len(calls) > 4
+
+
+@pytest.mark.parametrize("n_cells", [1, 2])
+def test_the_smallest_input(make_cells, tmp_path: Path, n_cells: int) -> None:
+    cells = make_cells(n_cells, 1)
+    records = convert(cells, tmp_path / "r")
+    assert counts_of(records).tolist() == cells.X.toarray().tolist()
+    assert records.gene_stats.variance.shape == (1,)
+
+
+def test_empty_cells(make_cells, tmp_path: Path, caplog) -> None:
+    cells = make_cells(50)
+    before = cells.X.toarray()
+    before[[3, 20, 30, 44]] = 0
+    cells.X = before
+    with pytest.raises(InputError, match=r"4 cells .*\(CELL3, CELL20, CELL30, ...\).*filter_cells"):
+        convert(cells, tmp_path / "r", chunk_cells=16)
+    assert not (tmp_path / "r").exists()
+    with caplog.at_level(logging.INFO, "concerto_tf"):
+        records = convert(cells, tmp_path / "r", chunk_cells=16, drop_empty=True)
+    assert "4 cells without any count were left out" in caplog.text
+    assert records.n_cells == 46
+    # Rows stay positions in the input.
+    assert records.obs()["row"].tolist() == [i for i in range(50) if i not in (3, 20, 30, 44)]
+    assert records.manifest.report["cells_dropped"] == 4
+    cells.X = np.zeros((50, 60), np.float32)
+    with pytest.raises(InputError, match="no cell has any count"):
+        convert(cells, tmp_path / "none", drop_empty=True)
+
+
+def test_several_inputs_over_the_union_of_genes(make_cells, tmp_path: Path) -> None:
+    first, second = make_cells(40, prefix="A"), make_cells(30, seed=1, prefix="B")
+    second.var_names = [f"AB{i + 10}C" for i in reversed(range(60))]
+    records = convert([first, second], tmp_path / "r")
+    assert list(records.vocabulary.ids[:60]) == list(first.var_names)
+    assert sorted(records.vocabulary.ids) == sorted({*first.var_names, *second.var_names})
+    table = pd.DataFrame(counts_of(records), columns=records.vocabulary.ids)
+    assert np.array_equal(table[first.var_names][:40], first.X.toarray())
+    assert np.array_equal(table[second.var_names][40:], second.X.toarray())
+    assert not table[[f"AB{i}C" for i in range(60, 70)]][:40].to_numpy().any()
+    obs = records.obs()
+    assert obs["cell"].tolist() == [*first.obs_names, *second.obs_names]
+    assert len(records.sources) == 2 and records.manifest.cells_per_source == [40, 30]
+    assert len(records.manifest.report["overlap"]) == 2
+
+
+def test_sources_are_named_by_file_and_shared_barcodes_numbered(
+    make_cells, tmp_path: Path
+) -> None:
+    paths = []
+    for name in ("ctrl", "stim"):
+        paths.append(tmp_path / f"{name}.h5ad")
+        make_cells(20, seed=len(name)).write_h5ad(paths[-1])
+    records = convert(paths, tmp_path / "r", label_keys="type")
+    assert records.sources == ["ctrl", "stim"]
+    barcodes = records.obs()["cell"].tolist()
+    assert barcodes[0] == "CELL0-1" and barcodes[20] == "CELL0-2"
+    assert len(set(barcodes)) == 40
+    assert "share barcodes" in " ".join(records.manifest.report["lines"])
+
+
+def test_labels_of_several_inputs_are_merged_by_name(make_cells, tmp_path: Path) -> None:
+    first, second = make_cells(20, prefix="A"), make_cells(20, prefix="B")
+    first.obs["type"] = pd.Categorical(["T", "B"] * 10, categories=["T", "B"])
+    second.obs["type"] = ["NK", None] * 10
+    records = convert([first, second], tmp_path / "r", label_keys=["type"])
+    assert records.labels == {"type": ["T", "B", "NK"]}
+    assert records.obs()["label/type"].tolist() == ["T", "B"] * 10 + ["NK", None] * 10
+    assert "label 'type': 10 cells without a value" in records.manifest.report["lines"]
+
+
+def test_a_given_vocabulary(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(30)
+    genes = tuple(f"AB{i}C" for i in reversed(range(30))) + ("NEW1", "NEW2")
+    expected = np.zeros((30, 32))
+    expected[:, :30] = cells.X.toarray()[:, 29::-1]
+    reference = convert(cells, tmp_path / "v", like=Vocabulary(genes))
+    assert reference.vocabulary.ids == genes
+    for name, like in {"records": reference, "path": str(reference.path),
+                       "table": reference.path / "vocabulary.tsv"}.items():  # fmt: skip
+        records = convert(cells, tmp_path / name, like=like)
+        assert records.vocabulary.ids == genes
+        assert np.array_equal(counts_of(records), expected)
+    report = records.manifest.report
+    assert [report["overlap"][0][key] for key in ("shared", "missing", "extra")] == [30, 2, 30]
+    assert any("30 of 32 genes" in line for line in report["lines"])
+    with pytest.raises(InputError, match="genes are among"):
+        convert(cells, tmp_path / "x", like=Vocabulary(tuple(f"XY{i}Z" for i in range(60))))
+
+
+def test_a_cell_without_any_gene_of_the_vocabulary_is_kept(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(30)
+    counts = cells.X.toarray()
+    counts[4, :50], counts[4, 50:] = 0, 1
+    cells.X = counts
+    records = convert(cells, tmp_path / "r", like=Vocabulary(tuple(f"AB{i}C" for i in range(50))))
+    assert records.n_cells == 30 and not counts_of(records)[4].any()
+    assert records.manifest.report["cells_blank"] == 1
+
+
+def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(40)
+    totals = cells.X.sum(1)
+    cells.X = cells.X.multiply(1e4 / totals).log1p().tocsr()
+    records = convert(cells, tmp_path / "r")
+    assert records.units == "lognorm" and records.manifest.normalisation == {}
+    assert np.array_equal(counts_of(records), cells.X.toarray())
+    assert "normalised already" in records.manifest.report["lines"][0]
+
+
+def test_a_fraction_that_the_sample_does_not_show(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(2000)
+    cells.X.data[cells.X.indptr[500]] = 0.5
+    with pytest.raises(InputError, match="cells 500 and 599 are whole"):
+        convert(cells, tmp_path / "r", chunk_cells=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source_key": "batch"}, "batch.*donor"),
+        ({"label_keys": ["celltype"]}, "celltype.*type"),
+        ({"shards": 0}, "shards is 0"),
+        ({"shards": 51}, "51 shards for 50 cells"),
+        ({"workers": 0}, "workers is 0"),
+        ({"compression": "zip"}, "'zip' is unknown"),
+        ({"modalities": {"rna": "obsm:x"}}, "cannot be the name"),
+        ({"modalities": {"a/b": "obsm:x"}}, "cannot be the name"),
+        ({"layer": "spliced"}, "spliced"),
+        ({"like": "/nowhere"}, "no such folder"),
+    ],
+)
+def test_what_does_not_fit_leaves_nothing(
+    make_cells, tmp_path: Path, options: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        convert(make_cells(50), tmp_path / "r", **options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_missing_sources_duplicate_barcodes_and_mixed_units(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(50)
+    cells.obs["donor"] = ["x", None] * 25
+    with pytest.raises(InputError, match="missing for 25 of 50 cells"):
+        convert(cells, tmp_path / "r", source_key="donor")
+    half = make_cells(50)
+    half.X = half.X * 0.5
+    with pytest.raises(InputError, match="different units"):
+        convert([make_cells(50), half], tmp_path / "r")
+    cells.obs_names = ["same", *cells.obs_names[1:-1], "same"]
+    with pytest.raises(InputError, match="same"):
+        convert(cells, tmp_path / "r")
+    with pytest.raises(InputError, match="no input"):
+        convert([], tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_ends_the_workers_and_can_be_resumed(file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    out = tmp_path / "out"
+    script.write_text(f"""
+import os, signal
+from concerto_tf.records import convert
+def stop(done, total):
+    if done >= 60:  # three of eight chunks
+        os.kill(os.getpid(), signal.SIGINT)
+if __name__ == "__main__":
+    try:
+        convert({str(file)!r}, {str(out)!r}, progress=stop, workers=2, **{OPTIONS!r})
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+""")
+    root = Path(__file__).parents[2]
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert ended.returncode == 130, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert time.monotonic() - started < 100
+    assert not (out / "manifest.json").exists()
+    assert len(list((out / "spool").glob("part-*"))) >= 3
+    expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
+    assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_moved_records_open(file: Path, tmp_path: Path) -> None:
+    records = convert(file, tmp_path / "here", **OPTIONS)
+    shutil.move(records.path, tmp_path / "there")
+    assert Records(tmp_path / "there").verify() == []

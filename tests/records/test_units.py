@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from concerto_tf.records.units import detect_units
+
+
+def counts(n_cells: int = 200, n_genes: int = 100) -> np.ndarray:
+    return np.random.default_rng(0).poisson(1.0, (n_cells, n_genes)).astype(np.float64)
+
+
+def lognorm(target: float = 1e4) -> np.ndarray:
+    raw = counts()
+    return np.log1p(raw / raw.sum(axis=1, keepdims=True) * target)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32", "float64"])
+def test_whole_numbers_are_counts(dtype: str) -> None:
+    assert detect_units([sp.csr_matrix(counts().astype(dtype))]) == "counts"
+
+
+@pytest.mark.parametrize("target", [1.0, 1e4, 1e6])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_of_constant_totals(target: float, dtype: str) -> None:
+    assert detect_units([sp.csr_matrix(lognorm(target).astype(dtype))]) == "lognorm"
+
+
+def test_empty_cells_among_them_do_not_matter() -> None:
+    values = lognorm()
+    values[::3] = 0
+    assert detect_units([sp.csr_matrix(values)]) == "lognorm"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        counts() / counts().sum(axis=1, keepdims=True) * 1e4,
+        lognorm()[:, :60],
+        np.log1p(counts()),
+        np.log2(1 + counts() / counts().sum(axis=1, keepdims=True) * 1e4),
+        counts() * 0.37,
+        lognorm()[:1],
+    ],
+    ids=["cpm", "selected genes", "log without totals", "log2", "corrected counts", "one cell"],
+)
+def test_anything_else_is_values(values: np.ndarray) -> None:
+    assert detect_units([sp.csr_matrix(values)]) == "values"
+
+
+def test_one_block_that_is_not_whole_decides() -> None:
+    blocks = [sp.csr_matrix(counts()), sp.csr_matrix(lognorm())]
+    assert detect_units(blocks) == "values"
+    assert detect_units([sp.csr_matrix(lognorm()), sp.csr_matrix(lognorm())]) == "lognorm"
+
+
+def test_no_values_are_counts() -> None:
+    assert detect_units([sp.csr_matrix((3, 4))]) == "counts"
+    assert detect_units([]) == "counts"
