@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("shared_data")
 
 
-def pytest_collection_finish() -> None:
-    """Split the CPU before the first test starts TensorFlow: afterwards it is too late."""
-    if "tensorflow" in sys.modules:
-        _split_cpu()
+def pytest_collection() -> None:
+    """Make two CPU devices before a test module can start TensorFlow: afterwards it is too late."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
 
 
 @pytest.fixture
 def two_devices() -> list[str]:
     """Names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_devices)`."""
-    return _split_cpu()
+    return ["CPU:0", "CPU:1"]
 
 
 @pytest.fixture(scope="session")
@@ -49,13 +51,3 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no data sets in ../shared/data")
     return SHARED_DATA
-
-
-def _split_cpu() -> list[str]:
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    if len(tf.config.get_logical_device_configuration(cpu) or ()) != 2:
-        two = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(cpu, two)
-    return ["CPU:0", "CPU:1"]

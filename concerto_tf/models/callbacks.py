@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models.schedule import Schedule
 
-_log = logging.getLogger("concerto_tf")
 _FILE = "training.npz"
 
 
@@ -103,30 +102,31 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         schedule: The plan of the training.
+        report: Called after every step with the number of cells seen and to be seen.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(
+        self, schedule: Schedule, report: Callable[[int, int], None] | None = None
+    ) -> None:
         super().__init__()
         self._schedule = schedule
+        self._report = report
+        self._done = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
+        self._done = epoch * self._schedule.steps_per_round
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._done += 1
+        if self._report is not None:
+            cells = self._schedule.batch_size
+            self._report(self._done * cells, self._schedule.steps * cells)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        plan = self._schedule
-        seconds = time.perf_counter() - self._began
-        rate = plan.steps_per_round * plan.batch_size / seconds
+        cells = self._schedule.steps_per_round * self._schedule.batch_size
         if logs is not None:
-            logs["cells_per_second"] = rate
-        left = (plan.rounds - epoch - 1) * seconds
-        _log.info(
-            "training: epoch %d of %d, loss %.3f, %s cells/s, %.0f s left",
-            (epoch + 1) * plan.epochs_per_round,
-            plan.epochs,
-            (logs or {}).get("loss", float("nan")),
-            f"{rate:,.0f}",
-            left,
-        )
+            logs["cells_per_second"] = cells / (time.perf_counter() - self._began)
 
 
 class StopOnNaN(keras.callbacks.Callback):

@@ -7,17 +7,14 @@ order, interleaves a few of them and shuffles windows of the result, all from (s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.manifest import ModalityInfo, ShardInfo
+from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import group_size, pack, packed_width
-
-if TYPE_CHECKING:
-    from concerto_tf.records.reader import Records
 
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
@@ -27,7 +24,8 @@ _ENDLESS = np.iinfo(np.int64).max
 
 
 def build(
-    records: Records,
+    folder: Path,
+    manifest: Manifest,
     *,
     batch_size: int,
     shuffle: bool,
@@ -41,33 +39,36 @@ def build(
     shard_of: tuple[int, int],
     drop_remainder: bool,
     pad_last: bool,
-    packed: bool,
+    gene_cells: np.ndarray | None,
     replicas: int,
 ) -> tf.data.Dataset:
-    """See `Records.dataset`."""
-    shards, by_record, n_cells = _share(records, shard_of)
+    """See `Records.dataset`, whose folder and manifest these are.
+
+    To pack the batches takes `gene_cells`, the number of cells in which each gene is not zero.
+    """
+    shards, by_record, n_cells = _share(manifest, shard_of)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        paths = tf.constant([str(records.path / shard.file) for shard in shards])
+        paths = tf.constant([str(folder / shard.file) for shard in shards])
         if shuffle:
             # Folding one number after the other into the seed keeps seeds and epochs apart.
             key = tf.random.experimental.stateless_fold_in(
                 tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64), number
             )
             paths = tf.random.experimental.stateless_shuffle(paths, key)
-        records_of = _read(paths, records.manifest.compression, interleaved=shuffle)
+        cells_of = _read(paths, manifest.compression, interleaved=shuffle)
         if by_record is not None:
             # Before anything that depends on the number of cells of this worker.
             index, count = by_record
-            records_of = records_of.unbatch().shard(count, index).batch(_BLOCK_CELLS)
+            cells_of = cells_of.unbatch().shard(count, index).batch(_BLOCK_CELLS)
         if shuffle:
-            records_of = _shuffle(records_of, n_cells, key)
-        return records_of.rebatch(batch_size, drop_remainder=drop_remainder)
+            cells_of = _shuffle(cells_of, n_cells, key)
+        return cells_of.rebatch(batch_size, drop_remainder=drop_remainder)
 
     stop = _ENDLESS if repeat else first_epoch + 1
     dataset = tf.data.Dataset.range(first_epoch, stop).flat_map(epoch)
-    group = group_size(batch_size, replicas) if packed else 1
-    parse = _Parser(records, genes, sources, labels, cells, group)
+    group = 1 if gene_cells is None else group_size(batch_size, replicas)
+    parse = _Parser(manifest, genes, sources, labels, cells, group, gene_cells)
     fixed = batch_size if drop_remainder or pad_last else None
 
     def to_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -90,18 +91,18 @@ def build(
 
 
 def _share(
-    records: Records, shard_of: tuple[int, int]
+    manifest: Manifest, shard_of: tuple[int, int]
 ) -> tuple[list[ShardInfo], tuple[int, int] | None, int]:
     """The files of a worker, and if there are too few of them its share of the records, and the
     number of cells."""
     index, count = shard_of
-    shards = list(records.manifest.shards)
+    shards = list(manifest.shards)
     if count == 1:
-        return shards, None, records.n_cells
+        return shards, None, manifest.n_cells
     if len(shards) >= count:
         own = shards[index::count]
         return own, None, sum(shard.n_cells for shard in own)
-    return shards, (index, count), len(range(index, records.n_cells, count))
+    return shards, (index, count), len(range(index, manifest.n_cells, count))
 
 
 def _read(paths: tf.Tensor, compression: str, interleaved: bool) -> tf.data.Dataset:
@@ -135,30 +136,31 @@ class _Parser:
 
     def __init__(
         self,
-        records: Records,
+        manifest: Manifest,
         genes: np.ndarray | None,
         sources: Sequence[str] | None,
         labels: Sequence[str],
         cells: bool,
         group: int,
+        gene_cells: np.ndarray | None,
     ) -> None:
-        self._modalities = records.manifest.modalities
+        self._modalities = manifest.modalities
         self._group = group
         self._labels = labels
         self._cells = cells
         self._kept: np.ndarray | None = None
         if genes is not None:
-            self._kept = np.zeros(records.n_genes, bool)
-            self._kept[_checked(genes, records.n_genes)] = True
-        if group > 1:
-            counts = records.gene_stats.n_cells
-            kept = counts if self._kept is None else counts[self._kept]
-            self._mean_nonzeros = kept.sum() / records.n_cells
+            n_genes = manifest.modalities["rna"].n_genes
+            self._kept = np.zeros(n_genes, bool)
+            self._kept[_checked(genes, n_genes)] = True
+        if gene_cells is not None:
+            kept = gene_cells if self._kept is None else gene_cells[self._kept]
+            self._mean_nonzeros = kept.sum() / manifest.n_cells
         self._sources: np.ndarray | None = None
         if sources is not None:
             code = {name: number for number, name in enumerate(sources)}
             # The last entry is the one that padding (-1) takes.
-            own = [code.get(name, -1) for name in records.sources]
+            own = [code.get(name, -1) for name in manifest.sources]
             self._sources = np.array([*own, -1], np.int32)
 
         self._features = {
@@ -190,7 +192,6 @@ class _Parser:
         if self._cells:
             batch["cell"] = parsed["cell"]
         return batch
-
 
     def _pack(
         self, genes: tf.Tensor, values: tf.Tensor
@@ -251,12 +252,12 @@ def _select(
     return pack(genes), pack(values)
 
 
-def count_sources(records: Records, shard: ShardInfo) -> list[int]:
+def count_sources(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[int]:
     """Cells of each source within one shard, or what could be read of it."""
-    kind = {"none": "", "gzip": "GZIP"}[records.manifest.compression]
-    counts = np.zeros(len(records.sources), np.int64)
+    kind = {"none": "", "gzip": "GZIP"}[manifest.compression]
+    counts = np.zeros(len(manifest.sources), np.int64)
     features = {"source": tf.io.FixedLenFeature([], tf.int64)}
-    dataset = tf.data.TFRecordDataset(str(records.path / shard.file), kind).batch(4096)
+    dataset = tf.data.TFRecordDataset(str(folder / shard.file), kind).batch(4096)
     for serialized in dataset:
         codes = tf.io.parse_example(serialized, features)["source"].numpy()
         counts += np.bincount(codes, minlength=len(counts))[: len(counts)]

@@ -185,10 +185,10 @@ class Records:
         drop = shuffle if drop_remainder is None else drop_remainder
         self._check_dataset(batch_size, labels, shard_of, drop)
         return build(
-            self, batch_size=batch_size, shuffle=shuffle, seed=seed, repeat=repeat,
-            first_epoch=first_epoch, genes=genes, sources=sources, labels=labels, cells=cells,
-            shard_of=shard_of, drop_remainder=drop, pad_last=pad_last, packed=packed,
-            replicas=replicas,
+            self.path, self.manifest, batch_size=batch_size, shuffle=shuffle, seed=seed,
+            repeat=repeat, first_epoch=first_epoch, genes=genes, sources=sources, labels=labels,
+            cells=cells, shard_of=shard_of, drop_remainder=drop, pad_last=pad_last,
+            gene_cells=self.gene_stats.n_cells if packed else None, replicas=replicas,
         )  # fmt: skip
 
     def obs(self) -> dict[str, np.ndarray]:
@@ -301,7 +301,7 @@ class Records:
             return f"{shard.file} cannot be read ({error.strerror})"
         from concerto_tf.records.pipeline import count_sources
 
-        counts = count_sources(self, shard)
+        counts = count_sources(self.path, self.manifest, shard)
         if counts != list(shard.cells_per_source):
             return (
                 f"{shard.file} has {counts} cells per source instead of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _log = logging.getLogger("concerto_tf")
 METHODS: dict[str, type[ContrastiveModel]] = {"concerto": Concerto}
 DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
-_SUMMARY = "training.json"
+SUMMARY = "training.json"
 
 
 def train(
@@ -41,6 +41,7 @@ def train(
     seed: int = 0,
     options: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    progress: Callable[[int, int], None] | None = None,
     verbose: int = 0,
 ) -> ContrastiveModel:
     """Trains a model and leaves it in a folder; called again after a stop, it continues.
@@ -66,6 +67,7 @@ def train(
         seed: Seed of weights, order and views.
         options: Further arguments of the model's class.
         callbacks: Further Keras callbacks.
+        progress: Called with the number of cells seen and to be seen.
         verbose: As in `keras.Model.fit`.
 
     Returns:
@@ -100,10 +102,10 @@ def train(
             else _create(method, preset, genes, records, seed, options or {})
         )
         model.compile(optimizer, learning_rate, steps=schedule.steps)
-    _fit(model, records, out, schedule, seed, start is None, callbacks, verbose)
+    _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
     save_model(model, out / FILE_NAME)
     _files.write_json(
-        out / _SUMMARY,
+        out / SUMMARY,
         {
             "asked": asked,
             "epochs": schedule.epochs,
@@ -214,6 +216,7 @@ def _fit(
     seed: int,
     new: bool,
     callbacks: Sequence[Any],
+    progress: Callable[[int, int], None] | None,
     verbose: int,
 ) -> None:
     from concerto_tf._keras import keras
@@ -252,7 +255,7 @@ def _fit(
             steps_per_epoch=schedule.steps_per_round,
             verbose=verbose,
             callbacks=[
-                Progress(schedule),
+                Progress(schedule, progress),
                 StopOnNaN(),
                 keras.callbacks.CSVLogger(str(out / "training.csv"), append=bool(first)),
                 keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
@@ -267,7 +270,7 @@ def _take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
     """A model that the same call has finished in ``out``; makes sure that nothing else is there."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder for the model")
-    summary, begun = out / _SUMMARY, out / "checkpoint" / "asked.json"
+    summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
     if summary.exists() and (out / FILE_NAME).exists():
         if json.loads(summary.read_text())["asked"] == asked:
             return load_model(model_file(out))

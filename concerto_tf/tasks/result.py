@@ -1,0 +1,191 @@
+"""What a task found, written beside the cells it was found for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf._files import atomic
+from concerto_tf.errors import InputError
+from concerto_tf.records import open_input
+from concerto_tf.records.cells import Input
+from concerto_tf.records.overlap import union
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+    from anndata import AnnData
+
+_CHUNK_CELLS = 4096
+
+
+def write_result(
+    inputs: Sequence[str | Path | AnnData],
+    out: str | Path,
+    *,
+    obsm: Mapping[str, np.ndarray],
+    obs: Mapping[str, Any],
+    names: Sequence[str],
+    rows: np.ndarray,
+    layer: str | None = None,
+) -> None:
+    """Writes the cells of the inputs with what was found about them, whole or not at all.
+
+    A single `.h5ad` is copied as it is, all layers and annotation included; of anything else the
+    values, the genes and the columns of obs are written. Memory does not grow with the values.
+
+    Args:
+        inputs: What was converted, in order.
+        out: The `.h5ad` to write; replaced if it is there.
+        obsm: Embeddings [n, d] by key, in the order of ``rows``.
+        obs: Columns [n] by key.
+        names: Names of the cells [n].
+        rows: Position of each cell over all inputs [n], ascending.
+        layer: The layer that was converted.
+    """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    with atomic(out) as temporary, ExitStack() as stack:
+        opened = [stack.enter_context(open_input(item, layer=layer)) for item in inputs]
+        only = opened[0]
+        whole = len(opened) == 1 and len(rows) == only.n_cells
+        if whole and only.path is not None and _is_h5ad(only.path):
+            shutil.copyfile(only.path, temporary)
+            if _append(temporary, obsm, obs):
+                return
+        _assemble(opened, temporary, obsm, obs, names, rows)
+
+
+def write_cells(
+    out: str | Path, names: Sequence[str], obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray]
+) -> None:
+    """Writes an `.h5ad` of cells without values: their names, columns and embeddings."""
+    import pandas as pd
+    from anndata import AnnData
+
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    frame = pd.DataFrame({key: _storable(value) for key, value in obs.items()})
+    frame.index = list(names)
+    with atomic(out) as temporary:
+        AnnData(obs=frame, obsm={key: np.asarray(z) for key, z in obsm.items()}).write_h5ad(
+            temporary
+        )
+
+
+def _is_h5ad(path: Path) -> bool:
+    import h5py
+
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return "obs" in file and "column-order" in file["obs"].attrs
+
+
+def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) -> bool:
+    """Adds to an `.h5ad`; False where it is of an old layout that cannot be added to."""
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "r+") as file:
+        if not isinstance(file["obs"], h5py.Group):
+            return False
+        if "obsm" not in file:
+            write_elem(file, "obsm", {})
+        for key, z in obsm.items():
+            write_elem(file, f"obsm/{key}", np.asarray(z))
+        order = [str(key) for key in file["obs"].attrs["column-order"]]
+        for key, values in obs.items():
+            write_elem(file, f"obs/{key}", _storable(values))
+        columns = [*order, *(key for key in obs if key not in order)]
+        file["obs"].attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())
+    return True
+
+
+def _assemble(
+    opened: list[Input],
+    path: Path,
+    obsm: Mapping[str, np.ndarray],
+    obs: Mapping[str, Any],
+    names: Sequence[str],
+    rows: np.ndarray,
+) -> None:
+    """Writes an `.h5ad` of any inputs, the values chunk by chunk."""
+    import h5py
+    import pandas as pd
+    from anndata import AnnData
+
+    vocabulary, places = union([cells.genes for cells in opened], [c.name for c in opened], None)
+    frame = _columns(opened, rows)
+    for key, values in obs.items():
+        frame[key] = _storable(values)
+    frame.index = list(names)
+    var = pd.DataFrame(index=list(vocabulary.ids))
+    if vocabulary.symbols is not None:
+        var["symbol"] = list(vocabulary.symbols)
+    AnnData(obs=frame, var=var, obsm={key: np.asarray(z) for key, z in obsm.items()}).write_h5ad(
+        path
+    )
+    with h5py.File(path, "r+") as file:
+        if "X" in file:
+            del file["X"]
+        group = file.create_group("X")
+        group.attrs.update({
+            "encoding-type": "csr_matrix", "encoding-version": "0.1.0",
+            "shape": np.array([len(rows), len(vocabulary)]),
+        })  # fmt: skip
+        _stream(opened, places, rows, group)
+
+
+def _stream(
+    opened: list[Input], places: list[Any], rows: np.ndarray, group: h5py.Group
+) -> None:
+    data, indices = (
+        group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(65_536,))
+        for name, dtype in (("data", "float32"), ("indices", "int32"))
+    )
+    indptr, first = [np.zeros(1, np.int64)], 0
+    for cells, place in zip(opened, places, strict=True):
+        for start in range(0, cells.n_cells, _CHUNK_CELLS):
+            stop = min(start + _CHUNK_CELLS, cells.n_cells)
+            kept = rows[(rows >= first + start) & (rows < first + stop)] - first - start
+            matrix = place.apply(cells.chunk(start, stop)["rna"])[kept]
+            matrix.sort_indices()
+            old = data.shape[0]
+            for dataset, part in ((data, matrix.data), (indices, matrix.indices)):
+                dataset.resize((old + matrix.nnz,))
+                dataset[old:] = part
+            indptr.append(matrix.indptr[1:].astype(np.int64) + old)
+        first += cells.n_cells
+    group.create_dataset("indptr", data=np.concatenate(indptr))
+
+
+def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
+    """The columns of obs that every input has."""
+    import pandas as pd
+
+    shared = [key for key in opened[0].columns if all(key in c.columns for c in opened)]
+    parts = {}
+    for key in shared:
+        columns = []
+        for cells in opened:
+            codes, categories = cells.column(key)
+            columns.append(np.array([*categories, None], object)[codes])
+        parts[key] = pd.Categorical(np.concatenate(columns)[rows])
+    return pd.DataFrame(parts, index=pd.RangeIndex(len(rows)))
+
+
+def _storable(values: Any) -> Any:
+    """Text as a category; everything else as it is."""
+    import pandas as pd
+
+    values = getattr(values, "array", values)
+    array = np.asarray(values)
+    return pd.Categorical(values) if array.dtype.kind in "OUS" else values

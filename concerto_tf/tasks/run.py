@@ -1,0 +1,247 @@
+"""The main job: from counts to embeddings, clusters, scores and figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf._files import remove_temporaries, write_json
+from concerto_tf.errors import InputError
+from concerto_tf.records import Records, convert, open_input
+from concerto_tf.tasks.embed import KEY, embed_records
+from concerto_tf.tasks.result import write_result
+from concerto_tf.tasks.train import train
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from concerto_tf.models import ContrastiveModel
+
+_log = logging.getLogger("concerto_tf")
+_STATE = "run.json"
+Progress = Callable[[str, int, int], None]
+
+
+def run(
+    inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
+    out: str | Path,
+    *,
+    source_key: str | None = None,
+    label_key: str | None = None,
+    layer: str | None = None,
+    genes: str | None = None,
+    resolution: float = 1.0,
+    drop_empty: bool = False,
+    workers: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    """Converts, trains, embeds, clusters, scores and draws; called again, it continues.
+
+    Leaves ``records/``, ``model/``, ``result.h5ad`` (the input's cells in input order with
+    ``obsm["X_concerto"]``, ``obsm["X_umap"]`` and ``obs["concerto_cluster"]``), ``metrics.json``
+    and ``figures/``.
+
+    Args:
+        inputs: One or several of what `convert` takes.
+        out: Folder of the result.
+        source_key: Column of obs that names batches, donors or technologies.
+        label_key: Column of obs with cell types, to score and colour by. Training never sees it.
+        layer: Layer that holds the counts.
+        genes: ``all``, ``hvg:N`` or a file with one gene per line.
+        resolution: Resolution of the Leiden clusters.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        workers: Processes that convert.
+        seed: Seed of everything.
+        progress: Called with the stage, the number of cells done and of all cells.
+        **training: Further arguments of `train`.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: The input or an argument is unsuitable, or ``out`` holds something else.
+    """
+    if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence):
+        inputs = [inputs]
+    out = Path(out)
+    asked = {
+        "inputs": [str(Path(i).absolute()) if isinstance(i, str | Path) else None for i in inputs],
+        "source_key": source_key, "label_key": label_key, "layer": layer, "genes": genes,
+        "resolution": resolution, "drop_empty": drop_empty, "seed": seed,
+        "training": {key: str(value) for key, value in training.items()},
+    }  # fmt: skip
+    state = _State(out, asked)
+
+    def reporter(stage: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(stage, done, total)
+
+    for item in inputs:  # What is unsuitable shows before anything is written.
+        with open_input(item, layer=layer) as cells:
+            for key in (source_key, label_key):
+                if key is not None:
+                    cells.column(key)
+    state.begin()
+    with state.timed("convert"):
+        records = convert(
+            inputs, out / "records", layer=layer, source_key=source_key,
+            label_keys=[label_key] if label_key else [], drop_empty=drop_empty, workers=workers,
+            seed=seed, progress=reporter("convert"),
+        )  # fmt: skip
+    with state.timed("train"):
+        model = train(
+            records, out / "model", genes=genes, seed=seed, progress=reporter("train"), **training
+        )
+    if not state.finished:
+        _finish(state, inputs, records, model, reporter("embed"), layer, label_key, resolution)
+    return json.loads((out / "metrics.json").read_text("utf-8"))
+
+
+def _finish(
+    state: _State,
+    inputs: Sequence[str | Path | AnnData],
+    records: Records,
+    model: ContrastiveModel,
+    progress: Callable[[int, int], None] | None,
+    layer: str | None,
+    label_key: str | None,
+    resolution: float,
+) -> None:
+    """Everything after training."""
+    from anndata import AnnData
+
+    from concerto_tf.metrics import evaluate
+    from concerto_tf.tasks.cluster import cluster, umap
+
+    out, seed = state.out, state.asked["seed"]
+    with state.timed("embed"):
+        z = embed_records(model, records, progress)
+    known = records.obs()
+    adata = AnnData(obsm={KEY: z})
+    adata.obs_names = list(known["cell"])
+    colors = {"source": known["source"]} if len(records.sources) > 1 else {}
+    if label_key:
+        colors["label"] = known[f"label/{label_key}"]
+    for name, values in colors.items():
+        adata.obs[name] = values
+        adata.obs[name] = adata.obs[name].astype("category")
+    _log.info("clusters and UMAP")
+    cluster(adata, resolution=resolution, seed=seed)
+    umap(adata, seed=seed)
+    labels = colors.get("label")
+    scores: dict[str, float] = {}
+    if labels is not None and len({name for name in labels if name is not None}) < 2:
+        _log.warning("%s: fewer than two labels; nothing to score by them", label_key)
+        labels = None
+    if labels is not None or "source" in colors:
+        scores = evaluate(z, labels, colors.get("source"), seed=seed)
+    _draw(adata, [*colors, "concerto_cluster"], out)
+    _log.info("writing %s", out / "result.h5ad")
+    write_result(
+        inputs, out / "result.h5ad", layer=layer, names=known["cell"], rows=known["row"],
+        obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
+        obs={"concerto_cluster": adata.obs["concerto_cluster"]},
+    )  # fmt: skip
+    seconds = {f"seconds_{stage}": round(s, 3) for stage, s in state.seconds.items()}
+    write_json(out / "metrics.json", {
+        "cells": records.n_cells,
+        "genes": records.n_genes,
+        **{key: float(value) for key, value in scores.items()},
+        "clusters": int(adata.obs["concerto_cluster"].nunique()),
+        **seconds,
+        "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
+        "peak_rss_bytes": _peak_memory(),
+    })  # fmt: skip
+
+
+def _draw(adata: AnnData, colors: Sequence[str], out: Path) -> None:
+    from concerto_tf.tasks.figures import training_curve, umap_figure
+
+    figures = out / "figures"
+    figures.mkdir(exist_ok=True)
+    for color in colors:
+        umap_figure(adata, color, figures / f"umap_{color.removeprefix('concerto_')}.png")
+    training_curve(out / "model" / "training.csv", figures / "training.png")
+
+
+def _training_rate(log: Path) -> float:
+    """Median of the rounds' cells per second: the first one compiles."""
+    import csv
+
+    with open(log, newline="") as file:
+        rates = [float(row["cells_per_second"]) for row in csv.DictReader(file)]
+    return round(float(np.median(rates)), 1)
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _State:
+    """What `out` was asked for, and how far it is; kept in ``run.json``."""
+
+    def __init__(self, out: Path, asked: dict[str, Any]) -> None:
+        self.out, self.asked = out, asked
+        self.seconds: dict[str, float] = {}
+        self._path = out / _STATE
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: is a file; name a folder for the result")
+        if self._path.exists():
+            held = json.loads(self._path.read_text("utf-8"))
+            if held["asked"] != asked:
+                changed = [key for key in asked if held["asked"].get(key) != asked[key]]
+                raise InputError(
+                    f"{out}: holds a run with another {' and '.join(changed)}; name another folder "
+                    "with -o, or remove this one"
+                )
+            self.seconds = held["seconds"]
+            remove_temporaries(out)
+        elif out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out}: is not empty and holds no run; name another folder with -o")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return (self.out / "metrics.json").exists() and (self.out / "result.h5ad").exists()
+
+    def begin(self) -> None:
+        """Makes the folder and notes what is asked for."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._save()
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: cannot be written ({error.strerror}); name another folder with -o"
+            ) from error
+
+    def timed(self, stage: str) -> _Timed:
+        """A context that notes how long a stage took, the first time it is done."""
+        return _Timed(self, stage)
+
+    def _save(self) -> None:
+        write_json(self._path, {"asked": self.asked, "seconds": self.seconds})
+
+
+class _Timed:
+    def __init__(self, state: _State, stage: str) -> None:
+        self._state, self._stage = state, stage
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None and self._stage not in self._state.seconds:
+            self._state.seconds[self._stage] = time.perf_counter() - self._began
+            self._state._save()
