@@ -1,1 +1,105 @@
-"""Contrastive learning on single cells, from counts to embeddings."""
+"""Contrastive learning on single cells, from counts to embeddings.
+
+What is listed here is the face of the package: the Python call of every command (`run`,
+`convert`, `train`, ...), the model with its files, and the building blocks for Keras models of
+your own. Importing it is quick: TensorFlow, scanpy and the like are imported with the first name
+that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from concerto_tf.export import export
+    from concerto_tf.layers import (
+        GeneAttention,
+        LogNormalize,
+        RandomMask,
+        SourceBatchNormalization,
+    )
+    from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
+    from concerto_tf.models import Concerto, load_model, save_model
+    from concerto_tf.records import Records, convert
+    from concerto_tf.tasks.demo import demo
+    from concerto_tf.tasks.embed import embed
+    from concerto_tf.tasks.files import cluster, evaluate
+    from concerto_tf.tasks.inspect import inspect
+    from concerto_tf.tasks.run import run
+    from concerto_tf.tasks.train import train
+
+__all__ = [
+    "Alignment",
+    "Concerto",
+    "EffectiveRank",
+    "GeneAttention",
+    "InputError",
+    "LogNormalize",
+    "NTXent",
+    "RandomMask",
+    "Records",
+    "SourceBatchNormalization",
+    "Uniformity",
+    "__version__",
+    "cluster",
+    "convert",
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "inspect",
+    "load_model",
+    "nt_xent",
+    "run",
+    "save_model",
+    "train",
+]
+
+# Where each name lives; type checkers read the same from the imports above.
+_HOMES = {
+    "export": ("export",),
+    "layers": ("GeneAttention", "LogNormalize", "RandomMask", "SourceBatchNormalization"),
+    "losses": ("Alignment", "EffectiveRank", "NTXent", "Uniformity", "nt_xent"),
+    "models": ("Concerto", "load_model", "save_model"),
+    "records": ("Records", "convert"),
+    "tasks.demo": ("demo",),
+    "tasks.embed": ("embed",),
+    "tasks.files": ("cluster", "evaluate"),
+    "tasks.inspect": ("inspect",),
+    "tasks.run": ("run",),
+    "tasks.train": ("train",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+class _Face(ModuleType):
+    """Keeps a name of the face what it is when a subpackage of the same name is imported.
+
+    Python makes an imported subpackage an attribute of its package. `export` is both, and the
+    function is meant; `from concerto_tf.export import ...` finds the subpackage all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

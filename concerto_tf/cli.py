@@ -27,9 +27,27 @@ _USERS_OWN = (
     errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EFBIG,
 )  # fmt: skip
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class _Once(argparse.Action):
+    """An option that takes one value and says so when it is given two."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "given twice; it takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
+    """Says what is wrong with the arguments in one line, and takes options by their full name."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today could mean two options tomorrow.
+        super().__init__(**options, allow_abbrev=False)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
@@ -54,17 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.tensorflow and not options.debug:
             _import_tensorflow()
         result = options.run(options)
+        result, code = result if isinstance(result, tuple) else (result, DONE)
+        if options.json:
+            print(json.dumps(result))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("concerto: interrupted; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except Exception as error:  # noqa: BLE001 - the last place where it can be said well
         return _explain(error, options)
-    code = DONE
-    if isinstance(result, tuple):
-        result, code = result
-    if options.json:
-        print(json.dumps(result))
-    return code
 
 
 def _explain(error: Exception, options: argparse.Namespace) -> int:
@@ -73,17 +93,27 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
     if isinstance(error, InputError):
         print(f"concerto: {error}", file=sys.stderr)
         return UNSUITABLE
-    if isinstance(error, OSError) and error.errno in _USERS_OWN:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"concerto: {where}{error.strerror}; make room or name a place that can be written",
+    text = (str(error).splitlines() or [""])[0][:300]
+    system = _of_the_system(error)
+    if system is not None:
+        where = getattr(error, "filename", None) or text
+        print(f"concerto: {where}: {system}; make room or name a place that can be written",
               file=sys.stderr)  # fmt: skip
         return UNSUITABLE
-    text = (str(error).splitlines() or [""])[0][:300]
     print(f"concerto: a fault of ours: {type(error).__name__}: {text}", file=sys.stderr)
     if not options.debug:
         print("concerto: run again with --debug for the details, and please report them",
               file=sys.stderr)  # fmt: skip
     return FAULT
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What the system says if it is something the user can mend, whichever library passes it on."""
+    if isinstance(error, OSError) and error.errno in _USERS_OWN:
+        return error.strerror or os.strerror(error.errno)
+    # TensorFlow and HDF5 keep the words and lose the number.
+    words = [os.strerror(code) for code in _NO_ROOM]
+    return next((text for text in words if text.lower() in str(error).lower()), None)
 
 
 def _quiet_libraries(options: argparse.Namespace) -> None:
@@ -160,7 +190,8 @@ def _convert(options: argparse.Namespace) -> Any:
             label_keys=options.label_key or [], like=_like(options.like),
             orthologs=options.orthologs, modalities=dict(options.modality or []),
             shards=options.shards, compression=options.compression, workers=options.workers,
-            seed=options.seed, drop_empty=options.drop_empty, progress=progress.stage("convert"),
+            seed=options.seed, drop_empty=options.drop_empty, overwrite=options.overwrite,
+            progress=progress.stage("convert"),
         )  # fmt: skip
     found = inspect(records.path)
     _say(options, _table(found))
@@ -207,9 +238,9 @@ def _embed(options: argparse.Namespace) -> Any:
 
 
 def _cluster(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.files import cluster_file
+    from concerto_tf.tasks.files import cluster
 
-    adata = cluster_file(
+    adata = cluster(
         options.input, options.output, rep=options.rep, algorithm=options.algorithm,
         resolution=options.resolution, k=options.k, seed=options.seed,
     )  # fmt: skip
@@ -220,9 +251,9 @@ def _cluster(options: argparse.Namespace) -> Any:
 
 
 def _evaluate(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.files import evaluate_file
+    from concerto_tf.tasks.files import evaluate
 
-    found = evaluate_file(
+    found = evaluate(
         options.input, label_key=options.label_key, source_key=options.source_key,
         rep=options.rep, seed=options.seed,
     )  # fmt: skip
@@ -275,9 +306,15 @@ def _epochs(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def _shared() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--seed", type=int, default=0, help="seed of everything (default 0)")
+    shared.add_argument("--seed", type=_seed, default=0, help="seed of everything (default 0)")
     shared.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     shared.add_argument("--quiet", action="store_true", help="only errors")
     shared.add_argument("--debug", action="store_true", help="tracebacks and library messages")
@@ -304,8 +341,10 @@ def _parser() -> argparse.ArgumentParser:
         if labels == "one":
             made.add_argument("--label-key", metavar="KEY", help="obs column of cell types")
         elif labels:
-            made.add_argument("--label-key", metavar="KEY", action="append",
-                              help="obs column of cell types; may be given several times")  # fmt: skip
+            made.add_argument(
+                "--label-key", metavar="KEY", action="append",
+                help="obs column of cell types; may be given several times",
+            )  # fmt: skip
 
     def reading(made: argparse.ArgumentParser) -> None:
         made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
@@ -343,6 +382,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--shards", type=int, metavar="N", help="number of files")
     made.add_argument("--compression", choices=["none", "gzip"], default="none")
     made.add_argument("--like", metavar="RECORDS_OR_MODEL", help="use the genes of these")
+    made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
     made.add_argument("--orthologs", metavar="TSV", help="table of genes of two species")
 
     made = command("inspect", _inspect, "records or a model in words")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -182,6 +183,30 @@ class SourceBatchNormalization(keras.layers.Layer):
             tf.convert_to_tensor(self.moving_mean),
             tf.convert_to_tensor(self.moving_variance),
         )
+
+    @property
+    def moving_weights(self) -> tuple[Any, Any, Any]:
+        """The weights that hold `moving_moments`."""
+        return self.moving_count, self.moving_mean, self.moving_variance
+
+    def take_moments(self, moments: Moments, rows: Sequence[int]) -> None:
+        """Takes over the moving statistics of a layer that knows other sources.
+
+        Args:
+            moments: The other layer's `moving_moments`.
+            rows: For each source of this layer, its row in ``moments``; -1 for one the other does
+                not know. That begins with the pooled statistics, and the weight of one cell.
+        """
+        rows = tf.constant(rows)
+        known, row = rows >= 0, tf.maximum(rows, 0)
+        seen = tf.minimum(tf.reduce_sum(moments[0]), 1.0)
+        count = tf.where(known, tf.gather(moments[0], row), seen)
+        self.moving_count.assign(count)
+        pooled = pool_moments(moments)
+        for weight, of_sources, of_all in zip(
+            (self.moving_mean, self.moving_variance), moments[1:], pooled, strict=True
+        ):
+            weight.assign(tf.where(known[:, tf.newaxis], tf.gather(of_sources, row), of_all))
 
     def call(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import apply_gradient_step, keras, replica_count
+from concerto_tf._keras import accumulation_dtype, apply_gradient_step, keras, replica_count
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize, SourceBatchNormalization, merge_moments
@@ -36,7 +36,8 @@ class ContrastiveModel(keras.Model):
     It takes the batches of `Records.dataset`: a dict with ``genes`` int32 [B, K] (indices in
     ``vocabulary``, padded with 0), ``values`` float32 [B, K] (raw counts, padded with 0), and
     optionally ``source`` int32 [B], ``total`` float32 [B] (total count over all genes, where
-    ``values`` holds a part of them) and ``offset`` int32 [B, K] (packed batches). Calling the model gives embeddings; `fit` trains it.
+    ``values`` holds a part of them) and ``offset`` int32 [B, K] (packed batches). Calling the
+    model gives embeddings; `fit` trains it.
 
     A model of this kind builds its layers in ``_build_layers`` and implements ``views`` (two
     views of a batch in training), ``call`` (embeddings) and ``normalization_inputs``.
@@ -71,7 +72,8 @@ class ContrastiveModel(keras.Model):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Raw counts do not fit into half precision; `normalize` casts them once they are small.
+        super().__init__(autocast=False, **kwargs)
         self.vocabulary = tuple(vocabulary)
         self.symbols = None if symbols is None else tuple(symbols)
         self.genes = None if genes is None else tuple(int(g) for g in genes)
@@ -185,15 +187,13 @@ class ContrastiveModel(keras.Model):
             A new model with the weights of this one.
         """
         other = type(self).from_config({**self.get_config(), "sources": list(sources)})
-        rows = [self.sources.index(name) if name in self.sources else -1 for name in sources]
-        statistics = ("moving_count", "moving_mean", "moving_variance")
+        statistics = {id(w) for layer in _source_layers(other) for w in layer.moving_weights}
         for old, new in zip(self.weights, other.weights, strict=True):
-            if not any(name in _path(old) for name in statistics):
+            if id(new) not in statistics:
                 new.assign(old)
-                continue
-            kept = tf.gather(old, tf.maximum(rows, 0))
-            known = tf.reshape(tf.constant(rows) >= 0, [-1] + [1] * (len(old.shape) - 1))
-            new.assign(tf.where(known, kept, tf.zeros_like(kept)))
+        rows = [self.sources.index(name) if name in self.sources else -1 for name in sources]
+        for old, new in zip(_source_layers(self), _source_layers(other), strict=True):
+            new.take_moments(old.moving_moments, rows)
         return other
 
     # --- training ---------------------------------------------------------------------------
@@ -259,18 +259,26 @@ class ContrastiveModel(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
+        # Views are those of training, but evaluating leaves no trace: statistics of sources and
+        # counters of masks are put back.
+        of_metrics = {id(w) for metric in self.metrics for w in metric.variables}
+        state = [w for w in self.non_trainable_weights if id(w) not in of_metrics]
+        before = [tf.identity(w) for w in state]
         view_a, view_b = self.views(batch)
+        for weight, value in zip(state, before, strict=True):
+            weight.assign(value)
         self.loss_tracker.update_state(tf.reduce_mean(self.contrastive_loss(view_a, view_b)))
         for metric in self.diagnostics:
             metric.update_state(view_a, view_b)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, x: Any = None, *args: Any, calibrate: bool = True, **kwargs: Any) -> Any:
         """`keras.Model.fit`, then `calibrate` on the same data.
 
         Args:
             x: Dataset of batches, shuffled; endless ones need ``steps_per_epoch``.
             *args: Of `keras.Model.fit`.
+            calibrate: Whether to `calibrate` at the end.
             **kwargs: Of `keras.Model.fit`.
 
         Returns:
@@ -278,10 +286,21 @@ class ContrastiveModel(keras.Model):
         """
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
-        history = super().fit(x, *args, **kwargs)
-        if isinstance(x, tf.data.Dataset):
+        history = super().fit(_without_text(x), *args, **kwargs)
+        if calibrate and isinstance(x, tf.data.Dataset):
             self.calibrate(x.take(kwargs.get("steps_per_epoch") or _CALIBRATION_BATCHES))
         return history
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(_without_text(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(_without_text(x), *args, **kwargs)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Keras 3 would build from a batch of one replica, and fails. Nothing is left to build:
+        # the weights exist since the model does, the optimizer's since `compile`.
+        pass
 
     def calibrate(self, data: Iterable[Batch]) -> None:
         """Sets the sources' statistics from whole cells.
@@ -320,7 +339,7 @@ class ContrastiveModel(keras.Model):
             if "row" in batch:  # Padding of a last batch belongs to no source.
                 source = tf.where(batch["row"] >= 0, source, -1)
             return [
-                moments_by_source(x, source, n_sources)
+                moments_by_source(tf.cast(x, accumulation_dtype(x.dtype)), source, n_sources)
                 for _, x in self.normalization_inputs(batch)
             ]
 
@@ -390,9 +409,26 @@ class ContrastiveModel(keras.Model):
         return cls(**{key: value for key, value in config.items() if key not in stamps})
 
 
-def _path(weight: Any) -> str:
-    """Where a weight lies in its model, on every Keras."""
-    return getattr(weight, "path", weight.name)
+def _source_layers(model: ContrastiveModel) -> list[SourceBatchNormalization]:
+    """The source-aware layers of a model, in the order in which it was built."""
+    return [layer for layer in model.layers if isinstance(layer, SourceBatchNormalization)]
+
+
+def _without_text(x: Any) -> Any:
+    """A dataset of batches without the entries (barcodes) that XLA cannot take."""
+    spec = getattr(x, "element_spec", None)
+    spec = spec[0] if isinstance(spec, tuple) and spec else spec
+    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
+        return x
+    kept = [key for key, of in spec.items() if of.dtype != tf.string]
+    if len(kept) == len(spec):
+        return x
+
+    def choose(batch: Any, *rest: Any) -> Any:
+        batch = {key: batch[key] for key in kept}
+        return (batch, *rest) if rest else batch
+
+    return x.map(choose)
 
 
 def source_codes(batch: Batch) -> tf.Tensor:

@@ -91,10 +91,9 @@ class Checkpoint(keras.callbacks.Callback):
         }
         stopping = self._early_stopping
         state = {} if stopping is None else {"wait": stopping.wait, "best": float(stopping.best)}
+        counts = {"rounds": epoch + 1, "count": len(arrays)}
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
-            np.savez(
-                file, rounds=epoch + 1, count=len(arrays), early_stopping=json.dumps(state), **arrays
-            )
+            np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
 
 
 class Progress(keras.callbacks.Callback):

@@ -32,9 +32,9 @@ class Concerto(ContrastiveModel):
     layer on the values. Each sees its own random part of the cell (dropout views), and NT-Xent
     pulls the two views of a cell together. Batch normalisation is source-aware.
 
-    The defaults are what embeds best over many data sets; ``Concerto.PRESETS["paper"]``
-    are the paper's values. They differ in that the paper has no projection head, hides nothing before the
-    dropout layer and reads the teacher's output.
+    The defaults are what embeds best over many data sets; ``Concerto.PRESETS["paper"]`` are the
+    paper's values. They differ in that the paper starts at random, has no projection head, hides
+    nothing before the dropout layer and reads the teacher's output.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -117,7 +117,9 @@ class Concerto(ContrastiveModel):
         if readout not in READOUTS:
             raise InputError(f"readout must be one of {', '.join(READOUTS)}, not {readout!r}.")
         if readout_activation not in (None, "relu"):
-            raise InputError(f"readout_activation must be relu or None, not {readout_activation!r}.")
+            raise InputError(
+                f"readout_activation must be relu or None, not {readout_activation!r}."
+            )
         self.units = int(units)
         self.attention_units = int(attention_units)
         self.hidden_units = int(hidden_units)
@@ -208,7 +210,7 @@ class Concerto(ContrastiveModel):
         xs, sources, n = [], [], 0
         for batch in data:
             batch = tensors(batch)
-            x = self._spread(self.nonzeros(batch)).numpy()
+            x = tf.cast(self._spread(self.nonzeros(batch)), tf.float32).numpy()
             source = source_codes(batch).numpy()
             if "row" in batch:
                 real = batch["row"].numpy() >= 0

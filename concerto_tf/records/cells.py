@@ -114,7 +114,7 @@ class Input:
         self._parts = dict(parts)
         self._observations = observations
         self._on_close: Callable[[], None] | None = None
-        self._recipe: dict[str, Any] | None = None
+        self._reopen: Callable[[], Input] | None = None
         if n_cells == 0:
             raise InputError(f"{name}: no cells in it; is it the right file?")
         for part in parts.values():
@@ -213,8 +213,8 @@ class Input:
         self.close()
 
     def __reduce__(self) -> Any:
-        if self._recipe is not None:
-            return _open_again, (self._recipe,)
+        if self._reopen is not None:
+            return _open_again, (self._reopen,)
         return super().__reduce__()
 
     def _check_size(self, part: Part) -> None:
@@ -282,7 +282,5 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _open_again(recipe: dict[str, Any]) -> Input:
-    from concerto_tf.records.inputs import open_input
-
-    return open_input(**recipe)
+def _open_again(reopen: Callable[[], Input]) -> Input:
+    return reopen()

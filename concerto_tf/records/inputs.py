@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,9 @@ def open_input(
         stack.callback(space.remove)
         cells = _named(path.name, lambda: _open_path(path, layer, modalities, space, stack))
         cells._on_close = stack.pop_all().close
-    cells._recipe = {
-        "source": str(path),
-        "layer": layer,
-        "modalities": modalities,
-        "scratch": space.folder,
-    }
+    cells._reopen = partial(
+        open_input, str(path), layer=layer, modalities=modalities, scratch=space.folder
+    )
     return cells
 
 

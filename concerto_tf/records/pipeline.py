@@ -20,6 +20,7 @@ _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
 _BLOCK_CELLS = 64
 _NONZEROS_MULTIPLE = 32
+_WORTH_PACKING = 0.75
 _ENDLESS = np.iinfo(np.int64).max
 
 
@@ -153,9 +154,13 @@ class _Parser:
             n_genes = manifest.modalities["rna"].n_genes
             self._kept = np.zeros(n_genes, bool)
             self._kept[_checked(genes, n_genes)] = True
-        if gene_cells is not None:
+        self._width: int | None = None
+        if group > 1:
             kept = gene_cells if self._kept is None else gene_cells[self._kept]
-            self._mean_nonzeros = kept.sum() / manifest.n_cells
+            most = _width(min(len(kept), manifest.modalities["rna"].max_nonzeros))
+            width = packed_width(kept.sum() / manifest.n_cells, most, group)
+            # Where cells are much alike, packing would cost more than it saves.
+            self._width = width if width < _WORTH_PACKING * most else None
         self._sources: np.ndarray | None = None
         if sources is not None:
             code = {name: number for number, name in enumerate(sources)}
@@ -179,13 +184,13 @@ class _Parser:
         batch = {"row": parsed["row"], "source": source}
         for name, info in self._modalities.items():
             prefix = _prefix(name)
-            genes, values = (_decode(parsed[f"{prefix}{kind}"], info, kind) for kind in _KINDS)
+            raw = [parsed[f"{prefix}{kind}"] for kind in _KINDS]
             if name == "rna":
-                batch["total"] = tf.reduce_sum(values, 1)
-                if self._group > 1:
-                    genes, values, batch["offset"] = self._pack(genes, values)
-                elif self._kept is not None:
-                    genes, values = _select(genes, values, self._kept)
+                genes, values = self._rna(raw, info, batch)
+            else:
+                genes, values = (
+                    _decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
+                )
             batch[f"{prefix}genes"], batch[f"{prefix}values"] = genes, values
         for key in self._labels:
             batch[f"label/{key}"] = parsed[f"label/{key}"]
@@ -193,15 +198,43 @@ class _Parser:
             batch["cell"] = parsed["cell"]
         return batch
 
-    def _pack(
-        self, genes: tf.Tensor, values: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        wanted = values > 0
+    def _rna(
+        self, raw: list[tf.Tensor], info: ModalityInfo, batch: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Genes and values [B, K]; adds "total" and, where packed, "offset" to the batch."""
+        if self._kept is None and self._width is None:
+            genes, values = (
+                _decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
+            )
+            batch["total"] = tf.reduce_sum(values, 1)
+            return genes, values
+        n_cells = raw[0].shape[0]
+        lengths = tf.strings.length(raw[0]) // np.dtype(info.gene_dtype).itemsize
+        genes, values = (
+            _decode_flat(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
+        )
+        ends = tf.cumsum(lengths)
+        # Differences of a running sum, exact for counts, cost far less than a segment sum.
+        running = tf.pad(tf.cumsum(tf.cast(values, tf.float64)), [[1, 0]])
+        batch["total"] = tf.cast(_differences(tf.gather(running, ends)), tf.float32)
         if self._kept is not None:
-            wanted &= tf.gather(self._kept, genes)
-        width = packed_width(self._mean_nonzeros, genes.shape[1], self._group)
-        packed = pack(genes, values, wanted, self._group, width)
-        return tuple(tf.ensure_shape(part, [genes.shape[0], None]) for part in packed)
+            wanted = tf.where(tf.gather(self._kept, genes))[:, 0]
+            genes, values = tf.gather(genes, wanted), tf.gather(values, wanted)
+            before = tf.searchsorted(wanted, tf.cast(ends, tf.int64))
+            lengths = tf.cast(_differences(before), tf.int32)
+        if self._width is not None:
+            genes, values, batch["offset"] = (
+                tf.ensure_shape(part, [n_cells, None])
+                for part in pack(genes, values, lengths, self._group, self._width)
+            )
+            return genes, values
+        width = _width(min(int(self._kept.sum()), info.max_nonzeros))
+
+        def pad(numbers: tf.Tensor) -> tf.Tensor:
+            ragged = tf.RaggedTensor.from_row_lengths(numbers, lengths, validate=False)
+            return tf.ensure_shape(ragged.to_tensor(shape=[None, width]), [n_cells, width])
+
+        return pad(genes), pad(values)
 
 
 _KINDS = ("genes", "values")
@@ -225,31 +258,34 @@ def _width(nonzeros: int) -> int:
 
 def _decode(raw: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
     """Raw little-endian bytes [B] to int32 genes or float32 values [B, K], padded with 0."""
+    dtype = _stored_dtype(info, kind)
+    numbers = tf.io.decode_raw(raw, dtype, fixed_length=_width(info.max_nonzeros) * dtype.size)
+    return _as_numbers(numbers, info, kind)
+
+
+def _decode_flat(raw: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
+    """Raw little-endian bytes [B] to the int32 genes or float32 values of all cells [T]."""
+    numbers = tf.io.decode_raw(tf.strings.reduce_join(raw), _stored_dtype(info, kind))
+    return _as_numbers(numbers, info, kind)
+
+
+def _differences(x: tf.Tensor) -> tf.Tensor:
+    """Each number [B] less the one before it, the first as it is."""
+    return x - tf.pad(x[:-1], [[1, 0]])
+
+
+def _stored_dtype(info: ModalityInfo, kind: str) -> tf.DType:
     name = info.gene_dtype if kind == "genes" else info.value_dtype
     # decode_raw knows no uint32, but int32 has the same bytes.
-    dtype = tf.int32 if name == "uint32" else tf.as_dtype(name)
-    numbers = tf.io.decode_raw(raw, dtype, fixed_length=_width(info.max_nonzeros) * dtype.size)
+    return tf.int32 if name == "uint32" else tf.as_dtype(name)
+
+
+def _as_numbers(numbers: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
     if kind == "genes":
         return tf.cast(numbers, tf.int32)
-    if name == "uint32":
+    if info.value_dtype == "uint32":
         numbers = tf.bitcast(numbers, tf.uint32)
     return tf.cast(numbers, tf.float32)
-
-
-def _select(
-    genes: tf.Tensor, values: tf.Tensor, kept: np.ndarray
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Moves the values of the genes to keep to the front of a batch as narrow as they allow."""
-    width = _width(min(int(kept.sum()), genes.shape[1]))
-    wanted = tf.gather(kept, genes) & (values > 0)
-    lengths = tf.reduce_sum(tf.cast(wanted, tf.int64), 1)
-
-    def pack(numbers: tf.Tensor) -> tf.Tensor:
-        flat = tf.boolean_mask(numbers, wanted)
-        ragged = tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False)
-        return tf.ensure_shape(ragged.to_tensor(shape=[None, width]), [genes.shape[0], width])
-
-    return pack(genes), pack(values)
 
 
 def count_sources(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[int]:

@@ -14,7 +14,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.manifest import FILE_NAME
-from concerto_tf.tasks.result import write_cells, write_result
+from concerto_tf.tasks.result import check_target, write_cells, write_result
 from concerto_tf.tasks.train import check_units
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ Progress = Callable[[int, int], None]
 def embed(
     model: ContrastiveModel | str | Path,
     cells: Records | str | Path | AnnData,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     source_key: str | None = None,
     layer: str | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Embeds cells and writes them with ``obsm["X_concerto"]``.
+    """Embeds cells and writes them with ``obsm["X_concerto"]`` where asked to.
 
     Cells of a source the model knows are normalised by its statistics of that source, others by
     those pooled over all sources.
@@ -43,7 +43,7 @@ def embed(
         model: A trained model, or its path.
         cells: Records, or anything that `convert` takes; genes are matched by name, and what the
             model does not know is left out.
-        out: The `.h5ad` to write.
+        out: The `.h5ad` to write; ``None`` writes nothing.
         source_key: Column of obs that names the source of each cell.
         layer: Layer that holds the counts.
         progress: Called with the number of cells done and of all cells.
@@ -54,11 +54,15 @@ def embed(
     Raises:
         InputError: Model and cells do not fit together, or one of them is unsuitable.
     """
+    if out is not None:
+        check_target(out)
     if not isinstance(model, ContrastiveModel):
         model = load_model(model)
     with as_records(model, cells, source_key, layer) as records:
         z = embed_records(model, records, progress)
-        known = records.obs()
+        known = {} if out is None else records.obs()
+    if out is None:
+        return z
     if is_records(cells):
         labels = {
             key.removeprefix("label/"): values

@@ -135,8 +135,8 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
     for axes, (name, title, hint) in zip(panels, drawn, strict=False):
         few = {"marker": "o", "markersize": 3} if n <= 20 else {}
         axes.plot(epochs, columns[name], color=PALETTE[0], lw=1.6, label="training", **few)
-        if f"val_{name}" in columns:
-            held_out = columns[f"val_{name}"]
+        held_out = columns.get(f"val_{name}", np.zeros(0))
+        if np.isfinite(held_out).any():  # Keras 3 logs empty columns where there is nothing
             axes.plot(epochs, held_out, color=PALETTE[1], lw=1.6, ls="--", label="held out", **few)
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")

@@ -1,12 +1,13 @@
-"""The tasks that take an `.h5ad` with an embedding and give it back with more."""
+"""The tasks that take cells with an embedding, in an `.h5ad` or in memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
+from concerto_tf.tasks.result import check_target
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,54 +27,87 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
         InputError: The file is missing, damaged, or no AnnData.
     """
     import anndata
+    import h5py
 
-    from concerto_tf.records import open_input
-
-    open_input(path).close()  # says in plain words what is wrong with a file
     path = Path(path)
-    if path.suffix == ".zarr" or path.is_dir():
-        return anndata.io.read_zarr(path)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; check the path")
+    if not path.is_dir() and not h5py.is_hdf5(path):
+        raise InputError(f"{path}: no .h5ad, or cut short; concerto embed or run writes one")
     try:
+        if path.is_dir():
+            return anndata.io.read_zarr(path)
         return anndata.io.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: no .h5ad with an embedding ({error})") from error
+    except Exception as error:  # noqa: BLE001 - whatever the libraries raise, the file is wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{path}: cannot be read as .h5ad ({reason}); concerto embed or run writes one"
+        ) from error
 
 
-def cluster_file(path: str | Path, out: str | Path, **options: Any) -> AnnData:
-    """`concerto_tf.tasks.cluster.cluster` on an `.h5ad`, written to another.
+def check_embedding(name: str | Path, adata: AnnData, rep: str) -> None:
+    """Raises InputError if the cells of this name have no such embedding."""
+    if rep != "X" and rep not in adata.obsm:
+        known = ", ".join(adata.obsm) or "none"
+        raise InputError(
+            f"{name}: no embedding {rep!r} in obsm (there: {known}); name one with --rep, or make "
+            "one with concerto embed"
+        )
+
+
+def cluster(
+    cells: str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    rep: str = "X_concerto",
+    algorithm: str = "leiden",
+    resolution: float = 1.0,
+    k: int | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """Clusters cells by their embedding, into ``obs["concerto_cluster"]``.
 
     Args:
-        path: An `.h5ad` with an embedding in obsm.
-        out: The `.h5ad` to write.
-        **options: Of `cluster`.
+        cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
+        out: The `.h5ad` to write; ``None`` writes nothing.
+        rep: Key of the embedding in obsm.
+        algorithm: ``leiden`` or ``kmeans``.
+        resolution: Resolution of Leiden; higher gives more clusters.
+        k: Number of clusters of K-means.
+        seed: Seed of the algorithm.
 
     Returns:
         The AnnData.
+
+    Raises:
+        InputError: The file or an argument is unsuitable.
     """
     from concerto_tf.tasks.cluster import cluster
 
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
-    adata = open_embedded(path, backed=False)
-    cluster(adata, **options)
-    with atomic(out) as temporary:
-        adata.write_h5ad(temporary)
+    if out is not None:
+        check_target(out)
+    opened = isinstance(cells, str | Path)
+    adata = open_embedded(cells, backed=False) if opened else cells
+    check_embedding(cells if opened else "AnnData", adata, rep)
+    cluster(adata, rep, algorithm, resolution, k, seed)
+    if out is not None:
+        with atomic(out) as temporary:
+            adata.write_h5ad(temporary)
     return adata
 
 
-def evaluate_file(
-    path: str | Path,
+def evaluate(
+    cells: str | Path | AnnData,
     *,
     label_key: str | None = None,
     source_key: str | None = None,
     rep: str = "X_concerto",
     seed: int = 0,
 ) -> dict[str, float]:
-    """Scores the embedding of an `.h5ad`.
+    """Scores an embedding against labels, and by the mixing of sources.
 
     Args:
-        path: An `.h5ad` with an embedding in obsm.
+        cells: An `.h5ad` with an embedding in obsm, or an AnnData.
         label_key: Column of obs with labels.
         source_key: Column of obs with sources.
         rep: Key of the embedding in obsm.
@@ -81,18 +115,26 @@ def evaluate_file(
 
     Returns:
         Number of cells and genes, and those metrics that apply.
+
+    Raises:
+        InputError: The file is unsuitable, or holds no such key.
     """
     from concerto_tf.metrics import evaluate
     from concerto_tf.tasks.cluster import _embedding
 
     if label_key is None and source_key is None:
         raise InputError("name a label key, a source key or both to score an embedding by")
-    adata = open_embedded(path, backed=True)
+    opened = isinstance(cells, str | Path)
+    adata = open_embedded(cells, backed=True) if opened else cells
+    name = cells if opened else "AnnData"
     try:
+        check_embedding(name, adata, rep)
         for key in (label_key, source_key):
             if key is not None and key not in adata.obs:
                 known = ", ".join(map(str, adata.obs)) or "none"
-                raise InputError(f"{path}: no column {key!r} in obs (there: {known})")
+                raise InputError(
+                    f"{name}: no column {key!r} in obs (there: {known}); name one of these"
+                )
         scores = evaluate(
             _embedding(adata, rep),
             None if label_key is None else adata.obs[label_key].to_numpy(),
@@ -101,5 +143,5 @@ def evaluate_file(
         )
         return {"cells": adata.n_obs, "genes": adata.n_vars, **scores}
     finally:
-        if adata.isbacked:
+        if opened and adata.isbacked:
             adata.file.close()

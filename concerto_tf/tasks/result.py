@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,8 +50,7 @@ def write_result(
         layer: The layer that was converted.
     """
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    check_target(out)
     with atomic(out) as temporary, ExitStack() as stack:
         opened = [stack.enter_context(open_input(item, layer=layer)) for item in inputs]
         only = opened[0]
@@ -62,6 +62,21 @@ def write_result(
         _assemble(opened, temporary, obsm, obs, names, rows)
 
 
+def check_target(out: str | Path) -> None:
+    """Raises InputError if a file cannot be written there, before there is anything to lose."""
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file to write, as in {out / 'out.h5ad'}")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise InputError(
+            f"{out.parent}: cannot be written ({error.strerror}); write elsewhere"
+        ) from error
+
+
 def write_cells(
     out: str | Path, names: Sequence[str], obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray]
 ) -> None:
@@ -70,8 +85,7 @@ def write_cells(
     from anndata import AnnData
 
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    check_target(out)
     frame = pd.DataFrame({key: _storable(value) for key, value in obs.items()})
     frame.index = list(names)
     with atomic(out) as temporary:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._files import remove_temporaries, write_json
+from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.result import write_result
-from concerto_tf.tasks.train import train
+from concerto_tf.tasks.train import check_arguments, check_cells, train
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,25 +86,54 @@ def run(
     def reporter(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
-    for item in inputs:  # What is unsuitable shows before anything is written.
-        with open_input(item, layer=layer) as cells:
-            for key in (source_key, label_key):
-                if key is not None:
-                    cells.column(key)
+    # What is unsuitable shows before anything is written.
+    check_arguments(**training)
+    if not 0 < resolution < math.inf:
+        raise InputError(f"resolution is {resolution}; it must be a positive number")
+    _check_inputs(inputs, layer, source_key, label_key)
     state.begin()
-    with state.timed("convert"):
-        records = convert(
-            inputs, out / "records", layer=layer, source_key=source_key,
-            label_keys=[label_key] if label_key else [], drop_empty=drop_empty, workers=workers,
-            seed=seed, progress=reporter("convert"),
-        )  # fmt: skip
-    with state.timed("train"):
-        model = train(
-            records, out / "model", genes=genes, seed=seed, progress=reporter("train"), **training
-        )
+    try:
+        with state.timed("convert"):
+            records = convert(
+                inputs, out / "records", layer=layer, source_key=source_key,
+                label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
+                workers=workers, seed=seed, overwrite=not state.trained,
+                progress=reporter("convert"),
+            )  # fmt: skip
+    except InputError:
+        state.withdraw()
+        raise
     if not state.finished:
+        with state.timed("train"):
+            model = train(
+                records, out / "model", genes=genes, seed=seed, progress=reporter("train"),
+                **training,
+            )  # fmt: skip
         _finish(state, inputs, records, model, reporter("embed"), layer, label_key, resolution)
     return json.loads((out / "metrics.json").read_text("utf-8"))
+
+
+def _check_inputs(
+    inputs: Sequence[str | Path | AnnData],
+    layer: str | None,
+    source_key: str | None,
+    label_key: str | None,
+) -> None:
+    """Raises InputError if the inputs lack a key, or hold too little to train on."""
+    names, n_cells, n_genes, sources = [], 0, 0, Counter[str]()
+    for item in inputs:
+        with open_input(item, layer=layer) as cells:
+            if label_key is not None:
+                cells.column(label_key)
+            if source_key is None:
+                sources[cells.stem] += cells.n_cells
+            else:
+                codes, categories = cells.column(source_key)
+                sources.update(dict(zip(categories, np.bincount(codes[codes >= 0]), strict=True)))
+            names.append(cells.name)
+            n_cells += cells.n_cells
+            n_genes += len(cells.genes)
+    check_cells(", ".join(names), n_cells, n_genes, sources)
 
 
 def _finish(
@@ -200,16 +231,22 @@ class _State:
             raise InputError(f"{out}: is a file; name a folder for the result")
         if self._path.exists():
             held = json.loads(self._path.read_text("utf-8"))
-            if held["asked"] != asked:
-                changed = [key for key in asked if held["asked"].get(key) != asked[key]]
+            changed = [key for key in asked if held["asked"].get(key) != asked[key]]
+            if changed and self.trained:
                 raise InputError(
                     f"{out}: holds a run with another {' and '.join(changed)}; name another folder "
                     "with -o, or remove this one"
                 )
             self.seconds = held["seconds"]
             remove_temporaries(out)
-        elif out.is_dir() and any(out.iterdir()):
+        elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise InputError(f"{out}: is not empty and holds no run; name another folder with -o")
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has begun; what led to it can no longer be changed."""
+        model = self.out / "model"
+        return model.is_dir() and any(model.iterdir())
 
     @property
     def finished(self) -> bool:
@@ -225,6 +262,13 @@ class _State:
             raise InputError(
                 f"{self.out}: cannot be written ({error.strerror}); name another folder with -o"
             ) from error
+
+    def withdraw(self) -> None:
+        """Takes back what `begin` left, unless there are records to continue from."""
+        if not (self.out / "records").exists():
+            remove(self._path)
+            if not any(self.out.iterdir()):
+                self.out.rmdir()
 
     def timed(self, stage: str) -> _Timed:
         """A context that notes how long a stage took, the first time it is done."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from concerto_tf import _files
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, ContrastiveModel, load_model, save_model
+from concerto_tf.models.optimizers import make_optimizer
 from concerto_tf.models.saving import FILE_NAME, model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.records import Records, resolve_genes
@@ -22,6 +24,7 @@ _log = logging.getLogger("concerto_tf")
 METHODS: dict[str, type[ContrastiveModel]] = {"concerto": Concerto}
 DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
+STRATEGIES = ("auto", "one", "mirrored")
 SUMMARY = "training.json"
 
 
@@ -88,8 +91,16 @@ def train(
     finished = _take_over(out, asked)
     if finished is not None:
         return finished
-    _check_arguments(method, preset, epochs, batch_size, learning_rate)
-    check_cells(records)
+    check_arguments(
+        method=method, preset=preset, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, optimizer=optimizer, strategy=strategy,
+    )  # fmt: skip
+    check_cells(
+        str(records.path),
+        records.n_cells,
+        records.n_genes,
+        dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
+    )
     scope = make_strategy(strategy)
     schedule = plan_training(
         records.n_cells, epochs, batch_size, scope.num_replicas_in_sync if scope else 1
@@ -102,7 +113,12 @@ def train(
             else _create(method, preset, genes, records, seed, options or {})
         )
         model.compile(optimizer, learning_rate, steps=schedule.steps)
-    _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
+    _begin(out, asked)
+    try:
+        _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
+    except InputError:
+        _withdraw(out)
+        raise
     save_model(model, out / FILE_NAME)
     _files.write_json(
         out / SUMMARY,
@@ -119,17 +135,23 @@ def train(
     return model
 
 
-def check_cells(records: Records) -> None:
-    """Raises InputError if there is too little to learn from."""
-    where = records.path
-    if records.n_cells < FEWEST_CELLS:
+def check_cells(where: str, n_cells: int, n_genes: int, sources: Mapping[str, int]) -> None:
+    """Raises InputError if there is too little to learn from.
+
+    Args:
+        where: What the cells lie in, for the message.
+        n_cells: Number of cells.
+        n_genes: Number of genes.
+        sources: Number of cells by source.
+    """
+    if n_cells < FEWEST_CELLS:
         raise InputError(
-            f"{where}: {records.n_cells} cell{'s' * (records.n_cells != 1)}; contrastive learning "
-            f"compares cells and needs at least {FEWEST_CELLS}"
+            f"{where}: {n_cells} cell{'s' * (n_cells != 1)}; contrastive learning compares cells "
+            f"and needs at least {FEWEST_CELLS}"
         )
-    if records.n_genes < 2:
+    if n_genes < 2:
         raise InputError(f"{where}: one gene; training needs at least 2 genes to compare cells by")
-    for name, count in zip(records.sources, records.manifest.cells_per_source, strict=True):
+    for name, count in sources.items():
         if count == 1:
             raise InputError(
                 f"{where}: source {name!r} has one cell, which has no statistics of its own; merge "
@@ -138,24 +160,27 @@ def check_cells(records: Records) -> None:
 
 
 def make_strategy(name: str) -> Any:
-    """The distribution strategy of a name, or None for one device."""
+    """The distribution strategy of a name (`STRATEGIES`), or None for one device."""
     import tensorflow as tf
 
-    if name not in ("auto", "one", "mirrored"):
-        raise InputError(f"strategy must be auto, one or mirrored, not {name!r}")
     if name == "one" or (name == "auto" and len(tf.config.list_logical_devices("GPU")) < 2):
         return None
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def _check_arguments(
-    method: str,
-    preset: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
+def check_arguments(
+    *,
+    method: str = "concerto",
+    preset: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: str = "adam",
+    strategy: str = "auto",
+    **others: Any,
 ) -> None:
+    """Raises InputError if an argument of `train` is unsuitable, whatever the cells."""
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
     if preset is not None and preset not in METHODS[method].PRESETS:
@@ -164,10 +189,13 @@ def _check_arguments(
     for name, value in {
         "epochs": epochs, "batch size": batch_size, "learning rate": learning_rate,
     }.items():  # fmt: skip
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value}; it must be positive")
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
+    if strategy not in STRATEGIES:
+        raise InputError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    make_optimizer(optimizer, 1e-3)
 
 
 def _create(
@@ -287,12 +315,29 @@ def _take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
         )
     if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no model; name another folder")
+    return None
+
+
+def _begin(out: Path, asked: dict[str, Any]) -> None:
+    """Makes the folder and notes what is asked for, so that a later call may continue."""
+    begun = out / "checkpoint" / "asked.json"
     try:
         begun.parent.mkdir(parents=True, exist_ok=True)
         _files.write_json(begun, asked)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); name another") from error
-    return None
+
+
+def _withdraw(out: Path) -> None:
+    """Takes back a training that came to nothing, so that a mended call finds an empty folder."""
+    from concerto_tf.models.callbacks import saved_rounds
+
+    if saved_rounds(out / "checkpoint"):
+        return
+    for name in ("checkpoint", "training.csv", "tensorboard"):
+        _files.remove(out / name)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _fingerprint(records: Records) -> str:

@@ -7,14 +7,20 @@ import tensorflow as tf
 from concerto_tf.records.packing import group_size, pack, packed_width
 
 
-def padded(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flat(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Genes and values of cells one after the other, and how many each cell has."""
     rng = np.random.default_rng(seed)
-    k = max(lengths)
-    genes, values = np.zeros((len(lengths), k), np.int32), np.zeros((len(lengths), k), np.float32)
-    for i, n in enumerate(lengths):
-        genes[i, :n] = np.sort(rng.choice(1000, n, replace=False))
-        values[i, :n] = rng.integers(1, 9, n)
-    return genes, values, values > 0
+    genes = [np.sort(rng.choice(1000, n, replace=False)) for n in lengths]
+    values = rng.integers(1, 9, sum(lengths))
+    return np.concatenate(genes).astype("i4"), values.astype("f4"), np.array(lengths, np.int32)
+
+
+def by_cell(genes, values, lengths) -> list[dict[int, float]]:
+    ends = np.cumsum(lengths)
+    return [
+        dict(zip(genes[end - n : end], values[end - n : end], strict=True))
+        for n, end in zip(lengths, ends, strict=True)
+    ]
 
 
 def unpacked(genes, values, offset) -> list[dict[int, float]]:
@@ -29,35 +35,27 @@ def unpacked(genes, values, offset) -> list[dict[int, float]]:
 @pytest.mark.parametrize("width", [4, 7, 30])
 @pytest.mark.parametrize("group", [1, 2, 4])
 def test_every_value_is_kept_and_finds_its_cell(width: int, group: int) -> None:
-    genes, values, wanted = padded([3, 30, 0, 9, 1, 2, 28, 29])
-    g, v, offset = (x.numpy() for x in pack(genes, values, wanted, group, width))
-    want = [dict(zip(a[w], b[w], strict=True)) for a, b, w in
-            zip(genes, values, wanted, strict=True)]
-    assert unpacked(g, v, offset) == want
+    cells = flat([3, 30, 0, 9, 1, 2, 28, 29])
+    g, v, offset = (x.numpy() for x in pack(*cells, group, width))
+    assert unpacked(g, v, offset) == by_cell(*cells)
     assert g.shape[1] % width == 0 and np.log2(g.shape[1] / width) % 1 == 0
 
 
 def test_a_slice_of_whole_groups_is_packed_too() -> None:
-    genes, values, wanted = padded([5, 1, 6, 2])
-    whole = pack(genes, values, wanted, 2, 4)
-    half = [x[2:].numpy() for x in whole]
-    want = [dict(zip(genes[i][wanted[i]], values[i][wanted[i]], strict=True)) for i in (2, 3)]
-    assert unpacked(*half) == want
+    cells = flat([5, 1, 6, 2])
+    half = [x[2:].numpy() for x in pack(*cells, 2, 4)]
+    assert unpacked(*half) == by_cell(*cells)[2:]
 
 
 def test_uneven_cells_take_the_room_of_their_mean() -> None:
     lengths = [10] * 31 + [300]
-    genes, values, wanted = padded(lengths)
     width = packed_width(np.mean(lengths), max(lengths), 32)
-    g, *_ = pack(genes, values, wanted, 32, width)
-    assert g.shape == (32, 32) and genes.shape == (32, 300)
+    g, *_ = pack(*flat(lengths), 32, width)
+    assert g.shape == (32, 32)
 
 
 def test_works_inside_tf_data() -> None:
-    genes, values, wanted = padded([3, 30, 0, 9])
-    data = tf.data.Dataset.from_tensors((genes, values, wanted)).map(
-        lambda g, v, w: pack(g, v, w, 4, 8)
-    )
+    data = tf.data.Dataset.from_tensors(flat([3, 30, 0, 9])).map(lambda *x: pack(*x, 4, 8))
     g, v, offset = next(iter(data))
     assert sum(map(len, unpacked(g.numpy(), v.numpy(), offset.numpy()))) == 42
 
