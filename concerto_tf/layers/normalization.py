@@ -31,8 +31,15 @@ class LogNormalize(keras.layers.Layer):
 
     Example:
 
+    In front of any Keras model, which then takes raw counts:
+
     >>> import numpy as np
+    >>> import tensorflow as tf
     >>> from concerto_tf.layers import LogNormalize
+    >>> counts = tf.keras.Input([3])
+    >>> model = tf.keras.Model(counts, tf.keras.layers.Dense(2)(LogNormalize()(counts)))
+    >>> model(np.array([[1.0, 3.0, 0.0]], "float32")).shape.as_list()
+    [1, 2]
     >>> np.expm1(LogNormalize(target_sum=100)(np.array([[1.0, 3.0, 0.0]]))).round(3).tolist()
     [[25.0, 75.0, 0.0]]
 

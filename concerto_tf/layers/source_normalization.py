@@ -129,6 +129,14 @@ class SourceBatchNormalization(keras.layers.Layer):
     >>> layer(x, source=tf.constant([0, 0, 1, 1]), training=True).numpy().ravel().tolist()
     [-1.0, 1.0, -1.0, 1.0]
 
+    In anybody's Keras model, with the source as a second input:
+
+    >>> cells, source = tf.keras.Input([50]), tf.keras.Input([], dtype="int32")
+    >>> hidden = SourceBatchNormalization(n_sources=2)(cells, source=source)
+    >>> model = tf.keras.Model([cells, source], tf.keras.layers.Dense(8)(hidden))
+    >>> model([tf.ones([3, 50]), tf.constant([0, 1, 1])]).shape.as_list()
+    [3, 8]
+
     Reference:
         Concerto, Methods, "Source-aware Batch Normalization for data-integration".
     """

@@ -82,6 +82,14 @@ class NTXent(keras.losses.Loss):
     >>> round(float(loss), 4)
     0.5514
 
+    As the loss of any Keras model whose targets are the other view of each cell:
+
+    >>> model = tf.keras.Sequential([tf.keras.Input([4]), tf.keras.layers.Dense(4)])
+    >>> model.compile("adam", NTXent(temperature=0.5))
+    >>> history = model.fit(tf.random.normal([8, 4]), tf.random.normal([8, 4]), verbose=0)
+    >>> sorted(history.history)
+    ['loss']
+
     Reference:
         Concerto, equations 7 to 9.
     """

@@ -220,8 +220,8 @@ def _take_over(out: Path, plan: str, overwrite: bool) -> Records | None:
             return Records(out)
         if not overwrite:
             raise InputError(
-                f"{out}: already holds finished records of something else, or the input has changed "
-                "since; name another folder or overwrite them (overwrite=True, --overwrite)"
+                f"{out}: already holds finished records of something else, or the input has "
+                "changed since; name another folder or overwrite them (overwrite=True, --overwrite)"
             )
         _clean(out)
     elif (out / "plan.json").exists():

@@ -8,14 +8,14 @@ import tensorflow as tf
 
 #: Cells that share their places, at most. More would waste less; but a batch is divided between
 #: replicas, and no cell may stand on two of them.
-GROUP_CELLS = 32
-#: Places per cell, relative to the mean; a group of 32 that needs more is rare.
-_ROOM = 1.5
+GROUP_CELLS = 64
+#: Places per cell, relative to the mean; a group of 64 that needs more is rare.
+_ROOM = 1.35
 _MULTIPLE = 16
 
 
 def group_size(batch_size: int, replicas: int = 1) -> int:
-    """Cells that share their places: the largest divisor of a replica's batch up to 32."""
+    """Cells that share their places: the largest divisor of a replica's batch up to 64."""
     cells = batch_size // replicas
     return next(n for n in range(min(GROUP_CELLS, cells), 0, -1) if cells % n == 0)
 

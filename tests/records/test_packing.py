@@ -61,7 +61,7 @@ def test_works_inside_tf_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "replicas", "group"), [(256, 1, 32), (124, 1, 31), (127, 1, 1), (20, 2, 10)]
+    ("cells", "replicas", "group"), [(256, 1, 64), (124, 1, 62), (127, 1, 1), (20, 2, 10)]
 )
 def test_groups_divide_a_replicas_batch(cells: int, replicas: int, group: int) -> None:
     assert group_size(cells, replicas) == group
