@@ -6,10 +6,12 @@ time is linear in the number of entries and memory does not depend on it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,55 @@ def _check_inside(positions: np.ndarray, size: int, what: str) -> None:
     if len(positions) and not 0 <= positions.min() <= positions.max() < size:
         wrong = positions.max() if positions.max() >= size else positions.min()
         raise InputError(f"an entry names {what} {wrong + 1} of {size}; the file is damaged")
+
+
+class Scratch:
+    """A folder for copies of column-ordered matrices, sorted by cell.
+
+    Args:
+        folder: where; None for a temporary folder, made when first needed.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self._folder = Path(folder).absolute() if folder is not None else None
+        self._remove: Any = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or None if it was temporary and not needed."""
+        return self._folder
+
+    def sorted_rows(
+        self,
+        path: Path,
+        where: str,
+        shape: tuple[int, int],
+        n_entries: int,
+        dtype: Any,
+        entries: Entries,
+    ) -> SortedRows:
+        """The copy of this matrix sorted by cell, made now unless it is there.
+
+        Args:
+            path: of the input.
+            where: place of the matrix within it.
+            shape: cells, genes.
+            n_entries: of the matrix.
+            dtype: of its values.
+            entries: slabs of (cell, gene, value); not touched if the copy is there.
+        """
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="concerto-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
+        stat = path.stat()
+        identity = (str(path), stat.st_size, stat.st_mtime_ns, where, shape, n_entries)
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        copy = self._folder / f"by-cell-{digest}"
+        if (copy / "rows.json").exists():
+            return SortedRows(copy)
+        return sort_by_cell(entries, shape, n_entries, dtype, copy)
+
+    def remove(self) -> None:
+        """Removes the folder if it was temporary."""
+        if self._remove is not None:
+            self._remove()

@@ -6,10 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.by_cell import Entries, SortedRows, sort_by_cell
+from concerto_tf.records.by_cell import Scratch
 from concerto_tf.records.cells import Input, Part, first_line
 from concerto_tf.records.inputs_10x import is_10x, open_10x_h5, open_mtx
 from concerto_tf.records.inputs_anndata import is_stored_anndata, open_adata, open_stored
@@ -25,61 +21,9 @@ from concerto_tf.records.inputs_anndata import is_stored_anndata, open_adata, op
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Input", "Part", "Scratch", "open_input"]
+__all__ = ["Input", "Part", "open_input"]
 
 _ACCEPTED = "an .h5ad, a .zarr, a 10x .h5 or a 10x mtx folder"
-
-
-class Scratch:
-    """A folder for copies of column-ordered matrices, sorted by cell.
-
-    Args:
-        folder: where; None for a temporary folder, made when first needed.
-    """
-
-    def __init__(self, folder: str | Path | None) -> None:
-        self._folder = Path(folder).absolute() if folder is not None else None
-        self._remove: Any = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder, or None if it was temporary and not needed."""
-        return self._folder
-
-    def sorted_rows(
-        self,
-        path: Path,
-        where: str,
-        shape: tuple[int, int],
-        n_entries: int,
-        dtype: Any,
-        entries: Entries,
-    ) -> SortedRows:
-        """The copy of this matrix sorted by cell, made now unless it is there.
-
-        Args:
-            path: of the input.
-            where: place of the matrix within it.
-            shape: cells, genes.
-            n_entries: of the matrix.
-            dtype: of its values.
-            entries: slabs of (cell, gene, value); not touched if the copy is there.
-        """
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="concerto-"))
-            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, True)
-        stat = path.stat()
-        identity = (str(path), stat.st_size, stat.st_mtime_ns, where, shape, n_entries)
-        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        copy = self._folder / f"by-cell-{digest}"
-        if (copy / "rows.json").exists():
-            return SortedRows(copy)
-        return sort_by_cell(entries, shape, n_entries, dtype, copy)
-
-    def remove(self) -> None:
-        """Removes the folder if it was temporary."""
-        if self._remove is not None:
-            self._remove()
 
 
 def open_input(

@@ -19,7 +19,7 @@ from concerto_tf.records.rows import CompressedRows, Rows
 from concerto_tf.records.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from concerto_tf.records.inputs import Scratch
+    from concerto_tf.records.by_cell import Scratch
 
 
 def is_10x(file: Any) -> bool:

@@ -25,7 +25,7 @@ from concerto_tf.records.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from concerto_tf.records.inputs import Scratch
+    from concerto_tf.records.by_cell import Scratch
 
 # Names of the genes, names of var's columns, and a function that gives a column.
 Var = tuple[Sequence[str], Sequence[str], Callable[[str], Any]]
