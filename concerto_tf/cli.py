@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `concerto --help` i
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import json
 import logging
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     _quiet_libraries(options)
     try:
-        if options.tensorflow and not options.debug:
+        if not options.debug:
             _import_tensorflow()
         result = options.run(options)
         result, code = result if isinstance(result, tuple) else (result, DONE)
@@ -84,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:  # noqa: BLE001 - the last place where it can be said well
-        return _explain(error, options)
+        code = _explain(error, options)
+        if arguments is None and _of_the_system(error) is not None:
+            # HDF5 crashes at the end of a process over a file that a full disk kept open.
+            atexit.register(os._exit, code)
+        return code
 
 
 def _explain(error: Exception, options: argparse.Namespace) -> int:
@@ -96,7 +101,9 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
     text = (str(error).splitlines() or [""])[0][:300]
     system = _of_the_system(error)
     if system is not None:
-        where = getattr(error, "filename", None) or text
+        # Of a copy that failed, the second name is the one that was written.
+        names = [getattr(error, name, None) for name in ("filename2", "filename")]
+        where = next(filter(None, [*names, getattr(options, "output", None)]), "")
         print(f"concerto: {where}: {system}; make room or name a place that can be written",
               file=sys.stderr)  # fmt: skip
         return UNSUITABLE
@@ -110,10 +117,17 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
 def _of_the_system(error: Exception) -> str | None:
     """What the system says if it is something the user can mend, whichever library passes it on."""
     if isinstance(error, OSError) and error.errno in _USERS_OWN:
-        return error.strerror or os.strerror(error.errno)
+        return os.strerror(error.errno)
     # TensorFlow and HDF5 keep the words and lose the number.
     words = [os.strerror(code) for code in _NO_ROOM]
     return next((text for text in words if text.lower() in str(error).lower()), None)
+
+
+class _Lines(logging.Handler):
+    """Messages as lines on what stderr is at the moment: a bar makes room for them above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
 
 
 def _quiet_libraries(options: argparse.Namespace) -> None:
@@ -124,15 +138,19 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         warnings.filterwarnings("ignore")
+        # HDF5 raises again, by the dozen, while what could not be written is cleared away.
+        sys.excepthook = sys.unraisablehook = lambda *_: None
     log = logging.getLogger("concerto_tf")
-    log.handlers = [logging.StreamHandler(sys.stderr)]
-    log.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [_Lines()]
     log.setLevel(logging.ERROR if options.quiet else logging.INFO)
     log.propagate = False
 
 
 def _import_tensorflow() -> None:
-    """Imports TensorFlow without what it writes to stderr before it can be told not to."""
+    """Imports TensorFlow without what it writes to stderr before it can be told not to.
+
+    Every command comes to need it: umap, which scanpy's neighbours need, imports it too.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -329,11 +347,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = _shared()
 
-    def command(
-        name: str, run: Any, text: str, tensorflow: bool = True
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(run=run, tensorflow=tensorflow)
+        made.set_defaults(run=run)
         return made
 
     def keys(made: argparse.ArgumentParser, *, labels: str | None = "one") -> None:
@@ -402,7 +418,7 @@ def _parser() -> argparse.ArgumentParser:
     keys(made, labels=None)
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
 
-    made = command("cluster", _cluster, "clusters of an embedding", tensorflow=False)
+    made = command("cluster", _cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
     made.add_argument("--algorithm", choices=["leiden", "kmeans"], default="leiden")
@@ -410,7 +426,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--k", type=int, help="number of clusters of kmeans")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
-    made = command("evaluate", _evaluate, "scores of an embedding", tensorflow=False)
+    made = command("evaluate", _evaluate, "scores of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     keys(made)
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")

@@ -12,6 +12,7 @@ from concerto_tf._files import atomic
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.tasks.result import check_target
 
 _TEXT = tf.TensorSpec([None, None], tf.string, name="genes")
 _INDEX = tf.TensorSpec([None, None], tf.int32, name="genes")
@@ -59,8 +60,7 @@ def export(model: ContrastiveModel | str | Path, out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         raise InputError(f"{out}: is there already; name another folder, or remove this one")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
+    check_target(out)
     served = _Served(model)
     signatures = {
         "serving_default": served.by_name.get_concrete_function(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, replica_index, serializable, state_weight
@@ -54,6 +56,8 @@ class RandomMask(keras.layers.Layer):
         self.rate = float(rate)
         self.rescale = bool(rescale)
         self.seed = int(seed)
+        # To the precision of a float32 in [0, 1), which has 23 bits.
+        self._threshold = np.uint32(min(math.ceil(self.rate * 2**23) << 9, 2**32 - 1))
 
     def build(self, input_shape: Any) -> None:
         self.draws = state_weight(self, "draws", (), "int64")
@@ -65,11 +69,12 @@ class RandomMask(keras.layers.Layer):
         draw = tf.convert_to_tensor(self.draws)
         self.draws.assign_add(tf.ones((), tf.int64))
         stream = tf.cast(replica_index(), tf.int64) * 1_000_003 + self.seed
-        # Named, since XLA's own choice is another generator and many times slower on CPUs.
-        uniform = tf.random.stateless_uniform(
-            tf.shape(inputs), tf.stack([stream, draw]), alg="philox"
+        # Named, since XLA's own choice is another generator and many times slower on CPUs. Bits,
+        # since TensorFlow and XLA make different floats of the same bits.
+        bits = tf.random.stateless_uniform(
+            tf.shape(inputs), tf.stack([stream, draw]), None, None, tf.uint32, alg="philox"
         )
-        kept = tf.where(uniform >= self.rate, inputs, tf.zeros_like(inputs))
+        kept = tf.where(bits >= self._threshold, inputs, tf.zeros_like(inputs))
         return kept / (1 - self.rate) if self.rescale else kept
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:

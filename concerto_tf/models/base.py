@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import accumulation_dtype, apply_gradient_step, keras, replica_count
+from concerto_tf._keras import (
+    accumulation_dtype,
+    apply_gradient_step,
+    keras,
+    replica_count,
+    state_weight,
+)
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize, SourceBatchNormalization, merge_moments
 from concerto_tf.layers.source_normalization import Moments, moments_by_source
 from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
+from concerto_tf.models.batches import Batch, Cells, source_codes, tensors, without_text
 from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records
-
-Batch = dict[str, tf.Tensor]
-#: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
-Cells = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
 
 #: Version of what a saved model holds; raised when an older package could not read a newer file.
 SAVED_FORMAT = 1
@@ -85,6 +88,7 @@ class ContrastiveModel(keras.Model):
         self.normalize = LogNormalize(target_sum, name="normalize")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
+        self.started = state_weight(self, "started", (), "int32")
         self._embed_step = None
 
     def _check_arguments(self) -> None:
@@ -151,7 +155,14 @@ class ContrastiveModel(keras.Model):
         raise NotImplementedError
 
     def initialize(self, data: Iterable[Batch]) -> None:
-        """Looks at cells once before training; by default there is nothing to learn from them."""
+        """Looks at cells before the first training, which a method may begin from.
+
+        `fit` calls it on a new model. The model remembers, also when saved, that it has begun.
+
+        Args:
+            data: Batches of cells in random order.
+        """
+        self.started.assign(1)
 
     @classmethod
     def from_records(
@@ -228,6 +239,7 @@ class ContrastiveModel(keras.Model):
             learning_rate = learning_rate or self.default_learning_rate
             rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
             optimizer = make_optimizer(optimizer, rate)
+        self._jit_compile_asked = jit_compile
         if jit_compile == "auto":
             # XLA places a step on one device; over several logical ones it fails.
             jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
@@ -239,10 +251,15 @@ class ContrastiveModel(keras.Model):
 
     def get_compile_config(self) -> dict[str, Any] | None:
         optimizer = getattr(self, "optimizer", None)
-        return optimizer and {"optimizer": keras.optimizers.serialize(optimizer)}
+        return optimizer and {
+            "optimizer": keras.optimizers.serialize(optimizer),
+            "jit_compile": self._jit_compile_asked,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(optimizer=keras.optimizers.deserialize(config["optimizer"]))
+        self.compile(
+            keras.optimizers.deserialize(config["optimizer"]), jit_compile=config["jit_compile"]
+        )
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
@@ -273,7 +290,7 @@ class ContrastiveModel(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def fit(self, x: Any = None, *args: Any, calibrate: bool = True, **kwargs: Any) -> Any:
-        """`keras.Model.fit`, then `calibrate` on the same data.
+        """`keras.Model.fit`, before it `initialize` where the model is new, then `calibrate`.
 
         Args:
             x: Dataset of batches, shuffled; endless ones need ``steps_per_epoch``.
@@ -286,16 +303,18 @@ class ContrastiveModel(keras.Model):
         """
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
-        history = super().fit(_without_text(x), *args, **kwargs)
+            if not int(tf.convert_to_tensor(self.started)):
+                self.initialize(x.take(kwargs.get("steps_per_epoch") or -1))
+        history = super().fit(without_text(x), *args, **kwargs)
         if calibrate and isinstance(x, tf.data.Dataset):
             self.calibrate(x.take(kwargs.get("steps_per_epoch") or _CALIBRATION_BATCHES))
         return history
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().evaluate(_without_text(x), *args, **kwargs)
+        return super().evaluate(without_text(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(_without_text(x), *args, **kwargs)
+        return super().predict(without_text(x), *args, **kwargs)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Keras 3 would build from a batch of one replica, and fails. Nothing is left to build:
@@ -403,6 +422,11 @@ class ContrastiveModel(keras.Model):
             "seed": self.seed,
         }
 
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # The constructor has built everything. What Keras 2 and 3 save for this differs, and so
+        # would keep one from reading the other's file.
+        pass
+
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
         stamps = ("concerto_tf", "saved_format")
@@ -412,37 +436,3 @@ class ContrastiveModel(keras.Model):
 def _source_layers(model: ContrastiveModel) -> list[SourceBatchNormalization]:
     """The source-aware layers of a model, in the order in which it was built."""
     return [layer for layer in model.layers if isinstance(layer, SourceBatchNormalization)]
-
-
-def _without_text(x: Any) -> Any:
-    """A dataset of batches without the entries (barcodes) that XLA cannot take."""
-    spec = getattr(x, "element_spec", None)
-    spec = spec[0] if isinstance(spec, tuple) and spec else spec
-    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
-        return x
-    kept = [key for key, of in spec.items() if of.dtype != tf.string]
-    if len(kept) == len(spec):
-        return x
-
-    def choose(batch: Any, *rest: Any) -> Any:
-        batch = {key: batch[key] for key in kept}
-        return (batch, *rest) if rest else batch
-
-    return x.map(choose)
-
-
-def source_codes(batch: Batch) -> tf.Tensor:
-    """Source codes of a batch; all cells are of the first source where it names none."""
-    if "source" in batch:
-        return tf.cast(batch["source"], tf.int32)
-    return tf.zeros(tf.shape(batch["genes"])[:1], tf.int32)
-
-
-def tensors(batch: Any) -> Batch:
-    """The numeric entries of a batch that a model reads."""
-    batch = batch[0] if isinstance(batch, tuple) else batch
-    return {
-        key: tf.convert_to_tensor(batch[key])
-        for key in ("genes", "values", "total", "offset", "source", "row")
-        if key in batch
-    }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def saved_rounds(folder: str | Path) -> int:
         return int(saved["rounds"])
 
 
+def has_ended(folder: str | Path) -> bool:
+    """Whether the training of the checkpoint in a folder was stopped early, and so is over."""
+    path = Path(folder) / _FILE
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as saved:
+        return bool(saved["ended"])
+
+
 def trim_log(path: str | Path, rounds: int) -> None:
     """Cuts a CSV log back to the rounds that are in the checkpoint.
 
@@ -46,6 +56,17 @@ def trim_log(path: str | Path, rounds: int) -> None:
         csv.writer(file).writerows(rows[: rounds + 1])
 
 
+@contextmanager
+def closing_log(log: keras.callbacks.CSVLogger) -> Iterator[None]:
+    """Closes the file of a log also where training is stopped; Keras then leaves it open."""
+    try:
+        yield
+    finally:
+        file = getattr(log, "csv_file", None)
+        if file is not None:
+            file.close()
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Saves the whole state of a training after each round, and restores it at the start.
 
@@ -55,7 +76,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     Args:
         folder: Folder of the checkpoint; must exist.
-        early_stopping: Keras' callback of that name in the same training. List it before this one.
+        early_stopping: Keras' callback of that name in the same training. List it, and whatever
+            else may end the training, before this one.
     """
 
     def __init__(
@@ -91,13 +113,13 @@ class Checkpoint(keras.callbacks.Callback):
         }
         stopping = self._early_stopping
         state = {} if stopping is None else {"wait": stopping.wait, "best": float(stopping.best)}
-        counts = {"rounds": epoch + 1, "count": len(arrays)}
+        counts = {"rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training}
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
 
 
 class Progress(keras.callbacks.Callback):
-    """Adds the speed to a round's logs, and says how far the training is.
+    """Adds speed and passes over the data to a round's logs, and says how far the training is.
 
     Args:
         schedule: The plan of the training.
@@ -126,6 +148,7 @@ class Progress(keras.callbacks.Callback):
         cells = self._schedule.steps_per_round * self._schedule.batch_size
         if logs is not None:
             logs["cells_per_second"] = cells / (time.perf_counter() - self._began)
+            logs["passes"] = float((epoch + 1) * self._schedule.epochs_per_round)
 
 
 class StopOnNaN(keras.callbacks.Callback):

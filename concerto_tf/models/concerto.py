@@ -17,7 +17,8 @@ from concerto_tf.layers import (
     SourceBatchNormalization,
     scatter_to_dense,
 )
-from concerto_tf.models.base import Batch, Cells, ContrastiveModel, source_codes, tensors
+from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.batches import Batch, Cells, source_codes, tensors
 from concerto_tf.models.start import principal_start
 
 READOUTS = ("teacher", "student", "both")
@@ -200,6 +201,7 @@ class Concerto(ContrastiveModel):
         Args:
             data: Batches of cells in random order; as many are looked at as fit into 400 MB.
         """
+        super().initialize(data)
         x, source = self._sample(data)
         if self.components and len(x) > 2:
             principal_start(self, x, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 
 FILE_NAME = "model.keras"
+
+#: What reading the configuration raises where there is none.
+_NO_MODEL = (
+    OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError,
+    ValueError, TypeError, AttributeError,
+)  # fmt: skip
 
 
 def save_model(model: ContrastiveModel, path: str | Path) -> None:
@@ -74,8 +81,6 @@ def load_model(path: str | Path) -> ContrastiveModel:
     saved = read_config(path)
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except InputError:
-        raise
     except Exception as error:  # noqa: BLE001 - whatever Keras raises, the file is what is wrong
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         version = saved["config"].get("concerto_tf", "an unknown version")
@@ -100,15 +105,16 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             saved = json.loads(archive.read("config.json"))
-        ours = str(saved["registered_name"]).startswith("concerto_tf>")
-        config = saved["config"]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        name, config = str(saved["registered_name"]), saved["config"]
+        ours = name.startswith("concerto_tf>")
+        newer = int(config.get("saved_format", 0)) > SAVED_FORMAT
+    except _NO_MODEL as error:
         raise InputError(
             f"{path}: not a saved model, or cut short; copy it again or train anew"
         ) from error
-    if not ours or not isinstance(config, dict) or "vocabulary" not in config:
+    if not ours or "vocabulary" not in config:
         raise InputError(f"{path}: a Keras model, but none of concerto_tf")
-    if config.get("saved_format", 0) > SAVED_FORMAT:
+    if newer or keras.utils.get_registered_object(name) is None:
         raise InputError(
             f"{path}: saved by concerto_tf {config.get('concerto_tf')}, which is newer than this; "
             "update with pip install -U concerto_tf"

@@ -174,7 +174,8 @@ class _MemoryElements:
         self.obs = FrameObservations(adata.obs)
         self.n_cells = adata.n_obs
         self.has_raw = adata.raw is not None
-        self.layers = sorted(adata.layers.keys())
+        # anndata 0.13 lists X among the layers, under the key None.
+        self.layers = sorted(key for key in adata.layers.keys() if key is not None)
         self.obsm = sorted(adata.obsm.keys())
 
     def rows(self, element: str, key: str | None = None) -> Rows:

@@ -35,11 +35,17 @@ CURVES = (
     ("loss", "Loss", "lower is better"),
     ("alignment", "Alignment", "distance of a cell's two views"),
     ("uniformity", "Uniformity", "lower is more evenly spread"),
-    ("effective_rank", "Effective rank", "dimensions in use; 1 is collapse"),
+    ("effective_rank", "Effective rank", "dimensions used; 1 is collapse"),
 )
 
 
-def umap_figure(adata: AnnData, color: str, path: str | Path, basis: str = "X_umap") -> None:
+def umap_figure(
+    adata: AnnData,
+    color: str,
+    path: str | Path,
+    basis: str = "X_umap",
+    title: str | None = None,
+) -> None:
     """Draw the map of cells, coloured by a column, as a PNG (or whatever the ending says).
 
     Cells are drawn in random order, so that none of the sources hides the others; cells without
@@ -51,6 +57,7 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, basis: str = "X_um
         color: column of `adata.obs` with categories (names or codes).
         path: file to write; its folder must exist.
         basis: key of the map in `adata.obsm`.
+        title: what to write above; the name of the column by default.
 
     Raises:
         InputError: no such column or map.
@@ -93,7 +100,7 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, basis: str = "X_um
             entries = [f"{mark}  {entry}" for mark, entry in zip(marks, entries, strict=True)]
         _marks(axes, xy, codes, marks)
     _legend(axes, codes, entries)
-    axes.set_title(f"{color}  ({len(xy):,} cells)", fontsize=11, loc="left")
+    axes.set_title(f"{title or color}  ({len(xy):,} cells)", fontsize=11, loc="left")
     axes.set_xlabel("UMAP 1", loc="left", fontsize=9, color="0.35")
     axes.set_ylabel("UMAP 2", loc="bottom", fontsize=9, color="0.35")
     axes.set_xticks([])
@@ -126,7 +133,9 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         raise InputError(f"the history's columns differ in length: {lengths}.")
     n = next(iter(lengths.values()))
     epochs = np.arange(1, n + 1)
-    if "epoch" in columns and np.isfinite(columns["epoch"]).all():
+    if "passes" in columns and np.isfinite(columns["passes"]).all():
+        epochs = columns["passes"]  # on small data Keras counts several passes as one epoch
+    elif "epoch" in columns and np.isfinite(columns["epoch"]).all():
         epochs = columns["epoch"] + 1  # Keras counts from 0, people from 1
 
     rows = -(-len(drawn) // 2)

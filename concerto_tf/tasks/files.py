@@ -33,7 +33,7 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
     if not path.exists():
         raise InputError(f"{path}: there is no such file; check the path")
     if not path.is_dir() and not h5py.is_hdf5(path):
-        raise InputError(f"{path}: no .h5ad, or cut short; concerto embed or run writes one")
+        raise InputError(f"{path}: no .h5ad; concerto embed or run writes one")
     try:
         if path.is_dir():
             return anndata.io.read_zarr(path)

@@ -114,10 +114,10 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
         if "obsm" not in file:
             write_elem(file, "obsm", {})
         for key, z in obsm.items():
-            write_elem(file, f"obsm/{key}", np.asarray(z))
+            write_elem(file["obsm"], key, np.asarray(z))
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
-            write_elem(file, f"obs/{key}", _storable(values))
+            write_elem(file["obs"], key, _storable(values))
         columns = [*order, *(key for key in obs if key not in order)]
         file["obs"].attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())
     return True

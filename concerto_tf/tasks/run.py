@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,12 +169,16 @@ def _finish(
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
+    unlabelled = 0 if labels is None else sum(name is None for name in labels)
+    if unlabelled:
+        _log.info("%s: %d cells without one are left out of the scores", label_key, unlabelled)
     if labels is not None and len({name for name in labels if name is not None}) < 2:
         _log.warning("%s: fewer than two labels; nothing to score by them", label_key)
         labels = None
     if labels is not None or "source" in colors:
         scores = evaluate(z, labels, colors.get("source"), seed=seed)
-    _draw(adata, [*colors, "concerto_cluster"], out)
+    titles = {"label": label_key, "concerto_cluster": "cluster"}
+    _draw(adata, {name: titles.get(name, name) for name in [*colors, "concerto_cluster"]}, out)
     _log.info("writing %s", out / "result.h5ad")
     write_result(
         inputs, out / "result.h5ad", layer=layer, names=known["cell"], rows=known["row"],
@@ -193,13 +197,15 @@ def _finish(
     })  # fmt: skip
 
 
-def _draw(adata: AnnData, colors: Sequence[str], out: Path) -> None:
+def _draw(adata: AnnData, colors: Mapping[str, str | None], out: Path) -> None:
+    """Draws a map for each column, under its title, and the training."""
     from concerto_tf.tasks.figures import training_curve, umap_figure
 
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
-    for color in colors:
-        umap_figure(adata, color, figures / f"umap_{color.removeprefix('concerto_')}.png")
+    for color, title in colors.items():
+        path = figures / f"umap_{color.removeprefix('concerto_')}.png"
+        umap_figure(adata, color, path, title=title)
     training_curve(out / "model" / "training.csv", figures / "training.png")
 
 
@@ -255,6 +261,8 @@ class _State:
 
     def begin(self) -> None:
         """Makes the folder and notes what is asked for."""
+        if self.finished:
+            return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._save()

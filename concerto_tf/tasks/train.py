@@ -88,6 +88,7 @@ def train(
         "start": None if start is None else str(start), "seed": seed, "options": options or {},
         "records": _fingerprint(records),
     }  # fmt: skip
+    asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
     finished = _take_over(out, asked)
     if finished is not None:
         return finished
@@ -112,10 +113,11 @@ def train(
             if start is not None
             else _create(method, preset, genes, records, seed, options or {})
         )
-        model.compile(optimizer, learning_rate, steps=schedule.steps)
+        model.compile(optimizer, learning_rate)
     _begin(out, asked)
     try:
-        _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
+        with records.naming_damage():
+            _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
     except InputError:
         _withdraw(out)
         raise
@@ -194,7 +196,8 @@ def check_arguments(
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
     if strategy not in STRATEGIES:
-        raise InputError(f"there is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+        known = ", ".join(STRATEGIES)
+        raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")
     make_optimizer(optimizer, 1e-3)
 
 
@@ -252,6 +255,8 @@ def _fit(
         Checkpoint,
         Progress,
         StopOnNaN,
+        closing_log,
+        has_ended,
         saved_rounds,
         trim_log,
     )
@@ -260,38 +265,44 @@ def _fit(
     checkpoint = out / "checkpoint"
     first = saved_rounds(checkpoint)
     trim_log(out / "training.csv", first)
-    if first:
-        _log.info("continuing at round %d of %d", first + 1, schedule.rounds)
+    last = first if has_ended(checkpoint) else schedule.rounds
+    if 0 < first < last:
+        _log.info("continuing at round %d of %d", first + 1, last)
     data = records.dataset(
         schedule.batch_size, shuffle=True, seed=seed, repeat=True, genes=model.genes,
         first_epoch=first * schedule.epochs_per_round, sources=model.sources, packed=True,
         replicas=model.distribute_strategy.num_replicas_in_sync,
     )  # fmt: skip
-    if new and not first:
-        model.initialize(
-            records.dataset(
-                schedule.batch_size, genes=model.genes, sources=model.sources, packed=True
-            )
-        )
+    whole = records.dataset(
+        schedule.batch_size, genes=model.genes, sources=model.sources, packed=True
+    )
+    if first:
+        model.started.assign(1)  # as the checkpoint will say, too
+    elif new:
+        model.initialize(whole)
     # Ends a training that has nothing left to gain; a falling loss keeps it going.
     stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=10)
-    with records.naming_damage():
+    log = keras.callbacks.CSVLogger(str(out / "training.csv"), append=bool(first))
+    with closing_log(log):
         model.fit(
             data,
-            epochs=schedule.rounds,
+            epochs=last,
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
             verbose=verbose,
+            calibrate=False,
             callbacks=[
                 Progress(schedule, progress),
                 StopOnNaN(),
-                keras.callbacks.CSVLogger(str(out / "training.csv"), append=bool(first)),
+                log,
                 keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
                 stopping,
                 *callbacks,
                 Checkpoint(checkpoint, stopping),
             ],
         )
+    # On every cell, and on the same ones however often the training was interrupted.
+    model.calibrate(whole)
 
 
 def _take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
@@ -325,7 +336,9 @@ def _begin(out: Path, asked: dict[str, Any]) -> None:
         begun.parent.mkdir(parents=True, exist_ok=True)
         _files.write_json(begun, asked)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); name another") from error
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from error
 
 
 def _withdraw(out: Path) -> None:

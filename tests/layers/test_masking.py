@@ -31,6 +31,16 @@ def test_every_call_draws_anew_and_the_seed_decides() -> None:
     assert not np.array_equal(other(x, training=True), a)
 
 
+@pytest.mark.parametrize("shape", [(7, 3), (32, 25), (10, 100)])
+def test_xla_hides_the_same(shape: tuple[int, int]) -> None:
+    plain, compiled = RandomMask(0.3, seed=3), RandomMask(0.3, seed=3)
+    call = tf.function(compiled.call, jit_compile=True)
+    compiled.build(shape)
+    for _ in range(2):
+        want = plain(tf.ones(shape), training=True)
+        np.testing.assert_array_equal(call(tf.ones(shape), training=True), want)
+
+
 def test_continues_where_saved_weights_left_off() -> None:
     x = tf.ones([10, 100])
     first = RandomMask(0.5)

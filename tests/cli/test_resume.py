@@ -1,0 +1,142 @@
+"""Work that is interrupted or killed: nothing half-finished, and the same result when resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+
+def stop_when(process: subprocess.Popen, there: Callable[[], bool], number: int) -> str:
+    """Sends a signal as soon as something is there; what the process wrote to stderr."""
+    limit = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.0005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    return err
+
+
+def interrupted(process: subprocess.Popen, err: str) -> None:
+    assert process.returncode == 130
+    lines = err.splitlines()
+    assert lines == ["concerto: interrupted; run the same command to continue"]
+
+
+@pytest.fixture(scope="module")
+def many_cells(make_cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough cells for several chunks of a conversion."""
+    path = tmp_path_factory.mktemp("many") / "many.h5ad"
+    make_cells(60_000, 20).write_h5ad(path)
+    return path
+
+
+def test_stopped_conversion_is_resumed(
+    many_cells: Path, concerto, started, leftover, tmp_path: Path
+) -> None:
+    out = tmp_path / "stopped"
+    command = ["convert", many_cells, "-o", out, "--quiet"]
+    process = started(*command)
+    err = stop_when(process, (out / "spool" / "part-00000").exists, signal.SIGINT)
+    interrupted(process, err)
+    assert leftover(out) == []
+    answer = concerto("train", out, "-o", tmp_path / "model", "--quiet")
+    answer.mendable("unfinished", "same convert again")
+
+    process = started(*command)
+    stop_when(process, (out / "spool" / "part-00003").exists, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+
+    assert concerto(*command).code == 0
+    whole = tmp_path / "whole"
+    assert concerto("convert", many_cells, "-o", whole).code == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted(path.name for path in whole.iterdir())
+    for name in names:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_stopped_run_ends_as_an_undisturbed_one(
+    cells_file: Path, concerto, started, leftover, tmp_path: Path
+) -> None:
+    out, checkpoint = tmp_path / "stopped", tmp_path / "stopped/model/checkpoint/training.npz"
+    options = [
+        "--label-key", "cell_type", "--genes", "all", "--epochs", 50, "--batch-size", 16,
+        "--quiet",
+    ]  # fmt: skip
+    command = ["run", cells_file, "-o", out, *options]
+
+    process = started(*command)
+    err = stop_when(process, checkpoint.exists, signal.SIGINT)
+    interrupted(process, err)
+    assert leftover(out) == ["manifest.json"]  # the records are finished
+    answer = concerto("embed", out / "model", cells_file, "-o", tmp_path / "x.h5ad", "--quiet")
+    answer.mendable("no model.keras", "finish")
+
+    first = rounds(checkpoint)
+    process = started(*command)
+    stop_when(process, lambda: rounds(checkpoint) > first, signal.SIGKILL)
+    assert not (out / "model" / "model.keras").exists() and first >= 1
+    # Other options do not take an unfinished training over.
+    answer = concerto(*command, "--seed", 1)
+    answer.mendable("another seed", "another folder")
+
+    assert concerto(*command).code == 0
+    assert not checkpoint.parent.exists()
+    assert concerto("run", cells_file, "-o", tmp_path / "whole", *options).code == 0
+    for key in ("obsm/X_concerto", "obsm/X_umap", "obs/concerto_cluster/codes"):
+        assert stored(out, key) == stored(tmp_path / "whole", key), key
+    log, whole = ((path / "model" / "training.csv") for path in (out, tmp_path / "whole"))
+    assert len(log.read_text().splitlines()) == len(whole.read_text().splitlines())
+
+
+def rounds(checkpoint: Path) -> int:
+    with np.load(checkpoint) as saved:
+        return int(saved["rounds"])
+
+
+def stored(run: Path, key: str) -> bytes:
+    with h5py.File(run / "result.h5ad") as file:
+        return file[key][()].tobytes()
+
+
+def test_finished_run_is_left_as_it_is(cells_file: Path, concerto, finished) -> None:
+    out, answer = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    began = time.perf_counter()
+    again = concerto(
+        "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
+        "--epochs", 1, "--json",
+    )  # fmt: skip
+    assert time.perf_counter() - began < 2.0
+    assert again.code == 0 and again.last == answer.last
+    assert again.err == ""
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_only_what_is_missing_is_done_again(cells_file: Path, concerto, finished, tmp_path) -> None:
+    shutil.copytree(finished[0], out := tmp_path / "run")
+    (out / "metrics.json").unlink()
+    (out / "result.h5ad").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "model").rglob("*")}
+    answer = concerto(
+        "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
+        "--epochs", 1, "--quiet",
+    )  # fmt: skip
+    assert answer.code == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in (out / "model").rglob("*")}
+    assert stored(out, "obsm/X_concerto") == stored(finished[0], "obsm/X_concerto")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["ari_leiden"] == finished[1].last["ari_leiden"]

@@ -1,0 +1,47 @@
+"""How long to train, for data of any size."""
+
+from __future__ import annotations
+
+import pytest
+
+from concerto_tf.models.schedule import MAX_ROUNDS, MIN_EPOCHS, MIN_STEPS, plan_training
+
+SIZES = [10, 11, 37, 100, 255, 256, 257, 300, 511, 512, 700, 2638, 10_000, 70_001, 1_300_000]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_cells", SIZES)
+def test_the_plan_is_consistent(n_cells: int, replicas: int) -> None:
+    for epochs in (None, 1, 2, 29, 101):
+        for batch_size in (None, 2, 64, 10**9):
+            plan = plan_training(n_cells, epochs, batch_size, replicas)
+            assert 2 <= plan.batch_size <= n_cells or plan.batch_size == replicas
+            assert plan.batch_size % replicas == 0
+            assert plan.batch_size <= max(batch_size or 256, replicas)
+            per_epoch = n_cells // plan.batch_size
+            assert plan.epochs == plan.rounds * plan.epochs_per_round
+            assert plan.steps_per_round == plan.epochs_per_round * per_epoch > 0
+            assert plan.steps == plan.epochs * per_epoch
+            if epochs is not None:
+                assert plan.epochs == epochs
+
+
+@pytest.mark.parametrize("n_cells", SIZES)
+def test_small_data_gets_enough_steps_and_an_atlas_three_passes(n_cells: int) -> None:
+    plan = plan_training(n_cells)
+    assert plan.steps >= MIN_STEPS and plan.epochs >= MIN_EPOCHS
+    # and not much more: rounding up to whole rounds and epochs is all there is on top.
+    least = max(MIN_EPOCHS, -(-MIN_STEPS // (n_cells // plan.batch_size)))
+    assert least <= plan.epochs < least + plan.epochs_per_round
+    assert plan.rounds <= MAX_ROUNDS
+
+
+def test_more_cells_never_mean_more_passes() -> None:
+    epochs = [plan_training(n).epochs for n in SIZES if n % 256 == 0 or n > 2000]
+    assert epochs == sorted(epochs, reverse=True)
+    assert plan_training(1_000_000).epochs == MIN_EPOCHS
+
+
+def test_rounds_of_small_data_are_few() -> None:
+    assert plan_training(300, epochs=100).rounds <= MAX_ROUNDS
+    assert plan_training(300, epochs=20).rounds == 20

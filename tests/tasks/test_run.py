@@ -1,0 +1,117 @@
+"""The main job, from counts to figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from concerto_tf.errors import InputError
+from concerto_tf.tasks.embed import embed
+from concerto_tf.tasks.run import run
+
+OPTIONS: dict[str, Any] = {
+    "source_key": "donor", "label_key": "type", "genes": "all", "epochs": 3, "batch_size": 30,
+    "options": {
+        "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 8, "components": 4,
+    },
+}  # fmt: skip
+
+
+def make_cells(n: int = 90) -> AnnData:
+    rng = np.random.default_rng(0)
+    kind, donor = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    counts = rng.poisson(rng.gamma(0.5, 2.0, (3, 60))[kind])
+    counts[:, 0] += 1
+    obs = pd.DataFrame(
+        {"type": np.array(["B", "NK", "T"])[kind], "donor": np.array(["x", "y"])[donor]},
+        index=[f"cell{i}" for i in range(n)],
+    )
+    var = pd.DataFrame(index=[f"G{i}" for i in range(60)])
+    return AnnData(counts.astype("f4"), obs=obs, var=var)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict, list]:
+    folder = tmp_path_factory.mktemp("run")
+    make_cells().write_h5ad(folder / "cells.h5ad")
+    seen: list[tuple[str, int, int]] = []
+    found = run(
+        folder / "cells.h5ad", folder / "out", progress=lambda *args: seen.append(args), **OPTIONS
+    )
+    return folder / "cells.h5ad", folder / "out", found, seen
+
+
+def test_everything_is_there(done: tuple) -> None:
+    _, out, found, seen = done
+    left = {str(p.relative_to(out)) for p in out.rglob("*.*") if "tensorboard" not in p.parts}
+    assert {
+        "run.json", "metrics.json", "result.h5ad", "records/manifest.json", "model/model.keras",
+        "model/training.csv", "figures/umap_label.png", "figures/umap_source.png",
+    } <= left  # fmt: skip
+    assert json.loads((out / "metrics.json").read_text()) == found
+    assert {stage for stage, *_ in seen} >= {"convert", "train", "embed"}
+    assert all(total >= count > 0 for _, count, total in seen)
+
+
+def test_metrics_are_numbers_about_these_cells(done: tuple) -> None:
+    found = done[2]
+    assert (found["cells"], found["genes"]) == (90, 60)
+    assert found["clusters"] >= 2 and found["cells_per_second_train"] > 0
+    assert found["peak_rss_bytes"] > 1e8
+    assert {"seconds_convert", "seconds_train", "seconds_embed"} <= set(found)
+    scores = {k: v for k, v in found.items() if "ari" in k or "nmi" in k or "f1" in k}
+    assert len(scores) >= 3 and all(-1 <= v <= 1 for v in scores.values())
+
+
+def test_result_holds_the_input_and_what_was_found(done: tuple) -> None:
+    path, out, found, _ = done
+    cells, result = anndata.io.read_h5ad(path), anndata.io.read_h5ad(out / "result.h5ad")
+    np.testing.assert_array_equal(result.X, cells.X)
+    assert list(result.obs_names) == list(cells.obs_names)
+    assert result.obsm["X_umap"].shape == (90, 2) and np.isfinite(result.obsm["X_umap"]).all()
+    assert result.obs["concerto_cluster"].nunique() == found["clusters"]
+    np.testing.assert_allclose(
+        result.obsm["X_concerto"], embed(out / "model", path, source_key="donor"), atol=1e-5
+    )
+
+
+def test_finished_run_is_not_done_again_and_another_one_refused(done: tuple) -> None:
+    path, out, found, _ = done
+    before = (out / "result.h5ad").stat().st_mtime_ns
+    assert run(path, out, **OPTIONS) == found
+    assert (out / "result.h5ad").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="holds a run with another label_key and seed"):
+        run(path, out, **{**OPTIONS, "label_key": None}, seed=1)
+
+
+def test_what_was_lost_is_made_again(done: tuple) -> None:
+    path, out, found, _ = done
+    before = anndata.io.read_h5ad(out / "result.h5ad")
+    (out / "metrics.json").unlink()
+    (out / "result.h5ad").unlink()
+    again = run(path, out, **OPTIONS)
+    after = anndata.io.read_h5ad(out / "result.h5ad")
+    for key in ("X_concerto", "X_umap"):
+        np.testing.assert_array_equal(after.obsm[key], before.obsm[key])
+    assert {k: v for k, v in again.items() if "second" not in k and "rss" not in k} == {
+        k: v for k, v in found.items() if "second" not in k and "rss" not in k
+    }
+
+
+def test_bad_input_shows_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="type.*donor|donor.*type"):
+        run(make_cells(), tmp_path / "out", label_key="celltype")
+    with pytest.raises(InputError, match="no such file"):
+        run(tmp_path / "none.h5ad", tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        run(make_cells(), tmp_path / "mine")
+    assert not (tmp_path / "out").exists()

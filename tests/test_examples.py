@@ -1,0 +1,94 @@
+"""The examples run as users run them, with warnings as errors, and say what they promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command: str) -> str:
+    """What `python COMMAND` prints."""
+    ran = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
+
+
+def numbers(line: str) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.\d+", line)]
+
+
+def test_every_example_is_tested_and_listed() -> None:
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    tested = set(re.findall(r'EXAMPLES / "(\w+\.py)"', Path(__file__).read_text("utf-8")))
+    listed = set(re.findall(r"`(\w+\.py)`", (EXAMPLES / "README.md").read_text("utf-8")))
+    assert scripts == tested == listed
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    import anndata
+
+    run(str(EXAMPLES / "quickstart.py"), str(tmp_path / "out.h5ad"))
+    adata = anndata.io.read_h5ad(tmp_path / "out.h5ad")
+    assert adata.shape == (700, 765)
+    assert np.isfinite(adata.obsm["X_concerto"]).all()
+    assert adata.obsm["X_umap"].shape == (700, 2)
+    # Clusters that say something of the cell types, whatever their number.
+    crossed = adata.obs.groupby(["concerto_cluster", "bulk_labels"], observed=True).size()
+    assert crossed.groupby(level=0, observed=True).max().sum() > 0.6 * 700
+
+
+def test_quickstart_is_about_ten_lines() -> None:
+    text = (EXAMPLES / "quickstart.py").read_text("utf-8")
+    shown = text.split("# ---- from here")[1].split("# ---- to here")[0]
+    assert 1 <= len(shown.strip().splitlines()) <= 10
+
+
+@pytest.mark.stack
+def test_blocks_in_your_model() -> None:
+    classifier, views, embedding = run(str(EXAMPLES / "blocks_in_your_model.py")).splitlines()
+    first, *_, last = numbers(classifier)
+    assert last > first and last > 0.5  # of three groups
+    first, *_, last = numbers(views)
+    assert last < first
+    assert embedding == "embedding: (1024, 32)"
+
+
+@pytest.mark.stack
+def test_several_devices() -> None:
+    losses, embedding = run(str(EXAMPLES / "several_devices.py")).splitlines()
+    assert losses.startswith("2 devices")
+    first, *_, last = numbers(losses)
+    assert last < first
+    assert embedding == "embedding: (1024, 32)"
+
+
+def test_serve_without_concerto(tmp_path: Path) -> None:
+    answers = [
+        "concerto_tf imported: False",
+        "embedding: [2, 32]",
+        "share of unknown genes: [0.0, 0.5]",
+    ]
+    script = str(EXAMPLES / "serve_without_concerto.py")
+    assert run(script).splitlines() == answers
+
+
+def test_quickstart_in_the_readme_is_the_example() -> None:
+    text = (EXAMPLES / "quickstart.py").read_text("utf-8")
+    shown = text.split("# ---- from here")[1].split("# ---- to here")[0]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for line in shown.strip().splitlines():
+        assert line in readme
