@@ -248,7 +248,8 @@ def _embed(options: argparse.Namespace) -> Any:
     with Reporter(options.quiet) as progress:
         z = embed(
             options.model, options.input, options.output, source_key=options.source_key,
-            layer=options.layer, progress=progress.stage("embed"),
+            layer=options.layer, drop_empty=options.drop_empty,
+            progress=progress.stage("embed"),
         )  # fmt: skip
     found = {"cells": len(z), "dimensions": z.shape[1], "output": str(options.output)}
     _say(options, _table(found))
@@ -373,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
         made.add_argument("--epochs", type=_epochs, metavar="N|auto", help="passes over the cells")
         made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
-        made.add_argument("--learning-rate", type=float, metavar="X", help="peak learning rate")
+        made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
         made.add_argument("--strategy", metavar="NAME", help="auto, one or mirrored")
 
@@ -417,6 +418,7 @@ def _parser() -> argparse.ArgumentParser:
     output(made, "OUT.h5ad")
     keys(made, labels=None)
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+    made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
 
     made = command("cluster", _cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")

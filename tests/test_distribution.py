@@ -140,20 +140,20 @@ def trained(
         model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
     assert model.distribute_strategy.num_replicas_in_sync == (2 if strategy else 1)
     options = {"steps_per_epoch": 2, "epochs": 5, "verbose": 0}
-    history = model.fit(data, calibrate=False, **options).history
+    history = model.fit(data, **options).history
     # Keras 2 counts the state of metrics among the weights.
     metrics = {id(v) for metric in model.metrics for v in metric.variables}
     weights = [w for w in model.weights if id(w) not in metrics]
     return model, history["loss"], [np.array(tf.convert_to_tensor(w)) for w in weights]
 
 
-@pytest.mark.parametrize("packed", [False, True])
 def test_training_on_two_replicas_is_training_on_one(
-    records: Records, strategy: tf.distribute.Strategy, packed: bool, tmp_path: Path
+    records: Records, strategy: tf.distribute.Strategy, tmp_path: Path
 ) -> None:
     data = records.dataset(
-        B, shuffle=True, repeat=True, sources=("large", "small"), packed=packed, replicas=2
+        B, shuffle=True, repeat=True, sources=("large", "small"), packed=True, replicas=2
     )
+    assert "offset" in data.element_spec
     shares = [
         np.bincount(half, minlength=2).tolist()
         for batch in data.take(5)

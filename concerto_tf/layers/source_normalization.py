@@ -96,7 +96,8 @@ class SourceBatchNormalization(keras.layers.Layer):
     with ``statistics``, those of its own data set ("batch-aware inference").
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
-    its cells take its moving statistics, and before there are any the whole minibatch's.
+    its cells take its moving statistics, and before those rest on as many cells the whole
+    minibatch's. At inference such a source takes the pooled statistics.
 
     Args:
         n_sources: Number of sources S. With 1 this is synchronised batch normalisation.
@@ -246,7 +247,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         batch = moments_by_source(x, source, self.n_sources)
         moving = self.moving_moments
         count, mean, variance = batch
-        known = moving[0] > 0
+        known = moving[0] >= self.min_cells
         pooled_mean, pooled_variance = pool_moments(batch)
         enough = (count >= self.min_cells)[:, tf.newaxis]
         mean = tf.where(enough, mean, tf.where(known[:, tf.newaxis], moving[1], pooled_mean))
@@ -267,7 +268,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         if statistics is not None:
             mean, variance = (tf.cast(part, x.dtype) for part in statistics)
         else:
-            seen = (moving[0] > 0)[:, tf.newaxis]
+            seen = (moving[0] >= self.min_cells)[:, tf.newaxis]
             mean = tf.where(seen, moving[1], pooled_mean)
             variance = tf.where(seen, moving[2], pooled_variance)
         return self._of_cells(source, mean, variance, pooled_mean, pooled_variance)

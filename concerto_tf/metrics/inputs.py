@@ -32,7 +32,7 @@ def as_codes(values: Sequence, n: int, what: str, least: int = 1) -> np.ndarray:
     """Categories as int64 [n] codes 0, 1, ... without gaps; -1 where missing.
 
     Args:
-        values: n names or codes. None, NaN and pandas' missing values are missing.
+        values: n names or codes. None, NaN, pandas' missing values and empty text are missing.
         n: number of cells.
         what: "labels" or "sources", for messages.
         least: how many different categories there must be.
@@ -44,7 +44,9 @@ def as_codes(values: Sequence, n: int, what: str, least: int = 1) -> np.ndarray:
 
     if len(values) != n:
         raise InputError(f"{len(values)} {what} for an embedding of {n} cells: one each is needed.")
-    codes, names = pd.factorize(np.asarray(values, object), sort=True)
+    given = np.array(values, object)
+    given[[isinstance(value, str) and not value for value in given]] = None
+    codes, names = pd.factorize(given, sort=True)
     if len(names) < least:
         found = f"only {names[0]!r}" if len(names) else "none"
         raise InputError(

@@ -158,5 +158,5 @@ class StopOnNaN(keras.callbacks.Callback):
         if not np.isfinite((logs or {}).get("loss", 0.0)):
             raise InputError(
                 f"the loss became {logs['loss']} at step {batch + 1}; train again with a smaller "
-                "--learning-rate"
+                "--learning-rate, into another folder"
             )

@@ -20,6 +20,7 @@ from concerto_tf.layers import (
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import Batch, Cells, source_codes, tensors
 from concerto_tf.models.start import principal_start
+from concerto_tf.models.weights import keep_together
 
 READOUTS = ("teacher", "student", "both")
 _SAMPLE_VALUES = 100_000_000
@@ -186,6 +187,7 @@ class Concerto(ContrastiveModel):
         ):
             if layer is not None:
                 layer.build((None, width))
+        keep_together([*self.layers, *self.metrics])
         self.built = True
 
     @property

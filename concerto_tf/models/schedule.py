@@ -70,7 +70,8 @@ def plan_training(
         per_round = math.ceil(epochs / MAX_ROUNDS)
         epochs = math.ceil(epochs / per_round) * per_round
     else:
-        # The number asked for is kept exactly, so rounds are a divisor of it.
+        # The number asked for is kept exactly, so rounds are a divisor of it that leaves several.
         least = math.ceil(epochs / MAX_ROUNDS) if per_epoch < 50 else 1
-        per_round = next(n for n in range(max(1, least), epochs + 1) if epochs % n == 0)
+        fitting = [n for n in range(least, 2 * least + 1) if epochs % n == 0]
+        per_round = fitting[0] if fitting else 1
     return Schedule(batch, epochs, per_round, per_round * per_epoch, epochs // per_round)

@@ -160,6 +160,10 @@ class Input:
             )
         return codes, categories
 
+    def values(self, key: str) -> Any:
+        """A column of obs as it is stored, [n_cells]; `column` gives codes of it."""
+        return self._reading(f"obs/{key}", lambda: self._observations.values(key))
+
     def barcodes(self, start: int, stop: int) -> list[str]:
         """Names of the cells start to stop, in the order of the input."""
         return self._reading("barcodes", lambda: self._observations.barcodes(start, stop))

@@ -108,6 +108,7 @@ def convert(
     table = None if orthologs is None else read_orthologs(orthologs)
     plan = _fingerprint(
         inputs,
+        out,
         options=[layer, source_key, label_keys, dict(modalities or {}), shards, compression, seed,
                  chunk_cells, drop_empty, table and table.pairs,
                  {name: genes.digest for name, genes in vocabularies.items()}],
@@ -186,21 +187,35 @@ def _given_vocabularies(
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
 
 
-def _fingerprint(inputs: Sequence[Path | AnnData], options: list) -> str:
-    """What the result depends on, in one string; empty if an input is in memory, and so may differ
-    the next time without anything to show for it."""
+def _fingerprint(inputs: Sequence[Path | AnnData], out: Path, options: list) -> str:
+    """What the result depends on, in one string."""
     files = []
     for item in inputs:
         if not isinstance(item, Path):
-            return ""
+            files.append(_content(item))
+            continue
         # What is not there is for `open_input` to complain about.
-        found = sorted(entry for entry in item.rglob("*")) if item.is_dir() else [item]
+        found = sorted(item.rglob("*")) if item.is_dir() else [item]
+        own, place = item.absolute(), out.absolute()
+        # Results may lie in the folder that the cells are in.
+        results = own / place.relative_to(own).parts[0] if own in place.parents else None
         for entry in found:
-            if entry.is_file():
+            if entry.is_file() and results not in (entry.absolute(), *entry.absolute().parents):
                 status = entry.stat()
                 files.append([item.name, entry.name, status.st_size, status.st_mtime_ns])
     text = json.dumps([__version__, files, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(adata: AnnData) -> str:
+    """What an AnnData in memory holds, in one string; empty if it is backed by a file."""
+    import joblib
+
+    if adata.isbacked:
+        return str(adata.filename)
+    parts = [adata.obs, adata.var, adata.X, dict(adata.layers), dict(adata.obsm), adata.raw]
+    parts[-1] = None if adata.raw is None else (adata.raw.X, adata.raw.var)
+    return joblib.hash(parts)
 
 
 def _take_over(out: Path, plan: str, overwrite: bool) -> Records | None:

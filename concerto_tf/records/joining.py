@@ -90,7 +90,7 @@ def join(
     report: dict = {"lines": []}
     vocabularies, places = _genes(inputs, like, orthologs, report)
     units = _units(inputs, list(vocabularies))
-    sources, codes = _sources(inputs, source_key)
+    sources, codes = _sources(inputs, source_key, alone="all" if not like else None)
     integers: list[dict[str, np.ndarray]] = [{"source": part} for part in codes]
     labels = {}
     for key in label_keys:
@@ -177,11 +177,16 @@ def _units(inputs: Sequence[Input], modalities: Sequence[str]) -> dict[str, str]
 
 
 def _sources(
-    inputs: Sequence[Input], key: str | None
+    inputs: Sequence[Input], key: str | None, alone: str | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Names of the sources and codes per input."""
+    """Names of the sources and codes per input; `alone` names the source of a single input.
+
+    With given genes a single input goes by its own name: the model they come from may know it.
+    """
     if key is None:
-        names = ["all"] if len(inputs) == 1 else [cells.stem for cells in inputs]
+        names = [cells.stem for cells in inputs]
+        if len(inputs) == 1 and alone is not None:
+            names = [alone]
         if len(set(names)) < len(names):
             names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
         return tuple(names), [

@@ -88,7 +88,24 @@ class StoredFrame:
     def values(self, key: str) -> Any:
         from anndata.io import read_elem
 
-        return read_elem(self._group[key])
+        column = self._group[key]
+        if "categories" in column.attrs and not hasattr(column, "keys"):
+            return self._old_categories(column)
+        return read_elem(column)
+
+    def _old_categories(self, column: Any) -> Any:
+        """A categorical as anndata 0.7 wrote it: codes that refer to names stored elsewhere."""
+        import pandas as pd
+
+        reference = column.attrs["categories"]
+        stored = (
+            self._group[reference] if isinstance(reference, str) else column.file[reference]
+        )
+        if stored.dtype.kind in "OS":
+            names: Any = read_text(stored, 0, stored.shape[0])
+        else:
+            names = stored[:]
+        return pd.Categorical.from_codes(np.asarray(column[:], np.int64), names)
 
 
 def read_text(texts: Any, start: int, stop: int) -> list[str]:

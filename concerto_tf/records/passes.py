@@ -74,8 +74,9 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         if empty == joined.n_cells:
             raise InputError("no cell has any count; check that the right layer is named")
         if not drop_empty:
+            have = "cell has" if empty == 1 else "cells have"
             raise InputError(
-                f"{empty} cells have no counts at all ({', '.join(names)}{', ...' * (empty > 3)}); "
+                f"{empty} {have} no counts at all ({', '.join(names)}{', ...' * (empty > 3)}); "
                 "run sc.pp.filter_cells(adata, min_counts=1) or leave them out (drop_empty=True, "
                 "--drop-empty)"
             )

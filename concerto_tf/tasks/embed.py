@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ def embed(
     *,
     source_key: str | None = None,
     layer: str | None = None,
+    drop_empty: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Embeds cells and writes them with ``obsm["X_concerto"]`` where asked to.
@@ -46,6 +47,7 @@ def embed(
         out: The `.h5ad` to write; ``None`` writes nothing.
         source_key: Column of obs that names the source of each cell.
         layer: Layer that holds the counts.
+        drop_empty: Leave out cells without any count instead of refusing them.
         progress: Called with the number of cells done and of all cells.
 
     Returns:
@@ -58,7 +60,7 @@ def embed(
         check_target(out)
     if not isinstance(model, ContrastiveModel):
         model = load_model(model)
-    with as_records(model, cells, source_key, layer) as records:
+    with as_records(model, cells, source_key, layer, drop_empty) as records:
         z = embed_records(model, records, progress)
         known = {} if out is None else records.obs()
     if out is None:
@@ -126,7 +128,7 @@ def as_records(
     cells: Records | str | Path | AnnData,
     source_key: str | None = None,
     layer: str | None = None,
-    label_keys: Sequence[str] = (),
+    drop_empty: bool = False,
 ) -> Iterator[Records]:
     """Records of cells with the genes of a model; temporary ones where cells are given."""
     if is_records(cells):
@@ -135,7 +137,7 @@ def as_records(
     with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
         yield convert(
             cells, folder, like=vocabulary_of(model), source_key=source_key, layer=layer,
-            label_keys=label_keys,
+            drop_empty=drop_empty,
         )  # fmt: skip
 
 

@@ -188,11 +188,15 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
     shared = [key for key in opened[0].columns if all(key in c.columns for c in opened)]
     parts = {}
     for key in shared:
-        columns = []
-        for cells in opened:
-            codes, categories = cells.column(key)
-            columns.append(np.array([*categories, None], object)[codes])
-        parts[key] = pd.Categorical(np.concatenate(columns)[rows])
+        columns = [pd.Series(cells.values(key)).reset_index(drop=True) for cells in opened]
+        whole = pd.concat(columns, ignore_index=True)
+        if any(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
+            whole = whole.astype("category")
+        parts[key] = _storable(whole.iloc[rows].reset_index(drop=True))
+    if len(opened) > 1:
+        names = [cells.stem for cells in opened]
+        codes = np.repeat(np.arange(len(opened)), [cells.n_cells for cells in opened])[rows]
+        parts["concerto_input"] = pd.Categorical(np.array(names, object)[codes])
     return pd.DataFrame(parts, index=pd.RangeIndex(len(rows)))
 
 
@@ -201,5 +205,6 @@ def _storable(values: Any) -> Any:
     import pandas as pd
 
     values = getattr(values, "array", values)
-    array = np.asarray(values)
-    return pd.Categorical(values) if array.dtype.kind in "OUS" else values
+    if isinstance(values, pd.Categorical):
+        return values
+    return pd.Categorical(values) if np.asarray(values).dtype.kind in "OUS" else values

@@ -17,6 +17,7 @@ import numpy as np
 from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
+from concerto_tf.records.cells import Input
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.result import write_result
 from concerto_tf.tasks.train import check_arguments, check_cells, train
@@ -126,6 +127,7 @@ def _check_inputs(
             if label_key is not None:
                 cells.column(label_key)
             if source_key is None:
+                _hint_at_sources(cells)
                 sources[cells.stem] += cells.n_cells
             else:
                 codes, categories = cells.column(source_key)
@@ -134,6 +136,19 @@ def _check_inputs(
             n_cells += cells.n_cells
             n_genes += len(cells.genes)
     check_cells(", ".join(names), n_cells, n_genes, sources)
+
+
+def _hint_at_sources(cells: Input) -> None:
+    """Says so where obs has a column that looks like sources and none was named."""
+    for key in ("batch", "donor", "donor_id", "sample", "sample_id", "patient", "library"):
+        if key in cells.columns:
+            found = len(cells.column(key)[1])
+            if 2 <= found <= 100:
+                _log.info(
+                    "%s: obs has %r with %d values; --source-key %s would normalise each by its "
+                    "own statistics", cells.name, key, found, key,
+                )  # fmt: skip
+                return
 
 
 def _finish(

@@ -62,7 +62,7 @@ def train(
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:2000``.
         epochs: Passes over the cells; ``None`` follows from their number.
         batch_size: Cells per minibatch over all devices.
-        learning_rate: Peak learning rate.
+        learning_rate: Learning rate.
         optimizer: ``adam``, ``adamw``, ``lamb``, ``lazyadam`` or ``sgd``.
         strategy: ``one`` device, ``mirrored`` over all GPUs of this machine, or ``auto``:
             mirrored where there are several.
@@ -83,7 +83,7 @@ def train(
     records = records if isinstance(records, Records) else Records(records)
     out = Path(out)
     asked = {
-        "method": method, "preset": preset, "genes": genes, "epochs": epochs,
+        "method": method, "preset": preset, "genes": _named_genes(genes), "epochs": epochs,
         "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
         "start": None if start is None else str(start), "seed": seed, "options": options or {},
         "records": _fingerprint(records),
@@ -273,13 +273,14 @@ def _fit(
         first_epoch=first * schedule.epochs_per_round, sources=model.sources, packed=True,
         replicas=model.distribute_strategy.num_replicas_in_sync,
     )  # fmt: skip
-    whole = records.dataset(
-        schedule.batch_size, genes=model.genes, sources=model.sources, packed=True
-    )
     if first:
         model.started.assign(1)  # as the checkpoint will say, too
     elif new:
-        model.initialize(whole)
+        model.initialize(
+            records.dataset(
+                schedule.batch_size, genes=model.genes, sources=model.sources, packed=True
+            )
+        )
     # Ends a training that has nothing left to gain; a falling loss keeps it going.
     stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=10)
     log = keras.callbacks.CSVLogger(str(out / "training.csv"), append=bool(first))
@@ -290,7 +291,6 @@ def _fit(
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
             verbose=verbose,
-            calibrate=False,
             callbacks=[
                 Progress(schedule, progress),
                 StopOnNaN(),
@@ -301,8 +301,6 @@ def _fit(
                 Checkpoint(checkpoint, stopping),
             ],
         )
-    # On every cell, and on the same ones however often the training was interrupted.
-    model.calibrate(whole)
 
 
 def _take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
@@ -351,6 +349,13 @@ def _withdraw(out: Path) -> None:
         _files.remove(out / name)
     if not any(out.iterdir()):
         out.rmdir()
+
+
+def _named_genes(genes: str | None) -> str | None:
+    """The option, with a list of genes by its content: the file may change."""
+    if genes is None or not Path(genes).is_file():
+        return genes
+    return f"{genes} {_files.sha256(genes)}"
 
 
 def _fingerprint(records: Records) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import logging
@@ -76,7 +75,6 @@ def _process_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()
         sys.excepthook, sys.unraisablehook = hooks
         log.handlers, log.propagate = before[0], before[2]
         log.setLevel(before[1])

@@ -71,7 +71,7 @@ UNSUITABLE: list[tuple[str, Break, list[str]]] = [
     ("not an AnnData", table, ["cells.h5ad", "neither an AnnData", "table", ".h5ad"]),
     ("no cells", edited(lambda adata: adata[:0].copy()), ["cells.h5ad", "no cells"]),
     ("no genes", edited(lambda adata: adata[:, :0].copy()), ["cells.h5ad", "no genes"]),
-    ("empty cell", no_value, ["1 cells have no counts", "--drop-empty"]),
+    ("empty cell", no_value, ["1 cell has no counts", "--drop-empty"]),
     ("negative", value(-1), ["cells.h5ad", "negative", "AB3C", "layer: scaled"]),
     ("NaN", value(np.nan), ["cells.h5ad", "NaN", "AB3C", "leave the cell out"]),
     ("infinite", value(np.inf), ["cells.h5ad", "infinite", "AB3C", "leave the cell out"]),

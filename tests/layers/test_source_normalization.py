@@ -113,10 +113,20 @@ def test_too_few_cells_of_a_source_take_its_moving_statistics_or_all_cells() -> 
     np.testing.assert_allclose(
         out[few], ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3))[few], atol=1e-10
     )
-    moving_mean, moving_variance = x[few].mean(0), x[few].var(0)
-    out = np.asarray(layer(x + 1, source=source, training=True))
+    # Two cells seen do not suffice, nor do 3.98 (the past decays); 5.94 do.
+    pooled = ((x + 1 - (x + 1).mean(0)) / np.sqrt(x.var(0) + 1e-3))[few]
+    np.testing.assert_allclose(layer(x + 1, source=source, training=True)[few], pooled, atol=1e-10)
     np.testing.assert_allclose(
-        out[few], (x[few] + 1 - moving_mean) / np.sqrt(moving_variance + 1e-3), atol=1e-10
+        layer(x, source=source)[few],
+        (x[few] - pool_moments(layer.moving_moments)[0])
+        / np.sqrt(pool_moments(layer.moving_moments)[1] + 1e-3),
+        atol=1e-10,
+    )
+    layer(x + 2, source=source, training=True)
+    _, mean, variance = (part.numpy() for part in layer.moving_moments)
+    out = np.asarray(layer(x + 3, source=source, training=True))
+    np.testing.assert_allclose(
+        out[few], (x[few] + 3 - mean[1]) / np.sqrt(variance[1] + 1e-3), atol=1e-10
     )
 
 

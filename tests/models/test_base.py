@@ -210,11 +210,11 @@ def whole_cells(model: Concerto, cells: dict) -> list[np.ndarray]:
     return [x.numpy() for _, x in model.normalization_inputs(cells)]
 
 
-def test_after_fit_the_statistics_are_those_of_whole_cells(
-    trained: tuple, data: tf.data.Dataset, make_batch: Callable
+def test_calibrated_statistics_are_those_of_whole_cells(
+    make_model: Callable, data: tf.data.Dataset, make_batch: Callable
 ) -> None:
-    model, _ = trained
-    cells = make_batch(64)
+    model, cells = make_model(), make_batch(64)
+    model.calibrate(data)
     layers = (model.teacher_norm, model.student_norm)
     for layer, x in zip(layers, whole_cells(model, cells), strict=True):
         np.testing.assert_array_equal(layer.moving_count, np.bincount(cells["source"]))
@@ -229,11 +229,11 @@ def test_after_fit_the_statistics_are_those_of_whole_cells(
             )
 
 
-def test_fit_can_leave_the_statistics_of_training(
+def test_fit_keeps_the_statistics_of_cells_with_hidden_genes(
     make_model: Callable, data: tf.data.Dataset
 ) -> None:
     model = compiled(make_model)
-    model.fit(data, epochs=2, verbose=0, calibrate=False)
+    model.fit(data, epochs=2, verbose=0)
     # Hiding genes makes their values differ more between cells.
     masked = np.array(model.student_norm.moving_variance)
     model.calibrate(data)

@@ -114,7 +114,7 @@ def test_training_goes_on_identically(
         made.compile(optimizer, 0.05, steps=8, jit_compile=False)
         return made
 
-    options = {"steps_per_epoch": 2, "verbose": 0, "calibrate": False}
+    options = {"steps_per_epoch": 2, "verbose": 0}
     straight, first = model(), model()
     straight.fit(data, epochs=4, **options)
     first.fit(data, epochs=2, **options)

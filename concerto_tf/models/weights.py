@@ -1,0 +1,56 @@
+"""Weights in a saved model by name.
+
+Keras numbers the layers of a model by class and attribute when it saves them, otherwise in each
+of its versions; a further layer shifts the numbers. Under names of our own, every Keras and every
+later version finds the weights of an older file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def keep_together(parts: Iterable[Any]) -> None:
+    """Leaves saving of the weights of layers and metrics to the model that they are part of."""
+    for part in parts:
+        part.save_own_variables = part.load_own_variables = _nothing
+
+
+def save_weights(model: Any, store: MutableMapping[str, Any]) -> None:
+    """Puts all weights of a model into Keras' store; see `Layer.save_own_variables`."""
+    for name, weight in _named(model).items():
+        store[name] = np.array(tf.convert_to_tensor(weight))
+
+
+def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
+    """Takes all weights of a model from Keras' store; see `Layer.load_own_variables`."""
+    for name, weight in _named(model).items():
+        if name not in store.keys():  # Keras' store has no other way to ask
+            raise ValueError(f"there are no weights {name!r}")
+        weight.assign(np.array(store[name]))
+
+
+def _named(model: Any) -> dict[str, Any]:
+    """Weights by name: ``gene_scale`` of the model itself, ``teacher_norm.gamma`` of a layer."""
+    metrics = {id(weight) for metric in model.metrics for weight in metric.variables}
+    named, seen = {}, set(metrics)
+    for layer in model.layers:
+        for weight in layer.weights:
+            if id(weight) not in seen:
+                named[f"{layer.name}.{_name(weight)}"] = weight
+                seen.add(id(weight))
+    own = {_name(weight): weight for weight in model.weights if id(weight) not in seen}
+    return {**own, **named}
+
+
+def _name(weight: Any) -> str:
+    """Name of a weight within its layer, on every Keras."""
+    return weight.name.rsplit("/")[-1].split(":")[0]
+
+
+def _nothing(store: Any) -> None:
+    """Saves and loads nothing."""
