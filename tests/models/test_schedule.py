@@ -45,3 +45,8 @@ def test_more_cells_never_mean_more_passes() -> None:
 def test_rounds_of_small_data_are_few() -> None:
     assert plan_training(300, epochs=100).rounds <= MAX_ROUNDS
     assert plan_training(300, epochs=20).rounds == 20
+
+
+def test_a_prime_number_of_epochs_still_has_rounds() -> None:
+    plan = plan_training(2638, epochs=101)
+    assert plan.epochs == 101 and plan.rounds > 20

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
 from concerto_tf.records.observations import (
     BarcodeObservations,
+    StoredFrame,
     as_codes,
     barcode_repeated,
     choices,
@@ -62,3 +65,15 @@ def test_repeated_barcode_is_found_across_blocks(step: int) -> None:
 )
 def test_choices(key: str, there: list[str], text: str) -> None:
     assert choices(key, there).endswith(text)
+
+
+def test_categories_as_anndata_0_7_wrote_them(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        obs = file.create_group("obs")
+        obs.attrs["_index"], obs.attrs["column-order"] = "index", ["cell_type"]
+        obs["index"] = np.array([b"a", b"b", b"c"])
+        obs["__categories/cell_type"] = np.array([b"B", b"T"])
+        obs["cell_type"] = np.array([1, -1, 0], np.int8)
+        obs["cell_type"].attrs["categories"] = obs["__categories/cell_type"].ref
+        codes, names = as_codes(StoredFrame(obs).values("cell_type"))
+    assert (codes.tolist(), names) == ([1, -1, 0], ["B", "T"])

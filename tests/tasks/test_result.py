@@ -69,6 +69,8 @@ def test_several_inputs_over_the_union_of_their_genes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame.iloc[8:][GENES[10:]], b.X)
     assert (frame.iloc[8:][GENES[:10]] == 0).all(axis=None)
     assert list(written.obs["type"]) == [*a.obs["type"], *b.obs["type"]]
+    assert written.obs["age"].mean() == pytest.approx(np.mean([*a.obs["age"], *b.obs["age"]]))
+    assert "concerto_input" in written.obs
 
 
 def test_cells_that_were_left_out_are_left_out(tmp_path: Path) -> None:
