@@ -204,11 +204,11 @@ class SourceBatchNormalization(keras.layers.Layer):
         Args:
             moments: The other layer's `moving_moments`.
             rows: For each source of this layer, its row in ``moments``; -1 for one the other does
-                not know. That begins with the pooled statistics, and the weight of one cell.
+                not know. That begins with the pooled statistics, and the weight of `min_cells`.
         """
         rows = tf.constant(rows)
         known, row = rows >= 0, tf.maximum(rows, 0)
-        seen = tf.minimum(tf.reduce_sum(moments[0]), 1.0)
+        seen = tf.minimum(tf.reduce_sum(moments[0]), tf.cast(self.min_cells, moments[0].dtype))
         count = tf.where(known, tf.gather(moments[0], row), seen)
         self.moving_count.assign(count)
         pooled = pool_moments(moments)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -15,17 +16,29 @@ import numpy as np
 import pytest
 
 
-def stop_when(process: subprocess.Popen, there: Callable[[], bool], number: int) -> str:
-    """Sends a signal as soon as something is there; what the process wrote to stderr."""
-    limit = time.monotonic() + 120
-    while not there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.0005)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert out == ""
-    return err
+def stop(
+    start: Callable[[], subprocess.Popen], out: Path, there: Callable[[], bool], number: int
+) -> tuple[subprocess.Popen, str]:
+    """Starts work and sends it a signal as soon as something is there.
+
+    On a busy machine the work may be done before this process gets to look; it is then begun
+    again from nothing.
+
+    Returns:
+        The ended process and what it wrote to stderr.
+    """
+    for _ in range(8):
+        process, limit = start(), time.monotonic() + 120
+        while process.poll() is None and not there():
+            assert time.monotonic() < limit
+            time.sleep(0.0005)
+        process.send_signal(number)
+        output, err = process.communicate(timeout=60)
+        assert output == ""
+        if process.returncode != 0:
+            return process, err
+        shutil.rmtree(out)
+    raise AssertionError("the work was done too quickly to be stopped, eight times")
 
 
 def interrupted(process: subprocess.Popen, err: str) -> None:
@@ -47,15 +60,13 @@ def test_stopped_conversion_is_resumed(
 ) -> None:
     out = tmp_path / "stopped"
     command = ["convert", many_cells, "-o", out, "--quiet"]
-    process = started(*command)
-    err = stop_when(process, (out / "spool" / "part-00000").exists, signal.SIGINT)
-    interrupted(process, err)
+    begin = partial(started, *command)
+    interrupted(*stop(begin, out, (out / "spool" / "part-00000").exists, signal.SIGINT))
     assert leftover(out) == []
     answer = concerto("train", out, "-o", tmp_path / "model", "--quiet")
     answer.mendable("unfinished", "same convert again")
 
-    process = started(*command)
-    stop_when(process, (out / "spool" / "part-00003").exists, signal.SIGKILL)
+    process, _ = stop(begin, out, (out / "spool" / "part-00003").exists, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
 
@@ -78,16 +89,14 @@ def test_stopped_run_ends_as_an_undisturbed_one(
     ]  # fmt: skip
     command = ["run", cells_file, "-o", out, *options]
 
-    process = started(*command)
-    err = stop_when(process, checkpoint.exists, signal.SIGINT)
-    interrupted(process, err)
+    begin = partial(started, *command)
+    interrupted(*stop(begin, out, checkpoint.exists, signal.SIGINT))
     assert leftover(out) == ["manifest.json"]  # the records are finished
     answer = concerto("embed", out / "model", cells_file, "-o", tmp_path / "x.h5ad", "--quiet")
     answer.mendable("no model.keras", "finish")
 
     first = rounds(checkpoint)
-    process = started(*command)
-    stop_when(process, lambda: rounds(checkpoint) > first, signal.SIGKILL)
+    stop(begin, out, lambda: rounds(checkpoint) > first, signal.SIGKILL)
     assert not (out / "model" / "model.keras").exists() and first >= 1
     # Other options do not take an unfinished training over.
     answer = concerto(*command, "--seed", 1)
@@ -103,8 +112,11 @@ def test_stopped_run_ends_as_an_undisturbed_one(
 
 
 def rounds(checkpoint: Path) -> int:
-    with np.load(checkpoint) as saved:
-        return int(saved["rounds"])
+    try:
+        with np.load(checkpoint) as saved:
+            return int(saved["rounds"])
+    except FileNotFoundError:
+        return 0
 
 
 def stored(run: Path, key: str) -> bytes:
@@ -120,7 +132,7 @@ def test_finished_run_is_left_as_it_is(cells_file: Path, concerto, finished) -> 
         "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
         "--epochs", 1, "--json",
     )  # fmt: skip
-    assert time.perf_counter() - began < 2.0
+    assert time.perf_counter() - began < 10.0  # training alone would take longer
     assert again.code == 0 and again.last == answer.last
     assert again.err == ""
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}

@@ -282,7 +282,7 @@ def test_other_sources_keep_the_weights_and_their_own_statistics(
     np.testing.assert_allclose(other(new), model(strange), atol=1e-5)
     layer, old = other.student_norm, model.student_norm
     np.testing.assert_allclose(layer.moving_mean[0], pool_moments(old.moving_moments)[0])
-    assert np.array(layer.moving_count).tolist() == [1, float(old.moving_count[1])]
+    assert np.array(layer.moving_count).tolist() == [4, float(old.moving_count[1])]
 
 
 def test_other_sources_of_an_untrained_model(make_model: Callable, make_batch: Callable) -> None:

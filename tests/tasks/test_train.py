@@ -94,15 +94,20 @@ def test_folder_holds_the_model_its_log_and_what_was_asked(
     assert any((undisturbed / "tensorboard").rglob("events.*"))
 
 
-def test_statistics_are_those_of_all_whole_cells(undisturbed: Path, records: Records) -> None:
+def test_every_source_has_statistics_of_its_own_cells(
+    undisturbed: Path, records: Records
+) -> None:
     model = load_model(undisturbed)
     (batch,) = records.dataset(60, sources=model.sources)
     source = batch["source"].numpy()
-    np.testing.assert_array_equal(model.student_norm.moving_count, np.bincount(source))
-    for layer, x in model.normalization_inputs(batch):
-        for code in (0, 1):
-            own = x.numpy()[source == code]
-            np.testing.assert_allclose(layer.moving_mean[code], own.mean(0), rtol=1e-3, atol=1e-3)
+    layer, x = model.normalization_inputs(batch)[1]
+    assert (np.array(layer.moving_count) > np.bincount(source)).all()
+    means = np.array([x.numpy()[source == code].mean(0) for code in (0, 1)])
+    found = np.array(layer.moving_mean)
+    # Of cells with hidden genes, so about.
+    for code in (0, 1):
+        near, far = (np.linalg.norm(found[code] - means[other]) for other in (code, 1 - code))
+        assert near < 0.15 * np.linalg.norm(means[code]) and near < far
 
 
 # --- determinism --------------------------------------------------------------------------------
@@ -292,7 +297,7 @@ def test_goes_on_from_a_model_on_new_sources(
     )  # fmt: skip
     model = train(new, tmp_path / "further", start=undisturbed, epochs=2, batch_size=20)
     assert set(model.sources) == {"b", "c"}
-    assert np.array(model.student_norm.moving_count).tolist() == [20, 20]
+    assert (np.array(model.student_norm.moving_count) > 20).all()
     z = embed_records(load_model(tmp_path / "further"), new)
     assert z.shape == (40, 8) and np.isfinite(z).all()
 
