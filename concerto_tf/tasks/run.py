@@ -77,7 +77,7 @@ def run(
         inputs = [inputs]
     out = Path(out)
     asked = {
-        "inputs": [str(Path(i).absolute()) if isinstance(i, str | Path) else None for i in inputs],
+        "inputs": [_identity(item) for item in inputs],
         "source_key": source_key, "label_key": label_key, "layer": layer, "genes": genes,
         "resolution": resolution, "drop_empty": drop_empty, "seed": seed,
         "training": {key: str(value) for key, value in training.items()},
@@ -93,17 +93,22 @@ def run(
         raise InputError(f"resolution is {resolution}; it must be a positive number")
     _check_inputs(inputs, layer, source_key, label_key)
     state.begin()
-    try:
-        with state.timed("convert"):
-            records = convert(
-                inputs, out / "records", layer=layer, source_key=source_key,
-                label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
-                workers=workers, seed=seed, overwrite=not state.trained,
-                progress=reporter("convert"),
-            )  # fmt: skip
-    except InputError:
-        state.withdraw()
-        raise
+    in_memory = not all(isinstance(item, str | Path) for item in inputs)
+    if in_memory and state.trained:
+        # `asked` holds the content of cells in memory, so these records are of the same cells.
+        records = Records(out / "records")
+    else:
+        try:
+            with state.timed("convert"):
+                records = convert(
+                    inputs, out / "records", layer=layer, source_key=source_key,
+                    label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
+                    workers=workers, seed=seed, overwrite=not state.trained,
+                    progress=reporter("convert"),
+                )  # fmt: skip
+        except InputError:
+            state.withdraw()
+            raise
     if not state.finished:
         with state.timed("train"):
             model = train(
@@ -112,6 +117,16 @@ def run(
             )  # fmt: skip
         _finish(state, inputs, records, model, reporter("embed"), layer, label_key, resolution)
     return json.loads((out / "metrics.json").read_text("utf-8"))
+
+
+def _identity(item: str | Path | AnnData) -> str:
+    """What tells an input apart: its path, or the content of cells in memory."""
+    if isinstance(item, str | Path):
+        return str(Path(item).absolute())
+    import joblib
+
+    raw = None if item.raw is None else (item.raw.X, item.raw.var)
+    return joblib.hash([item.obs, item.var, item.X, dict(item.layers), dict(item.obsm), raw])
 
 
 def _check_inputs(
