@@ -22,7 +22,7 @@ out = sys.argv[1] if len(sys.argv) > 1 else f"{folder}/quickstart.h5ad"
 adata = demo_cells()  # or any AnnData of yours, raw counts in X
 records = concerto_tf.convert(adata, f"{folder}/records")
 model = concerto_tf.Concerto.from_records(records)
-model.compile(steps=100)
+model.compile()
 model.fit(records.dataset(256, shuffle=True, repeat=True), steps_per_epoch=10, epochs=10, verbose=2)
 adata.obsm["X_concerto"] = model.embed(records.dataset(256))
 concerto_tf.cluster(adata)
