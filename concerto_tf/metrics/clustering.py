@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
-from concerto_tf.metrics.neighbours import scanpy_graph
+from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
@@ -79,21 +79,11 @@ def leiden_scores(
     Reference:
         Traag, Waltman and van Eck, Scientific Reports 9:5233 (2019).
     """
-    import scanpy as sc
-
     z, codes = _thinned(embedding, labels, seed, cap)
     graph = scanpy_graph(z, seed=seed)
     best_ari, best_nmi = 0.0, -1.0
     for resolution in RESOLUTIONS:
-        sc.tl.leiden(
-            graph,
-            resolution=resolution,
-            random_state=seed,
-            flavor="igraph",
-            n_iterations=2,
-            directed=False,
-        )
-        ari, nmi = _agreement(codes, graph.obs["leiden"].to_numpy())
+        ari, nmi = _agreement(codes, leiden(graph, resolution, seed))
         if nmi > best_nmi:
             best_ari, best_nmi = ari, nmi
     return {"ari_leiden": best_ari, "nmi_leiden": best_nmi}

@@ -84,3 +84,27 @@ def _bare(z: np.ndarray) -> AnnData:
     adata = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(z))]))
     adata.obsm["Z"] = np.ascontiguousarray(z, np.float32)
     return adata
+
+
+def leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
+    """Leiden clusters of a graph that `scanpy_graph` made.
+
+    Args:
+        graph: cells with their neighbour graph; scanpy's column "leiden" is written into it.
+        resolution: higher gives more clusters.
+        seed: of the algorithm.
+
+    Returns:
+        Codes [n].
+    """
+    import scanpy as sc
+
+    sc.tl.leiden(
+        graph,
+        resolution=resolution,
+        random_state=seed,
+        flavor="igraph",
+        n_iterations=2,
+        directed=False,
+    )
+    return graph.obs["leiden"].cat.codes.to_numpy()

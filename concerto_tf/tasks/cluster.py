@@ -10,7 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.inputs import as_embedding
-from concerto_tf.metrics.neighbours import restore_graph, scanpy_graph
+from concerto_tf.metrics.neighbours import leiden, restore_graph, scanpy_graph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def cluster(
             raise InputError(f"resolution is {resolution!r}: it must be a positive number.")
         # a single cell has no neighbours and is its own cluster
         found = (
-            _leiden(_graph(adata, rep, z, seed), resolution, seed) if len(z) > 1 else np.zeros(1)
+            leiden(_graph(adata, rep, z, seed), resolution, seed) if len(z) > 1 else np.zeros(1)
         )
     adata.obs[key_added] = _by_size(found)
 
@@ -135,21 +135,6 @@ def _graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
         }
         return graph
     return restore_graph(z, *(adata.obsp[k] for k in keys.values()), stored["params"])
-
-
-def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
-    """Leiden clusters of a graph as codes [n]."""
-    import scanpy as sc
-
-    sc.tl.leiden(
-        graph,
-        resolution=resolution,
-        random_state=seed,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-    )
-    return graph.obs["leiden"].cat.codes.to_numpy()
 
 
 def _kmeans(z: np.ndarray, k: int | None, seed: int) -> np.ndarray:
