@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs import open_input
+from concerto_tf.records.inputs import Input, open_input
 from concerto_tf.records.joining import join
 from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.records.orthologs import read_orthologs
@@ -43,8 +43,9 @@ def convert(
     *,
     layer: str | None = None,
     source_key: str | None = None,
+    source_name: str | None = None,
     label_keys: Sequence[str] = (),
-    like: Records | Vocabulary | str | Path | None = None,
+    like: Records | Vocabulary | Mapping[str, Vocabulary] | str | Path | None = None,
     orthologs: str | Path | None = None,
     modalities: Mapping[str, str] | None = None,
     shards: int | None = None,
@@ -69,10 +70,13 @@ def convert(
         layer: None for X, a name in `layers`, or "raw".
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
             one source.
+        source_name: What to call the source of a single input without such a column.
         label_keys: Columns of obs to store as labels.
-        like: Records, a vocabulary or a path of either: use these genes, in this order.
+        like: Records, a vocabulary or a path of either, or modality to vocabulary: use these
+            genes, in this order.
         orthologs: CSV or TSV with two columns named by species, for inputs of another species.
-        modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
+        modalities: Further modalities, name to place: {"protein": "obsm:protein"}. Of several
+            inputs only some need to have one; the cells of the others then lack it.
         shards: Number of files; by default one per 16,384 cells.
         compression: "none" or "gzip" (a third of the size, half the reading speed).
         workers: Number of processes. More than one needs a script to be guarded by
@@ -111,7 +115,8 @@ def convert(
         out,
         options=[layer, source_key, label_keys, dict(modalities or {}), shards, compression, seed,
                  chunk_cells, drop_empty, table and table.pairs,
-                 {name: genes.digest for name, genes in vocabularies.items()}],
+                 {name: genes.digest for name, genes in vocabularies.items()},
+                 *([source_name] if source_name else [])],
     )  # fmt: skip
     finished = _take_over(out, plan, overwrite)
     if finished is not None:
@@ -124,13 +129,17 @@ def convert(
         with ExitStack() as stack:
             opened = [
                 stack.enter_context(
-                    open_input(item, layer=layer, modalities=modalities, scratch=spool)
+                    open_input(
+                        item, layer=layer, modalities=modalities, lenient=len(inputs) > 1,
+                        scratch=spool,
+                    )
                 )
                 for item in inputs
-            ]
+            ]  # fmt: skip
+            _check_modalities(opened, modalities)
             joined = join(
-                opened, source_key=source_key, label_keys=label_keys, like=vocabularies,
-                orthologs=table,
+                opened, source_key=source_key, source_name=source_name, label_keys=label_keys,
+                like=vocabularies, orthologs=table,
             )  # fmt: skip
             if shards is not None and shards > joined.n_cells:
                 raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
@@ -173,11 +182,22 @@ def _check_options(
             )
 
 
+def _check_modalities(opened: Sequence[Input], modalities: Mapping[str, str] | None) -> None:
+    """Refuses a modality that no input has."""
+    for name, place in (modalities or {}).items():
+        if not any(name in cells.modalities for cells in opened):
+            raise InputError(
+                f"modality {name}: none of the {len(opened)} inputs has {place}; check the place"
+            )
+
+
 def _given_vocabularies(
-    like: Records | Vocabulary | str | Path | None,
+    like: Records | Vocabulary | Mapping[str, Vocabulary] | str | Path | None,
 ) -> dict[str, Vocabulary]:
     if like is None:
         return {}
+    if isinstance(like, Mapping):
+        return dict(like)
     if isinstance(like, Vocabulary):
         return {"rna": like}
     if isinstance(like, str | Path):

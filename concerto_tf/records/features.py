@@ -18,6 +18,19 @@ _log = logging.getLogger("concerto_tf")
 
 RNA_TYPE = "Gene Expression"
 
+
+class MissingModality(InputError):
+    """An input has nothing at the place that a modality was said to lie.
+
+    Args:
+        modality: Its name.
+        reason: What is not there.
+    """
+
+    def __init__(self, modality: str, reason: str) -> None:
+        super().__init__(f"modality {modality}: {reason}")
+        self.modality, self.reason = modality, reason
+
 # Columns of var in which the field's tools leave the other name of a gene.
 _SYMBOL_COLUMNS = (
     "gene_symbols",
@@ -114,16 +127,14 @@ def typed_features(types: Sequence[str] | None, wanted: str, modality: str) -> n
         int64 ascending, at least one.
 
     Raises:
-        InputError: no feature has this type.
+        MissingModality: no feature has this type.
     """
     if types is None:
-        raise InputError(f"modality {modality}: the input has no feature types")
+        raise MissingModality(modality, "the input has no feature types")
     chosen = np.array([i for i, kind in enumerate(types) if kind == wanted], dtype=np.int64)
     if not len(chosen):
         there = sorted(set(types))
-        raise InputError(
-            f"modality {modality}: no feature type {wanted!r}; {choices(wanted, there)}"
-        )
+        raise MissingModality(modality, f"no feature type {wanted!r}; {choices(wanted, there)}")
     return chosen
 
 

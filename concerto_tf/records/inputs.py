@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf.errors import InputError
 from concerto_tf.records.by_cell import Scratch
 from concerto_tf.records.cells import Input, Part, first_line
+from concerto_tf.records.features import MissingModality
 from concerto_tf.records.inputs_10x import is_10x, open_10x_h5, open_mtx
 from concerto_tf.records.inputs_anndata import is_stored_anndata, open_adata, open_stored
 
@@ -31,6 +32,7 @@ def open_input(
     *,
     layer: str | None = None,
     modalities: Mapping[str, str] | None = None,
+    lenient: bool = False,
     scratch: str | Path | None = None,
 ) -> Input:
     """Opens cells for streaming.
@@ -44,6 +46,7 @@ def open_input(
             "layer:NAME", or "feature_types:TYPE" such as "feature_types:Antibody Capture" (10x, and
             AnnData with `var["feature_types"]`). Where features have types, the RNA is those of
             type "Gene Expression".
+        lenient: Leave out modalities that are not there instead of refusing the input.
         scratch: folder for the copy sorted by cell that a column-ordered file (CSC, mtx) needs. It
             stays there, and the next call for the same file finds it. None: a temporary folder that
             goes away with `close`.
@@ -56,6 +59,11 @@ def open_input(
             names, layer or modality not there. The message says what, where and how to mend it.
     """
     modalities = dict(modalities or {})
+    while lenient:
+        try:
+            return open_input(source, layer=layer, modalities=modalities, scratch=scratch)
+        except MissingModality as error:
+            del modalities[error.modality]
     for name in modalities:
         if not name.replace("_", "").isalnum() or name == "rna":
             raise InputError(
@@ -135,6 +143,8 @@ def _named(name: str, open_it: Any) -> Input:
     """Opens; puts the file's name before a message and turns what libraries raise into one."""
     try:
         return open_it()
+    except MissingModality as error:
+        raise MissingModality(error.modality, f"{error.reason} in {name}") from error
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error

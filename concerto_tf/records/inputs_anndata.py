@@ -12,6 +12,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.by_cell import column_entries
 from concerto_tf.records.cells import Input, Part
 from concerto_tf.records.features import (
+    MissingModality,
     as_texts,
     rna_features,
     split_place,
@@ -95,13 +96,13 @@ def _assemble(
         elif kind == "layer":
             if key not in elements.layers:
                 hint = choices(key, elements.layers)
-                raise InputError(f"modality {modality}: no layer {key!r}; {hint}")
+                raise MissingModality(modality, f"no layer {key!r}; {hint}")
             own = vocabulary_of(*elements.var("X"))
             parts[modality] = Part(own, elements.rows("layers", key), f"layers/{key}")
         else:
             if key not in elements.obsm:
                 hint = choices(key, elements.obsm)
-                raise InputError(f"modality {modality}: no {key!r} in obsm; {hint}")
+                raise MissingModality(modality, f"no {key!r} in obsm; {hint}")
             own_rows = elements.rows("obsm", key)
             own_names = elements.obsm_names(key)
             if own_names is None:

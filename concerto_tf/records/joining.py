@@ -56,8 +56,12 @@ class Joined:
         cells = self.inputs[number]
         first = sum(other.n_cells for other in self.inputs[:number])
         suffix = self.suffixes[number]
+        matrices = cells.chunk(start, stop)
+        for name, target in self.targets[number].items():
+            if name not in matrices:  # these cells lack the modality
+                matrices[name] = sp.csr_matrix((stop - start, len(target.match.query)), dtype="u1")
         return Chunk(
-            matrices=cells.chunk(start, stop),
+            matrices=matrices,
             rows=np.arange(first + start, first + stop),
             integers={key: codes[start:stop] for key, codes in self.integers[number].items()},
             barcodes=[barcode + suffix for barcode in cells.barcodes(start, stop)],
@@ -68,6 +72,7 @@ def join(
     inputs: Sequence[Input],
     *,
     source_key: str | None,
+    source_name: str | None = None,
     label_keys: Sequence[str],
     like: Mapping[str, Vocabulary],
     orthologs: Orthologs | None,
@@ -77,6 +82,7 @@ def join(
     Args:
         inputs: Open inputs, at least one.
         source_key: Column of obs with the source; None: each input is one.
+        source_name: What to call the source of a single input without such a column.
         label_keys: Columns of obs to keep as labels.
         like: Modality to a given vocabulary; the union of the inputs' genes for the others.
         orthologs: Table for inputs of another species.
@@ -90,7 +96,8 @@ def join(
     report: dict = {"lines": []}
     vocabularies, places = _genes(inputs, like, orthologs, report)
     units = _units(inputs, list(vocabularies))
-    sources, codes = _sources(inputs, source_key, alone="all" if not like else None)
+    alone = source_name or ("all" if not like else None)
+    sources, codes = _sources(inputs, source_key, alone)
     integers: list[dict[str, np.ndarray]] = [{"source": part} for part in codes]
     labels = {}
     for key in label_keys:
@@ -132,20 +139,41 @@ def _genes(
     places: list[dict[str, Match]] = [{} for _ in inputs]
     report["overlap"] = []
     names = [cells.name for cells in inputs]
-    for modality in ("rna", *inputs[0].modalities):
-        own = [cells.genes if modality == "rna" else cells.modalities[modality] for cells in inputs]
+    further = [name for cells in inputs for name in cells.modalities]
+    for modality in dict.fromkeys(["rna", *further]):
+        having = [modality == "rna" or modality in cells.modalities for cells in inputs]
+        own = [
+            cells.genes if modality == "rna" else cells.modalities[modality]
+            for cells, has in zip(inputs, having, strict=True) if has
+        ]  # fmt: skip
+        who = [name for name, has in zip(names, having, strict=True) if has]
         if modality in like:
             vocabularies[modality] = like[modality]
-            matches = [match(genes, like[modality], orthologs) for genes in own]
-            for name, found in zip(names, matches, strict=True):
-                check_overlap(found, name)
+            # Orthologs are of genes; what else is measured goes by its name.
+            table = orthologs if modality == "rna" else None
+            matches = [match(genes, like[modality], table) for genes in own]
+            for name, found in zip(who, matches, strict=True):
+                check_overlap(found, name if modality == "rna" else f"{name}: {modality}")
         else:
-            vocabularies[modality], matches = union(own, names, orthologs)
-        for place, found in zip(places, matches, strict=True):
-            place[modality] = found
+            vocabularies[modality], matches = union(
+                own, who, orthologs if modality == "rna" else None
+            )
+        none = np.zeros(0, np.int64)
+        nothing = Match(Vocabulary(()), vocabularies[modality], none, none, "nothing")
+        found_of = iter(matches)
+        for place, has in zip(places, having, strict=True):
+            place[modality] = next(found_of) if has else nothing
+        for name, has in zip(names, having, strict=True):
+            if not has:
+                report["lines"].append(f"{name}: has no {modality}; its cells lack it")
         if modality not in like and len(inputs) == 1:
             continue
-        for name, found in zip(names, matches, strict=True):
+        if modality in like and len({tuple(np.unique(m.reference_index)) for m in matches}) > 1:
+            report["lines"].append(
+                f"{modality}: genes that some inputs lack and others have read as zero where they "
+                "are missing; convert such inputs apart to have them told from zero"
+            )
+        for name, found in zip(who, matches, strict=True):
             report["lines"].append(f"{name}: {modality}: {found.report()}")
             report["overlap"].append({
                 "input": name, "modality": modality, "how": found.how, "shared": found.shared,
@@ -157,17 +185,20 @@ def _genes(
 def _units(inputs: Sequence[Input], modalities: Sequence[str]) -> dict[str, str]:
     """The units of each modality, from cells of the beginning, middle and end of each input."""
     found: dict[str, list[str]] = {name: [] for name in modalities}
+    who: dict[str, list[str]] = {name: [] for name in modalities}
     for cells in inputs:
         size = min(_SAMPLE_CELLS, cells.n_cells)
         starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
         samples = [cells.chunk(start, start + size) for start in starts]
         for name in modalities:
-            matrices: list[sp.csr_matrix] = [sample[name] for sample in samples]
-            found[name].append(detect_units(matrices))
+            if name == "rna" or name in cells.modalities:
+                matrices: list[sp.csr_matrix] = [sample[name] for sample in samples]
+                found[name].append(detect_units(matrices))
+                who[name].append(cells.name)
     for name, kinds in found.items():
         if len(set(kinds)) > 1:
             each = ", ".join(
-                f"{cells.name} {kind}" for cells, kind in zip(inputs, kinds, strict=True)
+                f"{cells} {kind}" for cells, kind in zip(who[name], kinds, strict=True)
             )
             raise InputError(
                 f"the inputs hold {name} values in different units ({each}); "

@@ -68,7 +68,7 @@ class Match:
 
     @property
     def missing(self) -> int:
-        """Reference genes that the query lacks; they read as zero."""
+        """Reference genes that the query lacks; they were not measured."""
         return len(self.reference) - self.shared
 
     @property
@@ -137,7 +137,7 @@ class Match:
         """The numbers in one or two sentences."""
         text = (
             f"{self.shared:,} of {len(self.reference):,} genes found by {self.how}; "
-            f"{self.missing:,} missing (read as zero), {self.extra:,} of the input's "
+            f"{self.missing:,} missing (not measured), {self.extra:,} of the input's "
             f"{len(self.query):,} left out"
         )
         if self.n_summed:

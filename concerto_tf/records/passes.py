@@ -89,6 +89,12 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         if blank and name == "rna":
             report["cells_blank"] = blank
             report["lines"].append(f"{blank} cells have no counts in the genes that are kept")
+        elif name != "rna" and blank == joined.n_cells - empty:
+            raise InputError(
+                f"modality {name}: no cell has any value of it; check the place it was said to be"
+            )
+        elif blank and name != "rna":
+            report["lines"].append(f"{blank} cells have no value of {name}: they lack it")
         fractional = [np.dtype(entry["value_dtype"]).kind == "f" for entry in found]
         if units == "counts" and any(fractional):
             rows = parts[fractional.index(True)].read("row")
@@ -153,6 +159,14 @@ def _widest(parts: Sequence[Part], name: str) -> np.dtype:
     return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
 
 
+def _measured(joined: Joined, modality: str) -> np.ndarray:
+    """Cells of the inputs that have each gene at all, int [genes]."""
+    cells_with = np.zeros(len(joined.vocabularies[modality]), int)
+    for cells, targets in zip(joined.inputs, joined.targets, strict=True):
+        cells_with[np.unique(targets[modality].match.reference_index)] += cells.n_cells
+    return cells_with
+
+
 def finish(
     out: Path,
     parts: Sequence[Part],
@@ -173,6 +187,7 @@ def finish(
         mean = sums[1] / n_cells
         variance = np.maximum(sums[2] - n_cells * mean**2, 0) / max(n_cells - 1, 1)
         columns = {
+            "measured": _measured(joined, name),
             "n_cells": sums[0].astype(int),
             "mean": [f"{value:.9g}" for value in mean],
             "variance": [f"{value:.9g}" for value in variance],

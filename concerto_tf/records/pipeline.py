@@ -34,6 +34,7 @@ def build(
     repeat: bool,
     first_epoch: int,
     genes: np.ndarray | None,
+    modalities: Sequence[str],
     sources: Sequence[str] | None,
     labels: Sequence[str],
     cells: bool,
@@ -69,7 +70,7 @@ def build(
     stop = _ENDLESS if repeat else first_epoch + 1
     dataset = tf.data.Dataset.range(first_epoch, stop).flat_map(epoch)
     group = 1 if gene_cells is None else group_size(batch_size, replicas)
-    parse = _Parser(manifest, genes, sources, labels, cells, group, gene_cells)
+    parse = _Parser(manifest, genes, modalities, sources, labels, cells, group, gene_cells)
     fixed = batch_size if drop_remainder or pad_last else None
 
     def to_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -139,13 +140,14 @@ class _Parser:
         self,
         manifest: Manifest,
         genes: np.ndarray | None,
+        modalities: Sequence[str],
         sources: Sequence[str] | None,
         labels: Sequence[str],
         cells: bool,
         group: int,
         gene_cells: np.ndarray | None,
     ) -> None:
-        self._modalities = manifest.modalities
+        self._modalities = {name: manifest.modalities[name] for name in modalities}
         self._group = group
         self._labels = labels
         self._cells = cells

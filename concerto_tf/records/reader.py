@@ -64,6 +64,8 @@ class Records:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        #: What to call them in messages; temporary records go by what they were made of.
+        self.name = str(path)
         self.manifest = Manifest.load(self.path)
         for shard in self.manifest.shards:
             problem = self._size_problem(shard)
@@ -112,12 +114,30 @@ class Records:
     @cached_property
     def gene_stats(self) -> GeneStats:
         """Statistics of the RNA genes."""
-        table = read_table(self._vocabulary_file("rna"))
+        return self.gene_stats_of("rna")
+
+    def gene_stats_of(self, modality: str) -> GeneStats:
+        """Statistics of the genes of a modality."""
+        table = read_table(self._vocabulary_file(modality))
         return GeneStats(
             n_cells=np.array(table["n_cells"], np.int64),
             mean=np.array(table["mean"], np.float64),
             variance=np.array(table["variance"], np.float64),
         )
+
+    def observed(self, modality: str = "rna") -> np.ndarray:
+        """Which genes were measured at all, bool [genes].
+
+        With ``like`` a conversion keeps the genes of another data set; those that no input has
+        are missing, which is not the same as a count of zero.
+
+        Args:
+            modality: Whose genes.
+        """
+        table = read_table(self._vocabulary_file(modality))
+        if "measured" not in table:  # written before this was noted
+            return np.ones(len(table["id"]), bool)
+        return np.array(table["measured"], np.int64) > 0
 
     def dataset(
         self,
@@ -128,6 +148,7 @@ class Records:
         repeat: bool = False,
         first_epoch: int = 0,
         genes: np.ndarray | None = None,
+        modalities: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),
         cells: bool = False,
@@ -148,6 +169,7 @@ class Records:
             first_epoch: Epoch to begin with, to continue where training stopped.
             genes: Indices of the RNA genes to emit; the others are left out. Indices stay those of
                 the whole vocabulary.
+            modalities: Which modalities to emit; by default all.
             sources: Names of a model's sources, to emit its codes instead of the records' own; -1
                 for a source it does not know.
             labels: Keys of the labels to emit.
@@ -186,7 +208,9 @@ class Records:
         self._check_dataset(batch_size, labels, shard_of, drop)
         return build(
             self.path, self.manifest, batch_size=batch_size, shuffle=shuffle, seed=seed,
-            repeat=repeat, first_epoch=first_epoch, genes=genes, sources=sources, labels=labels,
+            repeat=repeat, first_epoch=first_epoch, genes=genes,
+            modalities=list(self.manifest.modalities) if modalities is None else modalities,
+            sources=sources, labels=labels,
             cells=cells, shard_of=shard_of, drop_remainder=drop, pad_last=pad_last,
             gene_cells=self.gene_stats.n_cells if packed else None, replicas=replicas,
         )  # fmt: skip
@@ -269,6 +293,12 @@ class Records:
 
     def _vocabulary_file(self, modality: str) -> Path:
         """The path of a vocabulary that is as conversion left it."""
+        if modality not in self.manifest.modalities:
+            known = ", ".join(self.manifest.modalities)
+            raise InputError(
+                f"{self.path}: has no modality {modality!r} (there are: {known}); convert again "
+                f"with its place, for example --modality {modality}=obsm:{modality}"
+            )
         info = self.manifest.modalities[modality]
         path = self.path / info.vocabulary
         try:

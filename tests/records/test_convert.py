@@ -384,3 +384,84 @@ def test_moved_records_open(file: Path, tmp_path: Path) -> None:
     records = convert(file, tmp_path / "here", **OPTIONS)
     shutil.move(records.path, tmp_path / "there")
     assert Records(tmp_path / "there").verify() == []
+
+
+# --- modalities and genes that are not everywhere -------------------------------------------
+
+
+def with_protein(cells: anndata.AnnData, names: str = "ABCD") -> anndata.AnnData:
+    counts = np.random.default_rng(1).poisson(9, (cells.n_obs, len(names))) + 1
+    cells.obsm["protein"] = pd.DataFrame(counts, index=cells.obs_names, columns=list(names))
+    return cells
+
+
+PLACE = {"protein": "obsm:protein"}
+
+
+def test_some_inputs_may_lack_a_modality(make_cells, tmp_path: Path) -> None:
+    parts = [
+        make_cells(20, prefix="X"),
+        with_protein(make_cells(30, seed=1)),
+        with_protein(make_cells(10, seed=2, prefix="Y"), "BCDE"),
+    ]
+    paths = [tmp_path / f"{i}.h5ad" for i in range(3)]
+    for path, part in zip(paths, parts, strict=True):
+        part.write_h5ad(path)
+    for workers, out in ((1, "one"), (2, "two")):
+        records = convert(paths, tmp_path / out, modalities=PLACE, workers=workers, chunk_cells=8)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert records.vocabulary_of("protein").ids == tuple("ABCDE") and records.verify() == []
+    found = np.zeros((60, 5))
+    for batch in records.dataset(60):
+        for row, genes, values in zip(
+            batch["row"].numpy(), batch["protein/genes"].numpy(),
+            batch["protein/values"].numpy(), strict=True,
+        ):  # fmt: skip
+            np.add.at(found[row], genes, values)
+    assert not found[:20].any()
+    np.testing.assert_array_equal(found[20:50, :4], parts[1].obsm["protein"])
+    np.testing.assert_array_equal(found[50:, 1:], parts[2].obsm["protein"])
+    lines = records.manifest.report["lines"]
+    assert "0.h5ad: has no protein; its cells lack it" in lines
+    assert "20 cells have no value of protein: they lack it" in lines
+
+
+def test_modality_that_no_cell_has_is_refused(make_cells, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="protein: none of the 2 inputs has obsm:protein"):
+        convert([make_cells(5), make_cells(5)], tmp_path / "out", modalities=PLACE)
+    with pytest.raises(InputError, match="modality protein: no 'protein' in obsm in AnnData|AnnD"):
+        convert(make_cells(5), tmp_path / "out", modalities=PLACE)
+    empty = with_protein(make_cells(5))
+    empty.obsm["protein"] *= 0
+    with pytest.raises(InputError, match="modality protein: no cell has any value of it"):
+        convert(empty, tmp_path / "out", modalities=PLACE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_measured_is_told_from_zero(make_cells, tmp_path: Path) -> None:
+    like = convert(with_protein(make_cells(40)), tmp_path / "like", modalities=PLACE)
+    assert like.observed().all() and like.observed("protein").all()
+    cells = with_protein(make_cells(30, seed=1), "BD")[:, ::2].copy()
+    cells.X = cells.X.multiply(np.arange(30) > 0).tocsr()  # the first is measured, and zero
+    query = convert(cells, tmp_path / "query", like=like, modalities=PLACE)
+    np.testing.assert_array_equal(query.observed(), np.arange(60) % 2 == 0)
+    np.testing.assert_array_equal(query.observed("protein"), [False, True, False, True])
+    # Of several inputs, a gene counts as measured if any has it.
+    both = convert([cells, make_cells(5, seed=2, prefix="Z")], tmp_path / "both", like=like)
+    assert both.observed().all()
+
+
+def test_dataset_gives_the_modalities_asked_for(make_cells, tmp_path: Path) -> None:
+    records = convert(with_protein(make_cells(20)), tmp_path / "out", modalities=PLACE)
+    spec = {
+        names: set(records.dataset(4, modalities=names).element_spec)
+        for names in (None, ("rna",), ("protein",))
+    }
+    rna, protein = {"genes", "values", "total"}, {"protein/genes", "protein/values"}
+    assert spec[None] >= rna | protein
+    assert spec["rna",] >= rna and not spec["rna",] & protein
+    assert spec["protein",] >= protein and not spec["protein",] & rna
+    [whole], [alone] = records.dataset(20), records.dataset(20, modalities=["protein"])
+    np.testing.assert_array_equal(whole["protein/values"], alone["protein/values"])
+    with pytest.raises(InputError, match="no modality 'adt'.*there are: rna, protein"):
+        records.vocabulary_of("adt")

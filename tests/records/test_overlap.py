@@ -318,7 +318,7 @@ def test_the_refusal_names_the_likely_cause(
 def test_report() -> None:
     found = match(Vocabulary(("CD4", "XY", "LYZ")), Vocabulary(SYMBOLS))
     assert found.report() == (
-        "1 of 4 genes found by gene symbols; 3 missing (read as zero), 2 of the input's 3 left out"
+        "1 of 4 genes found by gene symbols; 3 missing (not measured), 2 of the input's 3 left out"
     )
 
 
