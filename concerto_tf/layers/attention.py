@@ -99,6 +99,8 @@ class GeneAttention(keras.layers.Layer):
             counts as further zeros and needs no mask. A gene must not occur twice with a value.
         rows: The cell that each value belongs to [B, K], for packed batches; see
             `scatter_to_dense`.
+        unmeasured: Values [G] that genes which were not measured take in every cell, 0 for those
+            that were. A gene with a value here must not be listed.
 
     Returns:
         Cell vectors [B, d].
@@ -165,12 +167,20 @@ class GeneAttention(keras.layers.Layer):
         super().build(input_shape)
 
     def call(
-        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None = None
+        self,
+        genes: tf.Tensor,
+        values: tf.Tensor,
+        rows: tf.Tensor | None = None,
+        unmeasured: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        return self._attend(genes, values, rows)[0]
+        return self._attend(genes, values, rows, unmeasured)[0]
 
     def attention_weights(
-        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None = None
+        self,
+        genes: tf.Tensor,
+        values: tf.Tensor,
+        rows: tf.Tensor | None = None,
+        unmeasured: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The share of attention each listed gene has among all genes of the cell.
 
@@ -178,16 +188,21 @@ class GeneAttention(keras.layers.Layer):
             genes: Gene indices [B, K].
             values: Normalised values [B, K].
             rows: The cell that each value belongs to [B, K], for packed batches.
+            unmeasured: See the class.
 
         Returns:
             Attention weights [B, K] (alpha of equation 4); over all genes, zeros included, they
             add up to one in each cell.
         """
-        _, weight, denominator = self._attend(genes, values, rows)
+        _, weight, denominator = self._attend(genes, values, rows, unmeasured)
         return weight / _Cells(genes, rows).spread(denominator)
 
     def _attend(
-        self, genes: tf.Tensor, values: tf.Tensor, rows: tf.Tensor | None
+        self,
+        genes: tf.Tensor,
+        values: tf.Tensor,
+        rows: tf.Tensor | None,
+        unmeasured: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B]."""
         dtype = compute_dtype(self)
@@ -204,8 +219,8 @@ class GeneAttention(keras.layers.Layer):
             return tf.cast(tf.squeeze(tf.matmul(tf.tanh(hidden + bias), context), -1), wide)
 
         if self.value_affine:
-            shift = tf.cast(self.value_shift, dtype)
-            shifted = tf.cast(self.value_scale, dtype) * values + shift
+            scale, shift = tf.cast(self.value_scale, dtype), tf.cast(self.value_shift, dtype)
+            shifted = scale * values + shift
             zero_score = score(shift * projected)
         else:
             shifted = values
@@ -239,6 +254,21 @@ class GeneAttention(keras.layers.Layer):
             denominator = cells.sum(weight) + n_zero * zero_weight
             mass = weight * tf.cast(values, wide)
             background = 0.0
+        if unmeasured is not None:
+            # They stand in every cell alike: their sums replace those of as many zero genes.
+            unmeasured = tf.cast(unmeasured, dtype)
+            constant = tf.cast(tf.not_equal(unmeasured, 0), wide)
+            if self.value_affine:
+                zero, offset = zero_weight, tf.cast(shift, wide) * zero_weight
+                unmeasured = scale * unmeasured + shift
+            else:
+                top, rescale = tf.reduce_max(zero_score), tf.exp(top - largest)
+                zero, offset = tf.ones_like(constant), tf.zeros_like(constant)
+            own = tf.exp(score(unmeasured[:, tf.newaxis] * projected) - top)
+            denominator += rescale * tf.reduce_sum(constant * (own - zero))
+            added = constant * (own * tf.cast(unmeasured, wide) - offset)
+            added = tf.matmul(tf.cast(added, dtype)[tf.newaxis], embeddings)
+            background += rescale[:, tf.newaxis] * tf.cast(added, wide)
         # A dense product is faster here than any sparse one (see the architecture's figures).
         dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes, rows)
         summed = tf.cast(tf.matmul(dense, embeddings), wide) + background

@@ -115,6 +115,8 @@ class SourceBatchNormalization(keras.layers.Layer):
             are of source 0.
         training: Whether to use the minibatch's statistics and to update the moving ones.
         statistics: Means and variances [S', F] to use instead at inference, indexed by ``source``.
+        measured: Which features were measured at all [F], bool, at inference; the others take the
+            mean, whatever stands in ``x``.
 
     Returns:
         Normalised features [B, F].
@@ -223,6 +225,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         source: tf.Tensor | None = None,
         training: bool | None = None,
         statistics: tuple[tf.Tensor, tf.Tensor] | None = None,
+        measured: tf.Tensor | None = None,
     ) -> tf.Tensor:
         dtype = compute_dtype(self)
         x = tf.cast(x, accumulation_dtype(dtype))
@@ -236,6 +239,8 @@ class SourceBatchNormalization(keras.layers.Layer):
         if self.gamma is not None:
             factor *= tf.cast(self.gamma, x.dtype)
         x = (x - mean) * factor
+        if measured is not None:
+            x = tf.where(measured, x, tf.zeros_like(x))
         if self.beta is not None:
             x += tf.cast(self.beta, x.dtype)
         return tf.cast(x, dtype)

@@ -17,7 +17,12 @@ from concerto_tf._keras import (
 _SELF = -1e9  # exp() of it is 0 in every float type
 
 
-def nt_xent(view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
+def nt_xent(
+    view_a: tf.Tensor,
+    view_b: tf.Tensor,
+    temperature: float = 0.1,
+    groups: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Normalised temperature-scaled cross entropy between two views of the same cells.
 
     Row i of both views is the same cell. The negatives of a cell are all other cells' views, on
@@ -28,6 +33,9 @@ def nt_xent(view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1) -> t
         view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
         view_b: Embeddings of the other view [B, d].
         temperature: Divisor of the cosine similarities; small values weigh near negatives more.
+        groups: Group of each cell [B], int. Only cells of its own group are then negatives of a
+            cell: telling it from cells of another batch rewards what sets batches apart. A cell
+            that is alone in its group has a loss of 0.
 
     Returns:
         Loss of each cell [B] (mean of its two views' terms), float32 or wider. Its mean is
@@ -52,9 +60,13 @@ def nt_xent(view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1) -> t
     cells = tf.shape(view_a)[0]
     own = cells * replica_index() + tf.range(cells)
     itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=_SELF, off_value=0.0, dtype=dtype)
+    strangers = tf.zeros((), dtype)
+    if groups is not None:
+        others = gather_over_replicas(groups)
+        strangers = _SELF * tf.cast(groups[:, tf.newaxis] != others[tf.newaxis], dtype)
 
     def similarity(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(x, y, transpose_b=True) / temperature
+        return tf.matmul(x, y, transpose_b=True) / temperature + strangers
 
     positive = tf.reduce_sum(view_a * view_b, axis=-1) / temperature
 

@@ -165,3 +165,21 @@ def test_scatter_sums_padding_into_gene_zero() -> None:
 def test_sizes_must_be_positive(n_genes: int, units: int) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         GeneAttention(n_genes, units)
+
+
+@pytest.mark.parametrize("value_affine", [False, True])
+def test_unmeasured_genes_take_their_value_in_every_cell(value_affine: bool) -> None:
+    dense, genes, values = cells()
+    gone = np.arange(0, G, 3)
+    values[np.isin(genes, gone)] = 0
+    unmeasured = np.zeros(G)
+    unmeasured[gone] = np.random.default_rng(5).gamma(1.0, 1.0, len(gone))
+    filled = np.where(unmeasured > 0, unmeasured, dense)
+    attention = layer(value_affine)
+    expected, alpha = reference(attention.get_weights(), filled)
+    got = attention(genes, values, unmeasured=unmeasured)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    weights = np.asarray(attention.attention_weights(genes, values, unmeasured=unmeasured))
+    listed = values > 0
+    rows = np.nonzero(listed)[0]
+    np.testing.assert_allclose(weights[listed], alpha[rows, genes[listed]], rtol=0, atol=1e-12)

@@ -60,3 +60,38 @@ def test_does_nothing_at_inference() -> None:
 def test_rate_is_checked(rate: float) -> None:
     with pytest.raises(ValueError, match="rate must lie in"):
         RandomMask(rate)
+
+
+def test_bytes_are_those_of_the_first_version() -> None:
+    # Trained models resume with the masks they would have had.
+    out = RandomMask(0.5, rescale=False, seed=7)(tf.ones([2, 8]), training=True)
+    bits = tf.random.stateless_uniform([2, 8], [7, 0], None, None, tf.uint32, alg="philox")
+    np.testing.assert_array_equal(out, (bits.numpy() >= 2**31).astype("float32"))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_hides_in_the_stated_share_of_cells(exact: bool, rescale: bool) -> None:
+    layer = RandomMask(0.2, rescale=rescale, seed=1, probability=0.25, exact=exact)
+    out = layer(tf.ones([2000, 100]), training=True).numpy()
+    touched = (out == 0).any(1)
+    # Five standard deviations: once in 1.7 million.
+    assert abs(touched.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 2000)
+    assert (out[~touched] == 1).all()
+    hidden = (out[touched] == 0).sum(1)
+    assert abs(hidden.mean() - 20) < 5 * np.sqrt(100 * 0.2 * 0.8 / touched.sum())
+    assert (hidden == 20).all() == exact
+    assert np.allclose(out[touched][out[touched] > 0], 1 / 0.8 if rescale else 1)
+
+
+def test_cells_of_any_shape_take_part_or_not() -> None:
+    out = RandomMask(0.5, rescale=False, probability=0.5)(tf.ones([100, 4, 5]), training=True)
+    touched = (out.numpy() == 0).any((1, 2))
+    assert 20 < touched.sum() < 80
+
+
+def test_exact_takes_cells_and_genes() -> None:
+    with pytest.raises(ValueError, match="takes values .cells, genes."):
+        RandomMask(0.5, exact=True)(tf.ones([2, 3, 4]), training=True)
+    with pytest.raises(ValueError, match="probability must lie in"):
+        RandomMask(0.5, probability=1.5)

@@ -74,3 +74,15 @@ def test_works_as_the_loss_of_somebody_elses_model() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         NTXent(0.0)
+
+
+def test_groups_leave_the_cells_of_other_groups_out() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(9, 4)) for _ in range(2))
+    groups = np.array([0, 1, 0, 1, 0, 1, 1, 0, 2], np.int32)
+    got = np.array(nt_xent(tf.constant(a), tf.constant(b), 0.3, tf.constant(groups)))
+    for group in range(3):
+        own = groups == group
+        want = nt_xent(tf.constant(a[own]), tf.constant(b[own]), 0.3)
+        np.testing.assert_allclose(got[own], want, atol=1e-12)
+    assert got[8] == pytest.approx(0, abs=1e-12)  # nobody to be told from

@@ -1,0 +1,190 @@
+"""Views of a cell: values exchanged between its genes, or with other cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import serializable
+from concerto_tf.errors import InputError
+from concerto_tf.layers.random_layer import GeneAugmentation
+
+
+@serializable
+class RandomSwap(GeneAugmentation):
+    """Swaps the values of random pairs of genes within a cell in training.
+
+    Every cell keeps exactly the values it has, on other genes.
+
+    Args:
+        fraction: Share of the genes whose values are swapped, to the nearest number of pairs.
+        probability: Probability that a cell is changed.
+        seed: Seed of the pairs.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Normalised values [B, G], float.
+        training: Whether to change anything.
+
+    Returns:
+        Values [B, G].
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.layers import RandomSwap
+    >>> swap = RandomSwap(fraction=0.4, probability=1.0)
+    >>> swapped = swap(tf.range(10.0)[tf.newaxis], training=True)[0]
+    >>> sorted(swapped.numpy().tolist()) == list(range(10))
+    True
+    >>> int(tf.reduce_sum(tf.cast(swapped != tf.range(10.0), tf.int32)))
+    4
+
+    Reference:
+        CLEAR, Data augmentation (iii).
+    """
+
+    def __init__(
+        self, fraction: float = 0.1, probability: float = 0.5, seed: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(fraction=fraction, probability=probability, seed=seed, **kwargs)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        pairs = self._genes // 2
+        count = min(self._count(self._genes / 2), pairs)
+        if not training or count == 0 or self.probability == 0:
+            return inputs
+        draw, cells = self._draw(), tf.shape(inputs)[0]
+        # All genes in pairs at random: the first half of an order with the second half.
+        order = draw.order(self._genes)
+        first, second, alone = order[:pairs], order[pairs : 2 * pairs], order[2 * pairs :]
+        partner = _invert(order, tf.concat([second, first, alone], 0))
+        pair = _invert(order, tf.concat([tf.tile(tf.range(pairs), [2]), 0 * alone], 0))
+        chosen = draw.places(cells, pairs, self.probability, order=pair) < count
+        inputs = draw.hold(inputs)
+        return tf.where(chosen, tf.gather(inputs, partner, axis=1), inputs)
+
+
+def _invert(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The vector whose entry ``order[i]`` is ``x[i]``."""
+    return tf.scatter_nd(order[:, tf.newaxis], x, tf.shape(order))
+
+
+@serializable
+class Crossover(GeneAugmentation):
+    """Exchanges some genes of a cell with other cells in training.
+
+    The other cells are drawn anew for every cell, from the minibatch or from ``others``. They are
+    only read: in the batch they stand as they were. A cell alone in its batch stays as it is.
+
+    Args:
+        fraction: Share of the genes that are exchanged, to the nearest number of genes.
+        probability: Probability that a cell is changed.
+        partners: Number of other cells, drawn with replacement, each of which gives an equal share
+            of the exchanged genes.
+        seed: Seed of genes and partners.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Normalised values [B, G], float.
+        others: Values [N, G] of the cells to exchange with; by default those of ``inputs``, where
+            a cell is never its own partner as long as there is another.
+        aligned: Whether row i of ``others`` is the cell of row i of ``inputs`` (in another
+            state, such as before an earlier augmentation), and therefore not its partner. N must
+            then be B.
+        training: Whether to change anything.
+
+    Returns:
+        Values [B, G].
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.layers import Crossover
+    >>> cells = tf.constant([[1.0] * 8, [2.0] * 8])
+    >>> views = Crossover(fraction=0.25, probability=1.0)(cells, training=True)
+    >>> tf.reduce_sum(views, axis=1).numpy().tolist()
+    [10.0, 14.0]
+
+    Reference:
+        CLEAR, Data augmentation (iv).
+    """
+
+    def __init__(
+        self,
+        fraction: float = 0.25,
+        probability: float = 0.5,
+        partners: int = 1,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(fraction=fraction, probability=probability, seed=seed, **kwargs)
+        if partners < 1:
+            raise InputError(f"partners must be 1 or more, not {partners!r}.")
+        self.partners = int(partners)
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        others: tf.Tensor | None = None,
+        aligned: bool = False,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        count = self._count(self._genes)
+        if not training or count == 0 or self.probability == 0:
+            return inputs
+        draw, cells = self._draw(), tf.shape(inputs)[0]
+        if others is None:
+            others, aligned = inputs, True
+        others = tf.cast(others, inputs.dtype)
+        if aligned:  # A step of 1 to B - 1 from the cell itself.
+            step = 1 + draw.integers(tf.maximum(cells - 1, 1), [cells, self.partners])
+            rows = (tf.range(cells)[:, tf.newaxis] + step) % cells
+        else:
+            rows = draw.integers(tf.shape(others)[0], [cells, self.partners])
+        place = draw.places(cells, self._genes, self.probability)
+        out = inputs
+        for i in reversed(range(self.partners)):
+            below = -(-count * (i + 1) // self.partners)
+            out = tf.where(place < below, tf.gather(others, rows[:, i]), out)
+        return out
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "partners": self.partners}
+
+
+@serializable
+class CrossoverMany(Crossover):
+    """Exchanges some genes of a cell with several other cells in training: see `Crossover`.
+
+    Args:
+        fraction: Share of the genes that are exchanged, to the nearest number of genes.
+        probability: Probability that a cell is changed.
+        partners: Number of other cells, drawn with replacement, each of which gives an equal share
+            of the exchanged genes.
+        seed: Seed of genes and partners.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.layers import CrossoverMany
+    >>> cell, others = tf.zeros([1, 8]), tf.ones([100, 8])
+    >>> crossover = CrossoverMany(fraction=0.5, probability=1.0)
+    >>> float(tf.reduce_sum(crossover(cell, others=others, training=True)))
+    4.0
+
+    Reference:
+        CLEAR, Data augmentation (v).
+    """
+
+    def __init__(
+        self,
+        fraction: float = 0.25,
+        probability: float = 0.5,
+        partners: int = 4,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(fraction, probability, partners, seed, **kwargs)

@@ -1,0 +1,190 @@
+"""Where layers take their random numbers from: a counter that is saved with the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import keras, replica_index, state_weight
+from concerto_tf.errors import InputError
+
+#: A shape, or its parts, known in advance or not.
+Shape = tf.Tensor | Sequence[int | tf.Tensor]
+
+
+def share(name: str, value: float, below_one: bool = False) -> float:
+    """A fraction or probability as a float.
+
+    Args:
+        name: What to call it in the message.
+        value: The number.
+        below_one: Whether 1 itself is too much.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: It lies outside [0, 1], or [0, 1).
+    """
+    if not 0 <= value <= 1 or (below_one and value == 1):
+        raise InputError(f"{name} must lie in [0, 1{')' if below_one else ']'}, not {value!r}.")
+    return float(value)
+
+
+class Draw:
+    """The random numbers of one call of a layer.
+
+    Bits are drawn from a named counter-based generator, since XLA's own choice is another one and
+    many times slower on CPUs. All decisions are taken on integers, since TensorFlow and XLA make
+    different floats of the same bits.
+
+    Bits for every value of a minibatch are what random views cost. Which genes of a cell to
+    change is therefore decided without them (`places`).
+
+    Args:
+        stream: Seed of the layer on this replica, int64 scalar.
+        counter: Number of earlier calls, int64 scalar.
+    """
+
+    def __init__(self, stream: tf.Tensor, counter: tf.Tensor) -> None:
+        self._stream = stream
+        self._counter = counter
+        self._parts = 0
+
+    def bits(self, shape: Shape) -> tf.Tensor:
+        """Random bits, uint32, other ones at every call."""
+        # The first part of a draw has the counter itself, all others negative numbers.
+        part = self._parts
+        self._parts += 1
+        counter = -(64 * self._counter + part) if part else self._counter
+        seed = tf.stack([self._stream, counter])
+        return self._apart(
+            lambda: tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox"),
+            lambda: tf.zeros(shape, tf.uint32),
+        )
+
+    def hold(self, x: tf.Tensor) -> tf.Tensor:
+        """The tensor, computed once where several things are made of it."""
+        return self._apart(lambda: tf.identity(x), lambda: tf.zeros_like(x))
+
+    def _apart(self, compute: Callable, never: Callable) -> tf.Tensor:
+        # XLA would compute the bits again inside every loop that reads them, four times over for
+        # each value. It never looks through a condition, and cannot know that this one is true.
+        return tf.cond(self._counter >= 0, compute, never)
+
+    def integers(self, n: int | tf.Tensor, shape: Shape) -> tf.Tensor:
+        """Uniform integers in ``[0, n)``, int32."""
+        return tf.cast(self.bits(shape) % tf.cast(n, tf.uint32), tf.int32)
+
+    def chance(self, probability: float, shape: Shape) -> tf.Tensor:
+        """True with a probability (to the precision of 23 bits), bool."""
+        bits = tf.bitwise.right_shift(self.bits(shape), tf.constant(9, tf.uint32))
+        return bits < tf.constant(math.ceil(probability * 2**23), tf.uint32)
+
+    def order(self, n: int) -> tf.Tensor:
+        """The integers below n in random order, int32 [n]."""
+        return tf.argsort(tf.bitcast(self.bits([n]), tf.int32), stable=True)
+
+    def places(
+        self, cells: tf.Tensor, n: int, probability: float, order: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """A random order of the genes for every cell: those below c are c genes chosen at random.
+
+        All cells take their orders from one, each beginning somewhere else. So the genes chosen
+        in a cell are exactly as many as wanted and a uniformly random set of that size; only two
+        cells of one call are not independent of each other.
+
+        Args:
+            cells: Number of cells B.
+            n: Number of genes G.
+            probability: Probability that a cell takes part.
+            order: The place of each gene before the shift [G], int32; by default random.
+
+        Returns:
+            The place of each gene in the cell's order, int32 [B, G]; n for all genes of a cell
+            that takes no part.
+        """
+        order = self.order(n) if order is None else order
+        place = order + self.integers(n, [cells, 1])
+        place = tf.where(place >= n, place - n, place)
+        if probability == 1:
+            return place
+        return tf.where(self.chance(probability, [cells, 1]), place, n)
+
+
+class RandomLayer(keras.layers.Layer):
+    """Base of layers that draw anew at every call in training.
+
+    Unlike Keras' own random layers they draw from a counter that is saved with the model: the same
+    seed gives the same on every Keras, inside and outside XLA, and after a resumed training.
+    Replicas draw differently.
+
+    Args:
+        seed: Seed of what is drawn.
+        **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(self, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seed = int(seed)
+
+    def build(self, input_shape: Any) -> None:
+        self.draws = state_weight(self, "draws", (), "int64")
+        super().build(input_shape)
+
+    def _draw(self) -> Draw:
+        """The random numbers of this call; the next call has others."""
+        counter = tf.convert_to_tensor(self.draws)
+        self.draws.assign_add(tf.ones((), tf.int64))
+        return Draw(tf.cast(replica_index(), tf.int64) * 1_000_003 + self.seed, counter)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "seed": self.seed}
+
+
+class GeneAugmentation(RandomLayer):
+    """Base of layers that change a share of the genes in a share of the cells.
+
+    What happens within a cell is exactly random. The cells of one call are not independent of
+    each other (see `Draw.places`); those of two calls, such as two views, are.
+
+    Args:
+        fraction: Share of the genes that are changed, to the nearest number of genes.
+        probability: Probability that a cell is changed.
+        seed: Seed of what is drawn.
+        **kwargs: Of `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self, fraction: float, probability: float, seed: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(seed=seed, **kwargs)
+        self.fraction = share("fraction", fraction)
+        self.probability = share("probability", probability)
+
+    def build(self, input_shape: Any) -> None:
+        shape = tuple(input_shape)
+        if len(shape) != 2 or shape[1] is None:
+            raise ValueError(
+                f"{type(self).__name__} takes dense values [cells, genes] with a fixed number of "
+                f"genes, not shape {shape}; see scatter_to_dense for padded nonzeros."
+            )
+        self._genes = int(shape[1])
+        super().build(input_shape)
+
+    def _count(self, things: float) -> int:
+        """How many of some things to change."""
+        return int(self.fraction * things + 0.5)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "fraction": self.fraction,
+            "probability": self.probability,
+        }
