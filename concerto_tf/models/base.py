@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import (
-    accumulation_dtype,
     apply_gradient_step,
     keras,
     replica_count,
@@ -17,8 +18,7 @@ from concerto_tf._keras import (
 )
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.layers import LogNormalize, SourceBatchNormalization, merge_moments
-from concerto_tf.layers.source_normalization import Moments, moments_by_source
+from concerto_tf.layers import LogNormalize, SourceBatchNormalization
 from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
 from concerto_tf.models.batches import Batch, Cells, source_codes, tensors, without_text
 from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 #: Version of what a saved model holds; raised when an older package could not read a newer file.
 SAVED_FORMAT = 1
+
+NEGATIVES = ("all", "source")
+#: Largest share of a cell's counts that genes which were not measured may stand for.
+_MOST_MISSING = 0.99
 
 #: Batches that `ContrastiveModel.calibrate` looks at; more change the statistics by noise only.
 _CALIBRATION_BATCHES = 128
@@ -43,24 +47,33 @@ class ContrastiveModel(keras.Model):
     ``values`` holds a part of them) and ``offset`` int32 [B, K] (packed batches). Calling the
     model gives embeddings; `fit` trains it.
 
+    At inference a batch may also hold ``observed`` bool [G], the same for all cells: which genes
+    were measured at all. The others are missing, and taken at their mean instead of at zero.
+
     A model of this kind builds its layers in ``_build_layers`` and implements ``views`` (two
-    views of a batch in training), ``call`` (embeddings) and ``normalization_inputs``.
+    views of a batch in training) and ``call`` (embeddings).
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
         symbols: Symbols of the genes, where the identifiers are something else.
         genes: Indices of the genes the model looks at, ascending; ``None`` for all. The other
             genes still count towards a cell's total.
+        modality: The modality that vocabulary, symbols and genes are of.
         sources: Names of the sources (batches, donors, technologies) of the cells.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
             are normalised already.
         temperature: Temperature of the loss.
+        negatives: Which cells a cell is told apart from: those of its own ``source``, or ``all``.
         seed: Seed of the initial weights and of the views.
         **kwargs: Of `keras.Model`.
     """
 
     #: Arguments of the class by name of a preset.
     PRESETS: dict[str, dict[str, Any]] = {}
+    #: Weights that files of earlier versions may lack.
+    LATER_WEIGHTS = frozenset({"gene_share"})
+    #: Further modalities that the model looks at.
+    modalities: dict[str, dict[str, Any]] = {}
     #: Peak learning rate where none is given.
     default_learning_rate = 1e-3
 
@@ -70,9 +83,11 @@ class ContrastiveModel(keras.Model):
         *,
         symbols: Sequence[str] | None = None,
         genes: Sequence[int] | None = None,
+        modality: str = "rna",
         sources: Sequence[str] = ("all",),
         target_sum: float | None = 1e4,
         temperature: float = 0.5,
+        negatives: str = "all",
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -81,15 +96,18 @@ class ContrastiveModel(keras.Model):
         self.vocabulary = tuple(vocabulary)
         self.symbols = None if symbols is None else tuple(symbols)
         self.genes = None if genes is None else tuple(int(g) for g in genes)
+        self.modality = str(modality)
         self.sources = tuple(sources)
         self.target_sum = target_sum
         self.temperature = float(temperature)
+        self.negatives = str(negatives)
         self.seed = int(seed)
         self._check_arguments()
         self.normalize = LogNormalize(target_sum, name="normalize")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
         self.started = state_weight(self, "started", (), "int32")
+        self.gene_share = state_weight(self, "gene_share", (len(self.vocabulary),))
         self._embed_step = None
 
     def _check_arguments(self) -> None:
@@ -97,6 +115,9 @@ class ContrastiveModel(keras.Model):
             raise InputError("A model needs at least one gene and one source.")
         if not self.temperature > 0:
             raise InputError(f"temperature must be positive, not {self.temperature}.")
+        if self.negatives not in NEGATIVES:
+            known = " or ".join(NEGATIVES)
+            raise InputError(f"negatives must be {known}, not {self.negatives!r}.")
         if self.genes is not None:
             chosen = np.asarray(self.genes)
             if not len(chosen) or chosen[0] < 0 or chosen[-1] >= len(self.vocabulary):
@@ -129,12 +150,18 @@ class ContrastiveModel(keras.Model):
             the cell that each value belongs to, int32 [B, K], or None where it stands in its own.
             What is not among the model's genes became padding.
         """
-        genes = tf.convert_to_tensor(batch["genes"])
-        total, rows = batch.get("total"), None
-        if "offset" in batch:
+        prefix = "" if self.modality == "rna" else f"{self.modality}/"
+        genes, values = (tf.convert_to_tensor(batch[prefix + kind]) for kind in ("genes", "values"))
+        total, rows = None if prefix else batch.get("total"), None
+        if "observed" in batch:
+            # A total that misses genes is small; the counts would come out large.
+            total = tf.reduce_sum(values, 1) if total is None else total
+            missing = tf.where(batch["observed"], 0.0, self.gene_share)
+            total /= 1 - tf.minimum(tf.reduce_sum(missing), _MOST_MISSING)
+        if "offset" in batch and not prefix:
             rows = tf.range(tf.shape(genes)[0])[:, tf.newaxis] + batch["offset"]
             total = tf.gather(total, rows)
-        values = self.normalize(batch["values"], total=total)
+        values = self.normalize(values, total=total)
         if self.genes is not None:
             place = np.full(len(self.vocabulary), -1, np.int32)
             place[list(self.genes)] = np.arange(len(self.genes), dtype=np.int32)
@@ -147,12 +174,6 @@ class ContrastiveModel(keras.Model):
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Two views [B, d] of the cells of a batch, for training."""
-        raise NotImplementedError
-
-    def normalization_inputs(
-        self, batch: Batch
-    ) -> list[tuple[SourceBatchNormalization, tf.Tensor]]:
-        """The source-aware layers and what each is given for a batch of whole cells."""
         raise NotImplementedError
 
     def initialize(self, data: Iterable[Batch]) -> None:
@@ -180,14 +201,24 @@ class ContrastiveModel(keras.Model):
             The model, with the records' vocabulary and sources, which normalises counts and
             passes on what is normalised already.
         """
-        return cls(
-            records.vocabulary.ids,
-            symbols=records.vocabulary.symbols,
+        modality = kwargs.get("modality", "rna")
+        vocabulary = records.vocabulary_of(modality)
+        model = cls(
+            vocabulary.ids,
+            symbols=vocabulary.symbols,
             genes=genes,
             sources=records.sources,
-            target_sum=1e4 if records.units == "counts" else None,
+            target_sum=target_sum_of(records, modality),
             **kwargs,
         )
+        mean = records.gene_stats_of(modality).mean
+        model.gene_share.assign((mean / max(mean.sum(), 1e-12)).astype(np.float32))
+        return model
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The modalities that the model looks at."""
+        return (self.modality, *self.modalities)
 
     def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
         """The same model for cells of other sources; a source that both have keeps its statistics.
@@ -214,9 +245,12 @@ class ContrastiveModel(keras.Model):
     def metrics(self) -> list[Any]:
         return [self.loss_tracker, *self.diagnostics]
 
-    def contrastive_loss(self, view_a: tf.Tensor, view_b: tf.Tensor) -> tf.Tensor:
-        """Loss [B] of a batch's two views."""
-        return nt_xent(view_a, view_b, self.temperature)
+    def contrastive_loss(
+        self, view_a: tf.Tensor, view_b: tf.Tensor, source: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Loss [B] of a batch's two views [B, d] of cells of these sources [B]."""
+        groups = source if self.negatives == "source" and len(self.sources) > 1 else None
+        return nt_xent(view_a, view_b, self.temperature, groups)
 
     def compile(
         self,
@@ -266,7 +300,7 @@ class ContrastiveModel(keras.Model):
         batch = data[0] if isinstance(data, tuple) else data
         with tf.GradientTape() as tape:
             view_a, view_b = self.views(batch)
-            loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b))
+            loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b, source_codes(batch)))
             # Gradients are summed over replicas, so each gives its share of the mean.
             share = loss / replica_count()
         apply_gradient_step(self.optimizer, tape, share, self.trainable_variables)
@@ -277,15 +311,11 @@ class ContrastiveModel(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
-        # Views are those of training, but evaluating leaves no trace: statistics of sources and
-        # counters of masks are put back.
-        of_metrics = {id(w) for metric in self.metrics for w in metric.variables}
-        state = [w for w in self.non_trainable_weights if id(w) not in of_metrics]
-        before = [tf.identity(w) for w in state]
-        view_a, view_b = self.views(batch)
-        for weight, value in zip(state, before, strict=True):
-            weight.assign(value)
-        self.loss_tracker.update_state(tf.reduce_mean(self.contrastive_loss(view_a, view_b)))
+        # Views are those of training, but evaluating leaves no trace.
+        with self._unchanged():
+            view_a, view_b = self.views(batch)
+        loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b, source_codes(batch)))
+        self.loss_tracker.update_state(loss)
         for metric in self.diagnostics:
             metric.update_state(view_a, view_b)
         return {metric.name: metric.result() for metric in self.metrics}
@@ -319,72 +349,51 @@ class ContrastiveModel(keras.Model):
         pass
 
     def calibrate(self, data: Iterable[Batch]) -> None:
-        """Sets the sources' statistics from whole cells, those of a query for example.
+        """Sets the sources' statistics from cells, those of a query for example.
 
-        In training the layers see cells with hidden genes, and keep the statistics of these. For
-        cells of the training's own sources that embeds as well, in our trials a little better.
+        The layers look at the cells as they do in training, with a part of the genes hidden, and
+        keep what they find; weights do not change.
 
         Args:
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among
-                them keeps its statistics of training.
+                them keeps its statistics.
         """
-        moments = self.source_moments(data, len(self.sources))
-        for layer, (count, mean, variance) in moments:
-            enough = count >= layer.min_cells
-            old_count, old_mean, old_variance = layer.moving_moments
-            layer.moving_count.assign(tf.where(enough, count, old_count))
-            layer.moving_mean.assign(tf.where(enough[:, tf.newaxis], mean, old_mean))
-            layer.moving_variance.assign(
-                tf.where(enough[:, tf.newaxis], variance, old_variance)
-            )
+        layers = _source_layers(self)
+        before = [layer.moving_moments for layer in layers]
+        for layer in layers:
+            layer.moving_count.assign(tf.zeros_like(layer.moving_count))
+        look = tf.function(self.views, reduce_retracing=True)
+        with self._unchanged(except_for=layers):
+            for batch in itertools.islice(data, _CALIBRATION_BATCHES):
+                look(tensors(batch))
+        for layer, old in zip(layers, before, strict=True):
+            found = layer.moving_moments
+            enough = found[0] >= layer.min_cells
+            for weight, new, kept in zip(layer.moving_weights, found, old, strict=True):
+                mask = tf.reshape(enough, [-1, *[1] * (len(new.shape) - 1)])
+                weight.assign(tf.where(mask, new, kept))
 
-    def source_moments(
-        self, data: Iterable[Batch], n_sources: int
-    ) -> list[tuple[SourceBatchNormalization, Moments]]:
-        """Statistics of whole cells at every source-aware layer.
-
-        Args:
-            data: Batches of cells; at most 128 are looked at.
-            n_sources: Number of sources S that ``source`` in the batches refers to.
-
-        Returns:
-            For every layer its moments: counts [S], means and variances [S, F].
-        """
-
-        @tf.function(reduce_retracing=True)
-        def of_batch(batch: Batch) -> list[Moments]:
-            source = source_codes(batch)
-            if "row" in batch:  # Padding of a last batch belongs to no source.
-                source = tf.where(batch["row"] >= 0, source, -1)
-            return [
-                moments_by_source(tf.cast(x, accumulation_dtype(x.dtype)), source, n_sources)
-                for _, x in self.normalization_inputs(batch)
-            ]
-
-        layers: list[SourceBatchNormalization] = []
-        merged: list[Moments] | None = None
-        for i, batch in enumerate(data):
-            if i == _CALIBRATION_BATCHES:
-                break
-            batch = tensors(batch)
-            if not layers:
-                layers = [layer for layer, _ in self.normalization_inputs(batch)]
-            found = of_batch(batch)
-            merged = (
-                found
-                if merged is None
-                else [merge_moments(a, b) for a, b in zip(merged, found, strict=True)]
-            )
-        return list(zip(layers, merged or [], strict=True))
+    @contextmanager
+    def _unchanged(self, except_for: Sequence[Any] = ()) -> Iterator[None]:
+        """Puts counters of masks and statistics back to what they were."""
+        free = {id(w) for part in (*self.metrics, *except_for) for w in part.variables}
+        state = [w for w in self.non_trainable_weights if id(w) not in free]
+        before = [tf.identity(w) for w in state]
+        try:
+            yield
+        finally:
+            for weight, value in zip(state, before, strict=True):
+                weight.assign(value)
 
     # --- use --------------------------------------------------------------------------------
 
-    def embed(self, data: Iterable[Batch]) -> np.ndarray:
+    def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:
         """Embeddings of cells in the order of the input.
 
         Args:
             data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
                 back in that order, whatever the order of reading, and rows of -1 are left out.
+            observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
 
         Returns:
             Embeddings [N, d], float32.
@@ -396,6 +405,8 @@ class ContrastiveModel(keras.Model):
         rows, parts = [], []
         for batch in data:
             batch = tensors(batch)
+            if observed is not None:
+                batch["observed"] = tf.constant(observed, tf.bool)
             part = tf.cast(self._embed_step(batch), tf.float32).numpy()
             row = batch["row"].numpy() if "row" in batch else None
             if row is not None:
@@ -415,9 +426,11 @@ class ContrastiveModel(keras.Model):
             "vocabulary": list(self.vocabulary),
             "symbols": None if self.symbols is None else list(self.symbols),
             "genes": None if self.genes is None else list(self.genes),
+            "modality": self.modality,
             "sources": list(self.sources),
             "target_sum": self.target_sum,
             "temperature": self.temperature,
+            "negatives": self.negatives,
             "seed": self.seed,
         }
 
@@ -436,6 +449,11 @@ class ContrastiveModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
         stamps = ("concerto_tf", "saved_format")
         return cls(**{key: value for key, value in config.items() if key not in stamps})
+
+
+def target_sum_of(records: Records, modality: str) -> float | None:
+    """Total to which a modality of records is scaled before log1p; None if it is not to be."""
+    return 1e4 if records.manifest.modalities[modality].units == "counts" else None
 
 
 def _source_layers(model: ContrastiveModel) -> list[SourceBatchNormalization]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+_READ = ("genes", "values", "total", "offset", "source", "row", "observed")
+
 Batch = dict[str, tf.Tensor]
 #: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
 Cells = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
@@ -23,8 +25,8 @@ def tensors(batch: Any) -> Batch:
     batch = batch[0] if isinstance(batch, tuple) else batch
     return {
         key: tf.convert_to_tensor(batch[key])
-        for key in ("genes", "values", "total", "offset", "source", "row")
-        if key in batch
+        for key in batch
+        if key in _READ or (key.endswith(("/genes", "/values")) and not key.startswith("label/"))
     }
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
-from concerto_tf.layers import (
-    GeneAttention,
-    RandomMask,
-    SourceBatchNormalization,
-    scatter_to_dense,
-)
-from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalization
+from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, source_codes, tensors
+from concerto_tf.models.branches import Branch, build_branch, checked_modalities
 from concerto_tf.models.start import principal_start
 from concerto_tf.models.weights import keep_together
+
+if TYPE_CHECKING:
+    from concerto_tf.records import Records
 
 READOUTS = ("teacher", "student", "both")
 _SAMPLE_VALUES = 100_000_000
@@ -34,12 +32,21 @@ class Concerto(ContrastiveModel):
     layer on the values. Each sees its own random part of the cell (dropout views), and NT-Xent
     pulls the two views of a cell together. Batch normalisation is source-aware.
 
+    Further modalities (proteins, peaks) have an attention and a student's branch of their own. The
+    branches are summed before normalisation, dropout and the dense layer, which they share. A cell
+    without any value in a modality lacks it, and stands at its mean there.
+
     The defaults are what embeds best over many data sets; ``Concerto.PRESETS["paper"]`` are the
     paper's values. They differ in that the paper starts at random, has no projection head, hides
     nothing before the dropout layer and reads the teacher's output.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        modalities: Further modalities: name to ``vocabulary``, the identifiers of its features, and
+            ``target_sum``, the total to which its values are scaled before ``log1p`` (10,000), or
+            None where they are normalised already. Batches hold them as ``<name>/genes`` and
+            ``<name>/values``.
+        modality_dropout: Share of the cells of which each view hides one modality.
         units: Width d of the gene embeddings.
         attention_units: Width of the attention's hidden layer.
         hidden_units: Width of the teacher's and the student's dense layer, of which the embedding
@@ -58,7 +65,8 @@ class Concerto(ContrastiveModel):
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
-        **kwargs: Of `ContrastiveModel`: symbols, genes, sources, target_sum, temperature, seed.
+        **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, temperature,
+            negatives, seed.
 
     Example:
 
@@ -77,7 +85,7 @@ class Concerto(ContrastiveModel):
     (32, 8)
 
     Reference:
-        Concerto, equations 1 to 9.
+        Concerto, equations 1 to 9, and 10 and 11 for several modalities.
     """
 
     #: Arguments of the class by name of the preset: ``paper`` holds what is printed.
@@ -91,16 +99,20 @@ class Concerto(ContrastiveModel):
         "value_clip": None,
         "input_epsilon": 1e-3,
         "scale_genes": False,
+        "modality_dropout": 0.0,
         "components": 0,
         "readout": "teacher",
         "readout_activation": "relu",
         "temperature": 0.1,
+        "negatives": "all",
     }}
 
     def __init__(
         self,
         vocabulary: Sequence[str],
         *,
+        modalities: Mapping[str, Mapping[str, Any]] | None = None,
+        modality_dropout: float = 0.2,
         units: int = 128,
         attention_units: int = 32,
         hidden_units: int = 128,
@@ -122,6 +134,8 @@ class Concerto(ContrastiveModel):
             raise InputError(
                 f"readout_activation must be relu or None, not {readout_activation!r}."
             )
+        self.modalities = checked_modalities(modalities, self.modality)
+        self.modality_dropout = float(modality_dropout)
         self.units = int(units)
         self.attention_units = int(attention_units)
         self.hidden_units = int(hidden_units)
@@ -138,57 +152,108 @@ class Concerto(ContrastiveModel):
 
     def _build_layers(self) -> None:
         """Creates all layers and their weights: their shapes are known without any data."""
-        n, sources, rng = self.n_inputs, len(self.sources), _Seeds(self.seed)
-        glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
-        self.attention = GeneAttention(
-            n,
-            self.units,
-            self.attention_units,
-            embeddings_initializer=normal(stddev=1.0, seed=rng()),
-            kernel_initializer=glorot(seed=rng()),
-            # Small, so that attention begins near uniform.
-            context_initializer=normal(stddev=0.1, seed=rng()),
-            name="attention",
-        )
-        self.teacher_mask = RandomMask(self.mask_rate, seed=rng(), name="teacher_mask")
-        self.student_mask = RandomMask(self.mask_rate, seed=rng(), name="student_mask")
-        self.teacher_norm = SourceBatchNormalization(sources, epsilon=1e-5, name="teacher_norm")
-        self.student_norm = SourceBatchNormalization(
-            sources, epsilon=self.input_epsilon, name="student_norm"
-        )
-        self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
-        self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
+        sources, rng = len(self.sources), _Seeds(self.seed)
+
+        def branch(prefix: str, name: str, n_inputs: int, normalize: Any) -> Branch:
+            return build_branch(
+                prefix, name, n_inputs, n_sources=sources, units=self.units,
+                attention_units=self.attention_units, hidden_units=self.hidden_units,
+                mask_rate=self.mask_rate, input_epsilon=self.input_epsilon, clip=self.value_clip,
+                normalize=normalize, several=bool(self.modalities), seed=rng,
+            )  # fmt: skip
 
         def dense(name: str, width: int) -> keras.layers.Layer:
-            return keras.layers.Dense(width, kernel_initializer=glorot(seed=rng()), name=name)
+            initializer = keras.initializers.GlorotUniform(seed=rng())
+            return keras.layers.Dense(width, kernel_initializer=initializer, name=name)
 
+        main = branch("", self.modality, self.n_inputs, None)
+        self.attention, self.student_norm = main.attention, main.student_norm
+        self.teacher_mask, self.student_mask = main.teacher_mask, main.student_mask
+        self.teacher_norm = SourceBatchNormalization(sources, epsilon=1e-5, name="teacher_norm")
+        self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
+        self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
         self.teacher_dense = dense("teacher_dense", self.hidden_units)
         self.student_dense = dense("student_dense", self.hidden_units)
         self.teacher_head = self.student_head = None
         if self.head_units is not None:
             self.teacher_head = dense("teacher_head", self.head_units)
             self.student_head = dense("student_head", self.head_units)
+        branches = [main]
+        self.joint_norm = None
+        if self.modalities:
+            for name, of in self.modalities.items():
+                normalize = LogNormalize(of["target_sum"], name=f"{name}_normalize")
+                branches.append(branch(f"{name}_", name, len(of["vocabulary"]), normalize))
+            self.joint_norm = SourceBatchNormalization(sources, epsilon=1e-5, name="joint_norm")
+            self.teacher_hide, self.student_hide = (
+                RandomMask(self.modality_dropout, rescale=False, seed=rng(), name=f"{side}_hide")
+                for side in ("teacher", "student")
+            )
+        self._own_layers = [
+            layer for branch in branches for layer in vars(branch).values()
+            if isinstance(layer, keras.layers.Layer)
+        ]  # fmt: skip
+        self.branches: tuple[Branch, ...] = tuple(branches)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        self.gene_scale = state_weight(self, "gene_scale", (self.n_inputs,), initializer="ones")
-        for layer, width in (
-            (self.attention, None),
-            (self.teacher_mask, None),
-            (self.student_mask, None),
+        shared = self.hidden_units if self.modalities else self.n_inputs
+        widths: list[tuple[Any, int | None]] = [
             (self.teacher_norm, self.units),
-            (self.student_norm, self.n_inputs),
             (self.teacher_dropout, self.units),
-            (self.student_dropout, self.n_inputs),
+            (self.student_dropout, shared),
             (self.teacher_dense, self.units),
-            (self.student_dense, self.n_inputs),
+            (self.student_dense, shared),
             (self.teacher_head, self.hidden_units),
             (self.student_head, self.hidden_units),
-        ):
+        ]
+        if self.modalities:
+            n = len(self.branches)
+            widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
+        for branch in self.branches:
+            prefix = "" if branch.name == self.modality else f"{branch.name}_"
+            name = f"{prefix}gene_scale"
+            scale = state_weight(self, name, (branch.n_inputs,), initializer="ones")
+            branch.scale = scale if self.scale_genes else None
+            widths += [
+                (branch.attention, None),
+                (branch.teacher_mask, None),
+                (branch.student_mask, None),
+                (branch.student_norm, branch.n_inputs),
+                (branch.branch_norm, self.units),
+                (branch.branch_dense, branch.n_inputs),
+                (branch.normalize, None),
+            ]
+        for layer, width in widths:
             if layer is not None:
                 layer.build((None, width))
         keep_together([*self.layers, *self.metrics])
         self.built = True
+
+    @classmethod
+    def from_records(
+        cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
+    ) -> Concerto:
+        """A new model for the cells of records, looking at all their modalities.
+
+        Args:
+            records: Finished records.
+            genes: Indices of the genes to look at; ``None`` for all.
+            **kwargs: Of the class; with ``modalities`` a list of names, only at these.
+        """
+        wanted = kwargs.pop("modalities", None)
+        looks_at = list(records.manifest.modalities if wanted is None else wanted)
+        main = "rna" if "rna" in looks_at else looks_at[0]
+        further = {
+            name: {
+                "vocabulary": records.vocabulary_of(name).ids,
+                "target_sum": target_sum_of(records, name),
+            }
+            for name in looks_at if name != main
+        }  # fmt: skip
+        return super().from_records(
+            records, genes=genes, modality=main, modalities=further, **kwargs
+        )
 
     @property
     def embedding_dim(self) -> int:
@@ -205,104 +270,195 @@ class Concerto(ContrastiveModel):
         """
         super().initialize(data)
         x, source = self._sample(data)
-        if self.components and len(x) > 2:
+        if self.components and len(source) > 2:
             principal_start(self, x, source)
 
-    def _sample(self, data: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised values [n, n_inputs] and source codes [n] of the first cells of ``data``."""
-        most = max(2, _SAMPLE_VALUES // self.n_inputs)
-        xs, sources, n = [], [], 0
+    def _sample(self, data: Iterable[Batch]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Normalised values [n, features] of each modality, NaN where a cell lacks it, and source
+        codes [n], of the first cells of ``data``."""
+        most = max(2, _SAMPLE_VALUES // sum(branch.n_inputs for branch in self.branches))
+        parts: list[list[np.ndarray]] = [[] for _ in self.branches]
+        sources, n = [], 0
         for batch in data:
             batch = tensors(batch)
-            x = tf.cast(self._spread(self.nonzeros(batch)), tf.float32).numpy()
             source = source_codes(batch).numpy()
-            if "row" in batch:
-                real = batch["row"].numpy() >= 0
-                x, source = x[real], source[real]
-            xs.append(x)
-            sources.append(source)
-            n += len(x)
+            real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
+            of_batch = zip(self.branches, self._cells(batch), self._present(batch), strict=True)
+            for xs, (branch, cells, present) in zip(parts, of_batch, strict=True):
+                x = tf.cast(branch.spread(cells), tf.float32).numpy()
+                if self.modalities:
+                    x[~present.numpy()] = np.nan
+                xs.append(x[real])
+            sources.append(source[real])
+            n += int(real.sum())
             if n >= most:
                 break
-        return np.concatenate(xs)[:most], np.concatenate(sources)[:most]
+        return [np.concatenate(xs)[:most] for xs in parts], np.concatenate(sources)[:most]
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        cells, source = self.nonzeros(batch), source_codes(batch)
+        cells, source = self._cells(batch), source_codes(batch)
         parts = []
         if self.readout != "student":
-            parts.append(self._teacher(cells, source, training=False))
+            parts.append(self._teacher(batch, cells, source, training=False))
         if self.readout != "teacher":
-            parts.append(self._student(cells, source, training=False))
+            parts.append(self._student(batch, cells, source, training=False))
         if self.readout_activation is not None:
             parts = [tf.nn.relu(part) for part in parts]
         if len(parts) == 1:
             return parts[0]
         return tf.concat([tf.math.l2_normalize(part, axis=-1) for part in parts], axis=-1)
 
+    def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """The teacher's and the student's dense layer, before its activation.
+
+        Args:
+            batch: As `ContrastiveModel` describes.
+            training: Whether each network sees a view of its own instead of the whole cell.
+
+        Returns:
+            Teacher [B, hidden_units] and student [B, hidden_units].
+        """
+        cells, source = self._cells(batch), source_codes(batch)
+        return (
+            self._teacher(batch, cells, source, training),
+            self._student(batch, cells, source, training),
+        )
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of all modalities that the model looks at."""
+        return sum(branch.n_inputs for branch in self.branches)
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        """Values normalised by source, as the student takes them in.
+
+        Args:
+            batch: As `ContrastiveModel` describes.
+
+        Returns:
+            The features of all modalities side by side [B, n_features]; zeros for a modality that
+            a cell lacks.
+        """
+        source, parts = source_codes(batch), []
+        for branch, cells, present in zip(
+            self.branches, self._cells(batch), self._present(batch), strict=True
+        ):
+            if cells is None:
+                parts.append(tf.zeros([tf.shape(source)[0], branch.n_inputs], self.compute_dtype))
+                continue
+            part = branch.standardized(cells, source, measured=self._measured(batch, branch))
+            parts.append(tf.where(present[:, tf.newaxis], part, tf.zeros_like(part)))
+        return tf.concat(parts, axis=1)
+
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        cells, source = self.nonzeros(batch), source_codes(batch)
-        teacher = tf.nn.relu(self._teacher(cells, source, training=True))
-        student = tf.nn.relu(self._student(cells, source, training=True))
+        teacher, student = (tf.nn.relu(part) for part in self.represent(batch, training=True))
         if self.teacher_head is not None:
             teacher, student = self.teacher_head(teacher), self.student_head(student)
         return teacher, student
 
-    def normalization_inputs(
-        self, batch: Batch
-    ) -> list[tuple[SourceBatchNormalization, tf.Tensor]]:
-        cells = self.nonzeros(batch)
-        return [
-            (self.teacher_norm, self._attended(cells)),
-            (self.student_norm, self._spread(cells)),
-        ]
-
-    def attention_weights(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """Attention of the teacher to each gene of each cell.
+    def attention_weights(
+        self, batch: Batch, modality: str | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Attention of the teacher to each feature of each cell.
 
         Args:
             batch: As `ContrastiveModel` describes, not packed.
+            modality: Which modality's; by default the first.
 
         Returns:
-            Indices int32 [B, K] among the model's genes and their weights [B, K] (equation 4).
+            Indices int32 [B, K] among the features that the model looks at, and their weights
+            [B, K] (equation 4).
         """
-        genes, values, rows = self.nonzeros(batch)
-        return genes, self.attention.attention_weights(genes, self._scaled(genes, values), rows)
-
-    def _scaled(self, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        if not self.scale_genes:
-            return values
-        values = values * tf.cast(tf.gather(self.gene_scale, genes), values.dtype)
-        return values if self.value_clip is None else tf.minimum(values, self.value_clip)
-
-    def _spread(self, cells: Cells, training: bool = False) -> tf.Tensor:
-        """Values over all genes [B, n_inputs], as the student sees them."""
+        at = self.looks_at.index(modality or self.modality)
+        branch, cells = self.branches[at], self._cells(batch)[at]
+        if cells is None:
+            raise InputError(f"the cells have no {branch.name}, which has the attention asked for")
         genes, values, rows = cells
-        # Hiding nonzeros before spreading them is hiding genes: a hidden zero is a zero.
-        values = self.student_mask(values, training=training)
-        return scatter_to_dense(genes, values, self.n_inputs, rows)
+        unmeasured = branch.unmeasured(self._measured(batch, branch))
+        return genes, branch.attention.attention_weights(
+            genes, branch.scaled(genes, values), rows, unmeasured
+        )
 
-    def _attended(self, cells: Cells, training: bool = False) -> tf.Tensor:
-        """Sum of gene embeddings by attention [B, units], as the teacher sees the cell."""
-        genes, values, rows = cells
-        values = self.teacher_mask(self._scaled(genes, values), training=training)
-        # The softmax over n genes makes the sum small; this keeps its scale whatever n is.
-        return self.attention(genes, values, rows) * math.sqrt(self.n_inputs)
+    def _cells(self, batch: Batch) -> list[Cells | None]:
+        """Normalised values of every modality, None for one that the batch does not have."""
+        main, *further = self.branches
+        return [self.nonzeros(batch), *(branch.cells(batch) for branch in further)]
 
-    def _teacher(self, cells: Cells, source: tf.Tensor, training: bool) -> tf.Tensor:
-        cell = self._attended(cells, training)
+    def _present(self, batch: Batch) -> list[tf.Tensor]:
+        """Which cells have any value in each modality, bool [B]."""
+        found = []
+        n_cells = tf.shape(source_codes(batch))[0]
+        for name in self.looks_at:
+            prefix = "" if name == "rna" else f"{name}/"
+            if not prefix and "total" in batch:
+                found.append(batch["total"] > 0)
+            elif f"{prefix}values" in batch:
+                found.append(tf.reduce_any(batch[f"{prefix}values"] > 0, axis=1))
+            else:
+                found.append(tf.zeros([n_cells], tf.bool))
+        return found
+
+    def _measured(self, batch: Batch, branch: Branch) -> tf.Tensor | None:
+        """Which features of a modality were measured at all, bool [n_inputs]; None for all."""
+        if "observed" not in batch or branch.name != self.modality:
+            return None
+        measured = tf.convert_to_tensor(batch["observed"])
+        return measured if self.genes is None else tf.gather(measured, self.genes)
+
+    def _shown(
+        self, batch: Batch, hide: RandomMask, training: bool
+    ) -> list[tuple[Branch, tf.Tensor]]:
+        """The modalities of a batch and which cells show each of them [B]."""
+        present = tf.stack(self._present(batch), axis=1)
+        shown = hide(tf.cast(present, tf.float32), training=training) > 0
+        # A cell of which everything would be hidden shows what it has.
+        shown = tf.where(tf.reduce_any(shown, axis=1, keepdims=True), shown, present)
+        return list(zip(self.branches, tf.unstack(shown, axis=1), strict=True))
+
+    def _teacher(
+        self, batch: Batch, cells: list[Cells | None], source: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        if not self.modalities:
+            [branch], [own] = self.branches, cells
+            cell = branch.attended(own, training, self._measured(batch, branch))
+        else:
+            parts = []
+            shown_of = self._shown(batch, self.teacher_hide, training)
+            for (branch, shown), own in zip(shown_of, cells, strict=True):
+                if own is not None:
+                    part = branch.attended(own, training, self._measured(batch, branch))
+                    # Who lacks a modality has no part in its statistics, and stands at its mean.
+                    own_source = tf.where(shown, source, -1)
+                    part = branch.branch_norm(part, source=own_source, training=training)
+                    parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
+            cell = tf.add_n(parts)
         cell = self.teacher_norm(cell, source=source, training=training)
         return self.teacher_dense(self.teacher_dropout(cell, training=training))
 
-    def _student(self, cells: Cells, source: tf.Tensor, training: bool) -> tf.Tensor:
-        cell = self._spread(cells, training)
-        cell = self.student_norm(cell, source=source, training=training)
-        if self.value_clip is not None:
-            cell = tf.clip_by_value(cell, -self.value_clip, self.value_clip)
+    def _student(
+        self, batch: Batch, cells: list[Cells | None], source: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        if not self.modalities:
+            [branch], [own] = self.branches, cells
+            cell = branch.standardized(own, source, training, self._measured(batch, branch))
+        else:
+            parts = []
+            shown_of = self._shown(batch, self.student_hide, training)
+            for (branch, shown), own in zip(shown_of, cells, strict=True):
+                if own is not None:
+                    own_source = tf.where(shown, source, -1)
+                    measured = self._measured(batch, branch)
+                    part = branch.standardized(own, own_source, training, measured)
+                    part = branch.branch_dense(part)
+                    parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
+            cell = self.joint_norm(tf.add_n(parts), source=source, training=training)
         return self.student_dense(self.student_dropout(cell, training=training))
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
+            "modalities": self.modalities,
+            "modality_dropout": self.modality_dropout,
             "units": self.units,
             "attention_units": self.attention_units,
             "hidden_units": self.hidden_units,

@@ -112,7 +112,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a saved model, or cut short; copy it again or train anew"
         ) from error
-    if not ours or "vocabulary" not in config:
+    if not ours or "vocabulary" not in config.get("encoder", config):
         raise InputError(f"{path}: a Keras model, but none of concerto_tf")
     if newer or keras.utils.get_registered_object(name) is None:
         raise InputError(

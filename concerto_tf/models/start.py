@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from concerto_tf.models.branches import Branch
     from concerto_tf.models.concerto import Concerto
 
 #: What is left of the random start beside the components.
@@ -36,46 +37,104 @@ def standardize_by_source(
     return out, within
 
 
-def principal_start(model: Concerto, x: np.ndarray, source: np.ndarray) -> None:
+def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -> None:
     """Sets the weights of a new model so that its dense layers hold principal components.
 
     Student: the dense layer projects on the components and, for the ReLU, on their negatives.
     Teacher: the gene embeddings are the components' loadings, so that near-uniform attention adds
     up to the components; the normalisation gives them back their standard deviations.
 
+    Of several modalities each has components of its own, side by side; in sum they have the same
+    variance in each.
+
     Args:
         model: A new model.
-        x: Normalised values [n, genes] of a sample of cells.
+        xs: Normalised values [n, features] of a sample of cells, by modality; NaN in the rows of
+            the cells that lack it.
         source: Their source codes [n].
     """
-    from sklearn.decomposition import PCA
-
-    y, within = standardize_by_source(x, source, model.input_epsilon)
-    if model.scale_genes:
-        model.gene_scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
-    if model.value_clip is not None:
-        np.clip(y, -model.value_clip, model.value_clip, out=y)
-    k = min(model.components, model.units, model.hidden_units // 2, len(y) - 1, y.shape[1] - 1)
-    if k < 1:
+    most = min(model.units, model.hidden_units // 2)
+    found = [
+        _components(model, branch, x, source)
+        for branch, x in zip(model.branches, xs, strict=True)
+    ]
+    widths = _shares([len(variance) for _, variance in found], most)
+    found = [
+        (loadings[:, :k], variance[:k])
+        for (loadings, variance), k in zip(found, widths, strict=True)
+    ]
+    if len(found) > 1:
+        found = [(part, variance / max(variance.sum(), 1e-12)) for part, variance in found]
+    variance = np.concatenate([variance for _, variance in found])
+    k = len(variance)
+    if not k or not variance.mean() > 0:
         return
-    pca = PCA(k, svd_solver="randomized", random_state=model.seed).fit(y)
-    loadings = pca.components_.T.astype(np.float32)
-    variance = pca.explained_variance_.astype(np.float32)
     typical = np.sqrt(variance.mean())
-    if not typical > 0:
-        return
-
-    embeddings = model.attention.embeddings.numpy()
-    embeddings[:, :k] = loadings * np.sqrt(len(embeddings))
-    embeddings[:, k:] *= _REMAINDER
-    model.attention.embeddings.assign(embeddings)
-    gamma = model.teacher_norm.gamma.numpy()
-    gamma[:k], gamma[k:] = np.sqrt(variance) / typical, _REMAINDER / 2
-    model.teacher_norm.gamma.assign(gamma)
-
+    model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * _REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
     model.teacher_dense.kernel.assign(teacher)
+
+    first = 0
+    for branch, (loadings, _) in zip(model.branches, found, strict=True):
+        place = slice(first, first + loadings.shape[1])
+        first = place.stop
+        embeddings = branch.attention.embeddings.numpy()
+        embeddings[:, place] = loadings * np.sqrt(len(embeddings))
+        embeddings[:, k:] *= _REMAINDER
+        if len(found) > 1:
+            embeddings[:, : place.start] *= 0
+            embeddings[:, place.stop : k] *= 0
+            kernel = branch.branch_dense.kernel.numpy() * _REMAINDER
+            kernel[:, :k] = 0
+            kernel[:, place] = loadings
+            branch.branch_dense.kernel.assign(kernel)
+        branch.attention.embeddings.assign(embeddings)
+
     student = model.student_dense.kernel.numpy() * _REMAINDER
-    student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1) / typical
+    if len(found) > 1:  # the components were made in the branches, and normalised since
+        student[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
+        model.joint_norm.gamma.assign(_gamma(model.joint_norm, variance, typical))
+    else:
+        loadings = found[0][0]
+        student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1) / typical
     model.student_dense.kernel.assign(student)
+
+
+def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
+    """Scales that give components their standard deviations, and what else there is little."""
+    gamma = norm.gamma.numpy()
+    gamma[: len(variance)] = np.sqrt(variance) / typical
+    gamma[len(variance) :] = _REMAINDER / 2
+    return gamma
+
+
+def _components(
+    model: Concerto, branch: Branch, x: np.ndarray, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loadings [features, k] and variances [k] of a modality; also scales the teacher's values."""
+    from sklearn.decomposition import PCA
+
+    having = ~np.isnan(x[:, 0])
+    x, source = x[having], source[having]
+    if len(x) < 3:
+        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32)
+    y, within = standardize_by_source(x, source, model.input_epsilon)
+    if branch.scale is not None:
+        branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
+    if model.value_clip is not None:
+        np.clip(y, -model.value_clip, model.value_clip, out=y)
+    most = min(model.units, model.hidden_units // 2)
+    k = min(model.components, most, len(y) - 1, y.shape[1] - 1)
+    if k < 1:
+        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32)
+    pca = PCA(k, svd_solver="randomized", random_state=model.seed).fit(y)
+    return pca.components_.T.astype(np.float32), pca.explained_variance_.astype(np.float32)
+
+
+def _shares(wanted: list[int], most: int) -> list[int]:
+    """Components of each modality, as many as there is room for: the largest gives way."""
+    widths = list(wanted)
+    while sum(widths) > most:
+        widths[int(np.argmax(widths))] -= 1
+    return widths

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from concerto_tf._keras import keras
-from concerto_tf.layers import moments_by_source, pool_moments
+from concerto_tf.layers import pool_moments
 from concerto_tf.models import Concerto
 
 pytestmark = pytest.mark.stack
@@ -206,17 +206,23 @@ def test_keras_callbacks_work(make_model: Callable, data: tf.data.Dataset, tmp_p
 # --- statistics of sources ------------------------------------------------------------------
 
 
-def whole_cells(model: Concerto, cells: dict) -> list[np.ndarray]:
-    return [x.numpy() for _, x in model.normalization_inputs(cells)]
+def layer_inputs(model: Concerto, cells: dict) -> list[tuple[Any, np.ndarray]]:
+    """The source-aware layers and what each is given of whole cells."""
+    [branch], own = model.branches, model.nonzeros(cells)
+    return [
+        (model.teacher_norm, branch.attended(own).numpy()),
+        (model.student_norm, branch.spread(own).numpy()),
+    ]
 
 
-def test_calibrated_statistics_are_those_of_whole_cells(
+def test_calibrated_statistics_are_those_of_the_cells(
     make_model: Callable, data: tf.data.Dataset, make_batch: Callable
 ) -> None:
-    model, cells = make_model(), make_batch(64)
+    model, cells = make_model(mask_rate=0.0), make_batch(64)
+    for layer, _ in layer_inputs(model, cells):
+        layer.momentum = 1.0  # no cell is forgotten
     model.calibrate(data)
-    layers = (model.teacher_norm, model.student_norm)
-    for layer, x in zip(layers, whole_cells(model, cells), strict=True):
+    for layer, x in layer_inputs(model, cells):
         np.testing.assert_array_equal(layer.moving_count, np.bincount(cells["source"]))
         for code in (0, 1):
             own = x[cells["source"] == code]
@@ -229,42 +235,36 @@ def test_calibrated_statistics_are_those_of_whole_cells(
             )
 
 
-def test_fit_keeps_the_statistics_of_cells_with_hidden_genes(
-    make_model: Callable, data: tf.data.Dataset
+def test_calibration_sees_cells_as_training_does(
+    make_model: Callable, data: tf.data.Dataset, make_batch: Callable
 ) -> None:
-    model = compiled(make_model)
-    model.fit(data, epochs=2, verbose=0)
-    # Hiding genes makes their values differ more between cells.
-    masked = np.array(model.student_norm.moving_variance)
-    model.calibrate(data)
-    assert masked.mean() > 1.5 * np.array(model.student_norm.moving_variance).mean()
+    model = make_model(mask_rate=0.5)
+    draws = [layer.draws for layer in model.layers if hasattr(layer, "draws")]
+    before = [int(draw) for draw in draws]
+    model.calibrate(data.repeat(30))
+    x = layer_inputs(model, make_batch(64))[1][1]
+    own = x[make_batch(64)["source"] == 0]
+    # Hiding half of the values and doubling the others keeps means and spreads the rest.
+    want = 2 * (own**2).mean(0) - own.mean(0) ** 2
+    found = np.array(model.student_norm.moving_variance)[0]
+    assert np.corrcoef(found, want)[0, 1] > 0.99
+    assert np.median(found / want) == pytest.approx(1, abs=0.1)
+    assert [int(draw) for draw in draws] == before  # a training that goes on is not disturbed
 
 
 def test_calibration_leaves_padding_out_and_keeps_what_it_does_not_see(
     make_model: Callable, make_batch: Callable
 ) -> None:
-    model, cells = make_model(), make_batch(40)
+    model, cells = make_model(mask_rate=0.0), make_batch(40)
     model.calibrate([cells])
     second = np.array(model.student_norm.moving_mean)[1]
     only = {key: value[cells["source"] == 0] for key, value in cells.items()}
-    only["row"][5:] = -1
+    only["row"][5:] = only["source"][5:] = -1
     model.calibrate([only])
     assert np.array(model.student_norm.moving_count).tolist() == [5, (cells["source"] == 1).sum()]
     np.testing.assert_array_equal(np.array(model.student_norm.moving_mean)[1], second)
-    x = whole_cells(model, {key: value[:5] for key, value in only.items()})[1]
+    x = layer_inputs(model, {key: value[:5] for key, value in only.items()})[1][1]
     np.testing.assert_allclose(model.student_norm.moving_mean[0], x.mean(0), atol=1e-5)
-
-
-def test_moments_merge_over_batches(make_model: Callable, make_batch: Callable) -> None:
-    model, cells = make_model(), make_batch(45)
-    parts = [{k: v[i : i + 16] for k, v in cells.items()} for i in range(0, 45, 16)]
-    for (layer, got), x in zip(
-        model.source_moments(parts, 2), whole_cells(model, cells), strict=True
-    ):
-        want = moments_by_source(tf.constant(x), cells["source"], 2)
-        for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-        assert layer in (model.teacher_norm, model.student_norm)
 
 
 def test_other_sources_keep_the_weights_and_their_own_statistics(

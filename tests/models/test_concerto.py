@@ -224,7 +224,7 @@ def test_the_two_views_hide_different_genes_and_every_step_others(
 ) -> None:
     model, batch = make_model(), make_batch()
     cells = model.nonzeros(batch)
-    views = [model._spread(cells, training=True).numpy() for _ in range(2)]
+    views = [model.branches[0].spread(cells, training=True).numpy() for _ in range(2)]
     values = cells[1]
     hidden = [model.teacher_mask(values, training=True).numpy() == 0, views[0] == 0]
     assert 0.3 < (hidden[0] & (values.numpy() > 0)).sum() / (values.numpy() > 0).sum() < 0.7

@@ -75,6 +75,8 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
         "dropout": 0.125, "value_clip": None, "input_epsilon": 0.25, "scale_genes": False,
         "components": 2, "readout": "both", "readout_activation": "relu", "temperature": 0.25,
         "target_sum": None, "seed": 7, "sources": ("x", "y", "z"), "genes": (0, 2),
+        "modality": "gene", "modality_dropout": 0.5, "negatives": "source",
+        "modalities": {"protein": {"vocabulary": ["CD3", "CD19"], "target_sum": None}},
     }  # fmt: skip
     standard = Concerto([f"G{i}" for i in range(30)])
     config = make_model(**changed).get_config()

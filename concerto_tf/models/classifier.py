@@ -1,0 +1,501 @@
+"""Cell types from a pre-trained model: supervised fine-tuning, and the rejection of the unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf._keras import (
+    accumulation_dtype,
+    apply_gradient_step,
+    compute_dtype,
+    keras,
+    replica_count,
+    serializable,
+    state_weight,
+    sum_over_replicas,
+)
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
+from concerto_tf.models.batches import Batch, tensors, without_text
+from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+from concerto_tf.models.typicality import (
+    COMPONENTS,
+    confidence_of,
+    steps_below,
+    type_axes,
+    typicality,
+)
+from concerto_tf.models.weights import keep_together, load_weights, save_weights
+
+#: What a rejected cell is called.
+UNKNOWN = "unknown"
+
+#: Values of cells that principal components are taken of, at most (400 MB).
+_SAMPLE_VALUES = 100_000_000
+#: What the names of the encoder's weights begin with in a file.
+_ENCODER = "encoder."
+
+
+@serializable
+class Classifier(keras.Model):
+    """Tells the cell types that labelled cells taught it, and how sure it is.
+
+    Teacher and student of a pre-trained model each get a softmax layer; their log-probabilities
+    are averaged. Both go on learning, with the views of the pre-training as augmentation. Of
+    cells without a label nothing but the statistics of their source is learned, and with a target
+    data set the two networks are asked to agree about its cells.
+
+    Confidence comes from cells that were held out of training (`calibrate`): it is the share of
+    them whose type is told as badly as this cell's, or worse. So a cell of a known type has a
+    confidence below ``alpha`` with a chance of about ``alpha``.
+
+    Args:
+        encoder: A pre-trained model, which becomes part of this one.
+        classes: Names of the C cell types.
+        label_key: What the labels are called: batches hold them as ``label/<label_key>``.
+        label_smoothing: Share of the label that is spread over all types in training.
+        consistency: Weight lambda of the agreement on target cells.
+        calibration: Scores of the held-out cells, ascending; see `calibrate`.
+        seed: Seed of the initial weights.
+        **kwargs: Of `keras.Model`.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.models import Concerto
+    >>> from concerto_tf.models.classifier import Classifier
+    >>> rng = np.random.default_rng(0)
+    >>> label = np.arange(64) % 2
+    >>> counts = rng.poisson(1 + 5 * (label[:, None] == np.arange(20) % 2))
+    >>> cells = {
+    ...     "genes": np.tile(np.arange(20, dtype=np.int32), (64, 1)),
+    ...     "values": counts.astype(np.float32), "label/type": label,
+    ... }
+    >>> encoder = Concerto([f"gene{i}" for i in range(20)], hidden_units=8, components=0)
+    >>> model = Classifier(encoder, ["B", "T"], label_key="type")
+    >>> model.compile(learning_rate=0.01)
+    >>> data = tf.data.Dataset.from_tensors(cells).repeat()
+    >>> history = model.fit(data, steps_per_epoch=10, epochs=3, verbose=0)
+    >>> found = model.annotate([cells])
+    >>> float(np.mean(found["code"] == label)) > 0.9
+    True
+
+    Reference:
+        Concerto, equations 12 and 13.
+    """
+
+    def __init__(
+        self,
+        encoder: ContrastiveModel,
+        classes: Sequence[str],
+        *,
+        label_key: str = "cell_type",
+        label_smoothing: float = 0.0,
+        consistency: float = 1.0,
+        calibration: Sequence[float] = (),
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise InputError(f"A classifier needs two classes or more, each once, not {classes}.")
+        self.encoder = encoder
+        self.classes = tuple(str(name) for name in classes)
+        self.label_key = label_key
+        self.label_smoothing = float(label_smoothing)
+        self.consistency = float(consistency)
+        self.calibration = tuple(float(score) for score in calibration)
+        self.seed = int(seed)
+
+        # Small differences between probabilities matter: never in half precision.
+        self._precision = accumulation_dtype(compute_dtype(self))
+
+        def softmax_layer(name: str, i: int) -> keras.layers.Layer:
+            start = keras.initializers.GlorotUniform(seed=self.seed * 10_007 + i)
+            return keras.layers.Dense(
+                len(self.classes), kernel_initializer=start, dtype=self._precision.name, name=name
+            )
+
+        self.teacher_classes = softmax_layer("teacher_classes", 1)
+        self.student_classes = softmax_layer("student_classes", 2)
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.accuracy = keras.metrics.Mean(name="accuracy")
+        self.agreement = keras.metrics.Mean(name="consistency")
+        self._annotate_step = None
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        c, width = len(self.classes), self.encoder.hidden_units
+        self.class_weight = state_weight(self, "class_weight", (c,), initializer="ones")
+        self.type_axes = state_weight(self, "type_axes", (self.encoder.n_features, COMPONENTS))
+        self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
+        for layer in (self.teacher_classes, self.student_classes):
+            layer.build((None, width))
+        keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
+        self.built = True
+
+    # --- what it shares with its encoder ----------------------------------------------------
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Identifiers of all genes, in the order of the gene indices."""
+        return self.encoder.vocabulary
+
+    @property
+    def symbols(self) -> tuple[str, ...] | None:
+        """Symbols of the genes, where the identifiers are something else."""
+        return self.encoder.symbols
+
+    @property
+    def genes(self) -> tuple[int, ...] | None:
+        """Indices of the genes that the model looks at; None for all."""
+        return self.encoder.genes
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that the model knows."""
+        return self.encoder.sources
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of an embedding."""
+        return self.encoder.embedding_dim
+
+    # --- types ------------------------------------------------------------------------------
+
+    def logits(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """What teacher and student say of each type.
+
+        Args:
+            batch: As `ContrastiveModel` describes.
+            training: Whether each network sees a view of its own instead of the whole cell.
+
+        Returns:
+            Logits of teacher and student, each [B, C], float32.
+        """
+        return self._logits(*self.encoder.represent(batch, training=training))
+
+    def _logits(self, teacher: tf.Tensor, student: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        teacher, student = (tf.cast(tf.nn.relu(z), self._precision) for z in (teacher, student))
+        return self.teacher_classes(teacher), self.student_classes(student)
+
+    def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        return self.outcome(batch)["probabilities"]
+
+    def outcome(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """All that is known of whole cells, in plain TensorFlow.
+
+        Args:
+            batch: As `ContrastiveModel` describes.
+
+        Returns:
+            ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
+            the most probable one, ``score`` [B] (see `typicality`), ``familiarity`` [B] (the share
+            of held-out cells that score no higher; without calibration the probability) and
+            ``embedding`` [B, d], all but the code float32.
+        """
+        teacher, student = self.encoder.represent(batch, training=False)
+        log_p = tf.add_n([tf.nn.log_softmax(z) for z in self._logits(teacher, student)]) / 2
+        probabilities = tf.nn.softmax(log_p)
+        score = self._score(batch)
+        probabilities = tf.cast(probabilities, tf.float32)
+        probability = tf.reduce_max(probabilities, axis=-1)
+        held_out = self.calibration
+        familiarity = confidence_of(score, held_out) if held_out else probability
+        return {
+            "probabilities": probabilities,
+            "probability": probability,
+            "code": tf.argmax(log_p, axis=-1, output_type=tf.int32),
+            "score": score,
+            "familiarity": familiarity,
+            "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
+        }
+
+    def _score(self, batch: Batch) -> tf.Tensor:
+        """How typical cells are of the types [B]; higher is more."""
+        y = tf.cast(self.encoder.standardized(batch), tf.float32)
+        return typicality(y, *(tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean)))
+
+    # --- training ---------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.loss_tracker, self.accuracy, self.agreement]
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        learning_rate: float = 1e-3,
+        steps: int | None = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Chooses how to train; see `ContrastiveModel.compile`."""
+        if isinstance(optimizer, str):
+            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
+            optimizer = make_optimizer(optimizer, rate)
+        if jit_compile == "auto":
+            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if hasattr(self.optimizer, "build"):
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self._learned())
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        batch, target = data if isinstance(data, tuple) else (data, None)
+        agreement = None
+        with tf.GradientTape() as tape:
+            error, weight = self._supervised(batch, self.logits(batch, training=True))
+            # Of the whole minibatch: replicas differ in how many of their cells have a label.
+            (total,) = sum_over_replicas(tf.reduce_sum(weight))
+            loss = tf.math.divide_no_nan(tf.reduce_sum(error), total)
+            if target is not None:
+                agreement = self._agreement(*self.logits(target, training=True))
+                loss += self.consistency * agreement / replica_count()
+        apply_gradient_step(self.optimizer, tape, loss, self._learned())
+        self.loss_tracker.update_state(loss * replica_count())
+        if agreement is not None:
+            self.agreement.update_state(agreement)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _learned(self) -> list[Any]:
+        """What fine-tuning changes: not the projections that the contrastive loss was taken on."""
+        heads = {
+            id(weight)
+            for head in (self.encoder.teacher_head, self.encoder.student_head) if head is not None
+            for weight in head.trainable_weights
+        }  # fmt: skip
+        return [weight for weight in self.trainable_variables if id(weight) not in heads]
+
+    @staticmethod
+    def _agreement(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy of the student's types against the teacher's (equation 13)."""
+        told = tf.stop_gradient(tf.nn.softmax(teacher))
+        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(told, student))
+
+    def _supervised(
+        self, batch: Batch, logits: tuple[tf.Tensor, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Weighted cross-entropy of both networks together, and the weights [B]."""
+        c = len(self.classes)
+        label = tf.cast(batch[f"label/{self.label_key}"], tf.int32)
+        known = tf.cast(label >= 0, self._precision)
+        truth = tf.one_hot(label, c, dtype=self._precision)
+        truth += self.label_smoothing * (1 / c - truth)
+        of_classes = tf.cast(self.class_weight, self._precision)
+        weight = known * tf.gather(of_classes, tf.maximum(label, 0))
+        errors = [tf.nn.softmax_cross_entropy_with_logits(truth, z) for z in logits]
+        right = tf.argmax(tf.add_n([tf.nn.log_softmax(z) for z in logits]), -1, tf.int32) == label
+        self.accuracy.update_state(tf.cast(right, self._precision), known)
+        return weight * tf.add_n(errors), weight
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        batch = data[0] if isinstance(data, tuple) else data
+        error, weight = self._supervised(batch, self.logits(batch))
+        total = tf.reduce_sum(weight)
+        self.loss_tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(error), total), total)
+        return {metric.name: metric.result() for metric in self.metrics[:2]}
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
+        return super().fit(without_text(x), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(without_text(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(without_text(x), *args, **kwargs)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # As in `ContrastiveModel`: there is nothing left to build.
+        pass
+
+    # --- calibration ------------------------------------------------------------------------
+
+    def balance(self, cells_per_class: Sequence[int]) -> None:
+        """Weighs the types in training by the square root of their rarity.
+
+        Args:
+            cells_per_class: Number of cells of each type [C] to learn from.
+        """
+        count = np.maximum(np.asarray(cells_per_class, np.float64), 1)
+        self.class_weight.assign(np.sqrt(count.mean() / count).astype(np.float32))
+
+    def learn_types(self, data: Iterable[Batch], components: int = COMPONENTS) -> None:
+        """Takes the measure of each type, for cells to be compared with.
+
+        Neither embedding nor probabilities are looked at, but the values themselves: of cells that
+        pre-training has seen the embedding is farther from everything than of new cells, and a
+        calibration on it would mislead.
+
+        Args:
+            data: Batches in random order, to be read twice, of the labelled cells that may be
+                learned from; others have label -1.
+            components: Number of principal components in which types are compared.
+        """
+        c, _ = self.type_mean.shape
+        look = tf.function(
+            lambda batch: tf.cast(self.encoder.standardized(batch), tf.float32),
+            reduce_retracing=True,
+        )
+
+        def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for batch in data:
+                label = np.array(batch[f"label/{self.label_key}"])
+                yield look(tensors(batch)).numpy()[label >= 0], label[label >= 0]
+
+        ys, labels = [], []
+        for y, label in cells():
+            ys.append(y)
+            labels.append(label)
+            if sum(map(len, labels)) * self.encoder.n_features >= _SAMPLE_VALUES:
+                break
+        axes = type_axes(np.concatenate(ys), np.concatenate(labels), self.seed, components)
+        count, sums = np.zeros(c), np.zeros(self.type_mean.shape)
+        for y, label in cells():
+            count += np.bincount(label, minlength=c)
+            np.add.at(sums, label, y @ axes)
+        self.type_axes.assign(axes)
+        self.type_mean.assign((sums / np.maximum(count, 1)[:, None]).astype(np.float32))
+
+    def calibrate(self, data: Iterable[Batch]) -> dict[str, np.ndarray]:
+        """Notes how typical held-out cells are, to compare others with.
+
+        Args:
+            data: Batches; labelled cells in them (0 or more) are the held-out ones, of which
+                nothing was learned. Without any, confidence stays the probability.
+
+        Returns:
+            What `annotate` gives, for all cells.
+        """
+        labels: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def noted() -> Iterator[Batch]:
+            for i, batch in enumerate(data):
+                label = np.array(batch[f"label/{self.label_key}"])
+                row = np.array(batch["row"]) if "row" in batch else np.full(len(label), i)
+                labels.append((label[row >= 0], row[row >= 0]))
+                yield batch
+
+        found = self.annotate(noted())
+        label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
+        held_out = label[np.argsort(row, kind="stable")] >= 0
+        self.calibration = tuple(np.sort(found["score"][held_out]).tolist())
+        self._annotate_step = None
+        return found
+
+    def rejected(self, familiarity: Any, alpha: float) -> Any:
+        """Which cells are unknown at an error rate.
+
+        Args:
+            familiarity: Of cells [N], array or tensor.
+            alpha: Share of the cells of known types that may be rejected.
+
+        Returns:
+            bool [N].
+        """
+        n = len(self.calibration)
+        return familiarity < steps_below(alpha, n) / (n + 1)
+
+    # --- use --------------------------------------------------------------------------------
+
+    def annotate(
+        self, data: Iterable[Batch], observed: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """What `outcome` says of cells, in the order of the input.
+
+        Args:
+            data: Batches of cells; as for `ContrastiveModel.embed`.
+            observed: Which genes of the vocabulary were measured at all, bool [G].
+
+        Returns:
+            The entries of `outcome` for all cells.
+        """
+        if self._annotate_step is None:
+            self._annotate_step = tf.function(self.outcome, jit_compile=True)
+        rows, parts = [], []
+        for batch in data:
+            batch = tensors(batch)
+            if observed is not None:
+                batch["observed"] = tf.constant(observed, tf.bool)
+            part = {key: value.numpy() for key, value in self._annotate_step(batch).items()}
+            if "row" in batch:
+                row = batch["row"].numpy()
+                part = {key: value[row >= 0] for key, value in part.items()}
+                rows.append(row[row >= 0])
+            parts.append(part)
+        found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        if not rows:
+            return found
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        return {key: value[order] for key, value in found.items()}
+
+    def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:
+        """Embeddings of cells; see `ContrastiveModel.embed`."""
+        return self.encoder.embed(data, observed)
+
+    # --- files ------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "concerto_tf": __version__,
+            "saved_format": SAVED_FORMAT,
+            "name": self.name,
+            "method": type(self.encoder).__name__,
+            "encoder": self.encoder.get_config(),
+            "classes": list(self.classes),
+            "label_key": self.label_key,
+            "label_smoothing": self.label_smoothing,
+            "consistency": self.consistency,
+            "calibration": list(self.calibration),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Classifier:
+        config = dict(config)
+        method = keras.utils.get_registered_object(f"concerto_tf>{config.pop('method')}")
+        if not (isinstance(method, type) and issubclass(method, ContrastiveModel)):
+            raise ValueError("the encoder is no model of concerto_tf")
+        encoder = method.from_config(config.pop("encoder"))
+        stamps = ("concerto_tf", "saved_format")
+        return cls(encoder, **{key: value for key, value in config.items() if key not in stamps})
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # As in `ContrastiveModel`: the constructor has built everything.
+        pass
+
+    def get_compile_config(self) -> None:
+        return None
+
+    def _own_weights(self) -> dict[str, Any]:
+        """What it has beside its encoder, by the names in a file."""
+        own = {name: getattr(self, name) for name in ("class_weight", "type_axes", "type_mean")}
+        for layer in (self.teacher_classes, self.student_classes):
+            own[f"{layer.name}.kernel"], own[f"{layer.name}.bias"] = layer.kernel, layer.bias
+        return own
+
+    def save_own_variables(self, store: Any) -> None:
+        of_encoder: dict[str, Any] = {}
+        save_weights(self.encoder, of_encoder)
+        for name, value in of_encoder.items():
+            store[f"{_ENCODER}{name}"] = value
+        for name, weight in self._own_weights().items():
+            store[name] = np.array(tf.convert_to_tensor(weight))
+
+    def load_own_variables(self, store: Any) -> None:
+        names = list(store.keys())
+        load_weights(
+            self.encoder,
+            {name.removeprefix(_ENCODER): store[name] for name in names if _ENCODER in name},
+        )
+        for name, weight in self._own_weights().items():
+            if name not in names:
+                raise ValueError(f"there are no weights {name!r}")
+            weight.assign(np.array(store[name]))

@@ -1,0 +1,305 @@
+"""A reference: embedded cells with their labels, against which query cells are compared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import tensorflow as tf
+
+from concerto_tf.errors import InputError
+from concerto_tf.models.familiarity import NEAR_CELLS, Calibration, calibrate, familiarity
+from concerto_tf.models.neighbours import in_blocks, nearest, vote
+
+_log = logging.getLogger("concerto_tf")
+#: Cells past which faiss searches, where it is installed.
+EXACT_CELLS = 500_000
+
+_BATCH_CELLS = 256
+#: Cells of each label at most that a calibration rests on.
+_CALIBRATION_CELLS = 500
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the reference cells under one key.
+
+    Attributes:
+        codes: int32 [N], -1 where a cell has none.
+        names: Name of each code.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a further modality of the reference cells.
+
+    Attributes:
+        matrix: float32 [N, F], dense or CSR.
+        features: Names of the F features.
+        units: "log1p of counts scaled to 10,000 per cell", or "as given" where they were no counts.
+        place: Where they lay in the cells, as in ``obsm:protein``; empty where that is not known.
+    """
+
+    matrix: np.ndarray | sp.csr_matrix
+    features: tuple[str, ...]
+    units: str
+    place: str = ""
+
+
+class Reference:
+    """Embedded reference cells: nearest neighbours, votes on labels, and how far is too far.
+
+    Args:
+        embeddings: Embeddings [N, d] of the reference cells; kept at unit length, float32.
+        labels: Labels by key.
+        values: Values of further modalities by name.
+        model: Fingerprint of the model that embedded the cells (`fingerprint`).
+        cells: Fingerprint of the cells.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from concerto_tf.models.reference import Labels, Reference
+    >>> z = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    >>> types = Labels(np.array([0, 0, 1, 1], "int32"), ("B", "T"))
+    >>> reference = Reference(z, {"cell_type": types})
+    >>> index, cosine = reference.neighbours(np.array([[2.0, 0.1]]), k=2)
+    >>> sorted(index[0].tolist())
+    [0, 1]
+    >>> found = reference.transfer(np.array([[2.0, 0.1]]), "cell_type", k=2)
+    >>> found["code"].tolist(), found["probability"].tolist()
+    ([0], [1.0])
+
+    Reference:
+        Concerto, "NN-voting classifier", equations 14 to 16.
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        labels: Mapping[str, Labels] | None = None,
+        values: Mapping[str, Values] | None = None,
+        *,
+        model: str = "",
+        cells: str = "",
+    ) -> None:
+        embeddings = np.asarray(embeddings, np.float32)
+        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        self.embeddings = embeddings / np.maximum(length, 1e-12)
+        self.labels = dict(labels or {})
+        self.values = dict(values or {})
+        self.model, self.cells = model, cells
+        self.calibrations: dict[str, Calibration] = {}
+        self._searches: dict[Any, Any] = {}
+        n = len(self.embeddings)
+        if not n:
+            raise InputError("a reference needs at least one cell")
+        for name, held in (*self.labels.items(), *self.values.items()):
+            rows = len(held.codes) if isinstance(held, Labels) else held.matrix.shape[0]
+            if rows != n:
+                raise InputError(f"{name!r} has {rows} rows for {n} reference cells")
+
+    @property
+    def n_cells(self) -> int:
+        """Number of reference cells N."""
+        return len(self.embeddings)
+
+    def labels_of(self, key: str) -> Labels:
+        """Labels under a key, or an InputError that names the keys there are."""
+        if key not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise InputError(
+                f"the reference has no labels {key!r} (there are: {known}); name one of these, or "
+                f"give the reference's cells again to make it with {key!r}"
+            )
+        return self.labels[key]
+
+    def values_of(self, modality: str) -> Values:
+        """Values of a modality, or an InputError that names the modalities there are."""
+        if modality not in self.values:
+            known = ", ".join(self.values) or "none"
+            raise InputError(
+                f"the reference holds no modality {modality!r} (there are: {known}); name one of "
+                f"these, or give reference cells that have {modality!r}"
+            )
+        return self.values[modality]
+
+    # --- search -----------------------------------------------------------------------------
+
+    @cached_property
+    def blocks(self) -> tf.Tensor:
+        """The embeddings as `nearest` takes them."""
+        return tf.constant(in_blocks(self.embeddings))
+
+    def part(self, rows: np.ndarray) -> Reference:
+        """The reference of some of the cells, with their labels.
+
+        Args:
+            rows: Indices of the cells.
+
+        Returns:
+            A new reference. Values of modalities are left out.
+        """
+        labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
+        return Reference(self.embeddings[rows], labels, model=self.model, cells=self.cells)
+
+    def neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most similar reference cells of each cell by cosine, exactly.
+
+        Past 500,000 reference cells faiss searches, exactly too, where it is installed.
+
+        Args:
+            z: Embeddings [n, d].
+            k: Number of neighbours.
+
+        Returns:
+            Indices int32 [n, k] and cosines float32 [n, k], the most similar first.
+
+        Raises:
+            InputError: k is not within 1 and the number of reference cells, or the embeddings are
+                not as wide as the reference's.
+        """
+        if not 1 <= k <= self.n_cells:
+            raise InputError(
+                f"k is {k}, and {self.n_cells} reference cells are there to choose from; k must "
+                "lie within 1 and that number"
+            )
+        z = np.asarray(z, np.float32)
+        if z.shape[1] != self.embeddings.shape[1]:
+            raise InputError(
+                f"embeddings of {z.shape[1]} dimensions for a reference of "
+                f"{self.embeddings.shape[1]}; embed both with one model"
+            )
+        if self.n_cells > EXACT_CELLS:
+            search = self._faiss()
+            if search is not None:
+                length = np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+                cosine, index = search.search(np.ascontiguousarray(z / length), k)
+                return index.astype(np.int32), cosine
+        if k not in self._searches:
+            blocks = self.blocks
+            # Not under XLA: its matrix product takes several times as long on CPUs.
+            self._searches[k] = tf.function(
+                lambda batch: nearest(batch, blocks, self.n_cells, k),
+                input_signature=[tf.TensorSpec([None, z.shape[1]], tf.float32)],
+            )
+        index = np.empty((len(z), k), np.int32)
+        cosine = np.empty((len(z), k), np.float32)
+        for start in range(0, len(z), _BATCH_CELLS):
+            rows = slice(start, start + _BATCH_CELLS)
+            index[rows], cosine[rows] = (x.numpy() for x in self._searches[k](z[rows]))
+        return index, cosine
+
+    # --- labels -----------------------------------------------------------------------------
+
+    def labeller(self, key: str, k: int) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        """Transfer of labels as a function of tensors alone, to be put into a SavedModel.
+
+        Args:
+            key: Key of the labels; every reference cell must have one (see `part`).
+            k: Number of neighbours that vote.
+
+        Returns:
+            A function of embeddings [B, d] that gives ``code`` int32 [B] (-1 where nobody votes),
+            ``probability`` float32 [B] (equation 16) and ``familiarity`` float32 [B].
+        """
+        wide, judge = self._width(k), self._judge(key, k)
+
+        def label(z: tf.Tensor) -> dict[str, tf.Tensor]:
+            return judge(z, *nearest(z, self.blocks, self.n_cells, wide))
+
+        return label
+
+    def transfer(self, z: np.ndarray, key: str, k: int) -> dict[str, np.ndarray]:
+        """Labels of cells by the vote of their neighbours, and how typical the cells are of them.
+
+        Args:
+            z: Embeddings [n, d].
+            key: Key of the labels; every reference cell must have one (see `part`).
+            k: Number of neighbours that vote.
+
+        Returns:
+            What `labeller` gives, for all n cells.
+        """
+        index, cosine = self.neighbours(z, self._width(k))
+        judge = tf.function(self._judge(key, k), reduce_retracing=True)
+        parts = []
+        for start in range(0, len(z), _BATCH_CELLS):
+            rows = slice(start, start + _BATCH_CELLS)
+            given = (np.asarray(z[rows], np.float32), index[rows], cosine[rows])
+            parts.append({name: x.numpy() for name, x in judge(*given).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _width(self, k: int) -> int:
+        """Number of neighbours that voting and familiarity need together."""
+        return max(k, min(NEAR_CELLS, self.n_cells))
+
+    def _judge(self, key: str, k: int) -> Callable[..., dict[str, tf.Tensor]]:
+        """Vote and familiarity, once the neighbours are found."""
+        held, calibration = self.labels_of(key), self.calibrated(key)
+        n_near = min(NEAR_CELLS, self.n_cells)
+
+        def judge(z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor) -> dict[str, tf.Tensor]:
+            codes = tf.gather(tf.constant(held.codes), index[:, :k])
+            p = vote(codes, cosine[:, :k], len(held.names))
+            probability = tf.reduce_max(p, axis=1)
+            code = tf.where(probability > 0, tf.argmax(p, axis=1, output_type=tf.int32), -1)
+            near = tf.reduce_mean(cosine[:, :n_near], axis=1)
+            return {
+                "code": code,
+                "probability": probability,
+                "familiarity": familiarity(z, near, code, calibration),
+            }
+
+        return judge
+
+    def calibrated(self, key: str) -> Calibration:
+        """The calibration of `familiarity` for the labels of a key; made when first asked for."""
+        if key not in self.calibrations:
+            held = self.labels_of(key)
+            if (held.codes < 0).any():
+                raise InputError(f"reference cells without {key!r}; leave them out with `part`")
+            # The same cells every time; which ones hardly matters.
+            order = np.random.default_rng(0).permutation(self.n_cells)
+            rows = np.sort(np.concatenate([
+                order[held.codes[order] == code][:_CALIBRATION_CELLS]
+                for code in range(len(held.names))
+            ]))  # fmt: skip
+            near = np.ones(len(rows), np.float32)
+            if self.n_cells > 1:
+                wide = min(NEAR_CELLS + 1, self.n_cells)
+                index, cosine = self.neighbours(self.embeddings[rows], wide)
+                # A cell is its own nearest, unless another is just like it.
+                itself = index == rows[:, np.newaxis]
+                itself[~itself.any(axis=1), -1] = True
+                near = cosine[~itself].reshape(len(rows), wide - 1).mean(axis=1)
+            self.calibrations[key] = calibrate(
+                self.embeddings, held.codes, len(held.names), rows, near
+            )
+        return self.calibrations[key]
+
+
+    def _faiss(self) -> Any:
+        """faiss's exact index of the cells; None where it is not installed."""
+        if "faiss" not in self._searches:
+            try:
+                import faiss
+            except ImportError:
+                _log.warning(
+                    "%d reference cells: pip install faiss-cpu makes the search faster; it goes "
+                    "on in TensorFlow", self.n_cells,
+                )  # fmt: skip
+                self._searches["faiss"] = None
+            else:
+                self._searches["faiss"] = faiss.IndexFlatIP(self.embeddings.shape[1])
+                self._searches["faiss"].add(self.embeddings)
+        return self._searches["faiss"]

@@ -1,0 +1,201 @@
+"""A reference as files beside the model that embedded it: `.npy` arrays and one JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from concerto_tf import _files
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.familiarity import Calibration
+from concerto_tf.models.reference import Labels, Reference, Values
+
+FOLDER = "reference"
+FILE_NAME = "reference.json"
+#: Version of what a saved reference holds.
+SAVED_FORMAT = 1
+
+_CSR = ("data", "indices", "indptr")
+
+
+def fingerprint(model: ContrastiveModel) -> str:
+    """What tells models apart that embed differently: a checksum of genes, sources and weights.
+
+    Args:
+        model: The model.
+
+    Returns:
+        SHA-256 in hexadecimal; the same before saving and after loading.
+    """
+    config = {
+        key: value
+        for key, value in model.get_config().items()
+        if key not in ("name", "concerto_tf", "saved_format", "seed", "temperature")
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    # Counters of masks advance in training alone; an embedding rests on floats.
+    for weight in model.get_weights():
+        if np.issubdtype(weight.dtype, np.floating):
+            digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def is_reference(folder: str | Path) -> bool:
+    """Whether a folder is a saved reference, be it a damaged one, and not somebody's own."""
+    return any((Path(folder) / name).is_file() for name in (FILE_NAME, "embeddings.npy"))
+
+
+def save_reference(reference: Reference, folder: str | Path) -> None:
+    """Saves a reference as a folder, whole or not at all; one that is there is replaced.
+
+    Args:
+        reference: The reference.
+        folder: The folder; what is around it must exist.
+
+    Example:
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from concerto_tf.models.reference import Reference
+    >>> from concerto_tf.models.reference_files import load_reference, save_reference
+    >>> folder = tempfile.mkdtemp() + "/reference"
+    >>> save_reference(Reference(np.eye(3)), folder)
+    >>> load_reference(folder).n_cells
+    3
+    """
+    folder = Path(folder)
+    with _files.atomic(folder) as temporary:
+        temporary.mkdir()
+        files: dict[str, str] = {}
+
+        def keep(name: str, array: np.ndarray) -> None:
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+            files[f"{name}.npy"] = _files.sha256(temporary / f"{name}.npy")
+
+        keep("embeddings", reference.embeddings)
+        for i, (key, held) in enumerate(reference.labels.items()):
+            keep(f"labels-{i}", held.codes)
+            if key in reference.calibrations:
+                for part, array in reference.calibrations[key]._asdict().items():
+                    keep(f"labels-{i}-{part}", array)
+        for i, held in enumerate(reference.values.values()):
+            if sp.issparse(held.matrix):
+                for part in _CSR:
+                    keep(f"values-{i}-{part}", getattr(held.matrix, part))
+            else:
+                keep(f"values-{i}", held.matrix)
+        _files.write_json(temporary / FILE_NAME, _checked({
+            "concerto_tf": __version__,
+            "saved_format": SAVED_FORMAT,
+            "n_cells": reference.n_cells,
+            "model": reference.model,
+            "cells": reference.cells,
+            "labels": [
+                {"key": key, "names": list(held.names), "calibrated": key in reference.calibrations}
+                for key, held in reference.labels.items()
+            ],
+            "values": [
+                {
+                    "modality": name, "features": list(held.features), "units": held.units,
+                    "place": held.place, "sparse": sp.issparse(held.matrix),
+                }
+                for name, held in reference.values.items()
+            ],
+            "files": files,
+        }))  # fmt: skip
+
+
+def load_reference(folder: str | Path) -> Reference:
+    """Loads a reference; nothing in it is executed.
+
+    Args:
+        folder: The folder that `save_reference` wrote.
+
+    Returns:
+        The reference.
+
+    Raises:
+        InputError: There is none, it is damaged, or was written by a newer version.
+    """
+    folder = Path(folder)
+    content = _read(folder)
+
+    def array(name: str) -> np.ndarray:
+        path = folder / f"{name}.npy"
+        try:
+            whole = _files.sha256(path) == content["files"][path.name]
+            if whole:
+                return np.load(path, allow_pickle=False)
+        except (OSError, KeyError, ValueError):
+            pass
+        raise InputError(
+            f"{path}: is missing, damaged or was changed; remove {folder} and give the "
+            "reference's cells again"
+        )
+
+    try:
+        labels, values, calibrations = {}, {}, {}
+        for i, held in enumerate(content["labels"]):
+            labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
+            if held["calibrated"]:
+                parts = {part: array(f"labels-{i}-{part}") for part in Calibration._fields}
+                calibrations[held["key"]] = Calibration(**parts)
+        n = content["n_cells"]
+        for i, held in enumerate(content["values"]):
+            features = tuple(held["features"])
+            if held["sparse"]:
+                parts = [array(f"values-{i}-{part}") for part in _CSR]
+                matrix = sp.csr_matrix(tuple(parts), shape=(n, len(features)))
+            else:
+                matrix = array(f"values-{i}")
+            values[held["modality"]] = Values(
+                matrix, features, held["units"], held.get("place", "")
+            )
+        reference = Reference(
+            array("embeddings"), labels, values, model=content["model"], cells=content["cells"]
+        )
+        reference.calibrations.update(calibrations)
+        return reference
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error
+
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The description of a saved reference, checked to be whole."""
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: there is no reference; give the reference's cells with --reference"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); remove {folder} and give the reference again"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("saved_format"), int):
+        raise InputError(f"{path}: this describes no reference")
+    if content["saved_format"] > SAVED_FORMAT:
+        raise InputError(
+            f"{path}: saved by concerto_tf {content.get('concerto_tf')}, which is newer than this; "
+            "update with pip install -U concerto_tf"
+        )
+    if content != _checked({key: content[key] for key in content if key != "checksum"}):
+        raise InputError(
+            f"{path}: was changed or damaged; remove {folder} and give the reference's cells again"
+        )
+    return content
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """A description with its own checksum."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {**content, "checksum": hashlib.sha256(text.encode()).hexdigest()}

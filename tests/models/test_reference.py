@@ -1,0 +1,220 @@
+"""References: neighbours, transfer of labels, familiarity, and the folder they are kept in."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import tensorflow as tf
+
+from concerto_tf.errors import InputError
+from concerto_tf.models.reference import Labels, Reference, Values
+from concerto_tf.models.reference_files import fingerprint, load_reference, save_reference
+
+NAMES = ("B", "NK", "T")
+
+
+def make_cells(n: int, seed: int, kinds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings around one direction per kind, and the kinds."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, kinds, n).astype(np.int32)
+    return 3 * np.eye(8)[kind] + rng.normal(0, 0.5, (n, 8)), kind
+
+
+def make_reference(n: int = 300, **arguments: str) -> Reference:
+    z, kind = make_cells(n, seed=0)
+    values = {
+        "protein": Values(np.arange(2 * n, dtype="f4").reshape(n, 2), ("CD3", "CD4"), "as given"),
+        "atac": Values(sp.random(n, 9, 0.2, "csr", "f4", 0), tuple("abcdefghi"), "as given"),
+    }
+    return Reference(z, {"type": Labels(kind, NAMES)}, values, **arguments)
+
+
+def test_labels_are_transferred_and_the_new_kind_is_unfamiliar() -> None:
+    reference = make_reference()
+    z, kind = make_cells(200, seed=1, kinds=4)  # the fourth is not in the reference
+    found = reference.transfer(z, "type", k=5)
+    known = kind < 3
+    assert (found["code"] == kind)[known].mean() > 0.98
+    assert found["probability"][known].mean() > 0.95
+    assert (found["familiarity"][~known] < 0.05).mean() > 0.95
+    # Of cells like the reference's own, a share alpha lies below alpha.
+    fresh, _ = make_cells(3000, seed=2)
+    low = [(reference.transfer(fresh, "type", 5)["familiarity"] < a).mean() for a in (0.1, 0.3)]
+    np.testing.assert_allclose(low, [0.1, 0.3], atol=0.07)
+
+
+def test_familiarity_by_hand() -> None:
+    """One label, so that everything can be computed with loops in float64."""
+    z, _ = make_cells(60, seed=0, kinds=1)
+    reference = Reference(z, {"type": Labels(np.zeros(60, np.int32), ("B",))})
+    unit = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float64)
+    query = make_cells(9, seed=5, kinds=2)[0]
+
+    def parts(cell: np.ndarray, others: np.ndarray, n_near: int) -> tuple[float, float]:
+        centre = others.sum(0) / np.linalg.norm(others.sum(0))
+        return np.sort(others @ cell)[-n_near:].mean(), centre @ cell
+
+    own = np.array([parts(unit[i], np.delete(unit, i, 0), 15) for i in range(60)])
+
+    def joint(pair: np.ndarray) -> float:
+        return sum(
+            np.log((1 + 60 * np.mean(np.quantile(own[:, i], np.linspace(0, 1, 201)) <= pair[i]))
+                   / 61)
+            for i in range(2)
+        )  # fmt: skip
+
+    calibrated = np.quantile([joint(pair) for pair in own], np.linspace(0, 1, 201))
+    want = [
+        (1 + 60 * np.mean(calibrated <= joint(parts(cell / np.linalg.norm(cell), unit, 15)))) / 61
+        for cell in query
+    ]
+    found = reference.transfer(query, "type", k=5)["familiarity"]
+    np.testing.assert_allclose(found, want, atol=0.02)  # a quantile or two of rounding
+    assert np.ptp(want) > 0.3
+
+
+@pytest.mark.parametrize(("n", "most"), [(3, 0.0), (5, 0.0), (10, 0.13), (100, 0.13)])
+def test_cells_like_those_of_a_small_reference_are_seldom_rejected(n: int, most: float) -> None:
+    rng, rejected = np.random.default_rng(0), []
+    for _ in range(20):
+        z = rng.normal(3, 1, (n + 50, 16))
+        reference = Reference(z[:n], {"type": Labels(np.zeros(n, np.int32), ("B",))})
+        rejected.append((reference.transfer(z[n:], "type", 1)["familiarity"] < 0.1).mean())
+    assert np.mean(rejected) <= most
+    # With cells enough the strange ones are told all the same.
+    if n == 100:
+        assert reference.transfer(-z[:1] + 6 * np.eye(16)[:1], "type", 1)["familiarity"][0] < 0.1
+
+
+def test_function_for_a_saved_model_says_the_same(tmp_path: Path) -> None:
+    reference = make_reference()
+    z = make_cells(40, seed=3, kinds=4)[0].astype("f4")
+    label = reference.labeller("type", k=3)
+
+    class Served(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 8], tf.float32)])
+        def __call__(self, z: tf.Tensor) -> dict[str, tf.Tensor]:
+            return label(z)
+
+    tf.saved_model.save(Served(), str(tmp_path / "served"))
+    answer = tf.saved_model.load(str(tmp_path / "served"))(z)
+    for name, values in reference.transfer(z, "type", k=3).items():
+        np.testing.assert_allclose(answer[name], values, atol=1e-6)
+
+
+def test_nobody_votes_where_all_point_away() -> None:
+    reference = Reference(np.ones((4, 2)), {"type": Labels(np.zeros(4, np.int32), ("B",))})
+    found = reference.transfer(np.array([[-1.0, -1.0]]), "type", k=2)
+    assert {name: x.tolist() for name, x in found.items()} == {
+        "code": [-1], "probability": [0.0], "familiarity": [0.0],
+    }  # fmt: skip
+
+
+def test_tiny_references_and_rare_labels_work() -> None:
+    one = Reference(np.ones((1, 2)), {"type": Labels(np.zeros(1, np.int32), ("B",))})
+    assert one.transfer(np.array([[1.0, 0.9]]), "type", k=1)["code"].tolist() == [0]
+    z, kind = make_cells(100, seed=0, kinds=2)
+    z = np.concatenate([z, [3 * np.eye(8)[2]]])  # a label of a single cell
+    rare = Reference(z, {"type": Labels(np.append(kind, 2).astype(np.int32), NAMES)})
+    found = rare.transfer(z[-1:] * 2, "type", k=1)
+    assert found["code"].tolist() == [2] and found["familiarity"][0] > 0.1
+
+
+@pytest.mark.parametrize("k", [0, 301])
+def test_k_beyond_the_reference_is_refused(k: int) -> None:
+    with pytest.raises(InputError, match=f"k is {k}.* 300 reference cells"):
+        make_reference().neighbours(np.ones((1, 8)), k)
+
+
+def test_what_the_reference_lacks_is_named() -> None:
+    reference = make_reference()
+    with pytest.raises(InputError, match="no labels 'tissue'.*there are: type"):
+        reference.labels_of("tissue")
+    with pytest.raises(InputError, match="no modality 'adt'.*there are: protein, atac"):
+        reference.values_of("adt")
+    with pytest.raises(InputError, match="3 dimensions for a reference of 8"):
+        reference.neighbours(np.ones((1, 3)), 1)
+    with pytest.raises(InputError, match="at least one cell"):
+        Reference(np.zeros((0, 4)))
+    with pytest.raises(InputError, match="'type' has 2 rows for 3"):
+        Reference(np.eye(3), {"type": Labels(np.zeros(2, np.int32), ("B",))})
+
+
+def test_large_references_go_to_faiss_or_on_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = make_reference()
+    want = reference.neighbours(np.eye(8), 4)
+    monkeypatch.setattr("concerto_tf.models.reference.EXACT_CELLS", 100)
+    found = make_reference().neighbours(np.eye(8), 4)
+    np.testing.assert_array_equal(found[0], want[0])
+    np.testing.assert_allclose(found[1], want[1], atol=1e-6)
+    if importlib.util.find_spec("faiss") is None:
+        assert "pip install faiss-cpu" in caplog.text
+
+
+def test_a_saved_reference_comes_back_whole(tmp_path: Path) -> None:
+    reference = make_reference(model="m", cells="c")
+    reference.calibrated("type")
+    save_reference(reference, tmp_path / "reference")
+    save_reference(reference, tmp_path / "reference")  # replaces the one that is there
+    again = load_reference(tmp_path / "reference")
+    z = make_cells(20, seed=4)[0]
+    for name, values in reference.transfer(z, "type", 5).items():
+        np.testing.assert_array_equal(again.transfer(z, "type", 5)[name], values)
+    assert (again.model, again.cells, again.n_cells) == ("m", "c", 300)
+    for name, held in reference.values.items():
+        assert again.values[name].features == held.features
+        assert sp.issparse(again.values[name].matrix) == sp.issparse(held.matrix)
+        assert abs(again.values[name].matrix - held.matrix).max() == 0
+    assert not [path for path in tmp_path.iterdir() if path.name != "reference"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("harm", [_cut, _flip, Path.unlink], ids=["cut", "changed", "removed"])
+@pytest.mark.parametrize(
+    "file", ["embeddings.npy", "labels-0.npy", "values-1-indptr.npy", "reference.json"]
+)
+def test_damage_is_found(tmp_path: Path, file: str, harm: object) -> None:
+    save_reference(make_reference(), tmp_path / "reference")
+    harm(tmp_path / "reference" / file)
+    with pytest.raises(InputError, match="reference"):
+        load_reference(tmp_path / "reference")
+
+
+def test_a_newer_or_altered_description_is_refused(tmp_path: Path) -> None:
+    save_reference(make_reference(), tmp_path / "reference")
+    path = tmp_path / "reference" / "reference.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "saved_format": 99}))
+    with pytest.raises(InputError, match="newer"):
+        load_reference(tmp_path / "reference")
+    path.write_text(json.dumps({**whole, "model": "another"}))
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_reference(tmp_path / "reference")
+
+
+def test_fingerprint_tells_models_apart_and_survives_saving(
+    tmp_path: Path, make_model: object
+) -> None:
+    from concerto_tf.models import load_model, save_model
+
+    model = make_model()
+    save_model(model, tmp_path / "model.keras")
+    assert fingerprint(load_model(tmp_path / "model.keras")) == fingerprint(model)
+    assert fingerprint(make_model(seed=1)) != fingerprint(model)
+    assert fingerprint(make_model(sources=("a", "c"))) != fingerprint(model)
