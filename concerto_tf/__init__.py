@@ -25,17 +25,32 @@ if TYPE_CHECKING:
         SourceBatchNormalization,
     )
     from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
-    from concerto_tf.models import Concerto, load_model, save_model
+    from concerto_tf.models import (
+        Classifier,
+        Concerto,
+        Reference,
+        load_model,
+        load_reference,
+        save_model,
+        save_reference,
+    )
     from concerto_tf.records import Records, convert
+    from concerto_tf.tasks.annotate import annotate
     from concerto_tf.tasks.demo import demo
     from concerto_tf.tasks.embed import embed
+    from concerto_tf.tasks.explain import explain
     from concerto_tf.tasks.files import cluster, evaluate
+    from concerto_tf.tasks.finetune import finetune
+    from concerto_tf.tasks.impute import impute
     from concerto_tf.tasks.inspect import inspect
+    from concerto_tf.tasks.map import map
     from concerto_tf.tasks.run import run
+    from concerto_tf.tasks.score import score
     from concerto_tf.tasks.train import train
 
 __all__ = [
     "Alignment",
+    "Classifier",
     "Concerto",
     "EffectiveRank",
     "GeneAttention",
@@ -44,20 +59,29 @@ __all__ = [
     "NTXent",
     "RandomMask",
     "Records",
+    "Reference",
     "SourceBatchNormalization",
     "Uniformity",
     "__version__",
+    "annotate",
     "cluster",
     "convert",
     "demo",
     "embed",
     "evaluate",
+    "explain",
     "export",
+    "finetune",
+    "impute",
     "inspect",
     "load_model",
+    "load_reference",
+    "map",
     "nt_xent",
     "run",
     "save_model",
+    "save_reference",
+    "score",
     "train",
 ]
 
@@ -66,13 +90,22 @@ _HOMES = {
     "export": ("export",),
     "layers": ("GeneAttention", "LogNormalize", "RandomMask", "SourceBatchNormalization"),
     "losses": ("Alignment", "EffectiveRank", "NTXent", "Uniformity", "nt_xent"),
-    "models": ("Concerto", "load_model", "save_model"),
+    "models": (
+        "Classifier", "Concerto", "Reference", "load_model", "load_reference", "save_model",
+        "save_reference",
+    ),
     "records": ("Records", "convert"),
+    "tasks.annotate": ("annotate",),
     "tasks.demo": ("demo",),
     "tasks.embed": ("embed",),
+    "tasks.explain": ("explain",),
     "tasks.files": ("cluster", "evaluate"),
+    "tasks.finetune": ("finetune",),
+    "tasks.impute": ("impute",),
     "tasks.inspect": ("inspect",),
+    "tasks.map": ("map",),
     "tasks.run": ("run",),
+    "tasks.score": ("score",),
     "tasks.train": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # Before anything imports TensorFlow. On a machine with GPUs the tests use the CPU all the same,
 # so that they test the same thing everywhere; set CUDA_VISIBLE_DEVICES to have it otherwise.
@@ -49,6 +53,14 @@ def pytest_collection() -> None:
 def two_devices() -> list[str]:
     """Names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_devices)`."""
     return ["CPU:0", "CPU:1"]
+
+
+@pytest.fixture(scope="session")
+def strategy() -> tf.distribute.Strategy:
+    """Two replicas. One for all tests: TensorFlow mixes up the collectives of several."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(scope="session")

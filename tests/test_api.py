@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import concerto_tf
-from concerto_tf import cli
+from concerto_tf.cli import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("data") / "api.txt"
@@ -69,7 +69,7 @@ def test_type_checkers_see_the_same() -> None:
 def test_every_command_has_a_call() -> None:
     (commands,) = (
         action
-        for action in cli._parser()._actions
+        for action in arguments.make_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     assert set(commands.choices) <= set(concerto_tf.__all__)

@@ -24,12 +24,6 @@ N_CELLS, N_GENES, B = 160, 40, 32
 
 
 @pytest.fixture(scope="module")
-def strategy() -> tf.distribute.Strategy:
-    # One for all tests: TensorFlow mixes up the collectives of several in one process.
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
-@pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """Cells of two sources of very different sizes, with very different numbers of genes."""
     rng = np.random.default_rng(0)

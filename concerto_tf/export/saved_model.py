@@ -1,17 +1,20 @@
-"""A trained model as a SavedModel: raw counts by gene name in, embeddings out."""
+"""A trained model as a SavedModel: raw counts by gene name in, embeddings and labels out."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from concerto_tf._files import atomic
-from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
+from concerto_tf.export.answer import Answer, kept_reference
+from concerto_tf.export.card import card
 from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.tasks.result import check_target
 
 _TEXT = tf.TensorSpec([None, None], tf.string, name="genes")
@@ -20,7 +23,13 @@ _VALUES = tf.TensorSpec([None, None], tf.float32, name="values")
 _SOURCE = tf.TensorSpec([None], tf.string, name="source")
 
 
-def export(model: ContrastiveModel | str | Path, out: str | Path) -> Path:
+def export(
+    model: ContrastiveModel | Classifier | str | Path,
+    out: str | Path,
+    *,
+    alpha: float | None = None,
+    k: int = 5,
+) -> Path:
     """Writes a SavedModel that holds vocabulary and normalisation and needs only TensorFlow.
 
     Its signatures, each of which returns ``embedding`` float32 [B, d] and ``unknown_genes``
@@ -31,10 +40,20 @@ def export(model: ContrastiveModel | str | Path, out: str | Path) -> Path:
       value 0; ``values`` float32 [B, K]
     - ``by_source``: as ``serving_default``, and ``source`` string [B]; a source the model does
       not know is normalised by the statistics pooled over all sources
+    - ``by_modality``, of a model that looks at several: as ``by_source``, and for each further one
+      ``<name>_genes`` string and ``<name>_values`` float32, padded alike
+
+    A fine-tuned model also returns ``label`` string [B] (``unknown`` where rejected),
+    ``predicted`` string [B] (the label before that), ``rejected`` bool [B] and ``confidence``,
+    ``probability`` and ``familiarity`` float32 [B], see `annotate`. A model with a reference beside
+    it (`map` keeps one in the model's folder) returns the same of the label that is transferred
+    from its cells, which are inside; of several keys each as ``label_<key>`` and so on, too.
 
     Args:
         model: A trained model, or its path.
         out: Folder to write; must not exist.
+        alpha: Where a label is rejected; by default as in `annotate` and `map`.
+        k: Number of reference cells that vote.
 
     Returns:
         The folder.
@@ -55,39 +74,66 @@ def export(model: ContrastiveModel | str | Path, out: str | Path) -> Path:
     >>> answer["embedding"].shape.as_list(), answer["unknown_genes"].numpy().tolist()
     ([1, 128], [0.5])
     """
-    if not isinstance(model, ContrastiveModel):
+    reference = kept_reference(model)
+    if not isinstance(model, ContrastiveModel | Classifier):
         model = load_model(model)
     out = Path(out)
     if out.exists():
         raise InputError(f"{out}: is there already; name another folder, or remove this one")
+    if alpha is not None and not 0 <= alpha < 1:
+        raise InputError(f"alpha is {alpha}; it must lie between 0 and 1")
     check_target(out)
-    served = _Served(model)
-    signatures = {
-        "serving_default": served.by_name.get_concrete_function(),
-        "by_index": served.by_index.get_concrete_function(),
-        "by_source": served.by_source.get_concrete_function(),
-    }
+    answer = Answer(model, reference, alpha, k)
+    served = _Served(answer)
     with atomic(out) as temporary:
-        tf.saved_model.save(served, str(temporary), signatures=signatures)
-        (temporary / "MODEL_CARD.md").write_text(_card(model), "utf-8")
+        tf.saved_model.save(served, str(temporary), signatures=served.signatures())
+        (temporary / "MODEL_CARD.md").write_text(card(answer), "utf-8")
     return out
 
 
 class _Served(tf.Module):
-    """What a SavedModel keeps of a model: its variables, its tables and three functions."""
+    """What a SavedModel keeps of a model: its variables, its tables and its functions."""
 
-    def __init__(self, model: ContrastiveModel) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__()
-        self._embed = lambda batch: tf.cast(model(batch, training=False), tf.float32)
+        model = answer.model
+        self._outcome = answer.of_batch
         # The plain variables of TensorFlow, so that nothing of Keras is needed to load them.
         self.weights = [getattr(weight, "value", weight) for weight in model.weights]
         if callable(self.weights[0]):  # Keras 2: `value` is a method of the variable itself
             self.weights = list(model.weights)
-        self.genes = _table(_gene_names(model))
-        self.sources = _table({name: code for code, name in enumerate(model.sources)})
-        self._n_genes = len(model.vocabulary)
+        self.kept = answer.variables
+        encoder = answer.encoder
+        self.sources = _table({name: code for code, name in enumerate(encoder.sources)})
+        self._n_genes = len(encoder.vocabulary)
         # Where there is one source, all cells are of it.
-        self._default_source = 0 if len(model.sources) == 1 else -1
+        self._default_source = 0 if len(encoder.sources) == 1 else -1
+        self._prefixes = {
+            name: "" if name == "rna" else f"{name}/" for name in encoder.looks_at
+        }
+        self.genes = _table(_gene_names(encoder.vocabulary, encoder.symbols))
+        self.features = {
+            name: _table(_gene_names(of["vocabulary"], None))
+            for name, of in encoder.modalities.items()
+        }
+        self._main = encoder.modality
+
+    def signatures(self) -> dict[str, Any]:
+        """The concrete functions by the names of their signatures."""
+        found = {
+            "serving_default": self.by_name.get_concrete_function(),
+            "by_index": self.by_index.get_concrete_function(),
+            "by_source": self.by_source.get_concrete_function(),
+        }
+        if self.features:
+            specs = {"genes": _TEXT, "values": _VALUES, "source": _SOURCE}
+            for name in self.features:
+                for kind, spec in (("genes", _TEXT), ("values", _VALUES)):
+                    key = f"{name}_{kind}"
+                    specs[key] = tf.TensorSpec(spec.shape, spec.dtype, name=key)
+            self.by_modality = tf.function(self._by_modality)
+            found["by_modality"] = self.by_modality.get_concrete_function(**specs)
+        return found
 
     @tf.function(input_signature=[_TEXT, _VALUES])
     def by_name(self, genes: tf.Tensor, values: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -105,26 +151,41 @@ class _Served(tf.Module):
         code = self.sources.lookup(source)
         return self._answer(self.genes.lookup(genes), values, tf.not_equal(genes, ""), code)
 
+    def _by_modality(
+        self, genes: tf.Tensor, values: tf.Tensor, source: tf.Tensor, **further: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        batch = {}
+        for name, table in self.features.items():
+            index = table.lookup(further[f"{name}_genes"])
+            batch[f"{name}/genes"] = tf.maximum(index, 0)
+            batch[f"{name}/values"] = tf.where(index >= 0, further[f"{name}_values"], 0.0)
+        code = self.sources.lookup(source)
+        given = tf.not_equal(genes, "")
+        return self._answer(self.genes.lookup(genes), values, given, code, batch)
+
     def _answer(
         self,
         index: tf.Tensor,
         values: tf.Tensor,
         given: tf.Tensor,
         source: tf.Tensor | None = None,
+        further: dict[str, tf.Tensor] | None = None,
     ) -> dict[str, tf.Tensor]:
         known = given & (index >= 0)
         if source is None:
             source = tf.fill(tf.shape(index)[:1], self._default_source)
-        embedding = self._embed({
-            "genes": tf.where(known, index, 0),
-            "values": tf.where(known, values, 0.0),
+        prefix = self._prefixes[self._main]
+        outcome = self._outcome({
+            f"{prefix}genes": tf.where(known, index, 0),
+            f"{prefix}values": tf.where(known, values, 0.0),
             "source": source,
+            **(further or {}),
         })
         unknown = tf.cast(given & (index < 0), tf.float32)
         share = tf.math.divide_no_nan(
             tf.reduce_sum(unknown, 1), tf.reduce_sum(tf.cast(given, tf.float32), 1)
         )
-        return {"embedding": embedding, "unknown_genes": share}
+        return {**outcome, "unknown_genes": share}
 
 
 def _table(codes: dict[str, int]) -> tf.lookup.StaticHashTable:
@@ -136,49 +197,11 @@ def _table(codes: dict[str, int]) -> tf.lookup.StaticHashTable:
     )
 
 
-def _gene_names(model: ContrastiveModel) -> dict[str, int]:
+def _gene_names(vocabulary: Sequence[str], symbols: Sequence[str] | None) -> dict[str, int]:
     """Identifiers and, where they name one gene, symbols, each with its index."""
-    names = {name: i for i, name in enumerate(model.vocabulary)}
-    times = Counter(model.symbols or ())
-    for i, symbol in enumerate(model.symbols or ()):
+    names = {name: i for i, name in enumerate(vocabulary)}
+    times = Counter(symbols or ())
+    for i, symbol in enumerate(symbols or ()):
         if symbol and times[symbol] == 1:
             names.setdefault(symbol, i)
     return names
-
-
-def _card(model: ContrastiveModel) -> str:
-    """What whoever serves the model needs to know."""
-    if model.target_sum is None:
-        units = "values normalised as those it was trained on"
-    else:
-        units = f"raw counts (scaled to {model.target_sum:g} per cell and log1p inside)"
-    shown = ", ".join(model.sources[:20]) + (", ..." if len(model.sources) > 20 else "")
-    rows: list[tuple[str, Any]] = [
-        ("method", type(model).__name__),
-        ("written by", f"concerto_tf {__version__}"),
-        ("input", units),
-        ("genes known", len(model.vocabulary)),
-        ("genes used", model.n_inputs),
-        ("sources", shown),
-        ("embedding", f"{model.embedding_dim} dimensions, float32"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"""# A cell embedding model
-
-| | |
-|---|---|
-{table}
-
-```python
-import tensorflow as tf
-
-model = tf.saved_model.load("FOLDER")
-answer = model.signatures["serving_default"](
-    genes=tf.constant([["{model.vocabulary[0]}", ""]]), values=tf.constant([[3.0, 0.0]])
-)
-answer["embedding"], answer["unknown_genes"]
-```
-
-Signatures: `serving_default` (genes by name, padded with ""), `by_index` (genes by their position
-in the vocabulary), `by_source` (genes by name, and the name of each cell's source).
-"""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,21 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, load_model
-from concerto_tf.records import Records, Vocabulary, convert
+from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.manifest import FILE_NAME
+from concerto_tf.tasks.agreement import (
+    check_measured,
+    check_units,
+    check_vocabulary,
+    seen_modalities,
+    vocabularies_of,
+)
 from concerto_tf.tasks.result import check_target, write_cells, write_result
-from concerto_tf.tasks.train import check_units
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_log = logging.getLogger("concerto_tf")
 KEY = "X_concerto"
 _BATCH_CELLS = 256
 Progress = Callable[[int, int], None]
@@ -33,12 +41,15 @@ def embed(
     source_key: str | None = None,
     layer: str | None = None,
     drop_empty: bool = False,
+    modalities: Mapping[str, str] | None = None,
+    orthologs: str | Path | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Embeds cells and writes them with ``obsm["X_concerto"]`` where asked to.
 
     Cells of a source the model knows are normalised by its statistics of that source, others by
-    those pooled over all sources.
+    those pooled over all sources. Genes that the cells were not measured for, and modalities that
+    they lack, are taken at the mean, and said.
 
     Args:
         model: A trained model, or its path.
@@ -48,6 +59,9 @@ def embed(
         source_key: Column of obs that names the source of each cell.
         layer: Layer that holds the counts.
         drop_empty: Leave out cells without any count instead of refusing them.
+        modalities: Where the model's further modalities lie, as `convert` takes it; by default
+            each is looked for in obsm under its own name.
+        orthologs: Table of orthologs for cells of another species.
         progress: Called with the number of cells done and of all cells.
 
     Returns:
@@ -58,9 +72,10 @@ def embed(
     """
     if out is not None:
         check_target(out)
-    if not isinstance(model, ContrastiveModel):
-        model = load_model(model)
-    with as_records(model, cells, source_key, layer, drop_empty) as records:
+    model = encoder_of(model)
+    with as_records(
+        model, cells, source_key, layer, drop_empty, modalities=modalities, orthologs=orthologs
+    ) as records:
         z = embed_records(model, records, progress)
         known = {} if out is None else records.obs()
     if out is None:
@@ -79,8 +94,19 @@ def embed(
     return z
 
 
+def encoder_of(model: Any) -> ContrastiveModel:
+    """The model that makes the embeddings: of a path, a model with labels, or itself."""
+    if isinstance(model, str | Path):
+        model = load_model(model)
+    return getattr(model, "encoder", model)
+
+
 def embed_records(
-    model: ContrastiveModel, records: Records, progress: Progress | None = None
+    model: ContrastiveModel,
+    records: Records,
+    progress: Progress | None = None,
+    *,
+    observed: bool = True,
 ) -> np.ndarray:
     """Embeddings of all cells of records.
 
@@ -88,6 +114,8 @@ def embed_records(
         model: A trained model.
         records: Records with the model's genes.
         progress: Called with the number of cells done and of all cells.
+        observed: Whether genes that were not measured are taken at their mean. Not so where the
+            model has learned these cells' own statistics.
 
     Returns:
         The embeddings [n, d], float32, in the order of the cells.
@@ -95,24 +123,14 @@ def embed_records(
     check_vocabulary(model, records)
     check_units(model, records)
     data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources, packed=True
-    )
+        min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources, packed=True,
+        modalities=seen_modalities(model, records),
+    )  # fmt: skip
+    measured = check_measured(model, records)
     with records.naming_damage():
-        return model.embed(_counted(data, records.n_cells, progress))
-
-
-def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
-    """Raises InputError if records do not hold the model's genes in the model's order."""
-    if tuple(records.vocabulary.ids) != model.vocabulary:
-        raise InputError(
-            f"{records.path}: its {records.n_genes} genes are not the {len(model.vocabulary)} of "
-            "the model; convert the cells again with --like MODEL"
+        return model.embed(
+            _counted(data, records.n_cells, progress), measured if observed else None
         )
-
-
-def vocabulary_of(model: ContrastiveModel) -> Vocabulary:
-    """The genes of a model as `convert` takes them."""
-    return Vocabulary(model.vocabulary, model.symbols)
 
 
 def is_records(cells: Any) -> bool:
@@ -129,16 +147,62 @@ def as_records(
     source_key: str | None = None,
     layer: str | None = None,
     drop_empty: bool = False,
+    *,
+    label_keys: Sequence[str] = (),
+    modalities: Mapping[str, str] | None = None,
+    orthologs: str | Path | None = None,
 ) -> Iterator[Records]:
-    """Records of cells with the genes of a model; temporary ones where cells are given."""
+    """Records of cells with the genes of a model; temporary ones where cells are given.
+
+    Args:
+        model: The model.
+        cells: Records, or anything that `convert` takes.
+        source_key: Column of obs that names the source of each cell.
+        layer: Layer that holds the counts.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        label_keys: Columns of obs to keep as labels.
+        modalities: Where the model's further modalities lie; see `embed`. Others are refused.
+        orthologs: Table of orthologs for cells of another species.
+
+    Yields:
+        The records.
+    """
     if is_records(cells):
         yield cells if isinstance(cells, Records) else Records(cells)
         return
     with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
-        yield convert(
-            cells, folder, like=vocabulary_of(model), source_key=source_key, layer=layer,
-            drop_empty=drop_empty,
+        records = convert(
+            cells, folder, like=vocabularies_of(model), source_key=source_key, layer=layer,
+            drop_empty=drop_empty, label_keys=label_keys, orthologs=orthologs,
+            modalities=places_of(model, cells, modalities),
         )  # fmt: skip
+        records.name = ", ".join(str(item["name"]) for item in records.manifest.inputs)
+        yield records
+
+
+def places_of(
+    model: ContrastiveModel, cells: Any, given: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Where the modalities that a model looks at lie in the cells."""
+    places = dict(given or {})
+    for name in places:
+        if name not in model.looks_at:
+            known = ", ".join(model.looks_at)
+            raise InputError(f"modality {name}: the model does not know it; it looks at {known}")
+    guesses = {
+        name: f"obsm:{name}" for name in model.looks_at if name != "rna" and name not in places
+    }
+    if guesses:
+        with open_input(cells, modalities=guesses, lenient=model.modality == "rna") as found:
+            for name, place in guesses.items():
+                if name in found.modalities:
+                    places[name] = place
+                else:
+                    _log.info(
+                        "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names "
+                        "another place)", found.name, name, name, name,
+                    )  # fmt: skip
+    return places
 
 
 def _counted(data: Any, n_cells: int, progress: Progress | None) -> Iterator[Any]:

@@ -90,9 +90,9 @@ def umap_figure(
     xy = np.asarray(adata.obsm[basis], float)[:, :2]
 
     # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
-    figure, axes = _figure(5.0, 5.0, layout=None)
+    figure, axes = new_figure(5.0, 5.0, layout=None)
     _points(axes, xy, codes)
-    entries = [_short(name) for name in names]
+    entries = [short_name(name) for name in names]
     if len(names) > FEW_CATEGORIES:
         marks = names
         if max(map(len, names)) > 3:  # too long to stand on the map
@@ -107,7 +107,7 @@ def umap_figure(
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("0.6")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: str | Path) -> None:
@@ -139,7 +139,7 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         epochs = columns["epoch"] + 1  # Keras counts from 0, people from 1
 
     rows = -(-len(drawn) // 2)
-    figure, grid = _figure(7.5 if len(drawn) > 1 else 4.2, 2.6 * rows, rows, min(2, len(drawn)))
+    figure, grid = new_figure(7.5 if len(drawn) > 1 else 4.2, 2.6 * rows, rows, min(2, len(drawn)))
     panels = np.atleast_1d(grid).ravel()
     for axes, (name, title, hint) in zip(panels, drawn, strict=False):
         few = {"marker": "o", "markersize": 3} if n <= 20 else {}
@@ -159,7 +159,7 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         axes.set_xlabel("epoch", fontsize=8, color="0.35")
     for axes in panels[len(drawn) :]:
         axes.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _columns(history: str | Path | Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
@@ -245,11 +245,11 @@ def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
     )
 
 
-def _short(name: str, most: int = 40) -> str:
+def short_name(name: str, most: int = 40) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _figure(
+def new_figure(
     width: float,
     height: float,
     rows: int = 1,
@@ -265,7 +265,22 @@ def _figure(
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def check_figure(path: str | Path) -> None:
+    """Raises InputError if the ending of a name is of no kind of image that can be drawn."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise InputError(
+            f"{path}: {suffix or 'no ending'} is no kind of image that can be drawn; let the name "
+            f"end in .png, .pdf or .svg (there are: {', '.join(sorted(known))})"
+        )
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure, whole or not at all; the ending of the name says what kind of image."""
+    check_figure(path)
     # without date and version inside, the same cells give the same file
     stamps = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
     suffix = Path(path).suffix.lower()

@@ -60,18 +60,32 @@ def inspect(
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from concerto_tf.models.reference_files import FOLDER, load_reference
     from concerto_tf.models.saving import model_file, read_config
 
-    saved = read_config(model_file(path))
-    config = saved["config"]
+    file = model_file(path)
+    saved = read_config(file)
+    config, told = saved["config"], {}
+    if "encoder" in config:  # one that tells cell types
+        told = {
+            "label_key": config["label_key"],
+            "labels": config["classes"],
+            "held_out_cells": len(config["calibration"]),
+        }
+        config = config["encoder"]
     genes = config["genes"]
-    return {
+    sizes = {config.get("modality", "rna"): len(config["vocabulary"])}
+    for name, of in config.get("modalities", {}).items():
+        sizes[name] = len(of["vocabulary"])
+    found = {
         "kind": "model",
         "method": saved["class_name"],
         "genes": len(config["vocabulary"]),
         "genes_used": len(config["vocabulary"] if genes is None else genes),
+        "modalities": sizes,
         "units": "values" if config["target_sum"] is None else "counts",
         "sources": list(config["sources"]),
+        **told,
         "written_by": config["concerto_tf"],
         "options": {
             key: value
@@ -79,3 +93,10 @@ def _model(path: Path) -> dict[str, Any]:
             if isinstance(value, int | float | str | None) and key not in ("name", "concerto_tf")
         },
     }
+    if (file.parent / FOLDER).is_dir():
+        reference = load_reference(file.parent / FOLDER)
+        found["reference"] = {
+            "cells": reference.n_cells,
+            **{key: len(held.names) for key, held in reference.labels.items()},
+        }
+    return found

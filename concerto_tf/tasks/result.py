@@ -89,7 +89,7 @@ def write_cells(
     frame = pd.DataFrame({key: _storable(value) for key, value in obs.items()})
     frame.index = list(names)
     with atomic(out) as temporary:
-        AnnData(obs=frame, obsm={key: np.asarray(z) for key, z in obsm.items()}).write_h5ad(
+        AnnData(obs=frame, obsm={key: _matrix(z, names) for key, z in obsm.items()}).write_h5ad(
             temporary
         )
 
@@ -114,7 +114,7 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
         if "obsm" not in file:
             write_elem(file, "obsm", {})
         for key, z in obsm.items():
-            write_elem(file["obsm"], key, np.asarray(z))
+            write_elem(file["obsm"], key, _matrix(z))
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
             write_elem(file["obs"], key, _storable(values))
@@ -144,9 +144,8 @@ def _assemble(
     var = pd.DataFrame(index=list(vocabulary.ids))
     if vocabulary.symbols is not None:
         var["symbol"] = list(vocabulary.symbols)
-    AnnData(obs=frame, var=var, obsm={key: np.asarray(z) for key, z in obsm.items()}).write_h5ad(
-        path
-    )
+    found = {key: _matrix(z, names) for key, z in obsm.items()}
+    AnnData(obs=frame, var=var, obsm=found).write_h5ad(path)
     with h5py.File(path, "r+") as file:
         if "X" in file:
             del file["X"]
@@ -198,6 +197,13 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
         codes = np.repeat(np.arange(len(opened)), [cells.n_cells for cells in opened])[rows]
         parts["concerto_input"] = pd.Categorical(np.array(names, object)[codes])
     return pd.DataFrame(parts, index=pd.RangeIndex(len(rows)))
+
+
+def _matrix(z: Any, names: Sequence[str] | None = None) -> Any:
+    """A table with its columns' names, under the cells' names; anything else as an array."""
+    if not hasattr(z, "columns"):
+        return np.asarray(z)
+    return z if names is None else z.set_axis(list(names))
 
 
 def _storable(values: Any) -> Any:

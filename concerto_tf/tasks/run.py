@@ -42,6 +42,7 @@ def run(
     genes: str | None = None,
     resolution: float = 1.0,
     drop_empty: bool = False,
+    modalities: Mapping[str, str] | None = None,
     workers: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -62,6 +63,7 @@ def run(
         genes: ``all``, ``hvg:N`` or a file with one gene per line.
         resolution: Resolution of the Leiden clusters.
         drop_empty: Leave out cells without any count instead of refusing them.
+        modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
         workers: Processes that convert.
         seed: Seed of everything.
         progress: Called with the stage, the number of cells done and of all cells.
@@ -80,6 +82,7 @@ def run(
         "inputs": [_identity(item) for item in inputs],
         "source_key": source_key, "label_key": label_key, "layer": layer, "genes": genes,
         "resolution": resolution, "drop_empty": drop_empty, "seed": seed,
+        **({"modalities": dict(modalities)} if modalities else {}),
         "training": {key: str(value) for key, value in training.items()},
     }  # fmt: skip
     state = _State(out, asked)
@@ -91,7 +94,7 @@ def run(
     check_arguments(**training)
     if not 0 < resolution < math.inf:
         raise InputError(f"resolution is {resolution}; it must be a positive number")
-    _check_inputs(inputs, layer, source_key, label_key)
+    _check_inputs(inputs, layer, source_key, label_key, modalities)
     state.begin()
     in_memory = not all(isinstance(item, str | Path) for item in inputs)
     if in_memory and state.trained:
@@ -103,7 +106,8 @@ def run(
                 records = convert(
                     inputs, out / "records", layer=layer, source_key=source_key,
                     label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
-                    workers=workers, seed=seed, overwrite=not state.trained,
+                    modalities=modalities, workers=workers, seed=seed,
+                    overwrite=not state.trained,
                     progress=reporter("convert"),
                 )  # fmt: skip
         except InputError:
@@ -134,11 +138,13 @@ def _check_inputs(
     layer: str | None,
     source_key: str | None,
     label_key: str | None,
+    modalities: Mapping[str, str] | None,
 ) -> None:
     """Raises InputError if the inputs lack a key, or hold too little to train on."""
     names, n_cells, n_genes, sources = [], 0, 0, Counter[str]()
+    lenient = len(inputs) > 1  # `convert` tells if none of several has a modality
     for item in inputs:
-        with open_input(item, layer=layer) as cells:
+        with open_input(item, layer=layer, modalities=modalities, lenient=lenient) as cells:
             if label_key is not None:
                 cells.column(label_key)
             if source_key is None:
@@ -267,7 +273,8 @@ class _State:
             raise InputError(f"{out}: is a file; name a folder for the result")
         if self._path.exists():
             held = json.loads(self._path.read_text("utf-8"))
-            changed = [key for key in asked if held["asked"].get(key) != asked[key]]
+            both = {**held["asked"], **asked}
+            changed = [key for key in both if held["asked"].get(key) != asked.get(key)]
             if changed and self.trained:
                 raise InputError(
                     f"{out}: holds a run with another {' and '.join(changed)}; name another folder "

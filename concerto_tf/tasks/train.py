@@ -15,9 +15,11 @@ from concerto_tf import _files
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, ContrastiveModel, load_model, save_model
 from concerto_tf.models.optimizers import make_optimizer
-from concerto_tf.models.saving import FILE_NAME, model_file
+from concerto_tf.models.saving import FILE_NAME
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.records import Records, resolve_genes
+from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
+from concerto_tf.tasks.training import SUMMARY, begin, fingerprint, take_over, withdraw
 
 _log = logging.getLogger("concerto_tf")
 
@@ -25,7 +27,6 @@ METHODS: dict[str, type[ContrastiveModel]] = {"concerto": Concerto}
 DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
 STRATEGIES = ("auto", "one", "mirrored")
-SUMMARY = "training.json"
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
     method: str = "concerto",
     preset: str | None = None,
     genes: str | None = None,
+    modalities: Sequence[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -60,6 +62,7 @@ def train(
         preset: ``paper`` for the values printed in the method's paper; ``None`` for what embeds
             best.
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:2000``.
+        modalities: Names of the modalities to look at; by default all that the records hold.
         epochs: Passes over the cells; ``None`` follows from their number.
         batch_size: Cells per minibatch over all devices.
         learning_rate: Learning rate.
@@ -86,10 +89,11 @@ def train(
         "method": method, "preset": preset, "genes": _named_genes(genes), "epochs": epochs,
         "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
         "start": None if start is None else str(start), "seed": seed, "options": options or {},
-        "records": _fingerprint(records),
+        **({} if modalities is None else {"modalities": list(modalities)}),
+        "records": fingerprint(records),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
-    finished = _take_over(out, asked)
+    finished = take_over(out, asked)
     if finished is not None:
         return finished
     check_arguments(
@@ -111,15 +115,15 @@ def train(
         model = (
             _continue(start, records)
             if start is not None
-            else _create(method, preset, genes, records, seed, options or {})
+            else _create(method, preset, genes, modalities, records, seed, options or {})
         )
         model.compile(optimizer, learning_rate)
-    _begin(out, asked)
+    begin(out, asked)
     try:
         with records.naming_damage():
             _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
     except InputError:
-        _withdraw(out)
+        withdraw(out)
         raise
     save_model(model, out / FILE_NAME)
     _files.write_json(
@@ -205,38 +209,29 @@ def _create(
     method: str,
     preset: str | None,
     genes: str | None,
+    modalities: Sequence[str] | None,
     records: Records,
     seed: int,
     options: dict[str, Any],
 ) -> ContrastiveModel:
-    chosen = resolve_genes(genes or DEFAULT_GENES, records)
     cls = METHODS[method]
+    looks_at = list(records.manifest.modalities) if modalities is None else list(modalities)
+    for name in looks_at:
+        records.vocabulary_of(name)  # says so if there is none
+    chosen = resolve_genes(genes or DEFAULT_GENES, records) if "rna" in looks_at else None
     return cls.from_records(
-        records, genes=chosen, seed=seed, **{**(cls.PRESETS[preset] if preset else {}), **options}
-    )
+        records, genes=chosen, modalities=looks_at, seed=seed,
+        **{**(cls.PRESETS[preset] if preset else {}), **options},
+    )  # fmt: skip
 
 
 def _continue(start: str | Path, records: Records) -> ContrastiveModel:
     model = load_model(start)
-    if tuple(records.vocabulary.ids) != model.vocabulary:
-        raise InputError(
-            f"{records.path}: its genes are not those of the model {start}; convert the cells "
-            f"again with --like {start}"
-        )
+    check_vocabulary(model, records)
     check_units(model, records)
     if set(records.sources) <= set(model.sources):
         return model
     return model.with_sources(records.sources)
-
-
-def check_units(model: ContrastiveModel, records: Records) -> None:
-    """Raises InputError if a model of counts is given normalised values, or the other way."""
-    if (records.units == "counts") != (model.target_sum is not None):
-        kinds = {True: "raw counts", False: "values that are normalised already"}
-        raise InputError(
-            f"{records.path}: holds {kinds[records.units == 'counts']}, but the model was trained "
-            f"on {kinds[model.target_sum is not None]}; give it those (for example --layer counts)"
-        )
 
 
 def _fit(
@@ -270,6 +265,7 @@ def _fit(
         _log.info("continuing at round %d of %d", first + 1, last)
     data = records.dataset(
         schedule.batch_size, shuffle=True, seed=seed, repeat=True, genes=model.genes,
+        modalities=seen_modalities(model, records),
         first_epoch=first * schedule.epochs_per_round, sources=model.sources, packed=True,
         replicas=model.distribute_strategy.num_replicas_in_sync,
     )  # fmt: skip
@@ -278,8 +274,9 @@ def _fit(
     elif new:
         model.initialize(
             records.dataset(
-                schedule.batch_size, genes=model.genes, sources=model.sources, packed=True
-            )
+                schedule.batch_size, genes=model.genes, sources=model.sources, packed=True,
+                modalities=seen_modalities(model, records),
+            )  # fmt: skip
         )
     # Ends a training that has nothing left to gain; a falling loss keeps it going.
     stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=10)
@@ -303,66 +300,8 @@ def _fit(
         )
 
 
-def _take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
-    """A model that the same call has finished in ``out``; makes sure that nothing else is there."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder for the model")
-    summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
-    if summary.exists() and (out / FILE_NAME).exists():
-        if json.loads(summary.read_text())["asked"] == asked:
-            return load_model(model_file(out))
-        raise InputError(
-            f"{out}: holds a model that was trained on other records or with other options; name "
-            "another folder, or remove this one"
-        )
-    if begun.exists():
-        if json.loads(begun.read_text()) == asked:
-            return None
-        raise InputError(
-            f"{out}: holds an unfinished training with other records or options; name another "
-            "folder, or remove this one"
-        )
-    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise InputError(f"{out}: is not empty and holds no model; name another folder")
-    return None
-
-
-def _begin(out: Path, asked: dict[str, Any]) -> None:
-    """Makes the folder and notes what is asked for, so that a later call may continue."""
-    begun = out / "checkpoint" / "asked.json"
-    try:
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_json(begun, asked)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); name another folder"
-        ) from error
-
-
-def _withdraw(out: Path) -> None:
-    """Takes back a training that came to nothing, so that a mended call finds an empty folder."""
-    from concerto_tf.models.callbacks import saved_rounds
-
-    if saved_rounds(out / "checkpoint"):
-        return
-    for name in ("checkpoint", "training.csv", "tensorboard"):
-        _files.remove(out / name)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
 def _named_genes(genes: str | None) -> str | None:
     """The option, with a list of genes by its content: the file may change."""
     if genes is None or not Path(genes).is_file():
         return genes
     return f"{genes} {_files.sha256(genes)}"
-
-
-def _fingerprint(records: Records) -> str:
-    """What identifies the content of records: the checksums of their shards."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for shard in records.manifest.shards:
-        digest.update(shard.sha256.encode())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -23,14 +24,22 @@ SHARED = ["--seed", "--json", "--quiet", "--debug"]
 TRAINING = ["--genes", "--method", "--preset", "--epochs", "--batch-size", "--learning-rate",
             "--strategy"]  # fmt: skip
 OPTIONS = {
-    "run": ["--output", "--source-key", "--label-key", "--layer", "--workers", *TRAINING],
+    "run": ["--output", "--source-key", "--label-key", "--layer", "--modality", "--workers",
+            *TRAINING],
     "convert": ["--output", "--source-key", "--label-key", "--layer", "--modality", "--shards",
                 "--workers", "--compression", "--like", "--orthologs"],
     "inspect": ["--verify"],
-    "train": ["--output", "--from", *TRAINING],
-    "embed": ["--output", "--source-key"],
+    "train": ["--output", "--from", "--modality", *TRAINING],
+    "embed": ["--output", "--source-key", "--modality", "--orthologs"],
     "cluster": ["--output", "--algorithm", "--resolution", "--k", "--rep"],
     "evaluate": ["--label-key", "--source-key", "--rep"],
+    "finetune": ["--label-key", "--output", "--target", "--end-to-end", "--epochs"],
+    "annotate": ["--output", "--alpha", "--source-key", "--modality"],
+    "map": ["--reference", "--query", "--output", "--label-key", "--finetune", "--k", "--levels",
+            "--batch-aware", "--alpha", "--orthologs", "--modality"],
+    "impute": ["--reference", "--query", "--output", "--modality", "--k"],
+    "explain": ["--output", "--groupby", "--modality"],
+    "score": ["--output", "--set"],
     "export": ["--output"],
     "demo": ["--output"],
 }  # fmt: skip
@@ -238,7 +247,11 @@ def terminal():
     def written() -> str:
         stream.flush()
         os.set_blocking(leader, False)
-        return os.read(leader, 1_000_000).decode()
+        text = os.read(leader, 1_000_000)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # a terminal hands out a few thousand bytes at a time
+                text += os.read(leader, 1_000_000)
+        return text.decode()
 
     yield stream, written
     stream.close()

@@ -15,6 +15,8 @@ import tensorflow as tf
 from concerto_tf.errors import InputError
 from concerto_tf.export import export
 from concerto_tf.models import Concerto, save_model
+from concerto_tf.models.reference import Labels, Reference
+from concerto_tf.models.reference_files import fingerprint, save_reference
 
 pytestmark = pytest.mark.stack
 
@@ -254,3 +256,19 @@ def test_what_is_there_is_not_touched(model: Concerto, tmp_path: Path) -> None:
         export(tmp_path / "none.keras", tmp_path / "other")
     assert [entry.name for entry in tmp_path.iterdir()] == ["served"]
     assert list((tmp_path / "served").iterdir()) == []
+
+
+def test_the_reference_kept_with_a_model_is_found_by_its_file_and_stale_ones_are_said(
+    model: Concerto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(model, tmp_path / "model.keras")
+    labels = {"type": Labels(np.arange(40, dtype=np.int32) % 2, ("B", "T"))}
+    z = np.random.default_rng(0).normal(size=(40, 16))
+    save_reference(Reference(z, labels, model=fingerprint(model)), tmp_path / "reference")
+    served = export(tmp_path / "model.keras", tmp_path / "served")
+    outputs = tf.saved_model.load(str(served)).signatures["by_index"].structured_outputs
+    assert {"label", "familiarity"} <= set(outputs) and "left out" not in caplog.text
+    save_reference(Reference(z, labels, model="another"), tmp_path / "reference")
+    served = export(tmp_path, tmp_path / "stale")
+    outputs = tf.saved_model.load(str(served)).signatures["by_index"].structured_outputs
+    assert "label" not in outputs and "is left out" in caplog.text

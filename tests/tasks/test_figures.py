@@ -12,7 +12,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.figures import MISSING_COLOR, PALETTE, training_curve, umap_figure
+from concerto_tf.tasks.figures import (
+    MISSING_COLOR,
+    PALETTE,
+    check_figure,
+    training_curve,
+    umap_figure,
+)
 
 
 @pytest.fixture
@@ -187,3 +193,14 @@ def test_unsuitable_histories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there: none"):
         training_curve(tmp_path / "empty.csv", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["map", "map.tsv", "map.xyz", ".png"])
+def test_an_unknown_kind_of_image_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no kind of image.*png"):
+        check_figure(tmp_path / name)
+    with pytest.raises(InputError, match="is no kind of image"):
+        umap_figure(cells(3), "cell_type", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    for known in ("map.png", "map.PDF", "map.svg"):
+        check_figure(known)

@@ -1,0 +1,135 @@
+"""The command `concerto`: arguments, progress, exit codes; no science.
+
+Nothing heavy is imported before a command needs it, so that `concerto --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from concerto_tf.cli.arguments import make_parser
+from concerto_tf.cli.commands import DONE, FAULT, INTERRUPTED, UNSUITABLE
+from concerto_tf.errors import InputError
+
+# What the system says where the user can mend it: no space, no right, no such place.
+_USERS_OWN = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EFBIG,
+)  # fmt: skip
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command line; by default that of the process.
+
+    Returns:
+        Exit code: 0 done, 2 the user can mend it, 1 a fault of ours, 130 interrupted.
+    """
+    try:
+        options = make_parser().parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    _quiet_libraries(options)
+    try:
+        if not options.debug:
+            _import_tensorflow()
+        result = options.run(options)
+        result, code = result if isinstance(result, tuple) else (result, DONE)
+        if options.json:
+            print(json.dumps(result))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("concerto: interrupted; run the same command to continue", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:  # noqa: BLE001 - the last place where it can be said well
+        code = _explain(error, options)
+        if arguments is None and _of_the_system(error) is not None:
+            # HDF5 crashes at the end of a process over a file that a full disk kept open.
+            atexit.register(os._exit, code)
+        return code
+
+
+def _explain(error: Exception, options: argparse.Namespace) -> int:
+    if options.debug:
+        traceback.print_exc()
+    if isinstance(error, InputError):
+        print(f"concerto: {error}", file=sys.stderr)
+        return UNSUITABLE
+    text = (str(error).splitlines() or [""])[0][:300]
+    system = _of_the_system(error)
+    if system is not None:
+        # Of a copy that failed, the second name is the one that was written.
+        names = [getattr(error, name, None) for name in ("filename2", "filename")]
+        where = next(filter(None, [*names, getattr(options, "output", None)]), "")
+        print(f"concerto: {where}: {system}; make room or name a place that can be written",
+              file=sys.stderr)  # fmt: skip
+        return UNSUITABLE
+    print(f"concerto: a fault of ours: {type(error).__name__}: {text}", file=sys.stderr)
+    if not options.debug:
+        print("concerto: run again with --debug for the details, and please report them",
+              file=sys.stderr)  # fmt: skip
+    return FAULT
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What the system says if it is something the user can mend, whichever library passes it on."""
+    if isinstance(error, OSError) and error.errno in _USERS_OWN:
+        return os.strerror(error.errno)
+    # TensorFlow and HDF5 keep the words and lose the number.
+    words = [os.strerror(code) for code in _NO_ROOM]
+    return next((text for text in words if text.lower() in str(error).lower()), None)
+
+
+class _Lines(logging.Handler):
+    """Messages as lines on what stderr is at the moment: a bar makes room for them above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def _quiet_libraries(options: argparse.Namespace) -> None:
+    """Only what concerns the user reaches the terminal."""
+    import warnings
+
+    if not options.debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+        warnings.filterwarnings("ignore")
+        # HDF5 raises again, by the dozen, while what could not be written is cleared away.
+        sys.excepthook = sys.unraisablehook = lambda *_: None
+    log = logging.getLogger("concerto_tf")
+    log.handlers = [_Lines()]
+    log.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    log.propagate = False
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without what it writes to stderr before it can be told not to.
+
+    Every command comes to need it: umap, which scanpy's neighbours need, imports it too.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

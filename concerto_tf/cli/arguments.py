@@ -1,0 +1,257 @@
+"""The arguments of every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from concerto_tf._version import __version__
+from concerto_tf.cli import commands
+from concerto_tf.cli.commands import UNSUITABLE
+
+
+class _Once(argparse.Action):
+    """An option that takes one value and says so when it is given two."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "given twice; it takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, and takes options by their full name."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today could mean two options tomorrow.
+        super().__init__(**options, allow_abbrev=False)
+        self.register("action", None, _Once)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(UNSUITABLE)
+
+
+def _modality(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not equals or not name or not place:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE, as in protein=obsm:protein")
+    return name, place
+
+
+def _epochs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _shared() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--seed", type=_seed, default=0, help="seed of everything (default 0)")
+    shared.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    shared.add_argument("--quiet", action="store_true", help="only errors")
+    shared.add_argument("--debug", action="store_true", help="tracebacks and library messages")
+    return shared
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="concerto", description="From single-cell counts to embeddings, clusters and labels."
+    )
+    parser.add_argument("--version", action="version", version=f"concerto_tf {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = _shared()
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = subparsers.add_parser(name, help=text, description=text, parents=[shared])
+        made.set_defaults(run=run)
+        return made
+
+    def keys(made: argparse.ArgumentParser, *, labels: str | None = "one") -> None:
+        made.add_argument("--source-key", metavar="KEY", help="obs column of batches or donors")
+        if labels == "one":
+            made.add_argument("--label-key", metavar="KEY", help="obs column of cell types")
+        elif labels:
+            made.add_argument(
+                "--label-key", metavar="KEY", action="append",
+                help="obs column of cell types; may be given several times",
+            )  # fmt: skip
+
+    def reading(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+        made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
+        made.add_argument("--modality", type=_modality, action="append", metavar="NAME=PLACE",
+                          help="where a further modality lies, as protein=obsm:protein")
+
+    def workers(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+
+    def orthologs(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--orthologs", metavar="TSV", help="table of genes of two species")
+
+    def model_and_input(made: argparse.ArgumentParser) -> None:
+        made.add_argument("model", help="folder of a model, or a .keras file")
+        made.add_argument("input", help="records, .h5ad, .zarr, 10x .h5 or 10x mtx folder")
+
+    def model_and_reference(made: argparse.ArgumentParser) -> None:
+        made.add_argument("model", help="folder of a model, or a .keras file")
+        made.add_argument("--reference", metavar="REF",
+                          help="records or cells; by default those kept with the model")
+        made.add_argument("--query", required=True, metavar="Q", help="records or cells")
+        made.add_argument("--reference-source-key", metavar="KEY",
+                          help="as --source-key, of the reference (by default the same)")
+        made.add_argument("--reference-layer", metavar="NAME", help="as --layer, of the reference")
+
+    def training(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:2000)")
+        made.add_argument("--method", metavar="NAME", help="concerto (the default)")
+        made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
+        steps(made)
+
+    def steps(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--epochs", type=_epochs, metavar="N|auto", help="passes over the cells")
+        made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
+        made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
+        made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
+        made.add_argument("--strategy", metavar="NAME", help="auto, one or mirrored")
+
+    def output(made: argparse.ArgumentParser, what: str) -> None:
+        made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
+
+    made = command("run", commands.run, "convert, train, embed, cluster, score and draw; resumes")
+    made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    output(made, "DIR")
+    keys(made)
+    reading(made)
+    workers(made)
+    training(made)
+    made.add_argument("--resolution", type=float, default=1.0, help="of the Leiden clusters")
+
+    made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
+    made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    output(made, "RECORDS")
+    keys(made, labels="several")
+    reading(made)
+    workers(made)
+    made.add_argument("--shards", type=int, metavar="N", help="number of files")
+    made.add_argument("--compression", choices=["none", "gzip"], default="none")
+    made.add_argument("--like", metavar="RECORDS_OR_MODEL", help="use the genes of these")
+    made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
+    orthologs(made)
+
+    made = command("inspect", commands.inspect, "records or a model in words")
+    made.add_argument("path", help="folder of records or of a model, or a .keras file")
+    made.add_argument("--verify", action="store_true", help="read every shard against its checksum")
+
+    made = command("train", commands.train, "records to a model; resumes")
+    made.add_argument("records", help="folder of records")
+    output(made, "MODEL")
+    training(made)
+    made.add_argument("--modality", action="append", metavar="NAME",
+                      help="a modality to look at; by default all that the records hold")
+    made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
+
+    made = command("embed", commands.embed, "embeddings of cells by a model")
+    model_and_input(made)
+    output(made, "OUT.h5ad")
+    keys(made, labels=None)
+    reading(made)
+    orthologs(made)
+
+    made = command("cluster", commands.cluster, "clusters of an embedding")
+    made.add_argument("input", help=".h5ad with an embedding")
+    output(made, "OUT.h5ad")
+    made.add_argument("--algorithm", choices=["leiden", "kmeans"], default="leiden")
+    made.add_argument("--resolution", type=float, default=1.0, help="of leiden")
+    made.add_argument("--k", type=int, help="number of clusters of kmeans")
+    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+
+    made = command("evaluate", commands.evaluate, "scores of an embedding")
+    made.add_argument("input", help=".h5ad with an embedding")
+    keys(made)
+    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+
+    made = command("finetune", commands.finetune, "a model that tells cell types, from labels")
+    made.add_argument("model", help="folder of a model, or a .keras file")
+    made.add_argument("records", help="folder of records with the labels")
+    output(made, "MODEL")
+    made.add_argument("--label-key", metavar="KEY", required=True, help="label to learn")
+    steps(made)
+    made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
+    made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
+    made.add_argument("--calibration", type=float, default=0.2, metavar="X",
+                      help="share of the labelled cells held out to calibrate on (0.2)")
+
+    made = command("annotate", commands.annotate, "cell types, `unknown` where they are new")
+    model_and_input(made)
+    output(made, "OUT.h5ad")
+    keys(made)
+    reading(made)
+    orthologs(made)
+    made.add_argument("--alpha", type=float, default=0.05, metavar="X",
+                      help="share of cells of known types that may be rejected (0.05)")
+
+    made = command("map", commands.map, "labels of a reference for query cells")
+    model_and_reference(made)
+    output(made, "OUT.h5ad")
+    keys(made)
+    reading(made)
+    orthologs(made)
+    made.add_argument("--levels", metavar="COARSE,FINE", help="labels to map one within the other")
+    made.add_argument("--k", type=int, default=5, metavar="N", help="neighbours that vote (5)")
+    made.add_argument("--alpha", type=float, metavar="X",
+                      help="share of reference cells below which a cell is unknown")
+    made.add_argument("--finetune", action="store_true", help="train on the query first")
+    made.add_argument("--batch-aware", action="store_true",
+                      help="normalise the query by its own statistics")
+    made.add_argument("--groupby", metavar="KEY",
+                      help="column of the query, or leiden: its groups beside reference labels")
+    made.add_argument("--figure", metavar="FILE", help="Sankey figure of these")
+
+    made = command("impute", commands.impute, "a missing modality from reference neighbours")
+    model_and_reference(made)
+    output(made, "OUT.h5ad")
+    keys(made, labels=None)
+    reading(made)
+    orthologs(made)
+    made.add_argument("--k", type=int, metavar="N", help="neighbours that are averaged")
+
+    made = command("explain", commands.explain, "gene attention of cells or groups as a table")
+    model_and_input(made)
+    output(made, "TABLE.tsv")
+    keys(made, labels=None)
+    reading(made)
+    orthologs(made)
+    made.add_argument("--groupby", "--label-key", metavar="KEY", help="obs column of the groups")
+    made.add_argument("--top", type=int, metavar="N", help="genes of each cell or group")
+    made.add_argument("--figure", metavar="FILE", help="heatmap of the groups' strongest genes")
+
+    made = command("score", commands.score, "gene-set signature scores of cells")
+    made.add_argument("input", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    output(made, "OUT.h5ad")
+    made.add_argument("--set", dest="genes", required=True, metavar="NAME|FILE",
+                      help="exhaustion, a file with one gene per line, or a GMT file")
+    made.add_argument("--name", metavar="NAME", help="what to call the set, or which of a GMT file")
+    made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+
+    made = command("export", commands.export, "a model as a SavedModel that needs only TensorFlow")
+    made.add_argument("model", help="folder of a model, or a .keras file")
+    output(made, "DIR")
+    made.add_argument("--alpha", type=float, metavar="X", help="where labels are rejected")
+    made.add_argument("--k", type=int, default=5, metavar="N", help="reference cells that vote (5)")
+
+    made = command("demo", commands.demo, "run on real data that comes with scanpy")
+    made.add_argument("-o", "--output", default="concerto-demo", metavar="DIR")
+    return parser

@@ -1,0 +1,301 @@
+"""One function per command: from its arguments to the Python call of the same name.
+
+Nothing heavy is imported before a command needs it, so that `concerto --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from concerto_tf._progress import Reporter
+from concerto_tf.cli.output import say, table
+
+DONE, FAULT, UNSUITABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.run import run
+
+    with Reporter(options.quiet) as progress:
+        found = run(
+            options.input, options.output, source_key=options.source_key,
+            label_key=options.label_key, layer=options.layer, genes=options.genes,
+            resolution=options.resolution, drop_empty=options.drop_empty,
+            modalities=_places(options), workers=options.workers, seed=options.seed,
+            progress=progress, **_training(options),
+        )  # fmt: skip
+    say(options, table(found), f"result: {Path(options.output) / 'result.h5ad'}",
+         f"figures: {Path(options.output) / 'figures'}")  # fmt: skip
+    return found
+
+
+def demo(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.demo import demo
+
+    with Reporter(options.quiet) as progress:
+        found = demo(options.output, seed=options.seed, progress=progress)
+    out = Path(options.output)
+    say(
+        options, table(found),
+        f"result: {out / 'result.h5ad'} (scanpy.read_h5ad opens it)",
+        f"figures: {out / 'figures'}",
+        "next:",
+        "  concerto run YOUR.h5ad -o result --label-key cell_type --source-key batch",
+        f"  concerto embed {out / 'model'} OTHER.h5ad -o embedded.h5ad",
+        f"  concerto export {out / 'model'} -o {out / 'served'}",
+    )  # fmt: skip
+    return found
+
+
+def convert(options: argparse.Namespace) -> Any:
+    from concerto_tf.records import convert
+    from concerto_tf.tasks.inspect import inspect
+
+    with Reporter(options.quiet) as progress:
+        records = convert(
+            options.input, options.output, layer=options.layer, source_key=options.source_key,
+            label_keys=options.label_key or [], like=_like(options.like),
+            orthologs=options.orthologs, modalities=_places(options),
+            shards=options.shards, compression=options.compression, workers=options.workers,
+            seed=options.seed, drop_empty=options.drop_empty, overwrite=options.overwrite,
+            progress=progress.stage("convert"),
+        )  # fmt: skip
+    found = inspect(records.path)
+    say(options, table(found))
+    return found
+
+
+def inspect(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.inspect import inspect
+
+    with Reporter(options.quiet) as progress:
+        found = inspect(options.path, options.verify, progress.stage("verify"))
+    problems = found.get("problems", [])
+    say(options, table(found))
+    for problem in problems:
+        print(f"concerto: {options.path}: {problem}", file=sys.stderr)
+    return found, UNSUITABLE if problems else DONE
+
+
+def train(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.train import train
+    from concerto_tf.tasks.training import SUMMARY
+
+    with Reporter(options.quiet) as progress:
+        train(
+            options.records, options.output, genes=options.genes, start=options.start,
+            modalities=options.modality, seed=options.seed, progress=progress.stage("train"),
+            **_training(options),
+        )  # fmt: skip
+    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    del found["asked"]
+    say(options, table(found), f"model: {options.output}")
+    return found
+
+
+def embed(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.embed import embed
+
+    with Reporter(options.quiet) as progress:
+        z = embed(
+            options.model, options.input, options.output, progress=progress.stage("embed"),
+            **_reading(options),
+        )  # fmt: skip
+    found = {"cells": len(z), "dimensions": z.shape[1], "output": str(options.output)}
+    say(options, table(found))
+    return found
+
+
+def cluster(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.files import cluster
+
+    adata = cluster(
+        options.input, options.output, rep=options.rep, algorithm=options.algorithm,
+        resolution=options.resolution, k=options.k, seed=options.seed,
+    )  # fmt: skip
+    sizes = adata.obs["concerto_cluster"].value_counts()
+    found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
+    say(options, table(found))
+    return found
+
+
+def evaluate(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.files import evaluate
+
+    found = evaluate(
+        options.input, label_key=options.label_key, source_key=options.source_key,
+        rep=options.rep, seed=options.seed,
+    )  # fmt: skip
+    say(options, table(found))
+    return found
+
+
+def finetune(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.finetune import finetune
+    from concerto_tf.tasks.training import SUMMARY
+
+    with Reporter(options.quiet) as progress:
+        finetune(
+            options.model, options.records, options.output, label_key=options.label_key,
+            target=options.target, end_to_end=options.end_to_end,
+            calibration=options.calibration, seed=options.seed,
+            progress=progress.stage("train"), **_training(options),
+        )  # fmt: skip
+    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    del found["asked"]
+    say(options, table(found), f"model: {options.output}")
+    return found
+
+
+def annotate(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.annotate import annotate, as_classifier, compare, own_labels
+
+    truth = None
+    if options.label_key is not None:  # before there is any work to lose
+        truth = own_labels(options.input, options.label_key)
+    with Reporter(options.quiet) as progress:
+        model = as_classifier(options.model)
+        labels = annotate(
+            model, options.input, options.output, alpha=options.alpha,
+            progress=progress.stage("annotate"), **_reading(options),
+        )  # fmt: skip
+    found = _labelled(labels, options.output)
+    if truth is not None:
+        found["agreement"] = compare(labels, truth.reindex(labels.index), model.classes)
+    say(options, table(found))
+    return found
+
+
+def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
+    from concerto_tf.tasks.map import ALPHA, map
+
+    with Reporter(options.quiet) as progress:
+        labels = map(
+            options.model, options.query, options.output, reference=options.reference,
+            label_key=options.label_key, levels=_names(options.levels), k=options.k,
+            alpha=ALPHA if options.alpha is None else options.alpha, finetune=options.finetune,
+            batch_aware=options.batch_aware, groupby=options.groupby, figure=options.figure,
+            seed=options.seed, progress=progress.stage("map"), **_of_reference(options),
+            **_reading(options),
+        )  # fmt: skip
+    found = _labelled(labels, options.output)
+    say(options, table(found))
+    return found
+
+
+def impute(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.impute import impute
+
+    with Reporter(options.quiet) as progress:
+        values = impute(
+            options.model, options.query, options.output, reference=options.reference,
+            k=options.k, progress=progress.stage("impute"),
+            **_of_reference(options), **_reading(options),
+        )  # fmt: skip
+    found = {
+        "cells": len(next(iter(values.values()))),
+        "features": {name: frame.shape[1] for name, frame in values.items()},
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
+
+
+def explain(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.explain import explain
+
+    with Reporter(options.quiet) as progress:
+        rows = explain(
+            options.model, options.input, options.output, groupby=options.groupby,
+            top=options.top, figure=options.figure, progress=progress.stage("explain"),
+            **_reading(options),
+        )  # fmt: skip
+    found = {"rows": len(rows), "output": str(options.output)}
+    if options.groupby:
+        best = rows[rows["rank"] <= 5].groupby("group", sort=False)["gene"]
+        found["strongest"] = {str(group): list(genes) for group, genes in best}
+    say(options, table(found))
+    return found
+
+
+def score(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.score import score
+
+    scores = score(
+        options.input, options.genes, options.output, name=options.name, layer=options.layer
+    )
+    found = {
+        "cells": len(scores),
+        "sets": {name: f"mean {values.mean():.3f}" for name, values in scores.items()},
+        "missing genes": scores.attrs["missing"],
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
+
+
+def export(options: argparse.Namespace) -> Any:
+    from concerto_tf.export import export
+
+    folder = export(options.model, options.output, alpha=options.alpha, k=options.k)
+    found = {"saved_model": str(folder)}
+    say(options, table(found))
+    return found
+
+
+def _training(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `train` that were given."""
+    names = ("method", "preset", "epochs", "batch_size", "learning_rate", "optimizer", "strategy")
+    given = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of whatever reads cells with the genes of a model."""
+    return {
+        "source_key": options.source_key, "layer": options.layer,
+        "drop_empty": options.drop_empty, "modalities": _places(options) or None,
+        "orthologs": options.orthologs,
+    }  # fmt: skip
+
+
+def _of_reference(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "reference_source_key": options.reference_source_key,
+        "reference_layer": options.reference_layer,
+    }
+
+
+def _places(options: argparse.Namespace) -> dict[str, str]:
+    """Further modalities and where they lie."""
+    return dict(options.modality or [])
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _labelled(labels: Any, output: str) -> dict[str, Any]:
+    """How many cells have which label."""
+    found: dict[str, Any] = {"cells": len(labels)}
+    if "label" in labels:
+        counts = labels["label"].value_counts()
+        found["labels"] = {str(name): int(n) for name, n in counts.items()}
+        found["unknown"] = int(counts.get("unknown", 0))
+    return {**found, "output": str(output)}
+
+
+def _like(path: str | None) -> Any:
+    """Vocabulary of records or of a model."""
+    if path is None or (Path(path) / "manifest.json").exists():
+        return path
+    if Path(path).suffix == ".keras" or (Path(path) / "model.keras").exists():
+        from concerto_tf.tasks.agreement import vocabularies_of
+        from concerto_tf.tasks.embed import encoder_of
+
+        return vocabularies_of(encoder_of(path))
+    return path

@@ -1,0 +1,130 @@
+"""What a served model answers of a batch of cells, in plain TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.batches import Batch
+from concerto_tf.models.classifier import UNKNOWN, Classifier
+from concerto_tf.models.reference import Reference
+from concerto_tf.models.reference_files import (
+    FOLDER,
+    fingerprint,
+    is_reference,
+    load_reference,
+)
+from concerto_tf.tasks.annotate import ALPHA as ALPHA_OF_TYPES
+from concerto_tf.tasks.map import ALPHA as ALPHA_OF_REFERENCE
+from concerto_tf.tasks.reference import model_folder
+
+_log = logging.getLogger("concerto_tf")
+
+
+def kept_reference(model: Any) -> Reference | None:
+    """The reference that `map` has kept in a model's folder, or None."""
+    folder = model_folder(model)
+    if folder is None or not is_reference(folder / FOLDER):
+        return None
+    return load_reference(folder / FOLDER)
+
+
+class Answer:
+    """What is told of cells: embeddings, and labels where the model or its reference has some.
+
+    Args:
+        model: A trained model, with types or without.
+        reference: Reference cells with labels, or None.
+        alpha: Where a label is rejected; None for the defaults of `annotate` and `map`.
+        k: Number of reference cells that vote.
+    """
+
+    def __init__(
+        self,
+        model: ContrastiveModel | Classifier,
+        reference: Reference | None,
+        alpha: float | None,
+        k: int,
+    ) -> None:
+        self.model = model
+        self.encoder: ContrastiveModel = getattr(model, "encoder", model)
+        if reference is not None and reference.model != fingerprint(self.encoder):
+            _log.warning(
+                "the reference kept with the model was embedded by other weights and is left out; "
+                "run map with its cells again to export its labels"
+            )
+            reference = None
+        self.classes = model.classes if isinstance(model, Classifier) else ()
+        self.alpha = ALPHA_OF_TYPES if alpha is None else alpha
+        self.alpha_of_reference = ALPHA_OF_REFERENCE if alpha is None else alpha
+        self.k = k
+        #: What has to be kept beside the model's weights.
+        self.variables: list[tf.Variable] = []
+        #: Number of reference cells and of labels by key.
+        self.labels: dict[str, tuple[int, int]] = {}
+        self._transfers: dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]] = {}
+        for key in reference.labels if reference is not None else ():
+            self._transfers[key] = self._transfer(reference, key)
+
+    def of_batch(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The answers for a batch of cells; see `export`."""
+        if not isinstance(self.model, Classifier):
+            found = {"embedding": tf.cast(self.model(batch, training=False), tf.float32)}
+        else:
+            outcome = self.model.outcome(batch)
+            found = {"embedding": outcome["embedding"], **self._told(
+                tf.constant(self.classes), outcome["code"], outcome["probability"],
+                outcome["familiarity"], self.model.rejected(outcome["familiarity"], self.alpha),
+            )}  # fmt: skip
+        for key, transfer in self._transfers.items():
+            told = transfer(found["embedding"])
+            if len(self._transfers) == 1 and not self.classes:
+                found.update(told)
+            else:
+                found.update((f"{name}_{key}", value) for name, value in told.items())
+        return found
+
+    def _transfer(
+        self, reference: Reference, key: str
+    ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        held = reference.labels[key]
+        known = np.flatnonzero(held.codes >= 0)
+        part = reference if len(known) == reference.n_cells else reference.part(known)
+        # A variable, since constants have to fit into one message.
+        part.blocks = tf.Variable(part.blocks, trainable=False)
+        self.variables.append(part.blocks)
+        self.labels[key] = (part.n_cells, len(held.names))
+        label = part.labeller(key, min(self.k, part.n_cells))
+
+        def transfer(z: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = label(z)
+            rejected = found["familiarity"] < self.alpha_of_reference
+            return self._told(
+                tf.constant(held.names), found["code"], found["probability"],
+                found["familiarity"], rejected | (found["code"] < 0),
+            )  # fmt: skip
+
+        return transfer
+
+    @staticmethod
+    def _told(
+        names: tf.Tensor,
+        code: tf.Tensor,
+        probability: tf.Tensor,
+        familiarity: tf.Tensor,
+        rejected: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        predicted = tf.where(code >= 0, tf.gather(names, tf.maximum(code, 0)), UNKNOWN)
+        return {
+            "label": tf.where(rejected, UNKNOWN, predicted),
+            "predicted": predicted,
+            "rejected": rejected,
+            "confidence": tf.sqrt(probability * familiarity),
+            "probability": probability,
+            "familiarity": familiarity,
+        }

@@ -1,0 +1,71 @@
+"""The model card: what whoever serves a model needs to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from concerto_tf._version import __version__
+from concerto_tf.export.answer import Answer
+
+_SHOWN = 20
+
+
+def card(answer: Answer) -> str:
+    """The text of MODEL_CARD.md."""
+    model = answer.encoder
+    if model.target_sum is None:
+        units = "values normalised as those it was trained on"
+    else:
+        units = f"raw counts (scaled to {model.target_sum:g} per cell and log1p inside)"
+    rows: list[tuple[str, Any]] = [
+        ("method", type(model).__name__),
+        ("written by", f"concerto_tf {__version__}"),
+        ("input", units),
+        ("modalities", ", ".join(model.looks_at)),
+        ("genes known", len(model.vocabulary)),
+        ("genes used", model.n_inputs),
+        ("sources", _listed(model.sources)),
+        ("embedding", f"{model.embedding_dim} dimensions, float32"),
+    ]
+    if answer.classes:
+        rows += [
+            ("labels", _listed(answer.classes)),
+            ("held-out cells behind the confidence", len(answer.model.calibration)),
+            ("rejected below a familiarity of", answer.alpha),
+        ]
+    for key, (n_cells, n_labels) in answer.labels.items():
+        rows += [
+            (f"reference for {key}", f"{n_cells} cells of {n_labels} labels; {answer.k} vote"),
+            (f"{key} rejected below a familiarity of", answer.alpha_of_reference),
+        ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    told = 'answer["embedding"], answer["unknown_genes"]'
+    labelled = bool(answer.classes or len(answer.labels) == 1)
+    if labelled:
+        told = 'answer["label"], answer["confidence"], ' + told
+    several = ""
+    if model.modalities:
+        several = ", `by_modality` (as `by_source`,\nwith further modalities)"
+    return f"""# A cell embedding model
+
+| | |
+|---|---|
+{table}
+
+```python
+import tensorflow as tf
+
+model = tf.saved_model.load("FOLDER")
+answer = model.signatures["serving_default"](
+    genes=tf.constant([["{model.vocabulary[0]}", ""]]), values=tf.constant([[3.0, 0.0]])
+)
+{told}
+```
+
+Signatures: `serving_default` (genes by name, padded with ""), `by_index` (genes by their position
+in the vocabulary), `by_source` (genes by name, and the name of each cell's source){several}.
+"""
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,134 @@
+"""How well sources are mixed and cell types kept, beside Harmony and plain PCA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.metrics import evaluate
+from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
+from concerto_tf.protocols.report import check_folder, dots, leave, plain
+from concerto_tf.records import Records, convert
+from concerto_tf.tasks.embed import embed_records
+from concerto_tf.tasks.train import train
+
+METHODS = ("concerto", "harmony", "pca")
+#: Metrics of kept cell types and of mixed sources, in the order they are drawn in.
+OF_LABELS = ("ari_kmeans", "ari_leiden", "nmi_leiden", "asw_label", "knn_macro_f1")
+OF_SOURCES = ("asw_source", "kbet", "ilisi", "graph_connectivity")
+
+
+def integration(
+    cells: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    source_key: str | None,
+    label_key: str | None = None,
+    layer: str | None = None,
+    methods: Sequence[str] = METHODS,
+    seeds: Sequence[int] = (0, 1, 2),
+    **training: Any,
+) -> dict[str, Any]:
+    """Scores embeddings of cells from several sources, Concerto's beside Harmony's and PCA's.
+
+    Concerto is trained source-aware on all cells; labels are only scored with. Harmony and PCA
+    look at 2,000 highly variable genes in 50 components.
+
+    Args:
+        cells: One or several of what `convert` takes.
+        out: Folder for ``table.tsv``, ``result.json``, ``figure.png``, ``records`` and ``models``.
+            Called again, finished models are not trained again.
+        source_key: Column of obs with the sources; ``None`` makes each input one.
+        label_key: Column of obs with cell types.
+        layer: Layer that holds the counts.
+        methods: Some of ``concerto``, ``harmony`` (needs harmonypy) and ``pca``.
+        seeds: Each method is run with each.
+        **training: Further arguments of `train`.
+
+    Returns:
+        What ``result.json`` holds: the number of cells by source, and by method the mean and the
+        standard deviation over the seeds of each metric of `evaluate`.
+
+    Raises:
+        InputError: There is one source only, or an argument is unsuitable.
+
+    Reference:
+        Concerto, Results, "Concerto enables de novo data integration".
+    """
+    import pandas as pd
+
+    check_methods(methods, seeds)
+    out = check_folder(out)
+    records = convert(
+        cells, out / "records", source_key=source_key, layer=layer,
+        label_keys=[label_key] if label_key else [], overwrite=True,
+    )  # fmt: skip
+    sizes = dict(zip(records.sources, records.manifest.cells_per_source, strict=True))
+    if len(sizes) < 2:
+        raise InputError(
+            f"{cells}: all cells are of one source, so there is nothing to integrate; name the "
+            "column that tells sources apart"
+        )
+    rows = []
+    for seed in seeds:
+        embeddings = embed_by(methods, records, seed, out / "models" / f"seed{seed}", training)
+        known = records.obs()
+        labels = known[f"label/{label_key}"] if label_key else None
+        for method, z in embeddings.items():
+            scores = evaluate(z, labels, known["source"], seed=seed)
+            rows.append({"method": method, "seed": seed, **scores})
+    table = pd.DataFrame(rows)
+    of_method = table.drop(columns="seed").groupby("method", sort=False)
+    result = plain({
+        "sources": sizes,
+        "seeds": list(seeds),
+        "mean": of_method.mean().T.to_dict(),
+        "standard_deviation": of_method.std(ddof=0).T.to_dict(),
+    })
+    panels = {"cell types kept": OF_LABELS, "sources mixed": OF_SOURCES}
+    leave(out, table, result, dots(table, "method", panels))
+    return result
+
+
+def check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raises InputError if a method is not known, or none or no seed is given."""
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        what = f"there is no method {unknown[0]!r}" if unknown else "no method is given"
+        raise InputError(f"{what}; choose some of {', '.join(METHODS)}")
+    if not seeds:
+        raise InputError("no seed is given; name at least one")
+    if "harmony" in methods:
+        harmony(np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"] * 10)
+
+
+def embed_by(
+    methods: Sequence[str], records: Records, seed: int, model: Path, training: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Embeddings of all cells of records by each method.
+
+    Args:
+        methods: Some of `METHODS`.
+        records: Finished records.
+        seed: Seed of each.
+        model: Folder of Concerto's model.
+        training: Further arguments of `train`.
+
+    Returns:
+        Embeddings [n, d] by method, in the order of the input.
+    """
+    found = {}
+    if "concerto" in methods:
+        found["concerto"] = embed_records(train(records, model, seed=seed, **training), records)
+    if set(methods) & {"harmony", "pca"}:
+        cells = cells_of(records)
+        components = pca(log_normalized(cells, records.units == "counts"), seed)
+        if "harmony" in methods:
+            found["harmony"] = harmony(components, cells.obs["source"], seed)
+        if "pca" in methods:
+            found["pca"] = components
+    return {method: found[method] for method in methods}

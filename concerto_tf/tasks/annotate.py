@@ -1,0 +1,285 @@
+"""Cell types of new cells by a fine-tuned model, `unknown` where it does not know them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.models import load_model
+from concerto_tf.models.classifier import UNKNOWN, Classifier
+from concerto_tf.models.typicality import rejection_rate, steps_below
+from concerto_tf.records import Records, open_input
+from concerto_tf.tasks.agreement import (
+    check_measured,
+    check_units,
+    check_vocabulary,
+    seen_modalities,
+)
+from concerto_tf.tasks.embed import KEY, Progress, as_records, is_records
+from concerto_tf.tasks.result import check_target, write_cells, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+#: Share of the cells of known types that may be rejected, where none is given.
+ALPHA = 0.05
+_BATCH_CELLS = 256
+
+
+def annotate(
+    model: Classifier | str | Path,
+    cells: Records | str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    alpha: float = ALPHA,
+    source_key: str | None = None,
+    layer: str | None = None,
+    drop_empty: bool = False,
+    modalities: Mapping[str, str] | None = None,
+    orthologs: str | Path | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Tells the types of cells, and writes them where asked to.
+
+    Two things are told of each cell. The ``probability`` of its label among the known types, and
+    its ``familiarity``, a conformal p-value: the share of the reference's held-out cells that look
+    as strange as this cell, or stranger. Cells of a familiarity below ``alpha`` are ``unknown``. Of
+    cells of known types, measured as the reference was, a share of about ``alpha`` is so rejected;
+    with another technology it may be more. ``confidence`` is the geometric mean of the two.
+
+    Where too few cells were held out for the alpha asked for (fewer than 1 / alpha - 1) no cell
+    is rejected, which is logged. A model that was fine-tuned without calibration rejects none, and
+    its confidence is the probability.
+
+    Args:
+        model: A model that `finetune` made, or its path.
+        cells: Records, or anything that `convert` takes; genes are matched by name.
+        out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
+            and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
+        alpha: Share of the cells of known types that may be rejected, between 0 and 1.
+        source_key: Column of obs that names the source of each cell.
+        layer: Layer that holds the counts.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        modalities: Where the model's further modalities lie; see `embed`.
+        orthologs: Table of orthologs for cells of another species.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        A table with the names of the cells as index, in their order, and columns ``label``
+        (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
+        ``probability`` and ``familiarity``.
+
+    Raises:
+        InputError: The model tells no types, model and cells do not fit together, or one of them
+            or alpha is unsuitable.
+    """
+    import pandas as pd
+
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as in 0.05")
+    if out is not None:
+        check_target(out)
+    model = as_classifier(model)
+    with as_records(
+        model.encoder, cells, source_key, layer, drop_empty,
+        modalities=modalities, orthologs=orthologs,
+    ) as records:  # fmt: skip
+        found = annotate_records(model, records, progress)
+        known = records.obs()
+    predicted = np.array(model.classes, object)[found["code"]]
+    rejected = model.rejected(found["familiarity"], alpha)
+    table = pd.DataFrame(
+        {
+            "label": np.where(rejected, UNKNOWN, predicted),
+            "confidence": np.sqrt(found["probability"] * found["familiarity"]),
+            "predicted": predicted,
+            "probability": found["probability"],
+            "familiarity": found["familiarity"],
+        },
+        index=pd.Index(known["cell"], name="cell"),
+    )
+    _report(model, table, alpha)
+    if out is not None:
+        obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
+        obsm = {KEY: found["embedding"]}
+        if is_records(cells):
+            labels = {
+                key.removeprefix("label/"): values
+                for key, values in known.items()
+                if key.startswith("label/")
+            }
+            write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm)
+        else:
+            write_result(
+                [cells], out, obsm=obsm, obs=obs, names=known["cell"], rows=known["row"],
+                layer=layer,
+            )  # fmt: skip
+    return table
+
+
+def annotate_records(
+    model: Classifier, records: Records, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
+    """What a fine-tuned model says of all cells of records, in the order of the cells.
+
+    Args:
+        model: The model.
+        records: Records with the model's genes.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        As `Classifier.annotate`.
+    """
+    encoder = model.encoder
+    check_vocabulary(encoder, records)
+    check_units(encoder, records)
+    data = records.dataset(
+        min(_BATCH_CELLS, records.n_cells), genes=encoder.genes, sources=encoder.sources,
+        packed=True, modalities=seen_modalities(encoder, records),
+    )  # fmt: skip
+    measured = check_measured(encoder, records)
+
+    def counted() -> Iterator[Any]:
+        done = 0
+        for batch in data:
+            yield batch
+            done = min(records.n_cells, done + int(batch["row"].shape[0]))
+            if progress is not None:
+                progress(done, records.n_cells)
+
+    with records.naming_damage():
+        return model.annotate(counted(), measured)
+
+
+def as_classifier(model: Any) -> Classifier:
+    """A fine-tuned model, loaded where it is a path.
+
+    Raises:
+        InputError: It is a model without cell types.
+    """
+    where = model if isinstance(model, str | Path) else "the model"
+    if isinstance(model, str | Path):
+        model = load_model(model)
+    if not isinstance(model, Classifier):
+        raise InputError(
+            f"{where}: tells no cell types; teach it some with concerto finetune, or transfer "
+            "labels from a reference with concerto map"
+        )
+    return model
+
+
+def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
+    """Labels that cells have themselves, by the cells' names; None where missing.
+
+    Args:
+        cells: Records, or anything that `convert` takes.
+        key: Label of the records, or column of obs.
+
+    Raises:
+        InputError: There is no such label or column.
+    """
+    import pandas as pd
+
+    if is_records(cells):
+        records = cells if isinstance(cells, Records) else Records(cells)
+        if key not in records.labels:
+            known = ", ".join(records.labels) or "none"
+            raise InputError(f"{records.path}: has no label {key!r} (there are: {known})")
+        known = records.obs()
+        return pd.Series(known[f"label/{key}"], known["cell"], object)
+    with open_input(cells) as opened:
+        codes, names = opened.column(key)
+        barcodes = opened.barcodes(0, opened.n_cells)
+    return pd.Series(np.array([*names, None], object)[codes], barcodes, object)
+
+
+def compare(table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+    """How well annotation agrees with labels that the query has itself.
+
+    Types that the reference lacks ought to be rejected, and count for nothing else; types that
+    the query lacks are named.
+
+    Args:
+        table: From `annotate`.
+        truth: Labels of the cells, in their order; None where missing.
+        classes: The types that the model was taught.
+
+    Returns:
+        ``cells`` and ``cells_unseen`` (of known types, and of types the reference lacks),
+        ``accuracy`` and ``macro_f1`` of the cells of known types before rejection,
+        ``rejected_seen`` and ``rejected_unseen``, ``auroc`` of the confidence to tell the two
+        apart, ``types_unseen`` and ``types_absent``. What cannot be said is None.
+
+    Example:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({
+    ...     "label": ["B", "B", "unknown"], "predicted": ["B", "B", "B"],
+    ...     "confidence": [0.9, 0.5, 0.01],
+    ... })
+    >>> found = compare(table, ["B", "T", "NK"], ["B", "T", "DC"])
+    >>> found["accuracy"], found["rejected_unseen"], found["auroc"]
+    (0.5, 1.0, 1.0)
+    >>> found["types_unseen"], found["types_absent"]
+    (['NK'], ['DC'])
+    """
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    truth = np.array(truth, object)
+    labelled = np.array([isinstance(name, str) and name != "" for name in truth])
+    seen, unseen = np.isin(truth, classes), labelled & ~np.isin(truth, classes)
+    predicted = table["predicted"].to_numpy(object)
+    rejected = (table["label"] == UNKNOWN).to_numpy()
+    found: dict[str, Any] = {
+        "cells": int(seen.sum()), "cells_unseen": int(unseen.sum()), "accuracy": None,
+        "macro_f1": None, "rejected_seen": None, "rejected_unseen": None, "auroc": None,
+    }  # fmt: skip
+    if seen.any():
+        names = sorted(set(truth[seen]))
+        of_types = f1_score(
+            truth[seen].astype(str), predicted[seen].astype(str), labels=names, average="macro",
+            zero_division=0.0,
+        )  # fmt: skip
+        found["accuracy"] = float(np.mean(truth[seen] == predicted[seen]))
+        found["macro_f1"] = float(of_types)
+        found["rejected_seen"] = float(rejected[seen].mean())
+    if unseen.any():
+        found["rejected_unseen"] = float(rejected[unseen].mean())
+        if seen.any():
+            both = seen | unseen
+            for key, column in (("auroc", "confidence"), ("auroc_familiarity", "familiarity")):
+                if column in table:
+                    found[key] = float(roc_auc_score(seen[both], table[column].to_numpy()[both]))
+    found["types_unseen"] = sorted(set(truth[unseen]))
+    found["types_absent"] = sorted(set(classes) - set(truth[seen]))
+    return found
+
+
+def _report(model: Classifier, table: pd.DataFrame, alpha: float) -> None:
+    """Says how many cells were rejected, and where that could not be."""
+    n = len(model.calibration)
+    if not n:
+        _log.warning(
+            "the model was fine-tuned without calibration: no cell is rejected, and the confidence "
+            "is the probability of the label"
+        )
+    elif steps_below(alpha, n) == 0:
+        _log.warning(
+            "calibrated on %d held-out cells, but alpha %g takes %d: no cell is rejected; ask for "
+            "a larger alpha, or fine-tune on more labelled cells",
+            n, alpha, int(np.ceil(1 / alpha - 1)),
+        )  # fmt: skip
+    else:
+        share = float((table["label"] == UNKNOWN).mean())
+        expected, low, high = rejection_rate(alpha, n)
+        _log.info(
+            "%.1f%% of the cells are unknown; of known cells alpha %g rejects about %.1f%% (%.1f%% "
+            "to %.1f%%)", 100 * share, alpha, 100 * expected, 100 * low, 100 * high,
+        )  # fmt: skip

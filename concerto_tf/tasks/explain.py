@@ -1,0 +1,424 @@
+"""Which genes the teacher's attention reads in a cell, and in a group of cells."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf._files import atomic
+from concerto_tf.errors import InputError
+from concerto_tf.models import ContrastiveModel
+from concerto_tf.records import Records
+from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
+from concerto_tf.tasks.embed import as_records, encoder_of
+from concerto_tf.tasks.figures import check_figure, save_figure, short_name
+from concerto_tf.tasks.result import check_target
+from concerto_tf.tasks.specificity import GroupSums
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+_BATCH_CELLS = 256
+#: Genes listed of each cell where nothing is said: all of them would be the size of the data.
+TOP_OF_A_CELL = 20
+#: Groups at most: sums over each are kept for all genes.
+MOST_GROUPS = 1_000
+#: Columns (genes of all modalities) and rows (groups) of a heatmap at most: what can be read.
+_MOST_COLUMNS, _MOST_ROWS = 150, 80
+_QUANTITIES = ("weight", "attention", "value")
+Progress = Callable[[int, int], None]
+
+
+def explain(
+    model: Any,
+    cells: Records | str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    groupby: str | None = None,
+    top: int | None = None,
+    figure: str | Path | None = None,
+    source_key: str | None = None,
+    layer: str | None = None,
+    drop_empty: bool = False,
+    modalities: Mapping[str, str] | None = None,
+    orthologs: str | Path | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Gene attention of each cell, or of groups of cells, as a table.
+
+    What is measured of a gene in a cell:
+
+    - ``attention``: its attention (equation 4) over that of a gene with value 0 in the same cell.
+      So 1 is the attention of a silent gene, in every cell: depth, the number of genes and what
+      else the cell expresses cancel.
+    - ``weight``: attention times normalised value, which is what the gene brings into the
+      teacher's sum (equation 5), in units of a normalised value at a silent gene's attention.
+      A silent gene has weight 0.
+
+    Weights compare between cells and groups, and between the genes of one modality.
+
+    What this can claim: a gene's relative attention follows from its own value alone, through a
+    curve that the teacher learned for that gene. It holds nothing about the cell that its values
+    do not hold, its direction is not fixed (models trained with the defaults mostly damp what is
+    highly expressed, so that markers get *less* attention where they are expressed), and it is a
+    reading of the model, no test. Hence genes rank by ``weight``, not by ``attention``, and a
+    signature resembles one by differences of expression; use a test where p-values are wanted.
+
+    Labels and clusters only group the cells here. Training never sees them.
+
+    Args:
+        model: A trained Concerto (or a classifier built on one), or its path.
+        cells: Records, or anything that `convert` takes.
+        out: TSV file to write the table to; ``None`` writes nothing.
+        groupby: Column of obs that names the group of each cell; ``None`` for a table by cell.
+            Cells without a value are left out.
+        top: List this many genes of each cell or group and modality, the strongest. By default
+            20 of a cell, and all of a group.
+        figure: Image file for a heatmap of the groups' strongest genes; its ending says the kind.
+        source_key: Column of obs that names the source of each cell.
+        layer: Layer that holds the counts.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        modalities: Where the model's further modalities lie; see `embed`.
+        orthologs: Table of orthologs for cells of another species.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        With ``groupby``, one row for each group, gene and modality: ``group``, ``gene``,
+        ``modality``, ``weight`` (mean over the group's cells), ``rank`` (within group and
+        modality, by ``specificity``), ``specificity`` (mean weight minus that of all other cells,
+        over the sum of the two standard deviations), ``attention`` and ``value`` (means over the
+        group's cells). Without it, one row for each listed gene of a cell: ``cell``, ``gene``,
+        ``modality``, ``weight``, ``rank`` (by weight), ``attention`` and ``value``.
+
+    Raises:
+        InputError: The model has no attention, model and cells do not fit together, or an argument
+            is unsuitable.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from concerto_tf.models import Concerto
+    >>> model = Concerto([f"gene{i}" for i in range(20)], units=8, hidden_units=8)
+    >>> counts = np.random.default_rng(0).poisson(1.0, (6, 20)).astype("float32")
+    >>> cells = AnnData(counts, obs={"type": list("aabbcc")}, var={"name": model.vocabulary})
+    >>> cells.var_names = model.vocabulary
+    >>> explain(model, cells, groupby="type", top=3).shape
+    (9, 8)
+
+    Reference:
+        Concerto, equations 4 and 5, "Attention weight extraction".
+    """
+    for path in (out, figure):
+        if path is not None:
+            check_target(path)
+    if figure is not None:
+        check_figure(figure)
+    if top is not None and top < 1:
+        raise InputError(f"top is {top}; list at least one gene")
+    if figure is not None and groupby is None:
+        raise InputError("a heatmap shows groups of cells; name a column of obs with groupby")
+    encoder = _with_attention(model)
+    keys = [] if groupby is None else [groupby]
+    with as_records(
+        encoder, cells, source_key, layer, drop_empty,
+        label_keys=keys, modalities=modalities, orthologs=orthologs,
+    ) as records:  # fmt: skip
+        check_vocabulary(encoder, records)
+        check_units(encoder, records)
+        if groupby is None:
+            table = _of_cells(encoder, records, top or TOP_OF_A_CELL, progress)
+        else:
+            table = _of_groups(encoder, records, groupby, top, progress)
+    if out is not None:
+        with atomic(out) as temporary:
+            table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+    if figure is not None:
+        heatmap(table, figure)
+    return table
+
+
+def heatmap(table: pd.DataFrame, path: str | Path, genes_per_group: int = 5) -> None:
+    """Draws the strongest genes of each group, one panel for each modality.
+
+    Args:
+        table: What `explain` gives with ``groupby``.
+        path: Image file to write.
+        genes_per_group: Genes that each group contributes; fewer where there would be more than
+            150 columns. Of more than 80 groups the first are drawn.
+
+    Raises:
+        InputError: The table has no groups.
+    """
+    from matplotlib.figure import Figure
+
+    if "group" not in table:
+        raise InputError("this table has no groups; call explain with groupby")
+    n_modalities = table["modality"].nunique()
+    groups = list(table["group"].unique())
+    shown = groups[: max(1, min(_MOST_ROWS, _MOST_COLUMNS // n_modalities))]
+    fewer = max(1, min(genes_per_group, _MOST_COLUMNS // (len(shown) * n_modalities)))
+    if len(shown) < len(groups) or fewer < genes_per_group:
+        _log.info(
+            "%s: shows %d of %d groups, by %d genes each, to be readable; the table has all",
+            path, len(shown), len(groups), fewer,
+        )  # fmt: skip
+        table, genes_per_group = table[table["group"].isin(shown)], fewer
+    panels = []
+    for modality, part in table.groupby("modality", sort=False, observed=True):
+        strongest = part[part["rank"] <= genes_per_group].sort_values(["group", "rank"])
+        chosen = list(dict.fromkeys(strongest["gene"]))
+        drawn = part[part["gene"].isin(chosen)]
+        grid = drawn.pivot_table("weight", "group", "gene", "max", observed=True)[chosen]
+        # A table cut to its top genes lacks what is weak elsewhere.
+        panels.append((modality, grid.fillna(0.0)))
+    sizes = [grid.shape[1] for _, grid in panels]
+    rows = max(len(grid) for _, grid in panels)
+    figure = Figure((2.2 + 0.2 * sum(sizes), 1.7 + 0.24 * rows), layout="constrained")
+    axes = figure.subplots(1, len(panels), width_ratios=sizes, squeeze=False)[0]
+    for ax, (modality, grid) in zip(axes, panels, strict=True):
+        low, high = grid.min(), grid.max()
+        scaled = ((grid - low) / (high - low).where(high > low, 1.0)).to_numpy()
+        image = ax.imshow(scaled, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        ax.set_xticks(range(grid.shape[1]), grid.columns, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(grid)), [short_name(str(g), 24) for g in grid.index], fontsize=8)
+        ax.set_title(str(modality), fontsize=10, loc="left")
+        ax.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axes.tolist(), pad=0.01, fraction=0.05)
+    bar.set_label("weight, scaled\nby gene", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A modality that is explained: the features the model looks at, and which were measured."""
+
+    name: str
+    features: np.ndarray
+    measured: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a batch's cells express in one modality, as flat arrays over the nonzeros."""
+
+    cell: np.ndarray
+    gene: np.ndarray
+    attention: np.ndarray
+    value: np.ndarray
+
+    @property
+    def weight(self) -> np.ndarray:
+        return self.attention * self.value
+
+
+def _with_attention(model: Any) -> Any:
+    """The Concerto that a model is or holds."""
+    encoder = encoder_of(model)
+    if not isinstance(encoder, ContrastiveModel) or not hasattr(encoder, "attention_weights"):
+        raise InputError(
+            f"a {type(encoder).__name__} has no gene attention to explain; train with "
+            "--method concerto"
+        )
+    return encoder
+
+
+def _parts(model: Any, records: Records) -> list[_Part]:
+    """The modalities that both the model looks at and the records hold."""
+    names = np.array(model.symbols or model.vocabulary, object)
+    ids = np.array(model.vocabulary, object)
+    names = np.where(names == "", ids, names)
+    chosen = slice(None) if model.genes is None else list(model.genes)
+    measured = records.observed(model.modality)[chosen]
+    if not measured.any():
+        raise InputError(
+            f"{records.path}: none of the {model.n_inputs} genes that the model looks at is in "
+            "these cells; give cells of the model's kind, or train with --genes all"
+        )
+    if model.n_inputs < len(ids):
+        _log.info(
+            "the model looks at %d of its %d genes; the others have no attention (train with "
+            "--genes all to have it for every gene)", model.n_inputs, len(ids),
+        )  # fmt: skip
+    parts = [_Part(model.modality, names[chosen], measured)]
+    for name, of in model.modalities.items():
+        if name in records.manifest.modalities:
+            parts.append(_Part(name, np.array(of["vocabulary"], object), records.observed(name)))
+    return parts
+
+
+def _read(
+    model: Any, records: Records, parts: Sequence[_Part], keys: Sequence[str], progress: Any
+) -> Iterator[tuple[dict[str, np.ndarray], list[_Weights]]]:
+    """Batches of cells (row, labels, names) and what they express in each modality."""
+    import tensorflow as tf
+
+    observed = records.observed(model.modality)
+    data = records.dataset(
+        min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources,
+        labels=list(keys), cells=not keys, modalities=seen_modalities(model, records),
+    )  # fmt: skip
+
+    @tf.function(reduce_retracing=True)
+    def look(batch: Any) -> list[Any]:
+        # One more place without a value: its attention is that of a silent gene.
+        batch = dict(batch)
+        for key in batch:
+            if key.rsplit("/")[-1] in ("genes", "values") and not key.startswith("label/"):
+                batch[key] = tf.pad(batch[key], [[0, 0], [0, 1]])
+        if not observed.all():
+            batch["observed"] = tf.constant(observed)
+        found = []
+        for part in parts:
+            genes, weights = model.attention_weights(batch, part.name)
+            values = model._cells(batch)[model.looks_at.index(part.name)][1]
+            relative = weights / weights[:, -1:]
+            found.append((genes, tf.cast(relative, tf.float32), tf.cast(values, tf.float32)))
+        return found
+
+    done = 0
+    with records.naming_damage():
+        for batch in data:
+            wanted = ["row", *(f"label/{key}" for key in keys), *(() if keys else ["cell"])]
+            known = {name: batch[name].numpy() for name in wanted}
+            numeric = {k: v for k, v in batch.items() if v.dtype != tf.string}
+            found = []
+            for genes, relative, values in look(numeric):
+                genes, relative, values = genes.numpy(), relative.numpy(), values.numpy()
+                cell, place = np.nonzero((values != 0) & (known["row"] >= 0)[:, np.newaxis])
+                at = (cell, place)
+                found.append(_Weights(cell, genes[at], relative[at], values[at]))
+            yield known, found
+            done = min(records.n_cells, done + len(known["row"]))
+            if progress is not None:
+                progress(done, records.n_cells)
+
+
+def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataFrame:
+    """The strongest genes of each cell."""
+    import pandas as pd
+
+    parts = _parts(model, records)
+    columns: list[dict[str, np.ndarray]] = []
+    for known, found in _read(model, records, parts, (), progress):
+        for number, weights in enumerate(found):
+            weight = weights.weight
+            order = np.lexsort((weights.gene, -weight, weights.cell))
+            cell = weights.cell[order]
+            first = np.searchsorted(cell, cell)
+            rank = np.arange(len(cell)) - first + 1
+            kept, rank = order[rank <= top], rank[rank <= top]
+            columns.append({
+                "row": known["row"][weights.cell[kept]],
+                "cell": known["cell"][weights.cell[kept]],
+                "part": np.full(len(kept), number),
+                "gene": weights.gene[kept],
+                "weight": weight[kept],
+                "rank": rank,
+                "attention": weights.attention[kept],
+                "value": weights.value[kept],
+            })  # fmt: skip
+    whole = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
+    order = np.lexsort((whole["rank"], whole["part"], whole["row"]))
+    whole = {key: values[order] for key, values in whole.items()}
+    genes = np.empty(len(order), object)
+    for number, part in enumerate(parts):
+        own = whole["part"] == number
+        genes[own] = part.features[whole["gene"][own]]
+    return pd.DataFrame({
+        "cell": np.array([name.decode() for name in whole["cell"]], object),
+        "gene": genes,
+        "modality": np.array([part.name for part in parts], object)[whole["part"]],
+        **{key: whole[key] for key in ("weight", "rank", "attention", "value")},
+    })  # fmt: skip
+
+
+def sums_of_groups(
+    model: Any, records: Records, key: str, progress: Progress | None = None
+) -> tuple[list[str], list[tuple[_Part, dict[str, GroupSums]]]]:
+    """Sums over the cells of each group of what `explain` measures of a gene.
+
+    Args:
+        model: A Concerto.
+        records: Records with the model's genes and the label ``key``.
+        key: Label that names the groups.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        Names of the groups, and for each modality the sums of ``weight``, ``attention`` (beyond
+        the 1 of a silent gene) and ``value``.
+
+    Raises:
+        InputError: There is no such label, or no cell has it; or the model's genes are not there.
+    """
+    if key not in records.labels:
+        known = ", ".join(records.labels) or "none"
+        raise InputError(
+            f"{records.path}: has no column {key!r} to group by (there are: {known}); convert "
+            f"again with label_keys=[{key!r}], or explain the cells themselves"
+        )
+    groups = records.labels[key]
+    if len(groups) > MOST_GROUPS:
+        raise InputError(
+            f"{key!r} has {len(groups)} different values; group by a column of cell types or "
+            "clusters"
+        )
+    parts = _parts(model, records)
+    sums = [
+        {name: GroupSums(len(groups), len(part.features)) for name in _QUANTITIES}
+        for part in parts
+    ]  # fmt: skip
+    for known, found in _read(model, records, parts, [key], progress):
+        group = np.where(known["row"] >= 0, known[f"label/{key}"], -1)
+        for number, (of_part, weights) in enumerate(zip(sums, found, strict=True)):
+            # A cell that lacks a further modality has no part in its means.
+            lacks = number > 0 and np.bincount(weights.cell, minlength=len(group)) == 0
+            having = np.where(lacks, -1, group)
+            quantities = (weights.weight, weights.attention - 1.0, weights.value)
+            for name, x in zip(_QUANTITIES, quantities, strict=True):
+                of_part[name].add(having, weights.cell, weights.gene, x)
+    n_cells = int(sums[0]["weight"].cells.sum())
+    if not n_cells:
+        raise InputError(f"{records.path}: no cell has a value of {key!r}; group by another column")
+    if n_cells < records.n_cells:
+        _log.info("%s: %d cells without a value are left out", key, records.n_cells - n_cells)
+    return groups, list(zip(parts, sums, strict=True))
+
+
+def _of_groups(
+    model: Any, records: Records, key: str, top: int | None, progress: Any
+) -> pd.DataFrame:
+    """The genes of each group by how much more they weigh in it than in all other cells."""
+    import pandas as pd
+
+    groups, found = sums_of_groups(model, records, key, progress)
+    tables = []
+    for part, sums in found:
+        specificity = sums["weight"].specificity()
+        means = {name: of.mean() for name, of in sums.items()}
+        for number in np.flatnonzero(sums["weight"].cells):
+            order = np.argsort(-specificity[number], kind="stable")
+            order = order[part.measured[order]][:top]
+            tables.append(pd.DataFrame({
+                "group": groups[number],
+                "gene": part.features[order],
+                "modality": part.name,
+                "weight": means["weight"][number, order],
+                "rank": np.arange(1, len(order) + 1),
+                "specificity": specificity[number, order],
+                "attention": 1 + means["attention"][number, order],
+                "value": means["value"][number, order],
+            }))  # fmt: skip
+    table = pd.concat(tables, ignore_index=True)
+    order = {name: i for i, name in enumerate(groups)}
+    return table.sort_values(
+        "group", key=lambda column: column.map(order), kind="stable", ignore_index=True
+    )

@@ -1,0 +1,285 @@
+"""Values of a modality that query cells lack, from their nearest reference cells."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from concerto_tf._files import atomic
+from concerto_tf.errors import InputError
+from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.reference import Reference, Values
+from concerto_tf.records import Records
+from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of, is_records
+from concerto_tf.tasks.reference import (
+    cells_as_records,
+    find_reference,
+    key_where_there,
+    model_folder,
+)
+from concerto_tf.tasks.result import check_target, write_cells, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+#: Neighbours that are averaged, where the reference has as many; more smooth more. See `impute`.
+K = 30
+#: How sharply nearer neighbours count for more: weights are exp(cosine / SHARPNESS).
+SHARPNESS = 0.05
+#: Key of uns that says what was imputed, and in which units.
+IMPUTED = "concerto_imputed"
+_ROWS = 1024
+
+
+def impute(
+    model: ContrastiveModel | str | Path,
+    query: Records | str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    reference: Reference | Records | str | Path | AnnData | None = None,
+    modalities: Mapping[str, str] | None = None,
+    k: int | None = None,
+    source_key: str | None = None,
+    layer: str | None = None,
+    reference_source_key: str | None = None,
+    reference_layer: str | None = None,
+    drop_empty: bool = False,
+    orthologs: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Gives query cells a modality that only the reference was measured for.
+
+    Each value is the mean over the k most similar reference cells that have the modality, nearer
+    ones counting for more. The values are in the units of the reference: of counts log1p of what
+    is scaled to 10,000 per cell; otherwise as they were given. Neighbours are found without that
+    modality, even where the query was measured for it and the model looks at it.
+
+    Args:
+        model: A trained model, or its path. It need not know the modality. In its folder the
+            embedded reference is kept.
+        query: Cells to impute; what `embed` takes.
+        out: The `.h5ad` to write: the query with ``obsm[<modality>]`` (a table with the features'
+            names), ``uns["concerto_imputed"]`` (the units by modality) and ``obsm["X_concerto"]``.
+        reference: Reference cells that have the modality, or a `Reference`; ``None`` for the one
+            kept with the model.
+        modalities: What to impute, and where it lies in the reference, as `convert` takes it:
+            ``{"protein": "obsm:protein"}``. ``None``: all that the reference holds, or if there is
+            only a file the tables in its obsm.
+        k: Number of neighbours to average; by default 30, or all where fewer cells have it.
+        source_key: Column of the query's obs that names the source of each cell.
+        layer: Layer that holds the query's counts.
+        reference_source_key: As ``source_key``, of the reference; by default the same where the
+            reference has it.
+        reference_layer: As ``layer``, of the reference.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        orthologs: Table of orthologs where the query is of another species than the model.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        For each modality one row per query cell and one column per feature, float32;
+        ``attrs["units"]`` says what the values are.
+
+    Raises:
+        InputError: Model, query and reference do not fit together, a modality is not there or
+            empty, the query holds measured values where ``out`` is to have imputed ones, or an
+            argument is unsuitable.
+    """
+    import pandas as pd
+
+    if k is not None and k < 1:
+        raise InputError(f"k is {k}; it must be at least 1")
+    if modalities is not None and not modalities:
+        raise InputError("no modality is named; name one as in protein=obsm:protein")
+    if out is not None:
+        check_target(out)
+    folder, model = model_folder(model), encoder_of(model)
+    if modalities is None:
+        modalities = _modalities_of(reference)
+    if out is not None:
+        _check_unmeasured(query, modalities or ())
+    held = find_reference(
+        model, folder, reference, modalities=modalities,
+        source_key=reference_source_key or key_where_there(reference, source_key),
+        layer=reference_layer, drop_empty=drop_empty, progress=progress,
+    )  # fmt: skip
+    wanted = list(modalities or held.values)
+    if not wanted:
+        raise InputError(
+            "the reference kept with the model holds no further modality; give the reference's "
+            "cells, and the modality as in protein=obsm:protein"
+        )
+    for name in wanted:
+        held.values_of(name)
+    if out is not None:
+        _check_unmeasured(query, wanted)
+    # What the model itself looks at beside the RNA is found by its name.
+    with cells_as_records(
+        model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
+        orthologs=orthologs,
+    ) as records:  # fmt: skip
+        z = embed_records(model, _without(records, wanted), progress)
+        known = records.obs()
+    index = pd.Index(list(known["cell"]), name="cell")
+    found = {}
+    for name in wanted:
+        values = held.values_of(name)
+        table = pd.DataFrame(
+            smooth(held, z, name, k), index=index, columns=list(values.features)
+        )
+        table.attrs["units"] = values.units
+        found[name] = table
+    if out is not None:
+        # Under the cells' own names, which are not unique in every file.
+        obsm = {name: table.set_axis(list(known["cell"])) for name, table in found.items()}
+        units = {name: table.attrs["units"] for name, table in found.items()}
+        # The file takes its name only when all is in it.
+        with atomic(out) as temporary:
+            if is_records(query):
+                write_cells(temporary, known["cell"], {"source": known["source"]}, {KEY: z, **obsm})
+            else:
+                write_result(
+                    [query], temporary, obsm={KEY: z, **obsm}, obs={}, names=known["cell"],
+                    rows=known["row"], layer=layer,
+                )  # fmt: skip
+            _note(temporary, units)
+    return found
+
+
+def smooth(
+    reference: Reference, z: np.ndarray, modality: str, k: int | None = None
+) -> np.ndarray:
+    """Means of a modality's values over the nearest reference cells that have it.
+
+    Args:
+        reference: The reference.
+        z: Embeddings of the query [n, d].
+        modality: Name of the modality.
+        k: Number of neighbours; None for 30, or all cells that have the modality where fewer.
+
+    Returns:
+        Values [n, F], float32.
+
+    Raises:
+        InputError: The modality is not there or empty, or k exceeds the cells that have it.
+    """
+    values = reference.values_of(modality)
+    has = cells_with(values)
+    if not len(has):
+        raise InputError(
+            f"modality {modality!r} is empty in the reference: no cell has a value; name another "
+            "place for it"
+        )
+    part, matrix = reference, values.matrix
+    if len(has) < reference.n_cells:
+        part, matrix = reference.part(has), matrix[has]
+    if k is None:
+        k = min(K, len(has))
+    index, cosine = part.neighbours(z, k)
+    weight = np.exp((cosine - cosine[:, :1]) / SHARPNESS)
+    weight /= weight.sum(axis=1, keepdims=True)
+    out = np.empty((len(z), len(values.features)), np.float32)
+    for start in range(0, len(z), _ROWS):
+        rows = slice(start, start + _ROWS)
+        n = len(index[rows])
+        mean = sp.csr_matrix(
+            (weight[rows].ravel(), index[rows].ravel(), np.arange(0, n * k + 1, k)),
+            shape=(n, part.n_cells),
+        )
+        product = mean @ matrix
+        out[rows] = product.toarray() if sp.issparse(product) else product
+    return out
+
+
+def cells_with(values: Values) -> np.ndarray:
+    """Indices of the cells that have a modality: those with any value but zero."""
+    return np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
+
+
+def _modalities_of(reference: object) -> dict[str, str] | None:
+    """The modalities that reference cells hold; None where the kept reference is to say."""
+    if reference is None:
+        return None
+    if isinstance(reference, Reference):
+        return {name: "" for name in reference.values}
+    if is_records(reference):
+        records = reference if isinstance(reference, Records) else Records(reference)
+        names = [name for name in records.manifest.modalities if name != "rna"]
+        found = {name: "" for name in names}
+    else:
+        found = {name: f"obsm:{name}" for name in _tables(reference)}
+    if not found:
+        raise InputError(
+            f"{reference if isinstance(reference, str | Path) else 'the reference'}: holds no "
+            "further modality; name its place as in protein=obsm:protein"
+        )
+    return found
+
+
+def _tables(cells: str | Path | AnnData) -> list[str]:
+    """Names of the tables (values with named columns) in obsm of a file or an AnnData."""
+    import h5py
+    import pandas as pd
+
+    if not isinstance(cells, str | Path):
+        return [name for name, held in cells.obsm.items() if isinstance(held, pd.DataFrame)]
+    if not Path(cells).is_file() or not h5py.is_hdf5(cells):
+        return []
+    with h5py.File(cells) as file:
+        obsm = file["obsm"] if "obsm" in file else {}
+        kinds = {name: held.attrs.get("encoding-type") for name, held in obsm.items()}
+    return [name for name, kind in kinds.items() if kind == "dataframe"]
+
+
+def _check_unmeasured(query: Any, modalities: Collection[str]) -> None:
+    """Raises InputError where imputed values would take the place of measured ones."""
+    measured, imputed = _names_in(query)
+    for name in modalities:
+        if name in measured and name not in imputed:
+            raise InputError(
+                f"the query has obsm[{name!r}] already, which imputed values would replace; remove "
+                "or rename it there, impute another modality, or write no file"
+            )
+
+
+def _names_in(query: Any) -> tuple[set[str], set[str]]:
+    """Keys of a query's obsm, and those of them that `impute` wrote earlier."""
+    import h5py
+
+    if is_records(query):
+        return set(), set()  # the file that is written holds nothing of them
+    if not isinstance(query, str | Path):
+        return set(query.obsm.keys()), set(query.uns.get(IMPUTED, ()))
+    if not Path(query).is_file() or not h5py.is_hdf5(query):
+        return set(), set()
+    with h5py.File(query) as file:
+        imputed = f"uns/{IMPUTED}"
+        return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
+
+
+def _without(records: Records, modalities: Collection[str]) -> Records:
+    """The same records, as if cells had not been measured for some modalities."""
+    rest = {name: of for name, of in records.manifest.modalities.items() if name not in modalities}
+    part = copy(records)
+    part.manifest = replace(records.manifest, modalities=rest)
+    return part
+
+
+def _note(path: str | Path, units: Mapping[str, str]) -> None:
+    """Adds the units of what was imputed to uns of a file."""
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "r+") as file:
+        uns = file.require_group("uns")
+        old = {}
+        if IMPUTED in uns:
+            old = {name: held.asstr()[()] for name, held in uns[IMPUTED].items()}
+        write_elem(uns, IMPUTED, {**old, **units})

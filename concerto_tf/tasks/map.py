@@ -1,0 +1,391 @@
+"""Query cells mapped onto a reference: labels with a confidence, or `unknown`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.reference import Labels, Reference
+from concerto_tf.records import Records, open_input
+from concerto_tf.tasks.adapt import adapt, with_own_statistics
+from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of, is_records
+from concerto_tf.tasks.figures import check_figure
+from concerto_tf.tasks.reference import (
+    cells_as_records,
+    find_reference,
+    key_where_there,
+    make_reference,
+    model_folder,
+)
+from concerto_tf.tasks.result import check_target, write_cells, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+UNKNOWN = "unknown"
+#: Share of the reference's own cells that `map` would call unknown; see `map`.
+ALPHA = 0.1
+
+
+def map(  # noqa: A001 - the command's name
+    model: ContrastiveModel | str | Path,
+    query: Records | str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    reference: Reference | Records | str | Path | AnnData | None = None,
+    label_key: str | None = None,
+    levels: Sequence[str] = (),
+    k: int = 5,
+    alpha: float = ALPHA,
+    finetune: bool = False,
+    joint: bool = True,
+    batch_aware: bool = False,
+    source_key: str | None = None,
+    layer: str | None = None,
+    reference_source_key: str | None = None,
+    reference_layer: str | None = None,
+    drop_empty: bool = False,
+    orthologs: str | Path | None = None,
+    modalities: Mapping[str, str] | None = None,
+    groupby: str | None = None,
+    figure: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Labels query cells by their nearest reference cells, and says which it does not know.
+
+    Each query cell takes the label that its k nearest reference cells vote for, weighted by
+    cosine. It is called ``unknown`` where it is less typical of that label than a share ``alpha``
+    of the reference's own cells are, by its nearness to the reference and to the label's centroid.
+    A model pulls the cells it was trained on apart, so of new cells of known types far fewer are
+    rejected than ``alpha``: with the default 0.1 about 0.02 in our trials.
+
+    Without labels to transfer (neither ``label_key`` nor ``levels``) cells are only embedded.
+
+    Args:
+        model: A trained model, or its path. In its folder the embedded reference is kept.
+        query: Cells to map; what `embed` takes.
+        out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
+            ``obs["concerto_confidence"]`` and ``obsm["X_concerto"]``; of ``levels`` each also under
+            ``obs["concerto_label_<level>"]`` and ``obs["concerto_confidence_<level>"]``.
+        reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
+        label_key: Column of the reference's obs to transfer.
+        levels: Several such columns, the coarsest first. A cell is mapped to a coarse group first,
+            by all reference cells, then among those of its group; where the coarse label is
+            unknown, so are the finer ones. ``label_key`` is the finest level where not among them.
+        k: Number of neighbours that vote; in a group of fewer reference cells all of them.
+        alpha: Share of reference cells below which a cell is unknown; 0 rejects none.
+        finetune: Train the model on the query without labels first, and embed both with it.
+        joint: Whether reference cells are mixed in when fine-tuning.
+        batch_aware: Normalise the query by statistics of its own instead of the reference's.
+        source_key: Column of the query's obs that names the source of each cell.
+        layer: Layer that holds the query's counts.
+        reference_source_key: As ``source_key``, of the reference; by default the same where the
+            reference has it.
+        reference_layer: As ``layer``, of the reference.
+        drop_empty: Leave out cells without any count instead of refusing them.
+        orthologs: Table of orthologs where the query is of another species than the model.
+        modalities: Where further modalities lie that the model looks at; see `embed`.
+        groupby: Column of the query's obs, or ``leiden`` for clusters of its embedding, whose
+            groups are shown beside their nearest reference labels; see `relatives`.
+        figure: File of the Sankey figure of these; the table is written beside it as `.tsv`.
+        seed: Seed of fine-tuning and of Leiden.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
+        the next), ``predicted`` (the label before rejection), ``probability`` (the label's share of
+        the votes), ``familiarity`` (share of reference cells that are no more typical of it); of
+        ``levels`` each with the level's name behind. ``attrs["relatives"]`` holds the
+        rows of `relatives` where asked for, ``attrs["report"]`` how the genes were matched.
+
+    Raises:
+        InputError: Model, query and reference do not fit together, or an argument is unsuitable.
+
+    Reference:
+        Concerto, "Query-to-reference mapping" and equations 14 to 16.
+    """
+    keys = [*levels, *([label_key] if label_key and label_key not in levels else [])]
+    _check_arguments(keys, k, alpha, finetune, batch_aware, reference, groupby, figure)
+    for target in (out, figure):
+        if target is not None:
+            check_target(target)
+    if figure is not None:
+        check_figure(figure)
+    folder, model = model_folder(model), encoder_of(model)
+    of_reference = {
+        "source_key": reference_source_key or key_where_there(reference, source_key),
+        "layer": reference_layer,
+    }
+    with ExitStack() as stack:
+        records = stack.enter_context(cells_as_records(
+            model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
+            orthologs=orthologs, modalities=modalities, lenient=True,
+            # Beside a reference whose file or object has the same name, it is another source.
+            source_name="query" if finetune and source_key is None else None,
+        ))  # fmt: skip
+        if finetune:
+            origin = stack.enter_context(cells_as_records(
+                model, reference, label_keys=keys, drop_empty=drop_empty, modalities=modalities,
+                **of_reference,
+            ))  # fmt: skip
+            model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
+            found = make_reference(model, origin, keys)
+        else:
+            found = find_reference(
+                model, folder, reference, label_keys=keys, modalities=modalities,
+                drop_empty=drop_empty, **of_reference,
+            ) if keys or reference is not None else None  # fmt: skip
+        if found is not None:
+            _check_k(found, keys, k)
+        if batch_aware:
+            model = with_own_statistics(model, records)
+        # Statistics of the query's own cells know of no gene that was not measured.
+        z = embed_records(model, records, progress, observed=not (batch_aware or finetune))
+        known = records.obs()
+        lines = list(records.manifest.report.get("lines", ()))
+    table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+    table.attrs["report"] = lines
+    if groupby is not None:
+        groups = _groups(query, groupby, z, known, seed)
+        near = relatives(groups, table["predicted"], table["label"])
+        # As plain rows: pandas cannot compare tables in `attrs`, and fails to print them.
+        table.attrs["relatives"] = near.to_dict("records")
+        _show(near, groupby, keys[-1], figure)
+    if out is not None:
+        columns = {
+            f"concerto_{name}": table[name].to_numpy()
+            for name in table
+            if name.startswith(("label", "confidence"))
+        }
+        if is_records(query):
+            held = {key.removeprefix("label/"): of for key, of in known.items() if "label/" in key}
+            obs = {"source": known["source"], **held, **columns}
+            write_cells(out, known["cell"], obs, {KEY: z})
+        else:
+            write_result(
+                [query], out, obsm={KEY: z}, obs=columns, names=known["cell"], rows=known["row"],
+                layer=layer,
+            )  # fmt: skip
+    return table
+
+
+# --- labels ---------------------------------------------------------------------------------
+
+
+def _label(
+    reference: Reference | None,
+    z: np.ndarray,
+    keys: Sequence[str],
+    k: int,
+    alpha: float,
+    names: Sequence[str],
+    by_level: bool,
+) -> pd.DataFrame:
+    """The table that `map` returns."""
+    import pandas as pd
+
+    index = pd.Index(list(names), name="cell")
+    if reference is None or not keys:
+        return pd.DataFrame(index=index)
+    check_levels(reference, keys)
+    found: dict[str, pd.DataFrame] = {}
+    group = np.full(len(z), "", object)  # one group before the first level
+    sure = np.ones(len(z), np.float32)
+    coarser = None
+    for key in keys:
+        level = pd.DataFrame({
+            "label": np.full(len(z), UNKNOWN, object), "confidence": 0.0,
+            "predicted": np.full(len(z), UNKNOWN, object), "probability": 0.0, "familiarity": 0.0,
+        }, index=index)  # fmt: skip
+        for name in sorted({g for g in group if g != UNKNOWN}):
+            rows = np.flatnonzero(group == name)
+            _label_group(reference, z, rows, key, coarser, name, k, level)
+        level["probability"] *= sure
+        level["confidence"] = np.sqrt(level["probability"] * level["familiarity"])
+        level["label"] = level["predicted"].where(level["familiarity"] >= alpha, UNKNOWN)
+        group = level["label"].to_numpy(object)
+        sure, coarser = level["probability"].to_numpy(np.float32), key
+        found[key] = level
+    table = found[keys[-1]]
+    if by_level:
+        parts = [level.add_suffix(f"_{key}") for key, level in found.items()]
+        table = pd.concat([table, *parts], axis=1)
+    return table
+
+
+def _label_group(
+    reference: Reference,
+    z: np.ndarray,
+    rows: np.ndarray,
+    key: str,
+    coarser: str | None,
+    group: str,
+    k: int,
+    level: pd.DataFrame,
+) -> None:
+    """Labels the query cells of one coarse group among the reference cells of it."""
+    held = reference.labels_of(key)
+    among = held.codes >= 0
+    if coarser is not None:
+        upper = reference.labels_of(coarser)
+        among &= upper.codes == upper.names.index(group)
+    if not among.any():
+        return  # no reference cell of this group has a finer label
+    part = reference if among.all() else reference.part(np.flatnonzero(among))
+    answer = part.transfer(z[rows], key, min(k, part.n_cells))
+    names = np.array([*held.names, UNKNOWN], object)  # the last is what code -1 takes
+    level.iloc[rows, level.columns.get_loc("predicted")] = names[answer["code"]]
+    for column in ("probability", "familiarity"):
+        level.iloc[rows, level.columns.get_loc(column)] = answer[column].astype(np.float64)
+
+
+def check_levels(reference: Reference, keys: Sequence[str]) -> None:
+    """Raises InputError where a label of a level stands under two labels of the level above."""
+    for upper, lower in zip(keys, keys[1:], strict=False):
+        above, below = reference.labels_of(upper), reference.labels_of(lower)
+        both = (above.codes >= 0) & (below.codes >= 0)
+        pairs = np.unique(np.stack([below.codes[both], above.codes[both]], axis=1), axis=0)
+        lows, times = np.unique(pairs[:, 0], return_counts=True)
+        torn = [
+            f"{below.names[low]!r} ({', '.join(_names_above(above, pairs, low))})"
+            for low in lows[times > 1]
+        ]
+        if torn:
+            more = f" and {len(torn) - 5} more" if len(torn) > 5 else ""
+            raise InputError(
+                f"labels of {lower!r} stand under several of {upper!r} in the reference: "
+                f"{'; '.join(torn[:5])}{more}; give each one coarser label, or name other levels"
+            )
+
+
+def _names_above(above: Labels, pairs: np.ndarray, low: int) -> list[str]:
+    return [above.names[high] for high in pairs[pairs[:, 0] == low, 1]]
+
+
+# --- groups of the query --------------------------------------------------------------------
+
+
+def relatives(
+    groups: Sequence[str], nearest: Sequence[str], label: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Which reference labels the cells of each query group lie nearest to.
+
+    Args:
+        groups: Group of each query cell [n]; None or NaN for none.
+        nearest: Reference label nearest to it [n], whether or not it was rejected.
+        label: Label after rejection [n].
+
+    Returns:
+        One row per group and label: ``group``, ``label``, ``cells``, ``share`` of the group's
+        cells, and ``unknown``, the share of these that was rejected; the largest share first.
+
+    Example:
+
+    >>> from concerto_tf.tasks.map import relatives
+    >>> relatives(["a", "a", "b"], ["T", "B", "T"], ["T", "B", "unknown"])
+      group label  cells  share  unknown
+    0     a     B      1    0.5      0.0
+    1     a     T      1    0.5      0.0
+    2     b     T      1    1.0      1.0
+    """
+    import pandas as pd
+
+    cells = pd.DataFrame({"group": list(groups), "label": list(nearest)}).astype(object)
+    cells["unknown"] = 0.0 if label is None else (np.asarray(label) == UNKNOWN).astype(float)
+    cells = cells.dropna(subset=["group"]).astype({"group": str, "label": str})
+    counted = cells.groupby(["group", "label"], observed=True)["unknown"].agg(["size", "mean"])
+    table = counted.reset_index().rename(columns={"size": "cells", "mean": "unknown"})
+    table["share"] = table["cells"] / table.groupby("group")["cells"].transform("sum")
+    table = table[["group", "label", "cells", "share", "unknown"]]
+    order = ["group", "share", "label"]
+    return table.sort_values(order, ascending=[True, False, True], ignore_index=True)
+
+
+def _groups(
+    query: Any, groupby: str, z: np.ndarray, known: Mapping[str, np.ndarray], seed: int
+) -> np.ndarray:
+    """Group of each query cell by a column of its obs, or by Leiden."""
+    if groupby == "leiden":
+        from anndata import AnnData
+
+        from concerto_tf.tasks.cluster import cluster
+
+        adata = AnnData(obsm={KEY: z})
+        cluster(adata, seed=seed)
+        return adata.obs["concerto_cluster"].astype(str).to_numpy(object)
+    if is_records(query):
+        if f"label/{groupby}" not in known:
+            held = [name.removeprefix("label/") for name in known if name.startswith("label/")]
+            raise InputError(
+                f"the query's records have no column {groupby!r} (there are: "
+                f"{', '.join(held) or 'none'}); name one of these or leiden"
+            )
+        return known[f"label/{groupby}"]
+    with open_input(query) as cells:
+        codes, names = cells.column(groupby)
+    return np.array([*names, None], object)[codes[known["row"]]]
+
+
+def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None) -> None:
+    """Writes the table of groups and its figure."""
+    from concerto_tf._files import atomic
+    from concerto_tf.tasks.sankey import sankey_figure
+
+    if figure is None:
+        return
+    with atomic(Path(figure).with_suffix(".tsv")) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+    sankey_figure(table, figure, left=f"query: {groupby}", right=f"reference: {key}")
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+def _check_arguments(
+    keys: Sequence[str],
+    k: int,
+    alpha: float,
+    finetune: bool,
+    batch_aware: bool,
+    reference: Any,
+    groupby: str | None,
+    figure: str | Path | None,
+) -> None:
+    if len(set(keys)) < len(keys):
+        raise InputError(f"levels name a column twice: {', '.join(keys)}")
+    if k < 1:
+        raise InputError(f"k is {k}; it must be at least 1")
+    if not 0 <= alpha < 1:
+        raise InputError(f"alpha is {alpha}; it must be at least 0 and below 1")
+    if finetune and (reference is None or isinstance(reference, Reference)):
+        raise InputError(
+            "fine-tuning embeds the reference anew, and so needs its cells (--reference)"
+        )
+    if finetune and batch_aware:
+        raise InputError(
+            "fine-tuning learns the query's own statistics already; leave out one of finetune and "
+            "batch_aware"
+        )
+    if groupby is not None and not keys:
+        raise InputError("groups are shown beside reference labels; name a label key, too")
+    if figure is not None and groupby is None:
+        raise InputError("the figure shows groups of the query; name them with groupby")
+
+
+def _check_k(reference: Reference, keys: Sequence[str], k: int) -> None:
+    for key in keys:
+        held = int((reference.labels_of(key).codes >= 0).sum())
+        if k > held:
+            raise InputError(
+                f"k is {k}, but only {held} reference cells have a label {key!r}; choose a k of at "
+                f"most {held}"
+            )

@@ -1,0 +1,350 @@
+"""The reference of a model: made from cells once, kept beside the model, used again."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from concerto_tf.errors import InputError
+from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.classifier import UNKNOWN
+from concerto_tf.models.reference import Labels, Reference, Values
+from concerto_tf.models.reference_files import (
+    FOLDER,
+    fingerprint,
+    is_reference,
+    load_reference,
+    save_reference,
+)
+from concerto_tf.models.saving import FILE_NAME as MODEL
+from concerto_tf.records import Records, convert, open_input
+from concerto_tf.records.manifest import FILE_NAME as MANIFEST
+from concerto_tf.tasks.agreement import vocabularies_of
+from concerto_tf.tasks.embed import Progress, embed_records, is_records, places_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+_BATCH_CELLS = 1024
+#: Features up to which the values of a modality are kept dense.
+_DENSE_FEATURES = 1000
+_TARGET_SUM = 1e4
+
+
+def model_folder(model: Any) -> Path | None:
+    """The folder of a model that was given as one, or as the ``model.keras`` in it, else None.
+
+    A reference is kept there.
+    """
+    if not isinstance(model, str | Path):
+        return None
+    path = Path(model)
+    if path.is_dir():
+        return path
+    return path.parent if path.name == MODEL and path.is_file() else None
+
+
+@contextmanager
+def cells_as_records(
+    model: ContrastiveModel,
+    cells: Records | str | Path | AnnData,
+    *,
+    label_keys: Sequence[str] = (),
+    modalities: Mapping[str, str] | None = None,
+    source_key: str | None = None,
+    source_name: str | None = None,
+    layer: str | None = None,
+    drop_empty: bool = False,
+    orthologs: str | Path | None = None,
+    lenient: bool = False,
+) -> Iterator[Records]:
+    """Records of cells with a model's genes, and with whatever modalities are asked for.
+
+    Unlike `as_records` it also takes modalities that the model does not look at, to hold their
+    values for imputation; and with ``lenient`` it goes on without those that are not there.
+    """
+    if is_records(cells):
+        records = cells if isinstance(cells, Records) else Records(cells)
+        _check_held(records, label_keys, modalities or {})
+        yield records
+        return
+    given = dict(modalities or {})
+    if given and lenient:
+        with open_input(cells, modalities=given, lenient=True) as found:
+            for name in set(given) - set(found.modalities):
+                _log.info("%s: has no %s, which is taken as missing", found.name, given.pop(name))
+    seen = places_of(model, cells, {name: given[name] for name in model.looks_at if name in given})
+    with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
+        records = convert(
+            cells, folder, like=vocabularies_of(model), label_keys=label_keys,
+            modalities={**given, **seen}, source_key=source_key, source_name=source_name,
+            layer=layer, drop_empty=drop_empty, orthologs=orthologs,
+        )  # fmt: skip
+        records.name = ", ".join(str(item["name"]) for item in records.manifest.inputs)
+        yield records
+
+
+def key_where_there(cells: Any, key: str | None) -> str | None:
+    """A column of obs where these cells have it, else None."""
+    if key is None or is_records(cells):
+        return None
+    if not (isinstance(cells, str | Path) or hasattr(cells, "obs")):
+        return None
+    with open_input(cells) as found:
+        return key if key in found.columns else None
+
+
+def find_reference(
+    model: ContrastiveModel,
+    folder: Path | None,
+    cells: Reference | Records | str | Path | AnnData | None,
+    *,
+    label_keys: Sequence[str] = (),
+    modalities: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Reference:
+    """The reference to compare with: the one kept beside the model where it fits, or a new one.
+
+    One that is made of a model in a folder is kept there, in ``reference/``. It is used again if
+    the model and the cells are the same ones (files by name, size and time, records by their
+    checksums; cells in memory are embedded every time). Labels and values that it lacks are added
+    to those it has.
+
+    Args:
+        model: The model that embeds.
+        folder: The model's folder, if it has one.
+        cells: The reference's cells, or a `Reference`; ``None`` for the one that is kept.
+        label_keys: Keys of the labels that are needed.
+        modalities: Where the values of further modalities lie that are needed, by name.
+        progress: Called with the number of cells embedded and of all cells.
+        **options: source_key, layer, drop_empty and orthologs, as `convert` takes them.
+
+    Returns:
+        The reference, with these labels and values.
+
+    Raises:
+        InputError: There is no such reference, it is damaged, or of another model.
+    """
+    own = fingerprint(model)
+    if isinstance(cells, Reference):
+        if cells.model and cells.model != own:
+            raise InputError(
+                "the reference was embedded by another model; embed both with one model"
+            )
+        return _with_all(cells, label_keys, modalities or {})
+    # In records every modality has one place.
+    wanted = {name: "" if is_records(cells) else of for name, of in (modalities or {}).items()}
+    kept = None if folder is None else folder / FOLDER
+    if cells is None:
+        if kept is None or not is_reference(kept):
+            where = "the model" if folder is None else str(folder)
+            raise InputError(
+                f"{where}: no reference is kept there yet; give the reference's cells "
+                "(--reference)"
+            )
+        found = load_reference(kept)
+        if found.model != own:
+            raise InputError(
+                f"{kept}: belongs to another model (this one was trained again or replaced); give "
+                "the reference's cells again (--reference)"
+            )
+        # Those that the model looks at itself are in the embeddings, and may lie elsewhere here.
+        others = {name: of for name, of in wanted.items() if name not in model.looks_at}
+        return _with_all(found, label_keys, others)
+    # Embeddings rest on where the model's own modalities lie, too.
+    own_places = {
+        f"modality {name}": of for name, of in wanted.items()
+        if name in model.looks_at and of not in ("", f"obsm:{name}")
+    }  # fmt: skip
+    identity = _identity(cells, {**options, **own_places})
+    if kept is not None and kept.exists() and not is_reference(kept):
+        _log.warning("%s: is no reference and left alone; this one is not kept", kept)
+        kept = None
+    made = None
+    if kept is not None and kept.exists() and identity:
+        try:
+            found = load_reference(kept)
+        except InputError as error:
+            _log.warning("%s; making it anew", error)
+        else:
+            if found.model == own and found.cells == identity:
+                made = found
+                label_keys = [key for key in label_keys if key not in found.labels]
+                wanted = {name: of for name, of in wanted.items() if not _lies(found, name, of)}
+                if not label_keys and not wanted:
+                    _log.info("%s: %d reference cells, embedded before", kept, found.n_cells)
+                    return found
+                _log.info("%s: adds %s", kept, ", ".join([*label_keys, *wanted]))
+    with cells_as_records(
+        model, cells, label_keys=label_keys, modalities=wanted, **options
+    ) as records:
+        if made is None:
+            made = make_reference(model, records, label_keys, list(wanted), progress)
+        else:
+            made.labels.update(_read_labels(records, label_keys))
+            made.values.update({name: read_values(records, name) for name in wanted})
+    for name, place in wanted.items():
+        made.values[name] = replace(made.values[name], place=place)
+    made.cells = identity
+    if kept is not None:
+        for key in made.labels:
+            if (made.labels[key].codes >= 0).all():
+                made.calibrated(key)
+        try:
+            save_reference(made, kept)
+        except OSError as error:
+            _log.warning("%s: the reference is not kept (%s)", kept, error.strerror)
+    return made
+
+
+def make_reference(
+    model: ContrastiveModel,
+    records: Records,
+    label_keys: Sequence[str] = (),
+    modalities: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Reference:
+    """Embeds the cells of records as a reference.
+
+    Args:
+        model: The model.
+        records: Records with the model's genes.
+        label_keys: Keys of the labels to keep. Cells labelled ``unknown`` count as unlabelled.
+        modalities: Further modalities whose values to keep.
+        progress: Called with the number of cells embedded and of all cells.
+
+    Returns:
+        The reference.
+
+    Raises:
+        InputError: No cell has a label under one of the keys.
+    """
+    labels = _read_labels(records, label_keys)
+    return Reference(
+        embed_records(model, records, progress),
+        labels,
+        {name: read_values(records, name) for name in modalities},
+        model=fingerprint(model),
+    )
+
+
+def _read_labels(records: Records, keys: Sequence[str]) -> dict[str, Labels]:
+    """Labels of all cells in their order, by key."""
+    known = records.obs() if keys else {}
+    labels = {}
+    for key in keys:
+        names = tuple(name for name in records.labels[key] if name != UNKNOWN)
+        if len(names) < len(records.labels[key]):
+            _log.info("%s: reference cells labelled %r count as unlabelled", key, UNKNOWN)
+        if not names:
+            raise InputError(f"the reference's {key!r} is empty; name a column with labels")
+        place = {name: code for code, name in enumerate(names)}
+        codes = [place.get(name, -1) for name in known[f"label/{key}"]]
+        labels[key] = Labels(np.array(codes, np.int32), names)
+    return labels
+
+
+def read_values(records: Records, modality: str) -> Values:
+    """Values of a further modality of all cells, normalised.
+
+    Args:
+        records: Records that hold it.
+        modality: Its name.
+
+    Returns:
+        The values in the order of the cells: of counts log1p of what is scaled to 10,000 per cell,
+        of anything else what is stored.
+    """
+    info = records.manifest.modalities[modality]
+    counts = info.units == "counts"
+    dense = info.n_genes <= _DENSE_FEATURES
+    rows, parts = [], []
+    data = records.dataset(
+        min(_BATCH_CELLS, records.n_cells), genes=np.zeros(0, np.int64), modalities=[modality]
+    )
+    with records.naming_damage():
+        for batch in data:
+            row = batch["row"].numpy()
+            genes = batch[f"{modality}/genes"].numpy()[row >= 0]
+            values = batch[f"{modality}/values"].numpy()[row >= 0]
+            if counts:
+                total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
+                values = np.log1p(values * (_TARGET_SUM / total))
+            cell = np.repeat(np.arange(len(values)), values.shape[1])
+            part = sp.csr_matrix(
+                (values.ravel(), (cell, genes.ravel())), (len(values), info.n_genes), np.float32
+            )
+            part.eliminate_zeros()  # padding
+            parts.append(part.toarray() if dense else part)
+            rows.append(row[row >= 0])
+    order = np.argsort(np.concatenate(rows))
+    matrix = np.concatenate(parts) if dense else sp.vstack(parts, "csr")
+    units = "log1p of counts scaled to 10,000 per cell" if counts else "as given"
+    vocabulary = records.vocabulary_of(modality)
+    return Values(matrix[order], tuple(vocabulary.symbols or vocabulary.ids), units)
+
+
+def _with_all(
+    reference: Reference, label_keys: Sequence[str], modalities: Mapping[str, str]
+) -> Reference:
+    for key in label_keys:
+        reference.labels_of(key)
+    for name, place in modalities.items():
+        held = reference.values_of(name).place
+        if held and place and held != place:
+            raise InputError(
+                f"the reference holds modality {name!r} of {held}, not of {place}; name that "
+                "place, or give the reference's cells again (--reference)"
+            )
+    return reference
+
+
+def _lies(reference: Reference, modality: str, place: str) -> bool:
+    """Whether a reference holds the values of a modality that lie at a place."""
+    return modality in reference.values and reference.values[modality].place == place
+
+
+def _check_held(
+    records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]
+) -> None:
+    """Raises InputError if records lack labels or modalities that are asked for."""
+    for kind, held, asked, option in (
+        ("labels", records.labels, label_keys, "label-key"),
+        ("modality", [m for m in records.manifest.modalities if m != "rna"], modalities,
+         "modality"),
+    ):  # fmt: skip
+        for name in asked:
+            if name not in held:
+                known = ", ".join(held) or "none"
+                raise InputError(
+                    f"{records.path}: has no {kind} {name!r} (there are: {known}); convert again "
+                    f"with --{option} {name}"
+                )
+
+
+def _identity(cells: Any, options: Mapping[str, Any]) -> str:
+    """What tells the cells of a reference apart; empty where they are in memory."""
+    if is_records(cells):
+        records = cells if isinstance(cells, Records) else Records(cells)
+        return "records " + " ".join(shard.sha256 for shard in records.manifest.shards)
+    if not isinstance(cells, str | Path):
+        return ""
+    path = Path(cells).absolute()
+    if not path.exists():
+        raise InputError(f"{cells}: there is no such file; check the path")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    marks = [
+        f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.name != MANIFEST
+    ]
+    asked = [f"{key}={value}" for key, value in sorted(options.items()) if value]
+    return " ".join([str(path), *marks, *asked])

@@ -1,0 +1,236 @@
+"""Gene-set signature scores of cells."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from concerto_tf.errors import InputError
+from concerto_tf.records import Vocabulary, open_input
+from concerto_tf.records.cells import Input
+from concerto_tf.records.units import COUNTS, detect_units
+from concerto_tf.tasks.result import check_target, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+#: Gene sets that go by name. Exhaustion of T cells is the Concerto paper's.
+GENE_SETS: dict[str, tuple[str, ...]] = {
+    "exhaustion": ("PDCD1", "TIGIT", "LAG3", "HAVCR2", "CTLA4"),
+}
+PREFIX = "concerto_score_"
+_TARGET_SUM = 1e4
+_CHUNK_CELLS = 8_192
+_SAMPLE_CELLS = 256
+
+
+def score(
+    cells: str | Path | AnnData,
+    genes: str | Path | Sequence[str] | Mapping[str, Sequence[str]],
+    out: str | Path | None = None,
+    *,
+    name: str | None = None,
+    layer: str | None = None,
+) -> pd.DataFrame:
+    """Scores cells by gene sets: each gene's values scaled to 0..1 over the cells, then summed.
+
+    Counts are scaled to 10,000 per cell and log1p is taken first; values that are normalised
+    already are used as they are. A gene that has the same value in all cells adds nothing. So a
+    score lies between 0 and the number of the set's genes that were found, and (of genes that some
+    cell lacks) above 0 where a cell expresses any of them. It is relative to the cells given:
+    scores of two files do not compare.
+
+    Args:
+        cells: Anything that `convert` takes.
+        genes: Name of a set (``exhaustion``), a file with one gene per line or in GMT format (one
+            set per line: name, description, genes), a list of genes, or sets by name.
+        out: The `.h5ad` to write, with ``obs["concerto_score_<name>"]``; ``None`` writes nothing.
+        name: What to call the set of a list or of a file with one gene per line; by default
+            ``set``, or the file's name. Of several sets: the one to score.
+        layer: Layer that holds the counts.
+
+    Returns:
+        Scores [cells, sets], float64, indexed by cell. ``attrs["missing"]`` holds by set the genes
+        that the cells do not have; they are named in the log, too.
+
+    Raises:
+        InputError: There is no such set, it is empty, or no gene of it is among the cells'.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> cells = AnnData(np.array([[9, 1, 0], [9, 0, 1], [10, 0, 0]], "float32"))
+    >>> cells.var_names = ["ACTB", "PDCD1", "TIGIT"]
+    >>> score(cells, "exhaustion")["exhaustion"].tolist()
+    [1.0, 1.0, 0.0]
+
+    Reference:
+        Concerto, Methods, "Exhausted T Annotation in COVID-19 analysis".
+    """
+    import pandas as pd
+
+    if out is not None:
+        check_target(out)
+    sets = gene_sets(genes, name)
+    with open_input(cells, layer=layer) as opened:
+        found, missing = _match(opened, sets)
+        union = sorted({index for indices in found.values() for index in indices})
+        values = _values(opened, np.array(union))
+        scaled = _scaled(values)
+        place = {index: i for i, index in enumerate(union)}
+        table = pd.DataFrame(
+            {
+                key: np.asarray(scaled[:, [place[index] for index in indices]].sum(1)).ravel()
+                for key, indices in found.items()
+            },
+            index=opened.barcodes(0, opened.n_cells),
+        )
+    table.attrs["missing"] = missing
+    if out is not None:
+        write_result(
+            [cells], out, obsm={}, names=list(table.index), rows=np.arange(len(table)), layer=layer,
+            obs={f"{PREFIX}{key}": table[key].to_numpy() for key in table},
+        )  # fmt: skip
+    return table
+
+
+def gene_sets(
+    genes: str | Path | Sequence[str] | Mapping[str, Sequence[str]], name: str | None = None
+) -> dict[str, list[str]]:
+    """Reads gene sets from whatever `score` takes.
+
+    Args:
+        genes: As for `score`.
+        name: As for `score`.
+
+    Returns:
+        Genes by name of the set, each once, in their order.
+
+    Raises:
+        InputError: There is no such set or file, or it is empty.
+
+    Example:
+
+    >>> gene_sets("exhaustion")["exhaustion"][:2]
+    ['PDCD1', 'TIGIT']
+    """
+    if isinstance(genes, Mapping):
+        sets = {str(key): list(values) for key, values in genes.items()}
+    elif isinstance(genes, str | Path):
+        sets = _named(genes, name)
+    else:
+        sets = {name or "set": list(genes)}
+    if name is not None and name not in sets:
+        raise InputError(f"there is no gene set {name!r} (there are: {', '.join(sets)})")
+    if name is not None:
+        sets = {name: sets[name]}
+    sets = {
+        # A slash would be a folder inside the .h5ad.
+        key.replace("/", "_"): list(dict.fromkeys(g for g in map(str, values) if g.strip()))
+        for key, values in sets.items()
+    }
+    empty = [key for key, values in sets.items() if not values]
+    if empty or not sets:
+        of = f"set {empty[0]!r}" if empty else "file"
+        raise InputError(f"the gene {of} is empty; name at least one gene")
+    return sets
+
+
+def _named(genes: str | Path, name: str | None) -> dict[str, list[str]]:
+    """A set that goes by name, or those of a file."""
+    path = Path(genes)
+    if str(genes) in GENE_SETS and not path.exists():
+        return {str(genes): list(GENE_SETS[str(genes)])}
+    try:
+        lines = [line.rstrip("\r\n") for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(GENE_SETS)
+        raise InputError(
+            f"{genes}: neither a gene set that goes by name ({known}) nor a file that can be read "
+            f"({getattr(error, 'strerror', None) or 'no text'})"
+        ) from error
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not any("\t" in line for line in lines):
+        return {name or path.stem: [line.strip() for line in lines]}
+    sets: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        key, *rest = line.split("\t")
+        if len(rest) < 2 or not key.strip() or key in sets:
+            raise InputError(
+                f"{path}: line {number} is no gene set in GMT format (name, description and genes, "
+                "between tabs; every name once)"
+            )
+        sets[key.strip()] = [gene.strip() for gene in rest[1:]]
+    return sets
+
+
+def _match(
+    cells: Input, sets: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+    """Places of the sets' genes among those of the cells, and the genes that are not there."""
+    place = _places(cells.genes)
+    found = {key: [place[g] for g in genes if g in place] for key, genes in sets.items()}
+    missing = {key: [g for g in genes if g not in place] for key, genes in sets.items()}
+    for key, genes in missing.items():
+        if not found[key]:
+            shown = ", ".join(cells.genes.names[:3])
+            raise InputError(
+                f"{cells.name}: has no gene of the set {key!r} ({', '.join(genes[:5])}, ...); its "
+                f"genes are called {shown}, ...: name the set's genes like that"
+            )
+        if genes:
+            _log.warning(
+                "%s: %d of the %d genes of %s are missing and left out: %s", cells.name, len(genes),
+                len(sets[key]), key, ", ".join(genes),
+            )  # fmt: skip
+    return {key: list(dict.fromkeys(indices)) for key, indices in found.items()}, missing
+
+
+def _places(genes: Vocabulary) -> dict[str, int]:
+    """Index of each gene by id, and by symbol where only one has it."""
+    place: dict[str, int] = {}
+    for symbols in (genes.ensembl, genes.symbols):
+        for i, symbol in enumerate(symbols or ()):
+            if symbol:
+                place.setdefault(symbol, i)
+    return place | genes.positions
+
+
+def _values(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
+    """Normalised values [cells, genes], read in chunks."""
+    size = min(_SAMPLE_CELLS, cells.n_cells)
+    starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
+    counts = detect_units(cells.chunk(start, start + size)["rna"] for start in starts) == COUNTS
+    if not counts:
+        _log.info("%s: normalised already; scored as it is", cells.name)
+    parts = []
+    for start in range(0, cells.n_cells, _CHUNK_CELLS):
+        chunk = cells.chunk(start, min(start + _CHUNK_CELLS, cells.n_cells))["rna"]
+        part = chunk[:, genes].astype(np.float64)
+        if counts:
+            total = np.asarray(chunk.sum(axis=1, dtype=np.float64)).ravel()
+            factor = np.divide(_TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)
+            part = sp.diags(factor) @ part
+            part.data = np.log1p(part.data)
+        parts.append(sp.csr_matrix(part))
+    return sp.vstack(parts).tocsc()
+
+
+def _scaled(values: sp.csc_matrix) -> sp.csc_matrix:
+    """Values with each gene's range over the cells mapped to 0..1; 0 for a constant gene."""
+    low = values.min(axis=0).toarray().ravel()
+    high = values.max(axis=0).toarray().ravel()
+    span = np.where(high > low, high - low, np.inf)
+    # A gene whose smallest value is not 0 has no zeros: all its values are stored.
+    out = values.copy()
+    gene = np.repeat(np.arange(values.shape[1]), np.diff(values.indptr))
+    out.data = (out.data - low[gene]) / span[gene]
+    return out

@@ -1,0 +1,73 @@
+"""The folder of a training: what was asked for, who may continue in it, and what is taken back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from concerto_tf import _files
+from concerto_tf.errors import InputError
+from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.models.saving import FILE_NAME, model_file
+from concerto_tf.records import Records
+
+#: What was asked for and what came of it; written last.
+SUMMARY = "training.json"
+
+
+def take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
+    """A model that the same call has finished in ``out``; makes sure that nothing else is there."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder for the model")
+    summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
+    if summary.exists() and (out / FILE_NAME).exists():
+        if json.loads(summary.read_text())["asked"] == asked:
+            return load_model(model_file(out))
+        raise InputError(
+            f"{out}: holds a model that was trained on other records or with other options; name "
+            "another folder, or remove this one"
+        )
+    if begun.exists():
+        if json.loads(begun.read_text()) == asked:
+            return None
+        raise InputError(
+            f"{out}: holds an unfinished training with other records or options; name another "
+            "folder, or remove this one"
+        )
+    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no model; name another folder")
+    return None
+
+
+def begin(out: Path, asked: dict[str, Any]) -> None:
+    """Makes the folder and notes what is asked for, so that a later call may continue."""
+    begun = out / "checkpoint" / "asked.json"
+    try:
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_json(begun, asked)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+
+
+def withdraw(out: Path) -> None:
+    """Takes back a training that came to nothing, so that a mended call finds an empty folder."""
+    from concerto_tf.models.callbacks import saved_rounds
+
+    if saved_rounds(out / "checkpoint"):
+        return
+    for name in ("checkpoint", "training.csv", "tensorboard"):
+        _files.remove(out / name)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def fingerprint(records: Records) -> str:
+    """What identifies the content of records: the checksums of their shards."""
+    digest = hashlib.sha256()
+    for shard in records.manifest.shards:
+        digest.update(shard.sha256.encode())
+    return digest.hexdigest()

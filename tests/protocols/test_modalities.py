@@ -1,0 +1,69 @@
+"""Modalities alone and together, called as `tools/reproduce` calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+REPRODUCE = Path(__file__).parents[2] / "tools" / "reproduce"
+SMALL = {"units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 8, "components": 4}
+
+
+def reproduce(*words: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, REPRODUCE, *map(str, words)], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cells of four types; RNA tells two pairs of them apart, protein the types within a pair."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 4, 160)
+    profiles = rng.gamma(1.0, 2.0, (2, 60))
+    cells = AnnData(rng.poisson(profiles[kind // 2] + 0.1).astype("float32"))
+    cells.obs_names = [f"cell{i}" for i in range(160)]
+    cells.obs["type"] = [f"type{k}" for k in kind]
+    levels = np.stack([kind % 2 * 60, (1 - kind % 2) * 60, np.full(160, 30)], axis=1) + 5
+    cells.obsm["protein"] = pd.DataFrame(
+        rng.poisson(levels), cells.obs_names, ["CD3", "CD19", "IgG"]
+    )
+    path = tmp_path_factory.mktemp("paired") / "cells.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+@pytest.mark.slow
+def test_both_modalities_tell_what_neither_does_alone(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = reproduce(
+        "modalities", file, "-o", out, "--modalities", "protein=obsm:protein", "--label-key",
+        "type", "--seeds", "0", "--set", "epochs=30", "--set", f"options={json.dumps(SMALL)}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert json.loads(done.stdout) == result
+    scores = {name: of["knn_accuracy"] for name, of in result["mean"].items()}
+    assert set(scores) == {"rna", "protein", "rna+protein"}
+    assert scores["rna+protein"] > 0.9 > 0.7 > max(scores["rna"], scores["protein"])
+    assert (out / "figure.png").stat().st_size > 0
+    assert len(pd.read_csv(out / "table.tsv", sep="\t")) == 3
+
+
+def test_what_is_wrong_is_said_in_a_line(file: Path, tmp_path: Path) -> None:
+    done = reproduce("modalities", file, "-o", tmp_path / "out", "--label-key", "type",
+                     "--modalities", "adt=obsm:none")  # fmt: skip
+    last = done.stderr.splitlines()[-1]  # TensorFlow writes above it
+    assert done.returncode == 2 and last.startswith("reproduce: ") and "none" in last
+    done = reproduce("--help")
+    assert done.returncode == 0
+    names = {path.stem for path in (REPRODUCE.parents[1] / "concerto_tf/protocols").glob("*.py")}
+    for name in names - {"__init__", "report", "baselines"}:
+        assert f"\n    {name}" in done.stdout

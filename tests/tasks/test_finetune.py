@@ -1,0 +1,420 @@
+"""Fine-tuning, annotation and what is done about unsuitable labels."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import stats
+
+from concerto_tf._keras import keras
+from concerto_tf.errors import InputError
+from concerto_tf.models import Concerto, load_model, save_model
+from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.typicality import confidence_of, rejection_rate, type_axes, typicality
+from concerto_tf.records import Records, convert
+from concerto_tf.tasks.annotate import annotate, annotate_records, compare
+from concerto_tf.tasks.embed import embed
+from concerto_tf.tasks.finetune import finetune, hold_out, known_labels
+from concerto_tf.tasks.train import train
+
+N_GENES = 40
+NAMES = np.array(["B", "NK", "T", "DC"])
+OPTIONS: dict[str, Any] = {"label_key": "type", "batch_size": 50, "epochs": 30, "seed": 1}
+
+
+def make_cells(n: int = 240, seed: int = 0, kinds: int = 3, donor: str = "a") -> AnnData:
+    """Cells of kinds that differ in a third of their genes."""
+    rng = np.random.default_rng(seed)
+    profiles = np.random.default_rng(9).gamma(0.4, 3.0, (4, N_GENES))
+    kind = rng.integers(0, kinds, n)
+    counts = rng.poisson(profiles[kind] * 2)
+    counts[:, 0] += 1
+    cells = AnnData(counts.astype("float32"))
+    cells.obs_names = [f"cell{i}" for i in range(n)]
+    cells.var_names = [f"AB{i}C" for i in range(N_GENES)]
+    cells.obs["type"], cells.obs["donor"] = NAMES[kind], donor
+    return cells
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    cells = make_cells()
+    cells.obs["type"] = cells.obs["type"].astype(object)
+    cells.obs.loc["cell7", "type"] = None
+    cells.obs.loc["cell8", "type"] = "unknown"
+    return convert(
+        cells, tmp_path_factory.mktemp("records"), source_key="donor", label_keys=["type", "donor"]
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "pretrained"
+    small = {
+        "units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 6, "components": 5,
+    }  # fmt: skip
+    train(records, out, genes="all", epochs=10, batch_size=50, options=small)
+    return out
+
+
+@pytest.fixture(scope="module")
+def finetuned(
+    pretrained: Path, records: Records, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("models") / "finetuned"
+    finetune(pretrained, records, out, learning_rate=0.01, **OPTIONS)
+    return out
+
+
+# --- fine-tuning --------------------------------------------------------------------------------
+
+
+def test_folder_holds_the_model_and_what_its_calibration_says(
+    finetuned: Path, pretrained: Path
+) -> None:
+    found = {entry.name for entry in finetuned.iterdir()}
+    assert found == {"model.keras", "training.csv", "tensorboard", "training.json"}
+    model = load_model(finetuned)
+    assert isinstance(model, Classifier) and model.classes == ("B", "NK", "T")
+    summary = json.loads((finetuned / "training.json").read_text())
+    assert sum(summary["classes"].values()) == 238
+    said = summary["calibration"]
+    assert said["cells"] == len(model.calibration) == 48 and said["accuracy"] > 0.8
+    # j = floor(0.05 * 49) = 2
+    low, high = stats.beta(2, 47).ppf([0.025, 0.975])
+    assert said["rejected"] == pytest.approx(2 / 49, abs=1e-4)
+    assert said["rejected_interval_95"] == pytest.approx([low, high], abs=1e-4)
+    # What was pre-trained stays as it was.
+    assert not isinstance(load_model(pretrained), Classifier)
+
+
+def test_called_again_it_opens_what_is_there_or_refuses(
+    finetuned: Path, pretrained: Path, records: Records
+) -> None:
+    before = (finetuned / "model.keras").stat().st_mtime_ns
+    again = finetune(pretrained, records, finetuned, learning_rate=0.01, **OPTIONS)
+    assert (finetuned / "model.keras").stat().st_mtime_ns == before
+    assert again.get_config() == load_model(finetuned).get_config()
+    with pytest.raises(InputError, match="other options; name another"):
+        finetune(pretrained, records, finetuned, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_interrupted_training_continues_to_the_same_model(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "epochs": 4, "target": records}
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    straight = finetune(pretrained, records, tmp_path / "straight", **options)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pretrained, records, tmp_path / "stopped", callbacks=[Stop()], **options)
+    assert not (tmp_path / "stopped" / "model.keras").exists()
+    resumed = finetune(pretrained, records, tmp_path / "stopped", **options)
+    for a, b in zip(straight.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert straight.calibration == resumed.calibration
+
+
+@pytest.mark.slow
+def test_nothing_is_learned_of_the_part_held_out(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    """The same cells, but those held out are of another kind: the same model."""
+    _, codes = known_labels(records, "type")
+    held_out = hold_out(codes, 0.2, seed=1)
+    changed = make_cells()
+    changed.obs["type"] = np.where(codes < 0, None, np.array([*NAMES, ""])[codes])
+    profile = np.random.default_rng(3).poisson(2.0, (held_out.sum(), N_GENES)) + 1
+    # Their nonzeros must not outgrow those of the others, which would change the batches' shape.
+    profile[:, 30:] = 0
+    changed.X[held_out] = profile
+    other = convert(
+        changed, tmp_path / "records", source_key="donor", label_keys=["type"],
+    )  # fmt: skip
+    options = {**OPTIONS, "epochs": 2}
+    a = finetune(pretrained, records, tmp_path / "a", **options)
+    b = finetune(pretrained, other, tmp_path / "b", **options)
+    assert a.calibration != b.calibration
+    draws = {id(w) for w in (*a.weights,) if "draws" in w.name}
+    for x, y in zip(a.weights, b.weights, strict=True):
+        if id(x) not in draws:
+            np.testing.assert_allclose(np.array(x), np.array(y), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_end_to_end_starts_from_fresh_weights(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "epochs": 1, "learning_rate": 1e-9}
+    given = load_model(pretrained)
+    fine = finetune(pretrained, records, tmp_path / "fine", **options)
+    fresh = finetune(pretrained, records, tmp_path / "fresh", end_to_end=True, **options)
+    kernel = np.array(given.student_dense.kernel)
+    np.testing.assert_allclose(np.array(fine.encoder.student_dense.kernel), kernel, atol=1e-6)
+    assert np.abs(np.array(fresh.encoder.student_dense.kernel) - kernel).max() > 0.1
+    fresh_config, config = fresh.encoder.get_config(), given.get_config()
+    differ = {key for key in config if config[key] != fresh_config[key]}
+    assert differ <= {"seed", "name"}
+
+
+@pytest.mark.slow
+def test_target_of_another_source_is_learned_from(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    shifted = make_cells(120, seed=5, donor="b")
+    shifted.X = np.random.default_rng(0).poisson(
+        shifted.X * np.random.default_rng(1).gamma(1.0, 1.0, N_GENES)
+    ).astype("float32")
+    shifted.X[:, 0] += 1
+    target = convert(
+        shifted, tmp_path / "target", source_key="donor", label_keys=["type"], like=records
+    )
+    options = {**OPTIONS, "learning_rate": 0.01}
+    plain = finetune(pretrained, records, tmp_path / "plain", **options)
+    adapted = finetune(pretrained, records, tmp_path / "adapted", target=target, **options)
+    assert plain.sources == ("a",) and adapted.sources == ("a", "b")
+    with open(tmp_path / "adapted" / "training.csv") as file:
+        assert "consistency" in file.readline()
+    truth = shifted.obs["type"].to_numpy()
+
+    def right(model: Classifier) -> float:
+        codes = annotate_records(model, target)["code"]
+        return np.mean(np.array(model.classes)[codes] == truth)
+
+    assert right(adapted) > right(plain) + 0.02 or right(adapted) > 0.97
+
+
+@pytest.mark.slow
+def test_two_replicas(pretrained: Path, records: Records, tmp_path: Path) -> None:
+    options = {**OPTIONS, "epochs": 1, "strategy": "mirrored"}
+    model = finetune(pretrained, records, tmp_path / "model", target=records, **options)
+    assert len(model.calibration) == 48
+    assert len(annotate(tmp_path / "model", make_cells(20))) == 20
+
+
+# --- labels that are unsuitable -----------------------------------------------------------------
+
+
+def labelled(tmp_path: Path, labels: Any) -> Records:
+    cells = make_cells(60)
+    cells.obs["type"] = labels
+    return convert(cells, tmp_path / "odd", source_key="donor", label_keys=["type"])
+
+
+def test_labels_of_one_type_or_none_are_refused(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    one = labelled(tmp_path / "one", "B")
+    with pytest.raises(InputError, match="two types apart, but all are 'B'"):
+        finetune(pretrained, one, out, **OPTIONS)
+    none = labelled(tmp_path / "none", "unknown")
+    with pytest.raises(InputError, match="two types apart, but none of the cells has one"):
+        finetune(pretrained, none, out, **OPTIONS)
+    with pytest.raises(InputError, match=r"no label 'kind' \(there are: type, donor\); convert"):
+        finetune(pretrained, records, out, **{**OPTIONS, "label_key": "kind"})
+    for change, message in (
+        ({"calibration": 0.7}, "calibration is 0.7; hold out a share between 0 and 0.5"),
+        ({"consistency": -1.0}, "consistency is -1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"strategy": "all"}, "no strategy 'all'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            finetune(pretrained, records, out, **{**OPTIONS, **change})
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_type_with_one_cell_is_learned_and_never_held_out(
+    pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.where(np.arange(60) % 2 == 0, "B", "T").astype(object)
+    labels[11] = "DC"
+    few = labelled(tmp_path, labels)
+    with caplog.at_level(logging.WARNING, "concerto_tf"):
+        classes, codes = known_labels(few, "type")
+    assert "'DC' has one cell" in caplog.text and classes == ["B", "DC", "T"]
+    assert not any(hold_out(codes, 0.5, seed)[11] for seed in range(20))
+    model = finetune(pretrained, few, tmp_path / "model", **{**OPTIONS, "epochs": 1})
+    assert model.classes == ("B", "DC", "T") and len(model.calibration) == 19
+
+
+def test_values_of_another_kind_are_refused(
+    pretrained: Path, finetuned: Path, tmp_path: Path
+) -> None:
+    cells = make_cells(60)
+    cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
+    values = convert(cells, tmp_path / "r", source_key="donor", label_keys=["type"])
+    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+        finetune(pretrained, values, tmp_path / "out", **OPTIONS)
+    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+        annotate(finetuned, cells, tmp_path / "out.h5ad")
+    fewer = convert(make_cells()[:, :30].copy(), tmp_path / "f", label_keys=["type"])
+    with pytest.raises(InputError, match="are not the 40 of the model"):
+        finetune(pretrained, fewer, tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.h5ad").exists()
+
+
+# --- annotation ---------------------------------------------------------------------------------
+
+
+def test_every_way_in_gives_the_same_labels(
+    finetuned: Path, records: Records, tmp_path: Path
+) -> None:
+    cells = make_cells(50, seed=3)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model = load_model(finetuned)
+    own = convert(
+        cells, tmp_path / "records", source_key="donor", label_keys=["type"], like=records
+    )
+    want, seen = None, []
+    ways = [(finetuned, tmp_path / "cells.h5ad"), (model, cells), (model, own)]
+    for i, (of, given) in enumerate(ways):
+        out = tmp_path / f"{i}.h5ad"
+        source = None if isinstance(given, Records) else "donor"
+        table = annotate(
+            of, given, out, source_key=source, progress=lambda *p: seen.append(p)
+        )
+        want = table if want is None else want
+        assert list(table.index) == list(cells.obs_names)
+        assert list(table["label"]) == list(want["label"])
+        np.testing.assert_allclose(table["confidence"], want["confidence"], atol=1e-4)
+        written = anndata.io.read_h5ad(out)
+        assert list(written.obs["concerto_label"]) == list(table["label"])
+        np.testing.assert_array_equal(written.obs["concerto_confidence"], table["confidence"])
+        np.testing.assert_allclose(
+            written.obsm["X_concerto"], embed(finetuned, cells, source_key="donor"), atol=1e-4
+        )
+        assert list(written.obs["type"]) == list(cells.obs["type"])
+    assert seen == [(50, 50)] * 3
+    assert np.mean(want["predicted"] == cells.obs["type"]) > 0.9
+    assert ((want["confidence"] > 0) & (want["confidence"] < 1)).all()
+
+
+def test_alpha_is_the_share_of_known_cells_that_is_rejected(finetuned: Path) -> None:
+    """Fresh cells of the same types; 48 held-out cells leave the realised share uncertain."""
+    table = annotate(finetuned, make_cells(1000, seed=11), alpha=0.2)
+    rejected = (table["label"] == "unknown").mean()
+    _, low, high = rejection_rate(0.2, 48)
+    assert low - 0.03 < rejected < high + 0.03
+    assert ((table["familiarity"] < 9 / 49) == (table["label"] == "unknown")).all()
+    blend = np.sqrt(table["probability"] * table["familiarity"])
+    np.testing.assert_allclose(table["confidence"], blend)
+
+
+def test_unseen_types_are_unknown_and_evaluated_as_such(finetuned: Path) -> None:
+    query = make_cells(200, seed=4, kinds=4)
+    query = query[query.obs["type"] != "NK"].copy()
+    table = annotate(finetuned, query)
+    found = compare(table, query.obs["type"].tolist(), load_model(finetuned).classes)
+    assert found["types_unseen"] == ["DC"] and found["types_absent"] == ["NK"]
+    assert found["auroc"] > 0.9 and found["rejected_unseen"] > found["rejected_seen"] + 0.3
+    assert found["cells"] + found["cells_unseen"] == len(query) and found["accuracy"] > 0.9
+    nobody = compare(table, [None] * len(query), ["B", "T"])
+    assert nobody["accuracy"] is None and nobody["auroc"] is None and nobody["cells"] == 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 5.0, float("nan")])
+def test_alpha_lies_between_0_and_1(finetuned: Path, alpha: float) -> None:
+    with pytest.raises(InputError, match="alpha is .*between 0 and 1"):
+        annotate(finetuned, make_cells(5), alpha=alpha)
+
+
+def test_where_too_few_cells_were_held_out_none_is_rejected(
+    finetuned: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = make_cells(20)
+    odd.X = np.random.default_rng(0).poisson(3.0, odd.shape).astype("float32") + 1
+    assert (annotate(finetuned, odd, alpha=0.05)["label"] == "unknown").mean() > 0.8
+    with caplog.at_level(logging.WARNING, "concerto_tf"):
+        table = annotate(finetuned, odd, alpha=0.01)
+    assert not (table["label"] == "unknown").any()
+    assert "48 held-out cells, but alpha 0.01 takes 99" in caplog.text
+
+
+@pytest.mark.slow
+def test_without_calibration_confidence_is_the_probability(
+    pretrained: Path, records: Records, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = finetune(pretrained, records, tmp_path / "m", calibration=0.0, **OPTIONS)
+    said = json.loads((tmp_path / "m" / "training.json").read_text())["calibration"]
+    assert model.calibration == () and said["cells"] == 0 and said["rejected"] == 0
+    with caplog.at_level(logging.WARNING, "concerto_tf"):
+        table = annotate(model, make_cells(20), alpha=0.9)
+    assert "without calibration" in caplog.text and not (table["label"] == "unknown").any()
+    found = annotate_records(model, convert(make_cells(20), tmp_path / "r", like=records))
+    np.testing.assert_allclose(table["confidence"], found["probabilities"].max(1), atol=1e-3)
+
+
+def test_a_model_without_types_cannot_annotate(pretrained: Path, tmp_path: Path) -> None:
+    save_model(Concerto([f"G{i}" for i in range(10)]), tmp_path / "m.keras")
+    for model in (pretrained, tmp_path / "m.keras", load_model(pretrained)):
+        with pytest.raises(InputError, match="tells no cell types; teach it some with concerto"):
+            annotate(model, make_cells(5))
+
+
+# --- what they rest on --------------------------------------------------------------------------
+
+
+def test_held_out_part_is_stratified_random_and_of_the_size_asked_for() -> None:
+    codes = np.repeat([-1, 0, 1, 2], [50, 400, 90, 10])
+    chosen = hold_out(codes, 0.2, seed=3)
+    assert chosen.sum() == 100 and not chosen[:50].any()
+    assert np.bincount(codes[chosen]).tolist() == [80, 18, 2]
+    assert (chosen == hold_out(codes, 0.2, seed=3)).all()
+    assert (chosen != hold_out(codes, 0.2, seed=4)).any()
+    often = np.mean([hold_out(codes, 0.2, seed) for seed in range(400)], axis=0)
+    assert np.abs(often[50:] - 0.2).max() < 0.1  # every cell is as likely
+    assert hold_out(np.zeros(60, int), 0.1).sum() == 19  # what alpha 0.05 takes
+    assert hold_out(np.zeros(20, int), 0.1).sum() == 10  # but no more than half
+    assert hold_out(np.zeros(50_000, int), 0.2).sum() == 2_000
+    assert not hold_out(codes, 0.0).any()
+
+
+def test_typicality_is_the_mahalanobis_distance_in_principal_components() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 400)
+    y = rng.normal(size=(3, 8))[label] * 3 + rng.normal(size=(400, 8)) @ rng.normal(size=(8, 8))
+    axes = type_axes(y, label).astype("float64")
+    assert axes.shape == (8, 50) and not axes[:, 8:].any()
+    mean = np.stack([y[label == c].mean(0) for c in range(3)])
+    rest = y - mean[label]
+    spread = rest.T @ rest / 397
+    spread += 0.1 * np.trace(spread) / 8 * np.eye(8)
+    inverse = np.linalg.inv(spread)
+    new = rng.normal(size=(30, 8)) * 4
+    apart = new[:, None] - mean
+    want = -np.einsum("ncf,fg,ncg->nc", apart, inverse, apart).min(1)
+    np.testing.assert_allclose(typicality(new, axes, mean @ axes), want, rtol=1e-4)
+
+
+def test_confidence_rises_with_the_score_and_is_the_share_below() -> None:
+    held_out = np.sort(np.random.default_rng(0).normal(size=99))
+    score = np.sort(np.concatenate([np.random.default_rng(1).normal(size=200) * 3, held_out]))
+    found = confidence_of(score.astype("float32"), held_out.astype("float32").tolist()).numpy()
+    assert (np.diff(found) >= 0).all() and (np.diff(found) > 0).mean() > 0.9
+    assert 0 < found[0] and found[-1] < 1
+    below = (held_out.astype("float32") <= score.astype("float32")[:, None]).sum(1)
+    assert (found >= below / 100 - 1e-6).all() and (found <= (below + 1) / 100 + 1e-6).all()
+
+
+def test_rejection_rate_is_that_of_many_calibrations() -> None:
+    rng = np.random.default_rng(0)
+    held_out = np.sort(rng.random((20_000, 60)), axis=1)
+    realised = held_out[:, 2]  # uniform scores; below the third of 60: floor(0.05 * 61) = 3
+    mean, low, high = rejection_rate(0.05, 60)
+    assert mean == pytest.approx(realised.mean(), abs=2e-3)
+    assert (low, high) == pytest.approx(tuple(np.quantile(realised, [0.025, 0.975])), abs=3e-3)
+    assert rejection_rate(0.05, 18) == (0.0, 0.0, 0.0)
