@@ -38,7 +38,7 @@ _OWN_FILES = ("shard-*.tfrecord", "shard-*.tfrecord.gz", "vocabulary*.tsv")
 
 
 def convert(
-    inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
+    inputs: str | Path | AnnData | Input | Sequence[str | Path | AnnData | Input],
     out: str | Path,
     *,
     layer: str | None = None,
@@ -65,7 +65,7 @@ def convert(
 
     Args:
         inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
-            AnnData. Several are joined over the union of their genes.
+            AnnData, or an open `Input`. Several are joined over the union of their genes.
         out: Folder to write; must not exist, be empty, or hold an earlier conversion.
         layer: None for X, a name in `layers`, or "raw".
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
@@ -160,7 +160,7 @@ def convert(
 
 
 def _check_options(
-    inputs: Sequence[Path | AnnData],
+    inputs: Sequence[Path | AnnData | Input],
     shards: int | None,
     compression: str,
     workers: int,
@@ -207,7 +207,7 @@ def _given_vocabularies(
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
 
 
-def _fingerprint(inputs: Sequence[Path | AnnData], out: Path, options: list) -> str:
+def _fingerprint(inputs: Sequence[Path | AnnData | Input], out: Path, options: list) -> str:
     """What the result depends on, in one string; empty if an input is in memory, and so may differ
     the next time without anything to show for it."""
     files = []

@@ -28,7 +28,7 @@ _ACCEPTED = "an .h5ad, a .zarr, a 10x .h5 or a 10x mtx folder"
 
 
 def open_input(
-    source: str | Path | AnnData,
+    source: str | Path | AnnData | Input,
     *,
     layer: str | None = None,
     modalities: Mapping[str, str] | None = None,
@@ -39,7 +39,7 @@ def open_input(
 
     Args:
         source: path of an `.h5ad`, `.zarr`, 10x `.h5`, 10x `mtx` folder (or the `.mtx` within), or
-            an AnnData (in memory, view or backed).
+            an AnnData (in memory, view or backed). An Input is taken as it is, open already.
         layer: None for X, a name in `layers`, or "raw" for `.raw` with its own genes. For a 10x
             `.h5` of Cell Ranger 2 with several genomes: which genome.
         modalities: name -> where it lies: "obsm:KEY" (a data frame, array or sparse matrix),
@@ -58,6 +58,8 @@ def open_input(
         InputError: missing, truncated, none of these formats, no cells, no genes, duplicate gene
             names, layer or modality not there. The message says what, where and how to mend it.
     """
+    if isinstance(source, Input):
+        return source
     modalities = dict(modalities or {})
     while lenient:
         try:

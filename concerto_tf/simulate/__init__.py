@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from concerto_tf.simulate.params import SplatParams
-from concerto_tf.simulate.splat import simulate, stream
+from concerto_tf.simulate.splat import Experiment, simulate, stream
 
-__all__ = ["SplatParams", "simulate", "stream"]
+__all__ = ["Experiment", "SplatParams", "simulate", "stream"]

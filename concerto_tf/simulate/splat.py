@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from scipy import sparse
 
 from concerto_tf.errors import InputError
 from concerto_tf.simulate.counts import Cells, draw_cells, draw_counts
-from concerto_tf.simulate.genes import GeneModel, draw_genes
+from concerto_tf.simulate.genes import draw_genes
 from concerto_tf.simulate.params import SplatParams
 
 if TYPE_CHECKING:
@@ -25,8 +25,147 @@ if TYPE_CHECKING:
 BLOCK = 2048
 
 
+class Experiment:
+    """The cells of an experiment by their number, drawn whenever they are asked for.
+
+    Nothing is kept but what all cells share, so any stretch of any number of cells can be read,
+    again and in any order, in the memory of that stretch.
+
+    Args:
+        params: the experiment.
+        workers: threads; by default the machine's processors, at most 4.
+
+    Raises:
+        InputError: workers is below 1.
+
+    Example:
+        >>> from concerto_tf.simulate import Experiment, SplatParams
+        >>> cells = Experiment(SplatParams.droplet(n_cells=10**9, n_genes=500))
+        >>> cells.counts(10**8, 10**8 + 3).shape, cells.obs(10**8, 10**8 + 1).index[0]
+        ((3, 500), 'Cell100000001')
+    """
+
+    def __init__(self, params: SplatParams, workers: int | None = None) -> None:
+        self.params = params
+        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        if self.workers < 1:
+            raise InputError(f"workers is {workers}: it must be at least 1.")
+        self.genes = draw_genes(params)
+
+    def counts(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Counts [stop - start, G] of the cells start to stop: CSR float32, sorted indices."""
+        parts = [counts for counts, _ in self._stretch(start, stop)]
+        if not parts:
+            return sparse.csr_matrix((0, self.params.n_genes), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else sparse.vstack(parts, "csr")
+
+    def obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """The table of the cells start to stop that `stream` describes, without their counts."""
+        stop = self.params.n_cells if stop is None else stop
+        cells = [_part(self._cells(i)[1], *edges) for i, *edges in _edges(start, stop)]
+        return self._table(start, cells)
+
+    def var(self) -> pd.DataFrame:
+        """The table of genes: what is true of them."""
+        import pandas as pd
+
+        params, genes = self.params, self.genes
+        name = "Path" if params.paths else "Group"
+        var = {"mean": genes.means, "outlier": genes.outliers}
+        if params.n_groups > 1 or params.paths:
+            var |= {f"de_{name}{g + 1}": f for g, f in enumerate(genes.group_factors)}
+        if params.n_batches > 1:
+            var |= {f"batch_Batch{b + 1}": f for b, f in enumerate(genes.batch_factors)}
+        return pd.DataFrame(var, index=[f"Gene{i + 1}" for i in range(params.n_genes)])
+
+    def uns(self) -> dict:
+        """The parameters, as `.h5ad` can store them: neither None nor tuples."""
+        given = {k: v for k, v in asdict(self.params).items() if v is not None}
+        return {"simulation": {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}}
+
+    def chunks(self, chunk_cells: int) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
+        """All cells in order, as `stream` yields them."""
+        waiting: list[tuple[sparse.csr_matrix, Cells]] = []
+        n_waiting = start = 0
+        for counts, cells in self._blocks(range(-(-self.params.n_cells // BLOCK))):
+            offset, n = 0, counts.shape[0]
+            while offset < n:
+                stop = min(n, offset + chunk_cells - n_waiting)
+                waiting.append(_cut(counts, cells, offset, stop))
+                n_waiting, offset = n_waiting + stop - offset, stop
+                if n_waiting == chunk_cells:
+                    yield self._chunk(waiting, start)
+                    start, waiting, n_waiting = start + n_waiting, [], 0
+        if waiting:
+            yield self._chunk(waiting, start)
+
+    def _chunk(
+        self, parts: list[tuple[sparse.csr_matrix, Cells]], start: int
+    ) -> tuple[sparse.csr_matrix, pd.DataFrame]:
+        """One chunk of counts with its table of cells; `start` is its first cell's number."""
+        counts = parts[0][0] if len(parts) == 1 else sparse.vstack([c for c, _ in parts], "csr")
+        return counts, self._table(start, [cells for _, cells in parts])
+
+    def _stretch(self, start: int, stop: int) -> Iterator[tuple[sparse.csr_matrix, Cells]]:
+        """Counts and cells of the blocks of the cells start to stop, cut to these."""
+        edges = list(_edges(start, stop))
+        blocks = self._blocks([i for i, *_ in edges])
+        for (_, first, last), (counts, cells) in zip(edges, blocks, strict=True):
+            yield _cut(counts, cells, first, last)
+
+    def _table(self, start: int, parts: list[Cells]) -> pd.DataFrame:
+        """The table of consecutive cells, the first of which is number `start`."""
+        import pandas as pd
+
+        params = self.params
+        group, step, batch, library = (
+            np.concatenate([np.empty(0, dtype), *(getattr(cells, k) for cells in parts)])
+            for k, dtype in (("group", int), ("step", int), ("batch", int), ("library", float))
+        )
+        name = "Path" if params.paths else "Group"
+        obs = pd.DataFrame(index=[f"Cell{i + 1}" for i in range(start, start + len(group))])
+        names = [f"{name}{g + 1}" for g in range(params.n_groups)]
+        obs[name.lower()] = pd.Categorical.from_codes(group, names)
+        if params.paths:
+            obs["step"] = step
+            obs["pseudotime"] = self.genes.starts[group] + step / (params.path_steps - 1)
+        obs["batch"] = pd.Categorical.from_codes(
+            batch, [f"Batch{b + 1}" for b in range(params.n_batches)]
+        )
+        obs["library_size"] = library
+        return obs
+
+    def _cells(self, block: int) -> tuple[np.random.Generator, Cells]:
+        """The cells of a block, and its source of randomness after they were drawn."""
+        params = self.params
+        rng = np.random.default_rng(np.random.SeedSequence(params.seed, spawn_key=(1, block)))
+        return rng, draw_cells(rng, min(BLOCK, params.n_cells - block * BLOCK), params)
+
+    def _block(self, block: int) -> tuple[sparse.csr_matrix, Cells]:
+        rng, cells = self._cells(block)
+        return draw_counts(rng, cells, self.genes, self.params), cells
+
+    def _blocks(self, blocks: Sequence[int]) -> Iterator[tuple[sparse.csr_matrix, Cells]]:
+        """These blocks in order, `workers` of them in work at a time."""
+        if self.workers == 1 or len(blocks) == 1:
+            yield from map(self._block, blocks)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: deque = deque()
+            try:
+                for i in blocks:
+                    ahead.append(pool.submit(self._block, i))
+                    if len(ahead) > self.workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:  # a consumer that stops early waits for no more than the blocks in work
+                for future in ahead:
+                    future.cancel()
+
+
 def stream(
-    params: SplatParams, chunk_cells: int = 8192, workers: int | None = None
+    params: SplatParams, chunk_cells: int = BLOCK, workers: int | None = None
 ) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
     """Simulate cells chunk after chunk, in memory that does not grow with their number.
 
@@ -36,7 +175,8 @@ def stream(
 
     Args:
         params: the experiment.
-        chunk_cells: cells per chunk; the last one may be smaller.
+        chunk_cells: cells per chunk; the last one may be smaller. As they are drawn (2,048) is
+            quickest: nothing is copied.
         workers: threads; by default the machine's processors, at most 4.
 
     Yields:
@@ -63,11 +203,7 @@ def stream(
     """
     if chunk_cells < 1:
         raise InputError(f"chunk_cells is {chunk_cells}: it must be at least 1.")
-    if workers is None:
-        workers = min(4, os.cpu_count() or 1)
-    if workers < 1:
-        raise InputError(f"workers is {workers}: it must be at least 1.")
-    return _chunks(params, draw_genes(params), chunk_cells, workers)
+    return Experiment(params, workers).chunks(chunk_cells)
 
 
 def simulate(params: SplatParams, workers: int | None = None) -> AnnData:
@@ -89,98 +225,28 @@ def simulate(params: SplatParams, workers: int | None = None) -> AnnData:
         >>> adata.shape
         (50, 200)
     """
-    import pandas as pd
     from anndata import AnnData
 
-    genes = draw_genes(params)
-    counts, obs = zip(*_chunks(params, genes, params.n_cells, workers or 2), strict=True)
-    name = "Path" if params.paths else "Group"
-    var = {"mean": genes.means, "outlier": genes.outliers}
-    if params.n_groups > 1 or params.paths:
-        var |= {f"de_{name}{g + 1}": f for g, f in enumerate(genes.group_factors)}
-    if params.n_batches > 1:
-        var |= {f"batch_Batch{b + 1}": f for b, f in enumerate(genes.batch_factors)}
-    index = [f"Gene{i + 1}" for i in range(params.n_genes)]
-    adata = AnnData(counts[0], obs[0], pd.DataFrame(var, index=index))
-    # h5ad stores neither None nor tuples
-    adata.uns["simulation"] = {
-        k: list(v) if isinstance(v, tuple) else v
-        for k, v in asdict(params).items()
-        if v is not None
-    }
-    return adata
+    cells = Experiment(params, workers)
+    ((counts, obs),) = cells.chunks(params.n_cells)
+    return AnnData(counts, obs, cells.var(), cells.uns())
 
 
-def _chunks(
-    params: SplatParams, genes: GeneModel, chunk_cells: int, workers: int
-) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
-    """Cut the stream of blocks into chunks."""
-    waiting: list[tuple[sparse.csr_matrix, Cells]] = []
-    n_waiting = start = 0
-    for counts, cells in _blocks(params, genes, workers):
-        offset, n = 0, counts.shape[0]
-        while offset < n:
-            stop = min(n, offset + chunk_cells - n_waiting)
-            part = slice(offset, stop)
-            waiting.append(
-                (counts[part], Cells(*(getattr(cells, k)[part] for k in Cells.__annotations__)))
-            )
-            n_waiting, offset = n_waiting + stop - offset, stop
-            if n_waiting == chunk_cells:
-                yield _chunk(waiting, start, params, genes)
-                start, waiting, n_waiting = start + n_waiting, [], 0
-    if waiting:
-        yield _chunk(waiting, start, params, genes)
+def _edges(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The blocks of the cells start to stop: number, first and one past the last within each."""
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        first = block * BLOCK
+        yield block, max(start - first, 0), min(stop - first, BLOCK)
 
 
-def _chunk(
-    parts: list[tuple[sparse.csr_matrix, Cells]], start: int, params: SplatParams, genes: GeneModel
-) -> tuple[sparse.csr_matrix, pd.DataFrame]:
-    """One chunk of counts with its table of cells; `start` is its first cell's number."""
-    import pandas as pd
-
-    counts = parts[0][0] if len(parts) == 1 else sparse.vstack([c for c, _ in parts], "csr")
-    group, step, batch, library = (
-        np.concatenate([getattr(cells, k) for _, cells in parts])
-        for k in ("group", "step", "batch", "library")
-    )
-    name = "Path" if params.paths else "Group"
-    obs = pd.DataFrame(index=[f"Cell{i + 1}" for i in range(start, start + len(group))])
-    names = [f"{name}{g + 1}" for g in range(params.n_groups)]
-    obs[name.lower()] = pd.Categorical.from_codes(group, names)
-    if params.paths:
-        obs["step"] = step
-        obs["pseudotime"] = genes.starts[group] + step / (params.path_steps - 1)
-    obs["batch"] = pd.Categorical.from_codes(
-        batch, [f"Batch{b + 1}" for b in range(params.n_batches)]
-    )
-    obs["library_size"] = library
-    return counts, obs
+def _cut(
+    counts: sparse.csr_matrix, cells: Cells, start: int, stop: int
+) -> tuple[sparse.csr_matrix, Cells]:
+    """Some cells of a block; the block itself, uncopied, if it is all of them."""
+    if stop - start == counts.shape[0]:
+        return counts, cells
+    return counts[start:stop], _part(cells, start, stop)
 
 
-def _blocks(
-    params: SplatParams, genes: GeneModel, workers: int
-) -> Iterator[tuple[sparse.csr_matrix, Cells]]:
-    """Blocks in order, `workers` of them in work at a time."""
-
-    def block(i: int) -> tuple[sparse.csr_matrix, Cells]:
-        rng = np.random.default_rng(np.random.SeedSequence(params.seed, spawn_key=(1, i)))
-        cells = draw_cells(rng, min(BLOCK, params.n_cells - i * BLOCK), params)
-        return draw_counts(rng, cells, genes, params), cells
-
-    n_blocks = -(-params.n_cells // BLOCK)
-    if workers == 1:
-        yield from map(block, range(n_blocks))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque = deque()
-        try:
-            for i in range(n_blocks):
-                ahead.append(pool.submit(block, i))
-                if len(ahead) > workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:  # a consumer that stops early waits for no more than the blocks in work
-            for future in ahead:
-                future.cancel()
+def _part(cells: Cells, start: int, stop: int) -> Cells:
+    return Cells(*(getattr(cells, name)[start:stop] for name in Cells.__annotations__))

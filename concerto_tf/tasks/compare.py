@@ -1,0 +1,288 @@
+"""What differs between conditions: composition, genes, gene-set scores and enrichment by type."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from concerto_tf._files import atomic, remove, remove_temporaries, write_json
+from concerto_tf._version import __version__
+from concerto_tf.errors import InputError
+from concerto_tf.records import open_input
+from concerto_tf.records.cells import Input
+from concerto_tf.tasks.compare_composition import composition
+from concerto_tf.tasks.compare_genes import (
+    ENRICHMENT,
+    MODULES,
+    enrichment,
+    has_gseapy,
+    markers,
+    modules,
+    scores_of,
+)
+from concerto_tf.tasks.compare_groups import Groups
+from concerto_tf.tasks.score import _match, _values, gene_sets
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+SUMMARY = "compare.json"
+TABLES = ("composition", "markers", "modules", "enrichment")
+LABELS = ("concerto_label", "concerto_cluster")
+ON_CELLS = (
+    "tests are on cells, which are no replicates: cells of one sample are alike, so what is found "
+    "between two samples may be a difference of samples and not of conditions; name the column "
+    "of samples (--sample-key), two of each condition or more"
+)
+ON_SAMPLES = (
+    "significance is by tests between samples; p values of the Wilcoxon tests (p, p_adjusted) "
+    "take cells for replicates, which they are not"
+)
+
+
+def compare(
+    cells: str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    condition: str,
+    control: str,
+    label_key: str | None = None,
+    sample_key: str | None = None,
+    sets: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    layer: str | None = None,
+    alpha: float = 0.05,
+    log_fold_change: float = 0.25,
+    min_cells: int = 10,
+) -> dict[str, pd.DataFrame]:
+    """Compares every condition with the control, cell type by cell type.
+
+    Counts are scaled to 10,000 per cell and log1p is taken; values that are normalised already are
+    used as they are. With samples (two of each condition or more) what is significant is decided
+    between samples; without, between cells, which overstates it where cells come from few samples.
+    Of what each table calls significant, a share `alpha` is expected to be false (Benjamini and
+    Hochberg over all of its rows); where nothing differs, that is the chance that anything is
+    called significant.
+
+    Args:
+        cells: Anything that `convert` takes, with columns of obs.
+        out: Folder for `composition.tsv`, `markers.tsv`, `modules.tsv`, `enrichment.tsv`,
+            `figures/*.png` and, last, `compare.json`. What of these is there is replaced; ``None``
+            writes nothing.
+        condition: Column of obs with the conditions.
+        control: The condition that the others are compared with.
+        label_key: Column of obs with cell types; by default ``concerto_label``, or else
+            ``concerto_cluster``.
+        sample_key: Column of obs with samples (donors). A sample that was taken in several
+            conditions counts as one of each.
+        sets: Gene sets as `score` takes them, such as a GMT file. Modules are the mean over a
+            set's genes of their values, each scaled to 0..1 over the cells. Enrichment needs
+            gseapy.
+        layer: Layer that holds the counts.
+        alpha: See above.
+        log_fold_change: What the base 2 logarithm of a gene's fold change must reach.
+        min_cells: Cells of a type that both conditions must have for its genes to be compared.
+
+    Returns:
+        The tables by name.
+
+    Raises:
+        InputError: The file, a column or an option is unsuitable.
+
+    Example:
+        >>> from concerto_tf.simulate import SplatParams, simulate
+        >>> cells = simulate(SplatParams.droplet(n_cells=400, n_genes=200, group_sizes=(1, 1)))
+        >>> cells.obs["given"] = ["drug", "none"] * 200
+        >>> tables = compare(cells, condition="given", control="none", label_key="group")
+        >>> tables["composition"][["cell_type", "condition"]].values.tolist()
+        [['Group1', 'drug'], ['Group2', 'drug']]
+
+    Reference:
+        CLEAR, "CLEAR illustrates peripheral immune cells atlas and inflammatory-related mechanisms
+        in COVID-19".
+    """
+    _check_options(alpha, log_fold_change, min_cells)
+    named = None if sets is None else gene_sets(sets)
+    notes: list[str] = []
+    with open_input(cells, layer=layer) as opened:
+        name, label_key = opened.name, label_key or _label_key(opened)
+        keep, groups = _groups(opened, condition, control, label_key, sample_key, notes)
+        found = {} if named is None else _match(opened, named)[0]
+        folder = None if out is None else _folder(out)
+        values = _values(opened, np.arange(len(opened.genes)))
+    values = values.tocsr()[keep].astype(np.float32)
+    groups = Groups(values, opened.genes.names, **groups)
+    _say_what_is_left_out(groups, min_cells, notes)
+
+    tables = {"composition": composition(groups, alpha)}
+    tables["markers"] = markers(groups, alpha, log_fold_change, min_cells)
+    scores = None
+    tables["modules"], tables["enrichment"] = _empty(MODULES), _empty(ENRICHMENT)
+    if found:
+        scores = scores_of(values.tocsc(), found)
+        sizes = {key: len(genes) for key, genes in found.items()}
+        tables["modules"] = modules(groups, scores, sizes, alpha, min_cells)
+        if has_gseapy():
+            known = {key: [groups.genes[i] for i in genes] for key, genes in found.items()}
+            tables["enrichment"] = enrichment(tables["markers"], known, alpha)
+        else:
+            notes.append(
+                "enrichment is left out: gseapy is not installed; run "
+                "pip install 'concerto_tf[enrichment]'"
+            )
+    else:
+        notes.append("no gene sets given (--sets FILE.gmt): no module scores and no enrichment")
+    notes.append(ON_CELLS if groups.samples is None else ON_SAMPLES)
+    for note in notes:
+        _log.warning("%s: %s", name, note)
+    if folder is not None:
+        _write(folder, groups, tables, scores)
+        write_json(folder / SUMMARY, {
+            "package_version": __version__, "input": name, "cells": len(groups.types),
+            "genes": len(groups.genes), "condition": condition, "control": control,
+            "conditions": groups.condition_names, "label_key": label_key,
+            "sample_key": sample_key, "alpha": alpha, "log_fold_change": log_fold_change,
+            "min_cells": min_cells, "error_rate": "Benjamini-Hochberg over all rows of a table",
+            "tested_on": "cells" if groups.samples is None else "samples",
+            "tested": {key: len(table) for key, table in tables.items()},
+            "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
+            "notes": notes,
+        })  # fmt: skip
+    return tables
+
+
+def _check_options(alpha: float, log_fold_change: float, min_cells: int) -> None:
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as 0.05")
+    if not (np.isfinite(log_fold_change) and log_fold_change >= 0):
+        raise InputError(f"the log fold change is {log_fold_change}; it must be 0 or more")
+    if min_cells < 2:
+        raise InputError(f"min_cells is {min_cells}; it must be at least 2")
+
+
+def _folder(out: str | Path) -> Path:
+    """The folder to write to, without the mark of a comparison that was finished before."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{out}: is a file; name a folder for the comparison")
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+        remove(folder / SUMMARY)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+    return folder
+
+
+def _label_key(cells: Input) -> str:
+    for key in LABELS:
+        if key in cells.columns:
+            return key
+    known = ", ".join(cells.columns) or "none"
+    raise InputError(
+        f"{cells.name}: neither {' nor '.join(LABELS)} in obs (there: {known}); name the column of "
+        "cell types (--label-key)"
+    )
+
+
+def _groups(
+    cells: Input,
+    condition: str,
+    control: str,
+    label_key: str,
+    sample_key: str | None,
+    notes: list[str],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The cells that have all that is asked for, and what `Groups` says about them."""
+    conditions, names = cells.column(condition)
+    if control not in names:
+        raise InputError(
+            f"{cells.name}: no {control!r} in obs[{condition!r}] (there: {', '.join(names)}); name "
+            "one of these as the control"
+        )
+    types, type_names = cells.column(label_key)
+    keep = (conditions >= 0) & (types >= 0)
+    samples = None
+    if sample_key is not None:
+        samples, _ = cells.column(sample_key)
+        keep &= samples >= 0
+    if not keep.all():
+        notes.append(f"{(~keep).sum()} cells without a condition, type or sample are left out")
+    order = [control, *(name for name in names if name != control)]
+    conditions = np.array([order.index(name) for name in names])[conditions[keep]]
+    types = types[keep]
+    there = np.bincount(conditions, minlength=len(order))
+    if len(order) < 2 or not there[0] or not there[1:].any():
+        raise InputError(
+            f"{cells.name}: obs[{condition!r}] has cells of one condition only; there is nothing "
+            "to compare with the control"
+        )
+    if samples is not None:
+        # one sample in two conditions is two
+        _, samples = np.unique(samples[keep] * len(order) + conditions, return_inverse=True)
+        each = [len(np.unique(samples[conditions == i])) for i in range(len(order))]
+        if min(each) < 2:
+            few = ", ".join(f"{name} {n}" for name, n in zip(order, each, strict=True))
+            notes.append(f"too few samples for tests between samples ({few}; two of each needed)")
+            samples = None
+    return np.flatnonzero(keep), {
+        "types": types, "conditions": conditions, "samples": samples, "type_names": type_names,
+        "condition_names": order,
+    }  # fmt: skip
+
+
+def _say_what_is_left_out(groups: Groups, min_cells: int, notes: list[str]) -> None:
+    compared = {kind for kind, *_ in groups.pairs(min_cells)}
+    few = [name for kind, name in enumerate(groups.type_names) if kind not in compared]
+    if few:
+        notes.append(
+            f"genes are not compared in types with fewer than {min_cells} cells in a condition: "
+            + ", ".join(few)
+        )
+
+
+def _empty(columns: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(columns=columns).astype({"significant": bool})
+
+
+def _write(
+    folder: Path, groups: Groups, tables: Mapping[str, pd.DataFrame], scores: pd.DataFrame | None
+) -> None:
+    from concerto_tf.tasks import compare_figures as figures
+
+    for name in TABLES:
+        with atomic(folder / f"{name}.tsv") as temporary:
+            tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+    place, found = folder / "figures", tables["markers"]
+    for old in place.glob("*.png"):
+        remove(old)
+    figures.composition_figure(groups, tables["composition"], place / "composition.png")
+    if scores is not None:
+        figures.violin_figure(groups, scores, "Module scores", place / "violin_modules.png")
+    if not len(found):
+        return
+    called = found[found["significant"]]
+    title = "Strongest significant genes" if len(called) else "Strongest genes; none is significant"
+    ordered = (called if len(called) else found).sort_values("p", kind="stable")
+    genes = list(dict.fromkeys(ordered["gene"]))[:30]
+    values = _columns(groups, genes[:6])
+    figures.violin_figure(groups, values, title, place / "violin_genes.png")
+    figures.dot_figure(groups, genes, title, place / "dots.png")
+    figures.heat_figure(found, genes, title, place / "heatmap.png")
+
+
+def _columns(groups: Groups, genes: list[str]) -> pd.DataFrame:
+    """Values [n, genes] of some genes."""
+    import pandas as pd
+
+    places = [groups.genes.index(gene) for gene in genes]
+    return pd.DataFrame(groups.values[:, places].toarray(), columns=genes)

@@ -1,0 +1,194 @@
+"""Order of cells along a trajectory: PAGA of groups and diffusion pseudotime on an embedding."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from concerto_tf._files import atomic
+from concerto_tf.errors import InputError
+from concerto_tf.records.observations import choices
+from concerto_tf.tasks.cluster import _embedding, _graph, cluster
+from concerto_tf.tasks.files import check_embedding, open_embedded
+from concerto_tf.tasks.result import check_target
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
+KEY = "concerto_pseudotime"
+CLUSTERS = "concerto_cluster"
+# Diffusion components, and how many of them distances are measured in: scanpy's own.
+_COMPONENTS, _MEASURED = 15, 10
+# Cells connected to the root below which there is no diffusion to speak of.
+_FEWEST_CELLS = 5
+
+
+def pseudotime(
+    cells: str | Path | AnnData,
+    root: str,
+    out: str | Path | None = None,
+    *,
+    groupby: str | None = None,
+    rep: str = "X_concerto",
+    seed: int = 0,
+) -> AnnData:
+    """Orders cells from a root, into ``obs["concerto_pseudotime"]``, with PAGA of their groups.
+
+    Diffusion pseudotime on the graph of 15 nearest neighbours of the embedding, scaled to 0 at the
+    root and 1 at the cell farthest from it. Cells that the graph does not connect to the root have
+    no pseudotime: NaN, and their number is logged. PAGA of the groups goes to ``uns["paga"]``, in
+    scanpy's own layout, so that ``sc.pl.paga`` draws it.
+
+    Args:
+        cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
+        root: Where it begins: the name of a cell, or of a group. Of a group it is the cell nearest
+            to the group's median (of every dimension of the embedding): one in its midst, which
+            single stray cells do not move. A name that is both is the group's if ``groupby`` is
+            given, and else the cell's.
+        out: The `.h5ad` to write; ``None`` writes nothing.
+        groupby: Column of obs with the groups. By default ``concerto_cluster``, which is made (by
+            Leiden) where it is not there.
+        rep: Key of the embedding in obsm.
+        seed: Seed of the clusters, and of the start of the eigenvectors.
+
+    Returns:
+        The AnnData; ``uns["iroot"]`` is the position of the root.
+
+    Raises:
+        InputError: The file is unsuitable, there is no such embedding, column or root, or too few
+            cells are connected to the root.
+
+    Example:
+        >>> from anndata import AnnData
+        >>> line = AnnData(np.zeros((60, 1), "float32"))
+        >>> line.obsm["X_concerto"] = np.stack([np.arange(60.0), np.zeros(60)], 1)
+        >>> found = pseudotime(line, "0").obs["concerto_pseudotime"]
+        >>> float(found.iloc[0]), bool(found.iloc[10] < found.iloc[30] < found.iloc[50])
+        (0.0, True)
+
+    Reference:
+        Haghverdi et al., "Diffusion pseudotime robustly reconstructs lineage branching", Nature
+        Methods 13:845 (2016); Wolf et al., "PAGA", Genome Biology 20:59 (2019).
+    """
+    import scanpy as sc
+
+    if out is not None:
+        check_target(out)
+    opened = isinstance(cells, str | Path)
+    adata = open_embedded(cells, backed=False) if opened else cells
+    name = cells if opened else "AnnData"
+    check_embedding(name, adata, rep)
+    z = _embedding(adata, rep)
+    if len(z) < _FEWEST_CELLS:
+        raise InputError(f"{name}: {len(z)} cells are too few to be ordered; give more")
+    key = _groups(name, adata, rep, groupby, seed)
+    groups = adata.obs[key].astype("category").cat.remove_unused_categories()
+    position = _root(name, adata, z, groups, str(root), key, named=groupby is not None)
+    graph = _graph(adata, rep, z, seed)
+
+    connected = _connected(graph, position)
+    n, missing = int(connected.sum()), int((~connected).sum())
+    if n < _FEWEST_CELLS:
+        raise InputError(
+            f"{name}: only {n} cells are connected to the root {adata.obs_names[position]!r}; "
+            "name another root"
+        )
+    if missing:
+        _log.warning(
+            "%s: %d of %d cells are not connected to the root; their pseudotime is NaN",
+            name, missing, len(z),
+        )  # fmt: skip
+    near = graph[connected].copy()
+    near.uns["iroot"] = int(connected[:position].sum())
+    sc.tl.diffmap(near, n_comps=min(_COMPONENTS, n - 2), random_state=seed)
+    sc.tl.dpt(near, n_dcs=min(_MEASURED, n - 2))
+    found = np.full(len(z), np.nan)
+    found[connected] = near.obs["dpt_pseudotime"]
+    adata.obs[KEY] = found
+    adata.obs[key] = groups  # as PAGA numbers them
+    adata.uns["iroot"] = position
+    adata.uns["paga"] = _paga(graph, groups, key)
+    adata.uns[f"{key}_sizes"] = groups.value_counts(sort=False).to_numpy()
+    if out is not None:
+        with atomic(out) as temporary:
+            adata.write_h5ad(temporary)
+    return adata
+
+
+def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, seed: int) -> str:
+    """The column with the groups; clusters are made where none is named or there."""
+    if groupby is None:
+        if CLUSTERS not in adata.obs:
+            cluster(adata, rep, seed=seed)
+        return CLUSTERS
+    if groupby not in adata.obs:
+        known = choices(groupby, list(map(str, adata.obs)))
+        raise InputError(f"{name}: no column {groupby!r} in obs; {known}")
+    n_groups = adata.obs[groupby].nunique()
+    if n_groups == 0 or n_groups > adata.n_obs / 2:
+        raise InputError(
+            f"{name}: column {groupby!r} has {n_groups} values for {adata.n_obs} cells; name a "
+            "column of groups"
+        )
+    return groupby
+
+
+def _root(
+    name: str | Path,
+    adata: AnnData,
+    z: np.ndarray,
+    groups: pd.Series,
+    root: str,
+    key: str,
+    named: bool,
+) -> int:
+    """Position of the root cell."""
+    names = np.asarray(adata.obs_names, str)
+    own = (groups.astype(object).astype(str) == root).to_numpy() & groups.notna().to_numpy()
+    is_cell = bool((names == root).any())
+    if own.any() and (named or not is_cell):
+        members = np.flatnonzero(own)
+        away = np.linalg.norm(z[members] - np.median(z[members], axis=0), axis=1)
+        position = int(members[away.argmin()])
+        _log.info("root: cell %s, in the midst of %s %s", names[position], key, root)
+        return position
+    if is_cell:
+        places = np.flatnonzero(names == root)
+        if len(places) > 1:
+            raise InputError(
+                f"{name}: {len(places)} cells are called {root!r}; run "
+                "adata.obs_names_make_unique() and save again"
+            )
+        return int(places[0])
+    known = choices(root, [str(group) for group in groups.cat.categories])
+    raise InputError(
+        f"{name}: the root {root!r} is neither a cell nor a group of {key!r}; {known}"
+        + ("" if named else " (--groupby names another column)")
+    )
+
+
+def _connected(graph: AnnData, position: int) -> np.ndarray:
+    """Whether the graph connects each cell to that at `position`, bool [n]."""
+    from scipy.sparse.csgraph import connected_components
+
+    _, component = connected_components(graph.obsp["connectivities"], directed=False)
+    return component == component[position]
+
+
+def _paga(graph: AnnData, groups: pd.Series, key: str) -> dict:
+    """Scanpy's PAGA of the cells that belong to a group."""
+    import scanpy as sc
+    from scipy.sparse import csr_matrix
+
+    known = graph[groups.notna().to_numpy()].copy()
+    known.obs[key] = groups.dropna().array
+    if len(groups.cat.categories) == 1:  # nothing to connect, which scanpy cannot say
+        empty = csr_matrix((1, 1))
+        return {"connectivities": empty, "connectivities_tree": empty.copy(), "groups": key}
+    sc.tl.paga(known, groups=key)
+    return dict(known.uns["paga"])

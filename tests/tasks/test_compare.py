@@ -1,0 +1,232 @@
+"""Comparison of conditions: what was planted is found; where nothing was, nothing is found more
+often than the stated rate allows.
+
+Tests of error rates use fixed seeds and bounds that a right program exceeds once in 1,000.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy import stats
+
+from concerto_tf.errors import InputError
+from concerto_tf.tasks.compare import compare
+from concerto_tf.tasks.compare_groups import adjust, rank_skewness, skewed_p, t_test
+
+PLANTED = [f"g{i}" for i in range(5)]
+SETS = {"planted": PLANTED, "other": [f"g{i}" for i in range(20, 30)]}
+
+
+def cells(
+    n: int = 600, genes: int = 60, seed: int = 0, planted: bool = True, donors: int = 6,
+    wobble: float = 0.0,
+) -> AnnData:  # fmt: skip
+    """Types a, b and c in conditions ill and well, donors within these.
+
+    Planted: five genes three times as high in the ill cells of a, and half of the ill cells of c
+    away. `wobble` is the spread of every gene's logarithm between donors.
+    """
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(["a", "b", "c"], n, p=[0.4, 0.3, 0.3])
+    donor = rng.integers(0, donors, n)
+    ill = donor < donors / 2
+    rates = rng.gamma(2.0, 1.0, genes) * np.exp(rng.normal(0, wobble, (donors, genes)))[donor]
+    if planted:
+        rates[np.ix_(ill & (kind == "a"), range(5))] *= 3
+    obs = pd.DataFrame({"kind": kind, "donor": [f"d{i}" for i in donor]})
+    obs["state"] = np.where(ill, "ill", "well")
+    obs.index = [f"cell{i}" for i in range(n)]
+    adata = AnnData(sp.csr_matrix(rng.poisson(rates).astype("f4")), obs)
+    adata.var_names = [f"g{i}" for i in range(genes)]
+    gone = planted & ill & (kind == "c") & (rng.random(n) < 0.6)
+    return adata[~gone].copy()
+
+
+def run(adata: AnnData, out: Path | None = None, **options: object) -> dict[str, pd.DataFrame]:
+    keys = {"condition": "state", "control": "well", "label_key": "kind", "sets": SETS}
+    return compare(adata, out, **(keys | options))
+
+
+@pytest.mark.parametrize("sample_key", [None, "donor"])
+def test_planted_effects_are_found(sample_key: str | None) -> None:
+    tables = run(cells(1500, planted=True), sample_key=sample_key)
+    found = tables["composition"].query("significant")
+    assert "c" in set(found["cell_type"])
+    assert (found.set_index("cell_type").loc["c", "log2_ratio"]) < -0.5
+    found = tables["markers"].query("significant")
+    in_a = found[found["cell_type"] == "a"]
+    assert set(PLANTED) <= set(in_a["gene"])
+    assert (in_a.set_index("gene").loc[PLANTED, "log_fold_change"] > 1).all()
+    assert set(found["cell_type"]) == {"a"}
+    found = tables["modules"].query("significant")
+    assert ("a", "planted") in set(zip(found["cell_type"], found["set"], strict=True))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_shuffled_conditions_give_nothing(share: float) -> None:
+    """15 comparisons of nothing: each table has anything significant with 5% probability."""
+    rng, found, p = np.random.default_rng(0), {"composition": 0, "markers": 0, "modules": 0}, []
+    for seed in range(15):
+        adata = cells(400, 40, seed, planted=False)
+        adata.obs["state"] = np.where(rng.random(400) < share, "ill", "well")
+        tables = run(adata, log_fold_change=0.0)
+        p.append(tables["markers"]["p"])
+        for name in found:
+            found[name] += bool(tables[name]["significant"].any())
+    assert max(found.values()) <= stats.binom.ppf(0.999, 15, 0.05)
+    p = np.concatenate(p)
+    # genes of a cell are nearly independent here
+    assert abs((p < 0.05).mean() - 0.05) < 3.3 * np.sqrt(0.05 * 0.95 / len(p)) + 0.005
+    assert (p < 0.001).mean() < 0.002
+
+
+def test_donors_that_differ_are_no_effect() -> None:
+    """Cells find what are differences of donors; tests between these do not."""
+    on_cells = on_samples = 0
+    for seed in range(6):
+        adata = cells(400, 40, seed, planted=False, wobble=0.5)
+        on_cells += run(adata)["markers"]["significant"].any()
+        on_samples += run(adata, sample_key="donor")["markers"]["significant"].any()
+    assert on_cells == 6
+    assert on_samples <= stats.binom.ppf(0.999, 6, 0.05)
+
+
+def test_counts_and_their_logarithms_are_the_same() -> None:
+    counts = cells()
+    logs = counts.copy()
+    factor = 1e4 / np.asarray(counts.X.sum(1))
+    logs.X = sp.csr_matrix(counts.X.multiply(factor)).log1p().astype("f4")
+    expected, found = run(counts), run(logs)
+    pd.testing.assert_frame_equal(found["composition"], expected["composition"])
+    keys = ["cell_type", "gene"]
+    one, two = (tables["markers"].set_index(keys).sort_index() for tables in (expected, found))
+    np.testing.assert_allclose(one["log_fold_change"], two["log_fold_change"], rtol=1e-3, atol=1e-3)
+    # rounding breaks a few ties
+    np.testing.assert_allclose(one["score"], two["score"], atol=0.03)
+
+
+def test_several_conditions_each_against_the_control() -> None:
+    adata = cells(900)
+    adata.obs.loc[adata.obs["donor"].isin(["d5"]), "state"] = "other"
+    table = run(adata)["markers"]
+    assert set(table["condition"]) == {"ill", "other"}
+    assert set(table.query("significant")["condition"]) == {"ill"}
+
+
+def test_what_is_left_behind(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    run(cells(), out, sample_key="donor")
+    assert {p.name for p in out.iterdir()} == {
+        "composition.tsv", "markers.tsv", "modules.tsv", "enrichment.tsv", "figures", "compare.json"
+    }  # fmt: skip
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        "composition.png", "violin_modules.png", "violin_genes.png", "dots.png", "heatmap.png"
+    }  # fmt: skip
+    summary = json.loads((out / "compare.json").read_text())
+    found = pd.read_csv(out / "markers.tsv", sep="\t")
+    assert summary["tested_on"] == "samples" and summary["tested"]["markers"] == len(found)
+    assert summary["significant"]["markers"] == found["significant"].sum()
+    assert any("Wilcoxon" in note for note in summary["notes"])
+
+
+def test_nothing_significant_is_drawn_all_the_same(tmp_path: Path) -> None:
+    run(cells(300, planted=False), tmp_path / "out", sets=None, log_fold_change=9.0)
+    assert (tmp_path / "out/figures/heatmap.png").stat().st_size > 0
+    assert len(pd.read_csv(tmp_path / "out/enrichment.tsv", sep="\t")) == 0
+
+
+def test_enrichment_of_the_planted_set(tmp_path: Path) -> None:
+    pytest.importorskip("gseapy")
+    gmt = tmp_path / "sets.gmt"
+    gmt.write_text("".join(f"{k}\tof a test\t{chr(9).join(v)}\n" for k, v in SETS.items()))
+    adata = cells(1500)
+    table = run(adata, sets=gmt)["enrichment"]
+    table = table[(table["cell_type"] == "a") & (table["direction"] == "up")].set_index("set")
+    assert table.loc["planted", "significant"] and not table.loc["other", "significant"]
+    called = run(adata)["markers"].query("significant and cell_type == 'a' and log_fold_change > 0")
+    expected = stats.hypergeom.sf(4, 60, 5, len(called))
+    assert table.loc["planted", "p"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_gseapy_enrichment_is_left_out(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gseapy", None)
+    assert len(run(cells(300), tmp_path / "out")["enrichment"]) == 0
+    notes = json.loads((tmp_path / "out/compare.json").read_text())["notes"]
+    assert any("pip install 'concerto_tf[enrichment]'" in note for note in notes)
+
+
+def test_few_cells_and_few_samples_are_said(tmp_path: Path) -> None:
+    adata = cells(300)
+    adata.obs.loc[adata.obs_names[:3], "kind"] = "rare"
+    adata.obs.loc[adata.obs_names[3:5], "state"] = None
+    run(adata, tmp_path / "out", sample_key="state")
+    summary = json.loads((tmp_path / "out/compare.json").read_text())
+    text = "\n".join(summary["notes"])
+    assert summary["tested_on"] == "cells"
+    for words in ("2 cells without a condition", "too few samples", ": rare", "no replicates"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"control": "wel"}, "no 'wel' in obs.'state'. .there: ill, well."),
+        ({"condition": "stat"}, "no column 'stat' in obs; did you mean 'state'"),
+        ({"label_key": None}, "neither concerto_label nor concerto_cluster in obs"),
+        ({"sample_key": "patient"}, "no column 'patient' in obs"),
+        ({"sets": {"x": ["CD3E"]}}, "has no gene of the set 'x'"),
+        ({"sets": "nowhere.gmt"}, "nowhere.gmt: neither a gene set that goes by name"),
+        ({"alpha": 5.0}, "alpha is 5.0"),
+        ({"log_fold_change": -1.0}, "log fold change is -1.0"),
+        ({"min_cells": 1}, "min_cells is 1"),
+        ({"layer": "counts"}, "no layer 'counts'"),
+    ],
+)
+def test_unsuitable_options_leave_nothing(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(cells(60), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_condition_is_nothing_to_compare() -> None:
+    adata = cells(60)
+    adata.obs["state"] = "well"
+    with pytest.raises(InputError, match="cells of one condition only"):
+        run(adata)
+
+
+def test_t_test_is_students() -> None:
+    rng = np.random.default_rng(0)
+    case, control = rng.normal(size=(3, 7)), rng.normal(1, 2, size=(4, 7))
+    np.testing.assert_allclose(t_test(case, control), stats.ttest_ind(case, control).pvalue)
+    assert np.isnan(t_test(case[:1], control)).all()
+    assert np.isnan(t_test(np.ones((2, 1)), np.ones((2, 1)))).all()
+
+
+def test_skewness_is_that_over_all_choices() -> None:
+    from itertools import combinations
+
+    values = np.array([0, 0, 0, 0, 0, 0, 1.0, 1, 2])
+    sums = [stats.rankdata(values)[list(c)].sum() for c in combinations(range(9), 3)]
+    found = rank_skewness(sp.csc_matrix(values[:, None]), 3)
+    assert found[0] == pytest.approx(stats.skew(sums))
+    assert rank_skewness(sp.csc_matrix((9, 1)), 3)[0] == 0
+
+
+def test_p_without_skewness_is_normal() -> None:
+    z = np.array([-2.0, 0.0, 1.0, 4.0])
+    np.testing.assert_allclose(skewed_p(z, np.zeros(4)), 2 * stats.norm.sf(np.abs(z)))
+    assert skewed_p(np.array([4.0]), np.ones(1)) > 10 * skewed_p(np.array([4.0]), np.zeros(1))
+
+
+def test_adjusted_p_is_over_all_rows_that_have_one() -> None:
+    table = adjust(pd.DataFrame({"p": [0.01, np.nan, 0.02, 0.5]}), "p")
+    np.testing.assert_allclose(table["p_adjusted"], [0.03, np.nan, 0.03, 0.5])
