@@ -6,6 +6,7 @@ Everything else is written against the API that Keras 2 and Keras 3 share, throu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -91,6 +92,35 @@ def gather_over_replicas(tensor: tf.Tensor) -> tf.Tensor:
     if replica_count() == 1:
         return tensor
     return tf.distribute.get_replica_context().all_gather(tensor, axis=0)
+
+
+def assign_everywhere(
+    variables: Sequence[Any], values: Sequence[Any], update: Callable[[Any, Any], tf.Tensor]
+) -> None:
+    """Updates variables from others within a training step, alike on all replicas.
+
+    Args:
+        variables: Variables to change; any layer's, so none may know how replicas aggregate.
+        values: As many variables that they are updated from, the same on all replicas.
+        update: The new value of a variable, from its old one and its counterpart in ``values``.
+    """
+    pairs = [
+        (getattr(v, "value", v) if KERAS_MAJOR >= 3 else v,
+         getattr(x, "value", x) if KERAS_MAJOR >= 3 else x)
+        for v, x in zip(variables, values, strict=True)
+    ]  # fmt: skip
+    if replica_count() == 1:
+        for variable, value in pairs:
+            variable.assign(update(variable, value))
+        return
+
+    def merged(strategy: tf.distribute.Strategy) -> None:
+        for variable, value in pairs:
+            strategy.extended.update(
+                variable, lambda v, x: v.assign(update(v, x)), args=(value,)
+            )
+
+    tf.distribute.get_replica_context().merge_call(merged)
 
 
 def apply_gradient_step(

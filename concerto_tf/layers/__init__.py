@@ -2,6 +2,7 @@
 
 from concerto_tf.layers.attention import GeneAttention, scatter_to_dense
 from concerto_tf.layers.augmentation import Augmentation
+from concerto_tf.layers.cell_attention import CellTransformer, CellTransformerLayer
 from concerto_tf.layers.exchange import Crossover, CrossoverMany, RandomSwap
 from concerto_tf.layers.kmeans import kmeans, student_t_assignment
 from concerto_tf.layers.masking import RandomMask
@@ -17,6 +18,8 @@ from concerto_tf.layers.source_normalization import (
 
 __all__ = [
     "Augmentation",
+    "CellTransformer",
+    "CellTransformerLayer",
     "Crossover",
     "CrossoverMany",
     "EmbeddingQueue",

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    apply_gradient_step,
-    keras,
-    replica_count,
-    state_weight,
-)
+from concerto_tf._keras import apply_gradient_step, keras, replica_count, state_weight
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.layers import LogNormalize, SourceBatchNormalization
-from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
-from concerto_tf.models.batches import Batch, Cells, source_codes, tensors, without_text
-from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+from concerto_tf.layers import LogNormalize
+from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
+from concerto_tf.models import calibration
+from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.batches import Batch, Cells, in_order, source_codes
+from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -34,11 +29,8 @@ NEGATIVES = ("all", "source")
 #: Largest share of a cell's counts that genes which were not measured may stand for.
 _MOST_MISSING = 0.99
 
-#: Batches that `ContrastiveModel.calibrate` looks at; more change the statistics by noise only.
-_CALIBRATION_BATCHES = 128
 
-
-class ContrastiveModel(keras.Model):
+class ContrastiveModel(BatchModel):
     """Base of the contrastive models: two views of each cell, pulled together by a loss.
 
     It takes the batches of `Records.dataset`: a dict with ``genes`` int32 [B, K] (indices in
@@ -62,20 +54,24 @@ class ContrastiveModel(keras.Model):
         sources: Names of the sources (batches, donors, technologies) of the cells.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
             are normalised already.
-        temperature: Temperature of the loss.
-        negatives: Which cells a cell is told apart from: those of its own ``source``, or ``all``.
+        loss: The loss between two views: ``nt_xent``, ``info_nce`` or ``vicreg``, or any Keras
+            loss, called with view b as ``y_true`` and view a as ``y_pred``, both [B, d].
+        temperature: Temperature of ``nt_xent`` and ``info_nce``.
+        negatives: Which cells a cell is told apart from: ``all``, or those of its own ``source``
+            (with ``nt_xent`` only).
         seed: Seed of the initial weights and of the views.
         **kwargs: Of `keras.Model`.
     """
 
     #: Arguments of the class by name of a preset.
     PRESETS: dict[str, dict[str, Any]] = {}
+    #: How the preset trains where it says so: ``epochs``, ``batch_size``, ``learning_rate``,
+    #: ``genes``, and ``cosine`` for a rate that falls along a cosine.
+    TRAINING: dict[str, dict[str, Any]] = {}
     #: Weights that files of earlier versions may lack.
     LATER_WEIGHTS = frozenset({"gene_share"})
     #: Further modalities that the model looks at.
     modalities: dict[str, dict[str, Any]] = {}
-    #: Peak learning rate where none is given.
-    default_learning_rate = 1e-3
 
     def __init__(
         self,
@@ -86,6 +82,7 @@ class ContrastiveModel(keras.Model):
         modality: str = "rna",
         sources: Sequence[str] = ("all",),
         target_sum: float | None = 1e4,
+        loss: Any = "nt_xent",
         temperature: float = 0.5,
         negatives: str = "all",
         seed: int = 0,
@@ -103,6 +100,11 @@ class ContrastiveModel(keras.Model):
         self.negatives = str(negatives)
         self.seed = int(seed)
         self._check_arguments()
+        # Not `self.loss`: that is what Keras' `compile` was given.
+        self.view_loss = view_loss(loss, self.temperature)
+        if self.negatives == "source" and not isinstance(self.view_loss, NTXent):
+            raise InputError("negatives of the same source only are possible with loss nt_xent.")
+        self._loss_name = loss if isinstance(loss, str) else None
         self.normalize = LogNormalize(target_sum, name="normalize")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
@@ -170,6 +172,13 @@ class ContrastiveModel(keras.Model):
             genes = tf.maximum(genes, 0)
         return genes, values, rows
 
+    def measured(self, batch: Batch) -> tf.Tensor | None:
+        """Which of the genes the model looks at were measured, bool [n_inputs]; None for all."""
+        if "observed" not in batch:
+            return None
+        measured = tf.convert_to_tensor(batch["observed"])
+        return measured if self.genes is None else tf.gather(measured, self.genes)
+
     # --- what a method implements -----------------------------------------------------------
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -187,6 +196,30 @@ class ContrastiveModel(keras.Model):
         self.started.assign(1)
 
     @classmethod
+    def choose_modalities(
+        cls, records: Records, wanted: Sequence[str] | None = None
+    ) -> list[str]:
+        """The modalities of records that a new model looks at.
+
+        Args:
+            records: Finished records.
+            wanted: Names of some; by default those that the method is for: one, rna where there
+                is any.
+
+        Raises:
+            InputError: The records do not have one, or the method cannot look at so many.
+        """
+        held = list(records.manifest.modalities)
+        chosen = ["rna" if "rna" in held else held[0]] if wanted is None else list(wanted)
+        if len(chosen) != 1:
+            raise InputError(
+                f"{cls.__name__} looks at one modality, not at {', '.join(chosen) or 'none'}; name "
+                "one, or train with method concerto"
+            )
+        records.vocabulary_of(chosen[0])  # says so if there is none
+        return chosen
+
+    @classmethod
     def from_records(
         cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
     ) -> ContrastiveModel:
@@ -195,19 +228,23 @@ class ContrastiveModel(keras.Model):
         Args:
             records: Finished records.
             genes: Indices of the genes to look at; ``None`` for all.
-            **kwargs: Of the class.
+            **kwargs: Of the class; ``modalities``, where given, are names as `choose_modalities`
+                takes them.
 
         Returns:
             The model, with the records' vocabulary and sources, which normalises counts and
             passes on what is normalised already.
         """
-        modality = kwargs.get("modality", "rna")
+        modality = kwargs.pop("modality", None)
+        if modality is None:
+            [modality] = cls.choose_modalities(records, kwargs.pop("modalities", None))
         vocabulary = records.vocabulary_of(modality)
         model = cls(
             vocabulary.ids,
             symbols=vocabulary.symbols,
             genes=genes,
             sources=records.sources,
+            modality=modality,
             target_sum=target_sum_of(records, modality),
             **kwargs,
         )
@@ -230,14 +267,22 @@ class ContrastiveModel(keras.Model):
             A new model with the weights of this one.
         """
         other = type(self).from_config({**self.get_config(), "sources": list(sources)})
-        statistics = {id(w) for layer in _source_layers(other) for w in layer.moving_weights}
-        for old, new in zip(self.weights, other.weights, strict=True):
-            if id(new) not in statistics:
-                new.assign(old)
-        rows = [self.sources.index(name) if name in self.sources else -1 for name in sources]
-        for old, new in zip(_source_layers(self), _source_layers(other), strict=True):
-            new.take_moments(old.moving_moments, rows)
+        calibration.carry_over(self, other)
         return other
+
+    def for_batches(self, batch_size: int) -> ContrastiveModel:
+        """This model for training with minibatches of a size, where that matters to it.
+
+        Args:
+            batch_size: Cells per minibatch, over all replicas.
+
+        Returns:
+            This model, or another with its weights.
+
+        Raises:
+            InputError: The model cannot be trained with such minibatches.
+        """
+        return self
 
     # --- training ---------------------------------------------------------------------------
 
@@ -249,40 +294,26 @@ class ContrastiveModel(keras.Model):
         self, view_a: tf.Tensor, view_b: tf.Tensor, source: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Loss [B] of a batch's two views [B, d] of cells of these sources [B]."""
-        groups = source if self.negatives == "source" and len(self.sources) > 1 else None
-        return nt_xent(view_a, view_b, self.temperature, groups)
+        if self.negatives == "source" and len(self.sources) > 1:
+            return nt_xent(view_a, view_b, self.view_loss.temperature, source)
+        # Its `call`: what a loss does around that is for targets and not for views.
+        return self.view_loss.call(view_b, view_a)
 
-    def compile(
-        self,
-        optimizer: Any = "adam",
-        learning_rate: float | None = None,
-        steps: int | None = None,
-        jit_compile: bool | str = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Chooses how to train.
+    def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What a training step makes of a batch; a method may compute its loss otherwise.
 
         Args:
-            optimizer: A name (`adam`, `adamw`, `lamb`, `lazyadam`, `sgd`) or a Keras optimizer.
-            learning_rate: Learning rate, its peak where ``steps`` is given. For names only.
-            steps: Steps of the whole training: the rate then warms up and falls along a cosine.
-                Without it the rate is constant. For names only.
-            jit_compile: Whether XLA compiles the step; by default where there is one replica.
-            **kwargs: Of `keras.Model.compile`. The loss is the model's own.
+            batch: As the class describes.
+
+        Returns:
+            The loss of each cell [B], or of all, and the two views [B, d] that the diagnostics
+            look at.
         """
-        if isinstance(optimizer, str):
-            learning_rate = learning_rate or self.default_learning_rate
-            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
-            optimizer = make_optimizer(optimizer, rate)
-        self._jit_compile_asked = jit_compile
-        if jit_compile == "auto":
-            # XLA places a step on one device; over several logical ones it fails.
-            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        if hasattr(self.optimizer, "build"):
-            # Here and not in `fit`, where Keras would do it from a batch of a replica.
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        view_a, view_b = self.views(batch)
+        return self.contrastive_loss(view_a, view_b, source_codes(batch)), view_a, view_b
+
+    def after_step(self) -> None:
+        """Called in a training step once the weights have changed."""
 
     def get_compile_config(self) -> dict[str, Any] | None:
         optimizer = getattr(self, "optimizer", None)
@@ -299,22 +330,22 @@ class ContrastiveModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
         with tf.GradientTape() as tape:
-            view_a, view_b = self.views(batch)
-            loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b, source_codes(batch)))
+            loss, view_a, view_b = self.batch_loss(batch)
+            loss = tf.reduce_mean(loss)
             # Gradients are summed over replicas, so each gives its share of the mean.
             share = loss / replica_count()
         apply_gradient_step(self.optimizer, tape, share, self.trainable_variables)
-        self.loss_tracker.update_state(loss)
-        for metric in self.diagnostics:
-            metric.update_state(view_a, view_b)
-        return {metric.name: metric.result() for metric in self.metrics}
+        self.after_step()
+        return self._logs(loss, view_a, view_b)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
         # Views are those of training, but evaluating leaves no trace.
-        with self._unchanged():
-            view_a, view_b = self.views(batch)
-        loss = tf.reduce_mean(self.contrastive_loss(view_a, view_b, source_codes(batch)))
+        with calibration.unchanged(self):
+            loss, view_a, view_b = self.batch_loss(batch)
+        return self._logs(tf.reduce_mean(loss), view_a, view_b)
+
+    def _logs(self, loss: tf.Tensor, view_a: tf.Tensor, view_b: tf.Tensor) -> dict[str, tf.Tensor]:
         self.loss_tracker.update_state(loss)
         for metric in self.diagnostics:
             metric.update_state(view_a, view_b)
@@ -331,22 +362,9 @@ class ContrastiveModel(keras.Model):
         Returns:
             The `History` of `keras.Model.fit`.
         """
-        if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
-            if not int(tf.convert_to_tensor(self.started)):
-                self.initialize(x.take(kwargs.get("steps_per_epoch") or -1))
-        return super().fit(without_text(x), *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().evaluate(without_text(x), *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(without_text(x), *args, **kwargs)
-
-    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # Keras 3 would build from a batch of one replica, and fails. Nothing is left to build:
-        # the weights exist since the model does, the optimizer's since `compile`.
-        pass
+        if isinstance(x, tf.data.Dataset) and not int(tf.convert_to_tensor(self.started)):
+            self.initialize(x.take(kwargs.get("steps_per_epoch") or -1))
+        return super().fit(x, *args, **kwargs)
 
     def calibrate(self, data: Iterable[Batch]) -> None:
         """Sets the sources' statistics from cells, those of a query for example.
@@ -358,32 +376,7 @@ class ContrastiveModel(keras.Model):
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among
                 them keeps its statistics.
         """
-        layers = _source_layers(self)
-        before = [layer.moving_moments for layer in layers]
-        for layer in layers:
-            layer.moving_count.assign(tf.zeros_like(layer.moving_count))
-        look = tf.function(self.views, reduce_retracing=True)
-        with self._unchanged(except_for=layers):
-            for batch in itertools.islice(data, _CALIBRATION_BATCHES):
-                look(tensors(batch))
-        for layer, old in zip(layers, before, strict=True):
-            found = layer.moving_moments
-            enough = found[0] >= layer.min_cells
-            for weight, new, kept in zip(layer.moving_weights, found, old, strict=True):
-                mask = tf.reshape(enough, [-1, *[1] * (len(new.shape) - 1)])
-                weight.assign(tf.where(mask, new, kept))
-
-    @contextmanager
-    def _unchanged(self, except_for: Sequence[Any] = ()) -> Iterator[None]:
-        """Puts counters of masks and statistics back to what they were."""
-        free = {id(w) for part in (*self.metrics, *except_for) for w in part.variables}
-        state = [w for w in self.non_trainable_weights if id(w) not in free]
-        before = [tf.identity(w) for w in state]
-        try:
-            yield
-        finally:
-            for weight, value in zip(state, before, strict=True):
-                weight.assign(value)
+        calibration.calibrate(self, data)
 
     # --- use --------------------------------------------------------------------------------
 
@@ -400,23 +393,10 @@ class ContrastiveModel(keras.Model):
         """
         if self._embed_step is None:
             self._embed_step = tf.function(
-                lambda batch: self(batch, training=False), jit_compile=True
+                lambda batch: tf.cast(self(batch, training=False), tf.float32), jit_compile=True
             )
-        rows, parts = [], []
-        for batch in data:
-            batch = tensors(batch)
-            if observed is not None:
-                batch["observed"] = tf.constant(observed, tf.bool)
-            part = tf.cast(self._embed_step(batch), tf.float32).numpy()
-            row = batch["row"].numpy() if "row" in batch else None
-            if row is not None:
-                part, row = part[row >= 0], row[row >= 0]
-                rows.append(row)
-            parts.append(part)
-        if not parts:
-            return np.zeros((0, self.embedding_dim), np.float32)
-        embedding = np.concatenate(parts)
-        return embedding[np.argsort(np.concatenate(rows), kind="stable")] if rows else embedding
+        found = in_order(lambda batch: {"z": self._embed_step(batch)}, data, observed)
+        return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -429,15 +409,11 @@ class ContrastiveModel(keras.Model):
             "modality": self.modality,
             "sources": list(self.sources),
             "target_sum": self.target_sum,
+            "loss": self._loss_name or keras.losses.serialize(self.view_loss),
             "temperature": self.temperature,
             "negatives": self.negatives,
             "seed": self.seed,
         }
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        # The constructor has built everything. What Keras 2 and 3 save for this differs, and so
-        # would keep one from reading the other's file.
-        pass
 
     def save_own_variables(self, store: Any) -> None:
         save_weights(self, store)
@@ -454,8 +430,3 @@ class ContrastiveModel(keras.Model):
 def target_sum_of(records: Records, modality: str) -> float | None:
     """Total to which a modality of records is scaled before log1p; None if it is not to be."""
     return 1e4 if records.manifest.modalities[modality].units == "counts" else None
-
-
-def _source_layers(model: ContrastiveModel) -> list[SourceBatchNormalization]:
-    """The source-aware layers of a model, in the order in which it was built."""
-    return [layer for layer in model.layers if isinstance(layer, SourceBatchNormalization)]

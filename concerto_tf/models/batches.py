@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _READ = ("genes", "values", "total", "offset", "source", "row", "observed")
@@ -45,3 +47,39 @@ def without_text(x: Any) -> Any:
         return (batch, *rest) if rest else batch
 
     return x.map(choose)
+
+
+def in_order(
+    step: Callable[[Batch], dict[str, tf.Tensor]],
+    data: Iterable[Any],
+    observed: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """What a step says of all cells, in the order of the input.
+
+    Args:
+        step: Gives tensors [B, ...] of a batch, by name.
+        data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
+            back in that order, whatever the order of reading, and rows of -1 are left out.
+        observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
+
+    Returns:
+        Arrays [N, ...] by name; empty where there is no batch.
+    """
+    rows, parts = [], []
+    for batch in data:
+        batch = tensors(batch)
+        if observed is not None:
+            batch["observed"] = tf.constant(observed, tf.bool)
+        part = {name: value.numpy() for name, value in step(batch).items()}
+        if "row" in batch:
+            row = batch["row"].numpy()
+            part = {name: value[row >= 0] for name, value in part.items()}
+            rows.append(row[row >= 0])
+        parts.append(part)
+    if not parts:
+        return {}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not rows:
+        return found
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    return {name: value[order] for name, value in found.items()}

@@ -21,8 +21,8 @@ from concerto_tf._keras import (
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
-from concerto_tf.models.batches import Batch, tensors, without_text
-from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.batches import Batch, in_order, tensors
 from concerto_tf.models.typicality import (
     COMPONENTS,
     confidence_of,
@@ -42,7 +42,7 @@ _ENCODER = "encoder."
 
 
 @serializable
-class Classifier(keras.Model):
+class Classifier(BatchModel):
     """Tells the cell types that labelled cells taught it, and how sure it is.
 
     Teacher and student of a pre-trained model each get a softmax layer; their log-probabilities
@@ -104,6 +104,11 @@ class Classifier(keras.Model):
         super().__init__(autocast=False, **kwargs)
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise InputError(f"A classifier needs two classes or more, each once, not {classes}.")
+        if not hasattr(encoder, "represent"):
+            raise InputError(
+                f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
+                "without members"
+            )
         self.encoder = encoder
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
@@ -227,25 +232,6 @@ class Classifier(keras.Model):
     def metrics(self) -> list[Any]:
         return [self.loss_tracker, self.accuracy, self.agreement]
 
-    def compile(
-        self,
-        optimizer: Any = "adam",
-        learning_rate: float = 1e-3,
-        steps: int | None = None,
-        jit_compile: bool | str = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Chooses how to train; see `ContrastiveModel.compile`."""
-        if isinstance(optimizer, str):
-            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
-            optimizer = make_optimizer(optimizer, rate)
-        if jit_compile == "auto":
-            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        if hasattr(self.optimizer, "build"):
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self._learned())
-
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch, target = data if isinstance(data, tuple) else (data, None)
         agreement = None
@@ -257,17 +243,18 @@ class Classifier(keras.Model):
             if target is not None:
                 agreement = self._agreement(*self.logits(target, training=True))
                 loss += self.consistency * agreement / replica_count()
-        apply_gradient_step(self.optimizer, tape, loss, self._learned())
+        apply_gradient_step(self.optimizer, tape, loss, self.learned_variables)
         self.loss_tracker.update_state(loss * replica_count())
         if agreement is not None:
             self.agreement.update_state(agreement)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _learned(self) -> list[Any]:
+    @property
+    def learned_variables(self) -> list[Any]:
         """What fine-tuning changes: not the projections that the contrastive loss was taken on."""
         heads = {
             id(weight)
-            for head in (self.encoder.teacher_head, self.encoder.student_head) if head is not None
+            for head in self.encoder.heads
             for weight in head.trainable_weights
         }  # fmt: skip
         return [weight for weight in self.trainable_variables if id(weight) not in heads]
@@ -300,21 +287,6 @@ class Classifier(keras.Model):
         total = tf.reduce_sum(weight)
         self.loss_tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(error), total), total)
         return {metric.name: metric.result() for metric in self.metrics[:2]}
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
-        return super().fit(without_text(x), *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().evaluate(without_text(x), *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(without_text(x), *args, **kwargs)
-
-    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # As in `ContrastiveModel`: there is nothing left to build.
-        pass
 
     # --- calibration ------------------------------------------------------------------------
 
@@ -419,22 +391,7 @@ class Classifier(keras.Model):
         """
         if self._annotate_step is None:
             self._annotate_step = tf.function(self.outcome, jit_compile=True)
-        rows, parts = [], []
-        for batch in data:
-            batch = tensors(batch)
-            if observed is not None:
-                batch["observed"] = tf.constant(observed, tf.bool)
-            part = {key: value.numpy() for key, value in self._annotate_step(batch).items()}
-            if "row" in batch:
-                row = batch["row"].numpy()
-                part = {key: value[row >= 0] for key, value in part.items()}
-                rows.append(row[row >= 0])
-            parts.append(part)
-        found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        if not rows:
-            return found
-        order = np.argsort(np.concatenate(rows), kind="stable")
-        return {key: value[order] for key, value in found.items()}
+        return in_order(self._annotate_step, data, observed)
 
     def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:
         """Embeddings of cells; see `ContrastiveModel.embed`."""
@@ -466,10 +423,6 @@ class Classifier(keras.Model):
         encoder = method.from_config(config.pop("encoder"))
         stamps = ("concerto_tf", "saved_format")
         return cls(encoder, **{key: value for key, value in config.items() if key not in stamps})
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        # As in `ContrastiveModel`: the constructor has built everything.
-        pass
 
     def get_compile_config(self) -> None:
         return None

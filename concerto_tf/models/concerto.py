@@ -14,6 +14,7 @@ from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalizatio
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, source_codes, tensors
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities
+from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_start
 from concerto_tf.models.weights import keep_together
 
@@ -152,7 +153,7 @@ class Concerto(ContrastiveModel):
 
     def _build_layers(self) -> None:
         """Creates all layers and their weights: their shapes are known without any data."""
-        sources, rng = len(self.sources), _Seeds(self.seed)
+        sources, rng = len(self.sources), Seeds(self.seed)
 
         def branch(prefix: str, name: str, n_inputs: int, normalize: Any) -> Branch:
             return build_branch(
@@ -231,6 +232,16 @@ class Concerto(ContrastiveModel):
         self.built = True
 
     @classmethod
+    def choose_modalities(
+        cls, records: Records, wanted: Sequence[str] | None = None
+    ) -> list[str]:
+        """The modalities of records that a new model looks at: by default all."""
+        chosen = list(records.manifest.modalities if wanted is None else wanted)
+        for name in chosen:
+            records.vocabulary_of(name)  # says so if there is none
+        return chosen
+
+    @classmethod
     def from_records(
         cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
     ) -> Concerto:
@@ -241,8 +252,7 @@ class Concerto(ContrastiveModel):
             genes: Indices of the genes to look at; ``None`` for all.
             **kwargs: Of the class; with ``modalities`` a list of names, only at these.
         """
-        wanted = kwargs.pop("modalities", None)
-        looks_at = list(records.manifest.modalities if wanted is None else wanted)
+        looks_at = cls.choose_modalities(records, kwargs.pop("modalities", None))
         main = "rna" if "rna" in looks_at else looks_at[0]
         further = {
             name: {
@@ -258,6 +268,11 @@ class Concerto(ContrastiveModel):
     @property
     def embedding_dim(self) -> int:
         return self.hidden_units * (2 if self.readout == "both" else 1)
+
+    @property
+    def heads(self) -> list[Any]:
+        """The projections that only the loss looks at."""
+        return [head for head in (self.teacher_head, self.student_head) if head is not None]
 
     def initialize(self, data: Iterable[Batch]) -> None:
         """Starts both networks from the principal components of a sample of cells.
@@ -400,10 +415,7 @@ class Concerto(ContrastiveModel):
 
     def _measured(self, batch: Batch, branch: Branch) -> tf.Tensor | None:
         """Which features of a modality were measured at all, bool [n_inputs]; None for all."""
-        if "observed" not in batch or branch.name != self.modality:
-            return None
-        measured = tf.convert_to_tensor(batch["observed"])
-        return measured if self.genes is None else tf.gather(measured, self.genes)
+        return self.measured(batch) if branch.name == self.modality else None
 
     def _shown(
         self, batch: Batch, hide: RandomMask, training: bool
@@ -472,14 +484,3 @@ class Concerto(ContrastiveModel):
             "readout": self.readout,
             "readout_activation": self.readout_activation,
         }
-
-
-class _Seeds:
-    """A sequence of seeds that follow from one."""
-
-    def __init__(self, seed: int) -> None:
-        self._next = seed * 10_007
-
-    def __call__(self) -> int:
-        self._next += 1
-        return self._next

@@ -1,7 +1,8 @@
-"""A start for Concerto's networks: the principal components of the cells."""
+"""A start for networks: the principal components of the cells."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,8 +114,6 @@ def _components(
     model: Concerto, branch: Branch, x: np.ndarray, source: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loadings [features, k] and variances [k] of a modality; also scales the teacher's values."""
-    from sklearn.decomposition import PCA
-
     having = ~np.isnan(x[:, 0])
     x, source = x[having], source[having]
     if len(x) < 3:
@@ -124,12 +123,53 @@ def _components(
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
-    most = min(model.units, model.hidden_units // 2)
-    k = min(model.components, most, len(y) - 1, y.shape[1] - 1)
+    most = min(model.units, model.hidden_units // 2, model.components)
+    return principal_components(y, most, model.seed)
+
+
+def principal_components(x: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Loadings [features, k] and variances [k] of at most so many components of x [n, features]."""
+    from sklearn.decomposition import PCA
+
+    k = min(most, len(x) - 1, x.shape[1] - 1)
     if k < 1:
-        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32)
-    pca = PCA(k, svd_solver="randomized", random_state=model.seed).fit(y)
+        return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
+    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(x)
     return pca.components_.T.astype(np.float32), pca.explained_variance_.astype(np.float32)
+
+
+def principal_mlp(
+    kernels: Sequence[Any], x: np.ndarray, components: int, seed: int, paired: bool
+) -> None:
+    """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
+
+    A component and its negative pass a ReLU without loss: c = relu(c) - relu(-c). So the first
+    kernel projects on the components and their negatives, and each further one passes them on.
+    Little is left of the random start beside them.
+
+    Args:
+        kernels: Kernels [width before, width] of the layers in their order.
+        x: The first layer's inputs [n, width before] for a sample of cells.
+        components: Largest number of components.
+        seed: Seed of the randomised PCA.
+        paired: Whether the last layer gives negatives too, as a ReLU behind it needs them;
+            otherwise its first columns are the components.
+    """
+    widths = [int(kernel.shape[1]) for kernel in kernels]
+    room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
+    loadings, variance = principal_components(x, min(components, *room), seed)
+    k = len(variance)
+    if not k or not variance.mean() > 0:
+        return
+    part = loadings / np.sqrt(variance.mean())
+    for i, kernel in enumerate(kernels):
+        weights = np.array(kernel) * _REMAINDER
+        last = i == len(kernels) - 1
+        columns = part if last and not paired else np.concatenate([part, -part], axis=1)
+        weights[:, : columns.shape[1]] = 0
+        weights[: len(columns), : columns.shape[1]] = columns
+        kernel.assign(weights)
+        part = np.concatenate([np.eye(k), -np.eye(k)]).astype(np.float32)
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:

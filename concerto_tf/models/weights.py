@@ -18,6 +18,7 @@ def keep_together(parts: Iterable[Any]) -> None:
     """Leaves saving of the weights of layers and metrics to the model that they are part of."""
     for part in parts:
         part.save_own_variables = part.load_own_variables = _nothing
+        keep_together(_sublayers(part))
 
 
 def save_weights(model: Any, store: MutableMapping[str, Any]) -> None:
@@ -37,16 +38,34 @@ def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
 
 
 def _named(model: Any) -> dict[str, Any]:
-    """Weights by name: ``gene_scale`` of the model itself, ``teacher_norm.gamma`` of a layer."""
-    metrics = {id(weight) for metric in model.metrics for weight in metric.variables}
-    named, seen = {}, set(metrics)
-    for layer in model.layers:
-        for weight in layer.weights:
+    """Weights by name: ``gene_scale`` of the model itself, ``teacher_norm.gamma`` of a layer.
+
+    The layers within a layer go by their numbers, as ``encoder.0.kernel``: Keras may name them
+    otherwise next time.
+    """
+    seen = {id(weight) for metric in model.metrics for weight in metric.variables}
+    named: dict[str, Any] = {}
+
+    def collect(prefix: str, layers: Iterable[Any], weights: Iterable[Any]) -> None:
+        for name, layer in layers:
+            collect(f"{prefix}{name}.", enumerate(_sublayers(layer)), layer.weights)
+        for weight in weights:
             if id(weight) not in seen:
-                named[f"{layer.name}.{_name(weight)}"] = weight
+                name, twins = prefix + _name(weight), 0
+                while (unique := f"{name}_{twins}" if twins else name) in named:
+                    twins += 1
+                named[unique] = weight
                 seen.add(id(weight))
-    own = {_name(weight): weight for weight in model.weights if id(weight) not in seen}
-    return {**own, **named}
+
+    collect("", [(layer.name, layer) for layer in model.layers], model.weights)
+    return named
+
+
+def _sublayers(layer: Any) -> list[Any]:
+    """The layers directly within a layer that have weights."""
+    find = getattr(layer, "_flatten_layers", None)  # metrics have none
+    found = find(include_self=False, recursive=False) if find else ()
+    return [layer for layer in found if layer.weights]
 
 
 def _name(weight: Any) -> str:

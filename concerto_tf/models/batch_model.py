@@ -1,0 +1,76 @@
+"""A Keras model over the batches of records: how it is compiled, and what it passes to Keras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import keras
+from concerto_tf.models.batches import without_text
+from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+
+
+class BatchModel(keras.Model):
+    """Base of the models: all weights exist since the constructor, the loss is the model's own."""
+
+    #: Peak learning rate where none is given.
+    default_learning_rate = 1e-3
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        learning_rate: float | None = None,
+        steps: int | None = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Chooses how to train.
+
+        Args:
+            optimizer: A name (`adam`, `adamw`, `lamb`, `lazyadam`, `sgd`) or a Keras optimizer.
+            learning_rate: Learning rate, its peak where ``steps`` is given. For names only.
+            steps: Steps of the whole training: the rate then warms up and falls along a cosine.
+                Without it the rate is constant. For names only.
+            jit_compile: Whether XLA compiles the step; by default where there is one replica.
+            **kwargs: Of `keras.Model.compile`. The loss is the model's own.
+        """
+        if isinstance(optimizer, str):
+            learning_rate = learning_rate or self.default_learning_rate
+            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
+            optimizer = make_optimizer(optimizer, rate)
+        self._jit_compile_asked = jit_compile
+        if jit_compile == "auto":
+            # XLA places a step on one device; over several logical ones it fails.
+            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if hasattr(self.optimizer, "build"):
+            # Here and not in `fit`, where Keras would do it from a batch of a replica.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.learned_variables)
+
+    @property
+    def learned_variables(self) -> list[Any]:
+        """What training changes by gradients."""
+        return self.trainable_variables
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
+        return super().fit(without_text(x), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(without_text(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(without_text(x), *args, **kwargs)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Keras 3 would build from a batch of one replica, and fails. Nothing is left to build:
+        # the weights exist since the model does, the optimizer's since `compile`.
+        pass
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # The constructor has built everything. What Keras 2 and 3 save for this differs, and so
+        # would keep one from reading the other's file.
+        pass

@@ -1,0 +1,76 @@
+"""Statistics of sources in a model: found from cells, carried over to another model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf.layers import SourceBatchNormalization
+from concerto_tf.models.batches import Batch, tensors
+
+#: Batches that are looked at; more change the statistics by noise only.
+_BATCHES = 128
+
+
+def source_layers(model: Any) -> list[SourceBatchNormalization]:
+    """The source-aware layers of a model, in the order in which it was built."""
+    layers = model._flatten_layers(include_self=False, recursive=True)
+    return [layer for layer in layers if isinstance(layer, SourceBatchNormalization)]
+
+
+@contextmanager
+def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
+    """Puts what is not trained (counters, statistics, queues) back to what it was.
+
+    Args:
+        model: A model.
+        except_for: Layers that keep their changes, as the model's metrics do.
+    """
+    free = {id(w) for part in (*model.metrics, *except_for) for w in part.variables}
+    state = [w for w in model.non_trainable_weights if id(w) not in free]
+    before = [tf.identity(w) for w in state]
+    try:
+        yield
+    finally:
+        for weight, value in zip(state, before, strict=True):
+            weight.assign(value)
+
+
+def calibrate(model: Any, data: Iterable[Batch]) -> None:
+    """Sets the statistics of a model's source-aware layers: see `ContrastiveModel.calibrate`."""
+    layers = source_layers(model)
+    before = [layer.moving_moments for layer in layers]
+    for layer in layers:
+        layer.moving_count.assign(tf.zeros_like(layer.moving_count))
+    look = tf.function(model.views, reduce_retracing=True)
+    with unchanged(model, except_for=layers):
+        for batch in itertools.islice(data, _BATCHES):
+            look(tensors(batch))
+    for layer, old in zip(layers, before, strict=True):
+        found = layer.moving_moments
+        enough = found[0] >= layer.min_cells
+        for weight, new, kept in zip(layer.moving_weights, found, old, strict=True):
+            mask = tf.reshape(enough, [-1, *[1] * (len(new.shape) - 1)])
+            weight.assign(tf.where(mask, new, kept))
+
+
+def carry_over(old: Any, new: Any) -> None:
+    """Gives a model the weights of one that differs from it in its sources only.
+
+    A source that both have keeps its statistics.
+
+    Args:
+        old: The model that has the weights.
+        new: The model that gets them.
+    """
+    statistics = {id(w) for layer in source_layers(new) for w in layer.moving_weights}
+    for have, get in zip(old.weights, new.weights, strict=True):
+        if id(get) not in statistics:
+            get.assign(have)
+    rows = [old.sources.index(name) if name in old.sources else -1 for name in new.sources]
+    for have, get in zip(source_layers(old), source_layers(new), strict=True):
+        get.take_moments(have.moving_moments, rows)

@@ -1,0 +1,306 @@
+"""CICL: a transformer over cells that learns from clusters it finds on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf._keras import keras, replica_count, serializable, state_weight
+from concerto_tf.errors import InputError
+from concerto_tf.layers import (
+    CellTransformer,
+    RandomMask,
+    ScaledNoise,
+    kmeans,
+    student_t_assignment,
+)
+from concerto_tf.losses import cluster_aware
+from concerto_tf.models.batches import Batch, source_codes
+from concerto_tf.models.dense import DenseModel
+from concerto_tf.models.mlp import MLP
+from concerto_tf.models.start import principal_components
+
+#: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
+_CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
+#: What is left of the random start beside the components.
+_REMAINDER = 0.1
+
+
+@serializable
+class CICL(DenseModel):
+    """Cluster-aware iterative contrastive learning.
+
+    The encoder is a transformer whose tokens are the cells of a minibatch (of all replicas). In
+    every step K-means clusters the minibatch as the encoder sees it now, and Student's t gives
+    each cell its pseudo-label; two views of each cell are then pulled together, and with them, by
+    a small part of the loss, the cells of one pseudo-label (equation 17).
+
+    An embedding depends neither on the order of the cells nor on which others come along: the
+    model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
+    and every further cell attends to them and to itself.
+
+    The defaults are what embeds best over many data sets; ``CICL.PRESETS["paper"]`` are the
+    paper's values. They differ in that the paper's tokens are all genes, normalised after each
+    residual connection, and start at random.
+
+    Args:
+        vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        depth: Number of transformer layers.
+        width: Width of the tokens and so of the embedding, a linear projection of the genes;
+            ``None``: the genes themselves.
+        heads: Number of attention heads.
+        key_dim: Width of the queries, keys and values of a head.
+        units: Width of the feed-forward networks' hidden layers.
+        normalize_first: Layer normalisation before each network instead of after its residual
+            connection.
+        identity_start: Whether the transformer layers begin as the identity.
+        head_units: Widths of the projection head.
+        mask_rate: Share of the genes that each view hides, which then stand at their mean.
+        noise: Share of the genes to which each view adds noise (`ScaledNoise`).
+        clusters: Clusters of a minibatch; by default 20, fewer in one of less than 160 cells.
+        kmeans_steps: Lloyd steps of the K-means.
+        cluster_weight: Weight lambda of the cluster-aware loss.
+        landmarks: Number of cells that are kept.
+        temperature: Temperature of both losses.
+        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, and those of
+            `ContrastiveModel`.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.models.cicl import CICL
+    >>> model = CICL([f"gene{i}" for i in range(50)], depth=2, width=8, landmarks=16, clusters=3)
+    >>> rng = np.random.default_rng(0)
+    >>> cells = {
+    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
+    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
+    ... }
+    >>> model.compile()
+    >>> data = tf.data.Dataset.from_tensors(cells)
+    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> model.embed(data).shape
+    (32, 8)
+
+    Reference:
+        CICL, equations 3 to 17.
+    """
+
+    #: Arguments of the class by name of the preset: ``paper`` holds what is printed. Not printed
+    #: are the number of heads, their width, and the number of clusters of a minibatch.
+    PRESETS = {"paper": {
+        "depth": 4,
+        "width": None,
+        "heads": 4,
+        "key_dim": 128,
+        "units": 1024,
+        "normalize_first": False,
+        "identity_start": False,
+        "head_units": (1024, 512),
+        "mask_rate": 0.0,
+        "noise": 1.0,
+        "cluster_weight": 0.1,
+        "temperature": 0.5,
+        "input_epsilon": 1e-3,
+        "value_clip": None,
+        "components": 0,
+        "negatives": "all",
+    }}
+
+    TRAINING = {
+        "paper": {"epochs": 1000, "batch_size": 6000, "learning_rate": 1e-5, "genes": "hvg:500"}
+    }
+    default_learning_rate = 3e-4
+
+    #: Made here, and so no arguments of this class.
+    _MADE = frozenset({"augmentation", "backbone", "head"})
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        depth: int = 4,
+        width: int | None = 128,
+        heads: int = 4,
+        key_dim: int = 32,
+        units: int = 256,
+        normalize_first: bool = True,
+        identity_start: bool = True,
+        head_units: Sequence[int] = (1024, 512),
+        mask_rate: float = 0.5,
+        noise: float = 0.0,
+        clusters: int | None = None,
+        kmeans_steps: int = 5,
+        cluster_weight: float = 0.1,
+        landmarks: int = 256,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if clusters is not None and (int(clusters) != clusters or clusters < 2):
+            raise InputError(f"clusters is {clusters!r}; it must be a whole number of at least 2.")
+        if int(landmarks) != landmarks or landmarks < 1:
+            raise InputError(f"landmarks is {landmarks!r}; at least one cell must be kept.")
+        if not 0 <= cluster_weight < float("inf"):
+            raise InputError(f"cluster_weight is {cluster_weight!r}; it must be 0 or more.")
+        self.depth, self.width, self.n_heads = int(depth), width, int(heads)
+        self.key_dim, self.units = int(key_dim), int(units)
+        self.normalize_first, self.identity_start = bool(normalize_first), bool(identity_start)
+        self.head_units = tuple(int(units) for units in head_units)
+        self.mask_rate, self.noise = float(mask_rate), float(noise)
+        self.clusters = None if clusters is None else int(clusters)
+        self.kmeans_steps, self.cluster_weight = int(kmeans_steps), float(cluster_weight)
+        self.n_landmarks = int(landmarks)
+        first = seed * 10_007 + 5_000
+        augmentation = keras.Sequential(
+            [
+                RandomMask(mask_rate, rescale=False, exact=True, seed=first, name="mask"),
+                ScaledNoise(noise, seed=first + 1, name="noise"),
+            ],
+            name="augmentation",
+        )
+        backbone = CellTransformer(
+            depth, width, heads, key_dim, units, normalize_first, identity_start,
+            seed=first + 2, name="backbone",
+        )  # fmt: skip
+        head = MLP(self.head_units, seed=first + 3, name="head")
+        super().__init__(
+            vocabulary, augmentation=augmentation, backbone=backbone, head=head, seed=seed,
+            **kwargs,
+        )
+
+    def _build_more(self) -> None:
+        # Standardised genes, without the scale and offset that are learned; zeros are mean cells.
+        self.landmarks = state_weight(self, "landmarks", (self.n_landmarks, self.n_inputs))
+        self.clusterings = state_weight(self, "clusterings", (), "int64")
+
+    # --- training ---------------------------------------------------------------------------
+
+    def project(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.head(z, training=training)  # equations 10 and 11: no ReLU in front
+
+    def view_inputs(self, batch: Batch) -> list[tf.Tensor]:
+        return self._views_of(self._whole(batch))
+
+    def _whole(self, batch: Batch) -> tf.Tensor:
+        """The cells of a batch in training, before they are augmented [B, n_inputs].
+
+        Values are standardised first, as in the paper: noise is then as strong in each gene, and
+        the statistics are those of whole cells, as at inference.
+        """
+        return self.prepare(self.dense(batch), batch, training=True)
+
+    def _views_of(self, x: tf.Tensor) -> list[tf.Tensor]:
+        return [self.augmented(x) for _ in range(2)]
+
+    def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        whole = self._whole(batch)
+        view_a, view_b = (
+            self.project(self.encode(x, training=True), training=True)
+            for x in self._views_of(whole)
+        )
+        loss = self.contrastive_loss(view_a, view_b, source_codes(batch))
+        if self.cluster_weight:
+            labels = self.pseudo_labels(tf.stop_gradient(whole))
+            clustered = cluster_aware(view_a, view_b, labels, self.temperature)
+            loss += self.cluster_weight * clustered
+        return loss, view_a, view_b
+
+    def pseudo_labels(self, x: tf.Tensor) -> tf.Tensor:
+        """The cluster of each cell of a minibatch.
+
+        Args:
+            x: What the encoder takes in, of whole cells [B, n_inputs].
+
+        Returns:
+            Clusters [B], int64, that mean the same on all replicas (equations 8 and 9).
+        """
+        z = tf.stop_gradient(self.encode(x, training=True))
+        seed = tf.convert_to_tensor(self.clusterings)
+        self.clusterings.assign_add(tf.ones((), tf.int64))
+        centroids, _ = kmeans(z, self._clusters_of(z), self.kmeans_steps, seed + self.seed)
+        return tf.argmax(student_t_assignment(z, centroids), axis=1)
+
+    def _clusters_of(self, z: tf.Tensor) -> int:
+        """How many clusters to look for in a minibatch."""
+        if self.clusters is not None:
+            return self.clusters
+        if z.shape[0] is None:
+            return _CLUSTERS
+        cells = z.shape[0] * replica_count()
+        return max(1, min(_CLUSTERS, cells // _CELLS_PER_CLUSTER))
+
+    def for_batches(self, batch_size: int) -> CICL:
+        if self.clusters is not None and self.clusters > batch_size:
+            raise InputError(
+                f"{self.clusters} clusters of a minibatch of {batch_size} cells; take a larger "
+                "batch or fewer clusters"
+            )
+        return self
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        spec = getattr(x, "element_spec", None)
+        spec = spec[0] if isinstance(spec, tuple) and spec else spec
+        if isinstance(spec, dict) and spec:
+            cells = next(iter(spec.values())).shape[:1]
+            if cells.is_fully_defined():
+                self.for_batches(int(cells[0]))
+        return super().fit(x, *args, **kwargs)
+
+    # --- use --------------------------------------------------------------------------------
+
+    def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        x = self.prepare(self.dense(batch), batch)
+        return self.backbone(x, context=self._context(x.dtype), training=False)
+
+    def _context(self, dtype: tf.DType) -> tf.Tensor:
+        """What the encoder takes in of the landmarks [M, n_inputs]."""
+        x = tf.convert_to_tensor(self.landmarks)
+        if self.input_norm is not None:
+            x = x * tf.cast(self.input_norm.gamma, x.dtype)
+            x += tf.cast(self.input_norm.beta, x.dtype)
+            if self.value_clip is not None:
+                x = tf.clip_by_value(x, -self.value_clip, self.value_clip)
+        return tf.cast(x, dtype)
+
+    def start(self, x: np.ndarray) -> None:
+        """Keeps landmarks, and starts the projection from principal components.
+
+        Args:
+            x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
+        """
+        if not len(x):
+            return
+        order = np.random.default_rng(self.seed).permutation(len(x))
+        # Of fewer cells than landmarks each is kept several times, as good as equally often.
+        self.landmarks.assign(x[np.resize(order, self.n_landmarks)])
+        if self.width is None or not self.components:
+            return
+        loadings, variance = principal_components(
+            x, min(self.components, self.width), self.seed
+        )
+        k = len(variance)
+        if k and variance.mean() > 0:
+            kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * _REMAINDER
+            kernel[:, :k] = loadings / np.sqrt(variance.mean())
+            self.backbone.projection.assign(kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.n_heads,
+            "key_dim": self.key_dim,
+            "units": self.units,
+            "normalize_first": self.normalize_first,
+            "identity_start": self.identity_start,
+            "head_units": list(self.head_units),
+            "mask_rate": self.mask_rate,
+            "noise": self.noise,
+            "clusters": self.clusters,
+            "kmeans_steps": self.kmeans_steps,
+            "cluster_weight": self.cluster_weight,
+            "landmarks": self.n_landmarks,
+        }

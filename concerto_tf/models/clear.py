@@ -1,0 +1,225 @@
+"""CLEAR: simulated noise, a slowly following encoder and a queue of negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf._keras import assign_everywhere, keras, serializable
+from concerto_tf.errors import InputError
+from concerto_tf.layers import Augmentation, EmbeddingQueue
+from concerto_tf.losses import info_nce
+from concerto_tf.models.batches import Batch
+from concerto_tf.models.dense import DenseModel, LayerLike
+from concerto_tf.models.seeds import Seeds
+
+#: Embeddings that the queue holds where nothing else was asked for, in whole minibatches.
+_QUEUE = 1024
+
+
+@serializable
+class CLEAR(DenseModel):
+    """Contrastive learning with the noise of real experiments simulated, and a momentum encoder.
+
+    Each view of a cell is masked, noisy, swapped and crossed over with other cells, each with a
+    probability (`concerto_tf.layers.Augmentation`). An encoder embeds it as a query; a second one,
+    which follows the first slowly, embeds it as a key. A query is to find the key of the cell's
+    other view among the keys of the minibatch and of earlier minibatches, kept in a queue. Keys
+    and queue are state of the model: saved with it, and continued where training is.
+
+    The defaults are what embeds best over many data sets. ``CLEAR.PRESETS["paper"]`` are the
+    paper's values except for its learning rate of 1, which is that of ``"paper-lr1"``.
+
+    Args:
+        vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        mask: Share of the genes that become zero.
+        noise: Share of the genes with noise added.
+        swap: Share of the genes whose values are swapped within the cell.
+        crossover: Share of the genes exchanged with one other cell.
+        crossover_many: Share of the genes exchanged with several other cells.
+        probability: Probability of each of these for a cell.
+        stddev: Standard deviation of the noise.
+        partners: Number of cells in the crossover with several.
+        momentum: Share of itself that the key encoder keeps at each step.
+        queue: Number of keys of earlier minibatches, a multiple of twice the minibatch's cells
+            (over all replicas); ``None`` for the multiple nearest to 1,024 from below.
+        batch_size: Cells per minibatch, over all replicas, that ``queue=None`` is meant for;
+            `train` sets it.
+        backbone: As in `DenseModel`.
+        temperature: Divisor of the similarities.
+        **kwargs: Of `DenseModel`, except for augmentation, loss and negatives.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.models import CLEAR
+    >>> model = CLEAR([f"gene{i}" for i in range(50)], backbone=(16, 8), batch_size=32)
+    >>> rng = np.random.default_rng(0)
+    >>> cells = {
+    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
+    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
+    ... }
+    >>> model.compile()
+    >>> data = tf.data.Dataset.from_tensors(cells)
+    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> model.embed(data).shape
+    (32, 8)
+
+    Reference:
+        CLEAR, The CLEAR framework, equations 1 to 3; Architecture and hyperparameters.
+    """
+
+    _PAPER = {
+        "mask": 0.2,
+        "noise": 0.8,
+        "swap": 0.1,
+        "crossover": 0.25,
+        "crossover_many": 0.25,
+        "probability": 0.5,
+        "stddev": 0.2,
+        "momentum": 0.999,
+        "backbone": (1024, 128),
+        "head": None,
+        "standardize": False,
+        "components": 0,
+        "temperature": 0.2,
+    }
+    PRESETS = {"paper": _PAPER, "paper-lr1": _PAPER}
+    TRAINING = {
+        "paper": {"epochs": 200, "cosine": True},
+        "paper-lr1": {"epochs": 200, "cosine": True, "learning_rate": 1.0},
+    }
+    _MADE = frozenset({"augmentation", "loss", "negatives"})
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        mask: float = 0.2,
+        noise: float = 0.8,
+        swap: float = 0.1,
+        crossover: float = 0.25,
+        crossover_many: float = 0.25,
+        probability: float = 0.5,
+        stddev: float = 0.2,
+        partners: int = 4,
+        momentum: float = 0.999,
+        queue: int | None = None,
+        batch_size: int = 256,
+        backbone: LayerLike = (128,),
+        temperature: float = 0.5,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
+        if batch_size < 2 or (queue is not None and queue < 1):
+            raise InputError(
+                f"batch_size must be 2 or more and queue 1 or more, not {batch_size} and {queue}."
+            )
+        self._queue, self._batch_size = queue, int(batch_size)
+        self._momentum = float(momentum)
+        super().__init__(
+            vocabulary,
+            augmentation=Augmentation(
+                mask, noise, swap, crossover, crossover_many, probability, stddev, partners,
+                seed=Seeds(seed)() + 1_000, name="augmentation",
+            ),
+            backbone=backbone, temperature=temperature, seed=seed, **kwargs,
+        )  # fmt: skip
+
+    def _build_more(self) -> None:
+        self.key_backbone = _twin(self.backbone, (2, self.n_inputs))
+        self.key_head = None
+        if self.head is not None:
+            self.key_head = _twin(self.head, (2, self.embedding_dim))
+        size = self._queue or _queue_for(self._batch_size)
+        self.queue = EmbeddingQueue(size, name="queue")
+        width = self.project(tf.zeros([2, self.embedding_dim], self.compute_dtype)).shape[-1]
+        self.queue.build((None, width))
+        self._follow(0.0)
+
+    def keys(self, x: tf.Tensor) -> tf.Tensor:
+        """Keys [B, h] of views [B, n_inputs], by the slow encoder."""
+        z = self.key_backbone(x, training=True)
+        if self.key_head is not None:
+            z = self.key_head(tf.nn.relu(z), training=True)
+        return tf.stop_gradient(z)
+
+    def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        x_a, x_b = self.view_inputs(batch)
+        q_a, q_b = (self.project(self.encode(x, training=True), training=True) for x in (x_a, x_b))
+        k_a, k_b = self.keys(x_a), self.keys(x_b)
+        earlier, filled = self.queue(k_a, training=False)
+        loss = (
+            info_nce(q_a, k_b, earlier, self.temperature, own_key=k_a, filled=filled)
+            + info_nce(q_b, k_a, earlier, self.temperature, own_key=k_b, filled=filled)
+        ) / 2
+        self.queue.enqueue(tf.concat([k_a, k_b], axis=0))
+        return loss, q_a, q_b
+
+    def after_step(self) -> None:
+        self._follow(self._momentum)
+
+    def start(self, x: np.ndarray) -> None:
+        super().start(x)
+        self._follow(0.0)
+
+    def _follow(self, momentum: float) -> None:
+        """Takes the key encoder a step towards the query encoder (equation 3)."""
+        slow, fast = [*self.key_backbone.weights], [*self.backbone.weights]
+        if self.key_head is not None:
+            slow, fast = slow + self.key_head.weights, fast + self.head.weights
+        assign_everywhere(
+            slow, fast, lambda k, q: tf.cast(momentum, q.dtype) * k + (1 - momentum) * q
+        )
+
+    def for_batches(self, batch_size: int) -> CLEAR:
+        if self._queue is not None:
+            if self._queue % (2 * batch_size):
+                fitting = max(self._queue // (2 * batch_size), 1) * 2 * batch_size
+                raise InputError(
+                    f"queue is {self._queue}, which is not a multiple of the {2 * batch_size} "
+                    f"views of a minibatch of {batch_size} cells; take {fitting}, or leave queue out"
+                )
+            return self
+        if _queue_for(batch_size) == self.queue.size:
+            return self
+        other = type(self).from_config({**self.get_config(), "batch_size": batch_size})
+        ends = {id(weight) for weight in other.queue.weights}
+        for old, new in zip(self.weights, other.weights, strict=True):
+            if id(new) not in ends:
+                new.assign(old)
+        return other
+
+    def get_config(self) -> dict[str, Any]:
+        of_views = self.augmentation.get_config()
+        names = (
+            "mask", "noise", "swap", "crossover", "crossover_many", "probability", "stddev",
+            "partners",
+        )  # fmt: skip
+        return {
+            **super().get_config(),
+            **{name: of_views[name] for name in names},
+            "momentum": self._momentum,
+            "queue": self._queue,
+            "batch_size": self._batch_size,
+        }
+
+
+def _queue_for(batch_size: int) -> int:
+    """Size of the queue for minibatches of so many cells."""
+    return max(_QUEUE // (2 * batch_size), 1) * 2 * batch_size
+
+
+def _twin(layer: Any, shape: tuple[int, int]) -> Any:
+    """A layer of the same make that no gradient changes."""
+    made = keras.layers.serialize(layer)
+    made["config"]["name"] = f"key_{layer.name}"
+    twin = keras.layers.deserialize(made)
+    twin(tf.zeros(shape, layer.compute_dtype), training=False)
+    twin.trainable = False
+    return twin

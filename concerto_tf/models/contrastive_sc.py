@@ -1,0 +1,85 @@
+"""contrastive-sc: most of the genes hidden from both views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from concerto_tf._keras import serializable
+from concerto_tf.layers import RandomMask
+from concerto_tf.models.dense import DenseModel, LayerLike
+from concerto_tf.models.seeds import Seeds
+
+
+@serializable
+class ContrastiveSC(DenseModel):
+    """Contrastive learning with strong input dropout in front of a small encoder.
+
+    Each view keeps a small random share of the cell's genes; NT-Xent pulls the two views of a cell
+    together. Several such networks make an `Ensemble`.
+
+    The defaults are what embeds best over many data sets; ``ContrastiveSC.PRESETS["paper"]`` are
+    the paper's values. The paper does not print the widths of the first two of its three layers:
+    the preset has 512 and 128.
+
+    Args:
+        vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        mask_rate: Share of the genes that each view hides.
+        rescale: Whether what remains is divided by the share that remains, as dropout layers do.
+        backbone: As in `DenseModel`.
+        temperature: Temperature of the loss.
+        **kwargs: Of `DenseModel`, except for augmentation.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.models import ContrastiveSC
+    >>> model = ContrastiveSC([f"gene{i}" for i in range(50)], backbone=(16, 8))
+    >>> rng = np.random.default_rng(0)
+    >>> cells = {
+    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
+    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
+    ... }
+    >>> model.compile()
+    >>> data = tf.data.Dataset.from_tensors(cells)
+    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> model.embed(data).shape
+    (32, 8)
+
+    Reference:
+        contrastive-sc, Methods, "Representation learning"; Figure 8 for the share of genes kept.
+    """
+
+    PRESETS = {"paper": {
+        "mask_rate": 0.8,
+        "rescale": True,
+        "backbone": (512, 128, 32),
+        "head": None,
+        "standardize": False,
+        "components": 0,
+        "temperature": 0.07,
+    }}
+    TRAINING = {"paper": {"epochs": 100, "batch_size": 300, "genes": "hvg:1500"}}
+    _MADE = frozenset({"augmentation"})
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        mask_rate: float = 0.8,
+        rescale: bool = False,
+        backbone: LayerLike = (128,),
+        temperature: float = 0.5,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        # With a probability for each gene: no two cells hide sets that depend on each other.
+        mask = RandomMask(mask_rate, rescale, seed=Seeds(seed)() + 1_000, name="augmentation")
+        super().__init__(
+            vocabulary, augmentation=mask, backbone=backbone, temperature=temperature, seed=seed,
+            **kwargs,
+        )  # fmt: skip
+
+    def get_config(self) -> dict[str, Any]:
+        mask = self.augmentation
+        return {**super().get_config(), "mask_rate": mask.rate, "rescale": mask.rescale}

@@ -1,0 +1,326 @@
+"""Any augmentation in front of any encoder with any loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf._keras import keras, serializable, state_weight
+from concerto_tf.errors import InputError
+from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
+from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.batches import Batch, source_codes, tensors
+from concerto_tf.models.mlp import MLP
+from concerto_tf.models.seeds import Seeds
+from concerto_tf.models.start import principal_mlp, standardize_by_source
+from concerto_tf.models.weights import keep_together
+
+#: Values of cells that the start looks at, at most (400 MB).
+_SAMPLE_VALUES = 100_000_000
+
+#: A layer, its configuration, or the numbers that a default layer is made from.
+LayerLike = Any
+
+
+@serializable
+class DenseModel(ContrastiveModel):
+    """An augmentation, an encoder and a loss, which combine freely.
+
+    Cells become dense log-normalised values [B, n_inputs] of the genes that the model looks at.
+    In training each of two views is an augmentation of them; the values are then standardised
+    within the cells of their source, and encoded. The loss pulls the two views of a cell together.
+    The embedding is what the encoder gives for the whole cell.
+
+    Args:
+        vocabulary: Identifiers of all G genes, in the order of the gene indices.
+        augmentation: A Keras layer on dense values [B, n_inputs] that changes them in training;
+            ``None`` for none, where the encoder itself is random.
+        backbone: The encoder: a Keras layer or model [B, n_inputs] -> [B, d], or the widths of an
+            `MLP`.
+        head: Projection on which the loss is taken, behind a ReLU: the width of a linear layer, or
+            a Keras layer [B, d] -> [B, h]; ``None`` takes the loss on the encoder's output.
+        standardize: Whether values are standardised by source (`SourceBatchNormalization`).
+        input_epsilon: Added to a gene's variance where values are standardised. Large values keep
+            quiet genes quiet.
+        value_clip: Largest absolute value after standardising; ``None`` for no limit.
+        components: Principal components that `initialize` starts an `MLP` from; 0 keeps its
+            random start, as any other encoder does.
+        **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
+            temperature, negatives, seed.
+
+    Example:
+
+    A third of the genes masked, in front of an encoder of one's own, with VICReg:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.layers import RandomMask
+    >>> from concerto_tf.models import DenseModel
+    >>> encoder = tf.keras.Sequential(
+    ...     [tf.keras.layers.Dense(16, activation="gelu"), tf.keras.layers.Dense(8)]
+    ... )
+    >>> model = DenseModel(
+    ...     [f"gene{i}" for i in range(50)],
+    ...     augmentation=RandomMask(0.3, rescale=False),
+    ...     backbone=encoder,
+    ...     loss="vicreg",
+    ... )
+    >>> rng = np.random.default_rng(0)
+    >>> cells = {
+    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
+    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
+    ... }
+    >>> model.compile()
+    >>> data = tf.data.Dataset.from_tensors(cells)
+    >>> history = model.fit(data, epochs=2, verbose=0)
+    >>> model.embed(data).shape
+    (32, 8)
+
+    Reference:
+        Chen et al. 2020 (SimCLR); CLEAR, contrastive-sc and CICL are of this form.
+    """
+
+    #: Arguments that a subclass makes by itself, and so are none of its own.
+    _MADE: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        augmentation: LayerLike = None,
+        backbone: LayerLike = (128,),
+        head: LayerLike = 128,
+        standardize: bool = True,
+        input_epsilon: float = 0.1,
+        value_clip: float | None = 10.0,
+        components: int = 50,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vocabulary, **kwargs)
+        if components < 0:
+            raise InputError(f"components must be 0 or more, not {components}.")
+        if not input_epsilon > 0:
+            raise InputError(f"input_epsilon must be positive, not {input_epsilon}.")
+        self.standardize = bool(standardize)
+        self.input_epsilon = float(input_epsilon)
+        self.value_clip = None if value_clip is None else float(value_clip)
+        self.components = int(components)
+        self._seeds = Seeds(self.seed)
+        self.augmentation = None if augmentation is None else _layer(augmentation)
+        self.input_norm = None
+        if self.standardize:
+            self.input_norm = SourceBatchNormalization(
+                len(self.sources), epsilon=self.input_epsilon, name="input_norm"
+            )
+        if isinstance(backbone, (list, tuple)):
+            backbone = MLP(backbone, seed=self._seeds(), name="backbone")
+        self.backbone = _layer(backbone)
+        if isinstance(head, int):
+            start = keras.initializers.GlorotUniform(seed=self._seeds())
+            head = keras.layers.Dense(head, kernel_initializer=start, name="head")
+        self.head = None if head is None else _layer(head)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all weights: their shapes are known without any data."""
+        if self.built:
+            return
+        #: Mean normalised value of each gene: what a gene that was not measured is taken for.
+        self.gene_mean = state_weight(self, "gene_mean", (self.n_inputs,))
+        x = tf.zeros([2, self.n_inputs], self.compute_dtype)
+        if self.augmentation is not None:
+            # Not `build`: only a call builds any layer of any make.
+            self.augmentation(x, training=False)
+        if self.input_norm is not None:
+            self.input_norm.build((None, self.n_inputs))
+        x = self.backbone(x, training=False)
+        if len(x.shape) != 2:
+            raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
+        self._embedding_dim = int(x.shape[-1])
+        if self.head is not None:
+            self.head(x, training=False)
+        self._build_more()
+        keep_together([*self.layers, *self.metrics])
+        self.built = True
+
+    def _build_more(self) -> None:
+        """Weights of a subclass."""
+
+    @property
+    def embedding_dim(self) -> int:
+        return self._embedding_dim
+
+    @property
+    def hidden_units(self) -> int:
+        """Width of what `represent` gives."""
+        return self.embedding_dim
+
+    @property
+    def heads(self) -> list[Any]:
+        """The projections that only the loss looks at."""
+        return [] if self.head is None else [self.head]
+
+    @property
+    def n_features(self) -> int:
+        """Number of genes that the model looks at."""
+        return self.n_inputs
+
+    # --- from a batch to embeddings ---------------------------------------------------------
+
+    def dense(self, batch: Batch) -> tf.Tensor:
+        """Normalised values of all genes the model looks at [B, n_inputs], before any change."""
+        genes, values, rows = self.nonzeros(batch)
+        return scatter_to_dense(genes, values, self.n_inputs, rows)
+
+    def augmented(self, x: tf.Tensor) -> tf.Tensor:
+        """A view [B, n_inputs] of dense values [B, n_inputs], for training."""
+        return x if self.augmentation is None else self.augmentation(x, training=True)
+
+    def prepare(self, x: tf.Tensor, batch: Batch, training: bool = False) -> tf.Tensor:
+        """What the encoder takes in.
+
+        Args:
+            x: Dense values [B, n_inputs] of the cells of the batch, or a view of them.
+            batch: As `ContrastiveModel` describes.
+            training: Whether to standardise by the statistics of the batch.
+
+        Returns:
+            Values [B, n_inputs].
+        """
+        measured = self.measured(batch)
+        if self.input_norm is None:
+            if measured is None:
+                return x
+            return tf.where(measured, x, tf.cast(self.gene_mean, x.dtype))
+        x = self.input_norm(x, source=source_codes(batch), training=training, measured=measured)
+        return x if self.value_clip is None else tf.clip_by_value(
+            x, -self.value_clip, self.value_clip
+        )
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        """What the encoder takes in [B, n_inputs], for the whole cells of a batch."""
+        return self.prepare(self.dense(batch), batch)
+
+    def encode(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Embeddings [B, d] of what `prepare` gives."""
+        return self.backbone(x, training=training)
+
+    def project(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """What the loss is taken on [B, h], of embeddings [B, d]."""
+        return z if self.head is None else self.head(tf.nn.relu(z), training=training)
+
+    def view_inputs(self, batch: Batch) -> list[tf.Tensor]:
+        """Two views [B, n_inputs] of the cells of a batch, as the encoder takes them in."""
+        x = self.dense(batch)
+        return [self.prepare(self.augmented(x), batch, training=True) for _ in range(2)]
+
+    def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        a, b = (
+            self.project(self.encode(x, training=True), training=True)
+            for x in self.view_inputs(batch)
+        )
+        return a, b
+
+    def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Embeddings [B, d] of two views in training, otherwise twice those of the whole cells."""
+        if not training:
+            z = self(batch)
+            return z, z
+        a, b = (self.encode(x, training=True) for x in self.view_inputs(batch))
+        return a, b
+
+    def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        return self.encode(self.standardized(batch))
+
+    # --- start ------------------------------------------------------------------------------
+
+    def initialize(self, data: Iterable[Batch]) -> None:
+        """Starts an `MLP` from the principal components of a sample of cells.
+
+        Training then refines what PCA sees instead of finding it again from a random start, which
+        small data does not suffice for. No label is looked at.
+
+        Args:
+            data: Batches of cells in random order; as many are looked at as fit into 400 MB.
+        """
+        super().initialize(data)
+        x, source = self.sample(data, _SAMPLE_VALUES // self.n_inputs)
+        if len(x):
+            self.gene_mean.assign(x.mean(0))
+        self.start(self.standardized_sample(x, source))
+
+    def start(self, x: np.ndarray) -> None:
+        """Sets the weights that a training begins with.
+
+        Args:
+            x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
+        """
+        if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
+            principal_mlp(
+                self.backbone.kernels, x, self.components, self.seed, paired=self.head is not None
+            )
+
+    def sample(self, data: Iterable[Batch], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first cells of data.
+
+        Args:
+            data: Batches of cells.
+            most: Largest number of cells.
+
+        Returns:
+            Their dense values [n, n_inputs], float32, and source codes [n].
+        """
+        xs = [np.zeros((0, self.n_inputs), np.float32)]
+        sources, n = [np.zeros(0, np.int32)], 0
+        for batch in data:
+            batch = tensors(batch)
+            source, x = source_codes(batch).numpy(), tf.cast(self.dense(batch), tf.float32).numpy()
+            real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
+            xs.append(x[real])
+            sources.append(source[real])
+            n += int(real.sum())
+            if n >= most:
+                break
+        return np.concatenate(xs)[:most], np.concatenate(sources)[:most]
+
+    def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
+        """What the encoder takes in [n, n_inputs] of a `sample`, by the sample's statistics."""
+        if not self.standardize:
+            return x
+        x, _ = standardize_by_source(x, source, self.input_epsilon)
+        return x if self.value_clip is None else np.clip(x, -self.value_clip, self.value_clip)
+
+    def get_config(self) -> dict[str, Any]:
+        config = {
+            **super().get_config(),
+            "augmentation": _config(self.augmentation),
+            "backbone": _config(self.backbone),
+            "head": _config(self.head),
+            "standardize": self.standardize,
+            "input_epsilon": self.input_epsilon,
+            "value_clip": self.value_clip,
+            "components": self.components,
+        }
+        return {key: value for key, value in config.items() if key not in self._MADE}
+
+
+def _layer(spec: Any) -> Any:
+    """A layer of a layer or its configuration."""
+    if isinstance(spec, dict):
+        return keras.layers.deserialize(spec)
+    if not isinstance(spec, keras.layers.Layer):
+        raise InputError(f"expected a Keras layer, not {spec!r}.")
+    return spec
+
+
+def _config(layer: Any) -> Any:
+    """What a layer is made again from; see `_layer`."""
+    if layer is None:
+        return None
+    if isinstance(layer, MLP) and layer.name == "backbone":
+        return list(layer.widths)
+    if isinstance(layer, keras.layers.Dense) and layer.name == "head":
+        return layer.units
+    return keras.layers.serialize(layer)

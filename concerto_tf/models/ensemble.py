@@ -1,0 +1,116 @@
+"""Several independently seeded networks as one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import keras, serializable
+from concerto_tf.errors import InputError
+from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.batches import Batch
+from concerto_tf.models.weights import keep_together
+
+
+@serializable
+class Ensemble(ContrastiveModel):
+    """Networks of any method that learn from the same cells, each with views of its own.
+
+    One `fit` trains all of them, each as if it were alone (the loss is the sum of theirs), and one
+    file holds them. The embedding is theirs side by side, scaled so that the squared distance of
+    two cells is the mean of their squared distances in the networks.
+
+    Args:
+        members: Models that look at the same genes of cells of the same sources, made with
+            different seeds.
+        **kwargs: Of `keras.Model`.
+
+    Example:
+
+    >>> from concerto_tf.models import ContrastiveSC, Ensemble
+    >>> genes = [f"gene{i}" for i in range(50)]
+    >>> model = Ensemble([ContrastiveSC(genes, backbone=(16, 8), seed=i) for i in range(3)])
+    >>> model.embedding_dim
+    24
+
+    Reference:
+        contrastive-sc, Methods, "Combined representation clustering".
+    """
+
+    def __init__(self, members: Sequence[ContrastiveModel], **kwargs: Any) -> None:
+        if not members:
+            raise InputError("an ensemble needs at least one model")
+        first = members[0]
+        for key in ("vocabulary", "genes", "modality", "modalities", "sources", "target_sum"):
+            if any(getattr(member, key) != getattr(first, key) for member in members[1:]):
+                raise InputError(f"the models of an ensemble differ in their {key}")
+        super().__init__(
+            first.vocabulary, symbols=first.symbols, genes=first.genes, modality=first.modality,
+            sources=first.sources, target_sum=first.target_sum, temperature=first.temperature,
+            seed=first.seed, **kwargs,
+        )  # fmt: skip
+        self.modalities = first.modalities
+        self.default_learning_rate = first.default_learning_rate
+        self.members = list(members)
+        self.gene_share.assign(first.gene_share)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        keep_together([*self.members, *self.metrics])
+        self.built = True
+
+    @property
+    def embedding_dim(self) -> int:
+        return sum(member.embedding_dim for member in self.members)
+
+    def initialize(self, data: Iterable[Batch]) -> None:
+        super().initialize(data)
+        for member in self.members:
+            member.initialize(data)
+
+    def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        parts = [member(batch, training=training) for member in self.members]
+        return tf.concat(parts, axis=-1) / math.sqrt(len(parts))
+
+    def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        return _side_by_side([member.views(batch) for member in self.members])
+
+    def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        found = [member.batch_loss(batch) for member in self.members]
+        loss = tf.add_n([tf.reduce_mean(loss) for loss, *_ in found])
+        return loss, *_side_by_side([views for _, *views in found])
+
+    def after_step(self) -> None:
+        for member in self.members:
+            member.after_step()
+
+    def for_batches(self, batch_size: int) -> Ensemble:
+        members = [member.for_batches(batch_size) for member in self.members]
+        if all(new is old for new, old in zip(members, self.members, strict=True)):
+            return self
+        other = type(self)(members, name=self.name)
+        other.started.assign(self.started)
+        return other
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "members": [keras.layers.serialize(member) for member in self.members],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Ensemble:
+        members = []
+        for member in config["members"]:
+            # What differs between the models and what was asked for is the sources at most.
+            own = {**member["config"], "sources": config["sources"]}
+            members.append(keras.layers.deserialize({**member, "config": own}))
+        return cls(members, name=config["name"])
+
+
+def _side_by_side(views: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
+    a, b = (tf.concat(parts, axis=-1) for parts in zip(*views, strict=True))
+    return a, b

@@ -1,0 +1,77 @@
+"""The encoder of dense models: dense layers with a ReLU in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from concerto_tf._keras import keras, serializable
+from concerto_tf.errors import InputError
+from concerto_tf.models.seeds import Seeds
+
+
+@serializable
+class MLP(keras.layers.Layer):
+    """Dense layers with a ReLU between them; the last is linear.
+
+    Args:
+        widths: Width of each layer.
+        seed: Seed of the initial weights.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Values [B, n], float.
+
+    Returns:
+        Values [B, widths[-1]].
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.models.mlp import MLP
+    >>> MLP([16, 4])(tf.ones([2, 50])).shape
+    TensorShape([2, 4])
+    """
+
+    def __init__(self, widths: Sequence[int], seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not widths or min(widths) < 1:
+            raise InputError(f"the widths of an encoder must be positive, not {list(widths)}")
+        self.widths = tuple(int(width) for width in widths)
+        self.seed = int(seed)
+        seeds = Seeds(self.seed)
+        self.steps = [
+            keras.layers.Dense(
+                width,
+                kernel_initializer=keras.initializers.GlorotUniform(seed=seeds()),
+                name=f"dense_{i}",
+                dtype=kwargs.get("dtype"),
+            )
+            for i, width in enumerate(self.widths)
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        width = tuple(input_shape)[-1]
+        for step in self.steps:
+            step.build((None, width))
+            width = step.units
+        super().build(input_shape)
+
+    @property
+    def kernels(self) -> list[Any]:
+        """Kernels of the layers in their order."""
+        return [step.kernel for step in self.steps]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        x = self.steps[0](inputs)
+        for step in self.steps[1:]:
+            x = step(tf.nn.relu(x))
+        return x
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        return (*tuple(input_shape)[:-1], self.widths[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "widths": list(self.widths), "seed": self.seed}

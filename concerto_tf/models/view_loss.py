@@ -1,0 +1,48 @@
+"""Losses that a model can be given: by name, or any Keras loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from concerto_tf._keras import keras
+from concerto_tf.errors import InputError
+from concerto_tf.losses import InfoNCE, NTXent, VICReg
+
+#: The losses that go by a name; those with a temperature take the model's.
+LOSSES = ("nt_xent", "info_nce", "vicreg")
+
+
+def view_loss(loss: str | dict[str, Any] | keras.losses.Loss, temperature: float) -> Any:
+    """The Keras loss between two views of the same cells.
+
+    Args:
+        loss: A name (`LOSSES`), a Keras loss whose ``call(view_b, view_a)`` gives a loss per cell
+            [B] or one for all, or the configuration of one.
+        temperature: Temperature of the losses that go by a name.
+
+    Returns:
+        The loss.
+
+    Raises:
+        InputError: There is no loss of this name, or it is no loss.
+
+    Example:
+
+    >>> from concerto_tf.models.view_loss import view_loss
+    >>> view_loss("nt_xent", temperature=0.5).temperature
+    0.5
+    """
+    if loss == "nt_xent":
+        return NTXent(temperature)
+    if loss == "info_nce":
+        return InfoNCE(temperature)
+    if loss == "vicreg":
+        return VICReg()
+    if isinstance(loss, dict):
+        return keras.losses.deserialize(loss)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    raise InputError(
+        f"there is no loss {loss!r}; choose one of {', '.join(LOSSES)}, or give a "
+        "tf.keras.losses.Loss of two views"
+    )
