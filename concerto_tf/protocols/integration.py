@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import evaluate
-from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
+from concerto_tf.protocols.embeddings import check_seeds, embed_by, variants
 from concerto_tf.protocols.report import check_folder, dots, leave, plain
-from concerto_tf.records import Records, convert
-from concerto_tf.tasks.embed import embed_records
-from concerto_tf.tasks.train import train
+from concerto_tf.records import convert
 
 METHODS = ("concerto", "harmony", "pca")
 #: Metrics of kept cell types and of mixed sources, in the order they are drawn in.
@@ -35,7 +31,7 @@ def integration(
 ) -> dict[str, Any]:
     """Scores embeddings of cells from several sources, Concerto's beside Harmony's and PCA's.
 
-    Concerto is trained source-aware on all cells; labels are only scored with. Harmony and PCA
+    Models are trained source-aware on all cells; labels are only scored with. Harmony and PCA
     look at 2,000 highly variable genes in 50 components.
 
     Args:
@@ -45,7 +41,7 @@ def integration(
         source_key: Column of obs with the sources; ``None`` makes each input one.
         label_key: Column of obs with cell types.
         layer: Layer that holds the counts.
-        methods: Some of ``concerto``, ``harmony`` (needs harmonypy) and ``pca``.
+        methods: Some of those of `train`, ``harmony`` (needs harmonypy) and ``pca``.
         seeds: Each method is run with each.
         **training: Further arguments of `train`.
 
@@ -61,7 +57,8 @@ def integration(
     """
     import pandas as pd
 
-    check_methods(methods, seeds)
+    chosen = variants(methods)
+    check_seeds(seeds)
     out = check_folder(out)
     records = convert(
         cells, out / "records", source_key=source_key, layer=layer,
@@ -73,14 +70,15 @@ def integration(
             f"{cells}: all cells are of one source, so there is nothing to integrate; name the "
             "column that tells sources apart"
         )
+    known = records.obs()
+    labels = known[f"label/{label_key}"] if label_key else None
     rows = []
     for seed in seeds:
-        embeddings = embed_by(methods, records, seed, out / "models" / f"seed{seed}", training)
-        known = records.obs()
-        labels = known[f"label/{label_key}"] if label_key else None
-        for method, z in embeddings.items():
+        for variant in chosen:
+            model = out / "models" / f"{variant.name}-seed{seed}"
+            z = embed_by(variant, records, seed, model, training)
             scores = evaluate(z, labels, known["source"], seed=seed)
-            rows.append({"method": method, "seed": seed, **scores})
+            rows.append({"method": variant.name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_method = table.drop(columns="seed").groupby("method", sort=False)
     result = plain({
@@ -92,43 +90,3 @@ def integration(
     panels = {"cell types kept": OF_LABELS, "sources mixed": OF_SOURCES}
     leave(out, table, result, dots(table, "method", panels))
     return result
-
-
-def check_methods(methods: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises InputError if a method is not known, or none or no seed is given."""
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        what = f"there is no method {unknown[0]!r}" if unknown else "no method is given"
-        raise InputError(f"{what}; choose some of {', '.join(METHODS)}")
-    if not seeds:
-        raise InputError("no seed is given; name at least one")
-    if "harmony" in methods:
-        harmony(np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"] * 10)
-
-
-def embed_by(
-    methods: Sequence[str], records: Records, seed: int, model: Path, training: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Embeddings of all cells of records by each method.
-
-    Args:
-        methods: Some of `METHODS`.
-        records: Finished records.
-        seed: Seed of each.
-        model: Folder of Concerto's model.
-        training: Further arguments of `train`.
-
-    Returns:
-        Embeddings [n, d] by method, in the order of the input.
-    """
-    found = {}
-    if "concerto" in methods:
-        found["concerto"] = embed_records(train(records, model, seed=seed, **training), records)
-    if set(methods) & {"harmony", "pca"}:
-        cells = cells_of(records)
-        components = pca(log_normalized(cells, records.units == "counts"), seed)
-        if "harmony" in methods:
-            found["harmony"] = harmony(components, cells.obs["source"], seed)
-        if "pca" in methods:
-            found["pca"] = components
-    return {method: found[method] for method in methods}

@@ -12,7 +12,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.metrics import ilisi, kbet
 from concerto_tf.metrics.neighbours import leiden, nearest, scanpy_graph
 from concerto_tf.protocols.baselines import cells_of
-from concerto_tf.protocols.integration import METHODS, check_methods, embed_by
+from concerto_tf.protocols.embeddings import check_seeds, embed_by, variants
+from concerto_tf.protocols.integration import METHODS
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import convert
 
@@ -62,7 +63,7 @@ def overcorrection(
         label_key: Column of obs with cell types. Cells without one stay, and are not judged.
         types: The types to remove in turn; by default all that several sources have.
         layer: Layer that holds the counts.
-        methods: Some of ``concerto``, ``harmony`` (needs harmonypy) and ``pca``.
+        methods: Some of those of `train`, ``harmony`` (needs harmonypy) and ``pca``.
         seeds: Each method is run with each.
         **training: Further arguments of `train`.
 
@@ -79,7 +80,8 @@ def overcorrection(
     """
     import pandas as pd
 
-    check_methods(methods, seeds)
+    embedders = variants(methods)
+    check_seeds(seeds)
     out = check_folder(out)
     records = convert(
         cells, out / "records" / "all", source_key=source_key, layer=layer,
@@ -98,12 +100,13 @@ def overcorrection(
         )  # fmt: skip
         for seed in seeds:
             folder = out / "models" / f"seed{seed}"
-            before = embed_by(methods, records, seed, folder / "all", training)
-            after = embed_by(methods, part, seed, folder / f"without{number}", training)
-            for method in methods:
+            for variant in embedders:
+                model = folder / variant.name
+                before = embed_by(variant, records, seed, model / "all", training)
+                after = embed_by(variant, part, seed, model / f"without{number}", training)
                 row = {"type": name, "source": source, "cells": int((of_type & kept).sum())}
-                row |= {"method": method, "seed": seed}
-                for when, z in (("before", before[method][kept]), ("after", after[method])):
+                row |= {"method": variant.name, "seed": seed}
+                for when, z in (("before", before[kept]), ("after", after)):
                     scores = judge(z, left.obs[label_key], name, seed)
                     scores["kbet"] = kbet(z, left.obs["source"], seed=seed)
                     scores["ilisi"] = ilisi(z, left.obs["source"], seed=seed)

@@ -14,7 +14,8 @@ from concerto_tf.protocols.baselines import cells_of
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import convert
 from concerto_tf.tasks.annotate import annotate, compare
-from concerto_tf.tasks.finetune import finetune, known_labels
+from concerto_tf.tasks.finetune import finetune
+from concerto_tf.tasks.labels import known_labels
 from concerto_tf.tasks.train import train
 
 if TYPE_CHECKING:

@@ -1,0 +1,138 @@
+"""Methods as protocols run them, and the embeddings that they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
+from concerto_tf.records import Records
+from concerto_tf.tasks.embed import embed_records
+from concerto_tf.tasks.train import METHODS, train
+
+#: What protocols hold against each other by default.
+COMPARED = ("concerto", "clear", "contrastive-sc", "cicl", "pca")
+#: Methods without a training.
+BASELINES = ("harmony", "pca")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method as it is to be run.
+
+    Args:
+        name: What it is called in tables.
+        method: One of those of `train`, or ``harmony`` or ``pca``.
+        training: Arguments of `train` that are its own; of the baselines only ``genes`` counts.
+    """
+
+    name: str
+    method: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def asked(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of its training, given those that it shares with others."""
+        own = {**training, **self.training} if self.method in METHODS else dict(self.training)
+        both = {**(training.get("options") or {}), **(self.training.get("options") or {})}
+        return {**own, "options": both} if both and self.method in METHODS else own
+
+
+def variants(methods: Sequence[str], presets: Sequence[str] = ()) -> list[Variant]:
+    """Each method by default, and with each preset that it has.
+
+    Args:
+        methods: Names of methods.
+        presets: Names of presets, to be run beside the defaults.
+
+    Raises:
+        InputError: No method is given, there is none of that name, or none has such a preset.
+    """
+    known = (*METHODS, *BASELINES)
+    methods = list(dict.fromkeys(methods))
+    unknown = [method for method in methods if method not in known]
+    if unknown or not methods:
+        what = f"there is no method {unknown[0]!r}" if unknown else "no method is given"
+        raise InputError(f"{what}; choose some of {', '.join(known)}")
+    having = {method: getattr(METHODS.get(method), "PRESETS", {}) for method in methods}
+    for preset in presets:
+        if not any(preset in of for of in having.values()):
+            there = sorted({name for of in having.values() for name in of}) or ["none"]
+            raise InputError(
+                f"no method of {', '.join(methods)} has a preset {preset!r} (there are: "
+                f"{', '.join(there)}); name one of these, or leave presets out"
+            )
+    if "harmony" in methods:  # says what to install before there is any work to lose
+        harmony(np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"] * 10)
+    return [
+        Variant(*made)
+        for method in methods
+        for made in (
+            (method, method),
+            *((f"{method} ({p})", method, {"preset": p}) for p in presets if p in having[method]),
+        )
+    ]
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises InputError unless there are seeds, each a whole number from 0 on, given once."""
+    if not seeds:
+        raise InputError("no seed is given; name at least one")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise InputError(f"seed {seed!r} is not a whole number from 0 on; name another")
+    if len(set(seeds)) < len(seeds):
+        raise InputError("a seed is given twice, which would feign a spread; name each once")
+
+
+def check_numbers(least: float = -math.inf, whole: bool = False, **given: Any) -> None:
+    """Raises InputError unless all values are numbers.
+
+    Args:
+        least: What each must be at least.
+        whole: Whether they must be whole.
+        **given: A number or several, by the name of the argument.
+    """
+    for name, values in given.items():
+        for value in values if isinstance(values, Sequence | set) else [values]:
+            good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if isinstance(values, str) or not good or not least <= value < math.inf:
+                kind = "a whole number" if whole else "a number"
+                at_least = f" from {least:g} on" if least > -math.inf else ""
+                raise InputError(f"{name.replace('_', ' ')}: {value!r} is not {kind}{at_least}")
+
+
+def embed_by(
+    variant: Variant,
+    records: Records,
+    seed: int,
+    model: Path,
+    training: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """The embedding of all cells of records by a method.
+
+    Args:
+        variant: The method. Harmony and PCA look at 2,000 highly variable genes unless its own
+            arguments say otherwise.
+        records: Finished records.
+        seed: Seed of the method.
+        model: Folder of the model; a finished one is not trained again.
+        training: Arguments of `train` for all methods.
+
+    Returns:
+        The embedding [n, d], float32, in the order of the input.
+    """
+    asked = variant.asked(training or {})
+    if variant.method in METHODS:
+        made = train(records, model, method=variant.method, seed=seed, **asked)
+        return embed_records(made, records)
+    cells = cells_of(records)
+    kind, _, number = str(asked.get("genes", "hvg:2000")).partition(":")
+    n_genes = int(number) if kind == "hvg" else cells.n_vars
+    z = pca(log_normalized(cells, records.units == "counts"), seed, n_genes=n_genes)
+    return harmony(z, cells.obs["source"], seed) if variant.method == "harmony" else z
