@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from concerto_tf.records import Records, convert
     from concerto_tf.tasks.annotate import annotate
+    from concerto_tf.tasks.compare import compare
     from concerto_tf.tasks.demo import demo
     from concerto_tf.tasks.embed import embed
     from concerto_tf.tasks.explain import explain
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from concerto_tf.tasks.impute import impute
     from concerto_tf.tasks.inspect import inspect
     from concerto_tf.tasks.map import map
+    from concerto_tf.tasks.pseudotime import pseudotime
     from concerto_tf.tasks.run import run
     from concerto_tf.tasks.score import score
+    from concerto_tf.tasks.simulate import simulate
     from concerto_tf.tasks.train import train
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "__version__",
     "annotate",
     "cluster",
+    "compare",
     "convert",
     "demo",
     "embed",
@@ -78,10 +82,12 @@ __all__ = [
     "load_reference",
     "map",
     "nt_xent",
+    "pseudotime",
     "run",
     "save_model",
     "save_reference",
     "score",
+    "simulate",
     "train",
 ]
 
@@ -96,6 +102,7 @@ _HOMES = {
     ),
     "records": ("Records", "convert"),
     "tasks.annotate": ("annotate",),
+    "tasks.compare": ("compare",),
     "tasks.demo": ("demo",),
     "tasks.embed": ("embed",),
     "tasks.explain": ("explain",),
@@ -104,8 +111,10 @@ _HOMES = {
     "tasks.impute": ("impute",),
     "tasks.inspect": ("inspect",),
     "tasks.map": ("map",),
+    "tasks.pseudotime": ("pseudotime",),
     "tasks.run": ("run",),
     "tasks.score": ("score",),
+    "tasks.simulate": ("simulate",),
     "tasks.train": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

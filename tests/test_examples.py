@@ -121,6 +121,22 @@ def test_explain(tmp_path: Path) -> None:
     assert (tmp_path / "signatures.png").stat().st_size > 0
 
 
+def test_simulate(tmp_path: Path) -> None:
+    lines = run(str(EXAMPLES / "simulate.py"), str(tmp_path)).splitlines()
+    assert lines == ["records: 3000 cells of 3 groups", "h5ad: paths.h5ad"]
+    assert (tmp_path / "records" / "manifest.json").exists() and (tmp_path / "paths.h5ad").exists()
+
+
+def test_compare(tmp_path: Path) -> None:
+    composition, markers, modules = run(
+        str(EXAMPLES / "compare.py"), str(tmp_path)
+    ).splitlines()[-3:]  # fmt: skip
+    assert composition == "composition: 0 significant, in none"
+    assert markers.startswith("markers: 10 significant, in Group1")
+    assert modules == "modules: 1 significant, in Group1"
+    assert (tmp_path / "figures" / "heatmap.png").stat().st_size > 0
+
+
 def test_quickstart_in_the_readme_is_the_example() -> None:
     text = (EXAMPLES / "quickstart.py").read_text("utf-8")
     shown = text.split("# ---- from here")[1].split("# ---- to here")[0]

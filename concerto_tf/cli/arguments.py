@@ -51,6 +51,13 @@ def _epochs(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers, as in 3,2,1") from None
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
@@ -116,8 +123,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     def training(made: argparse.ArgumentParser) -> None:
         made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:2000)")
-        made.add_argument("--method", metavar="NAME", help="concerto (the default)")
+        made.add_argument("--method", metavar="NAME",
+                          help="concerto (the default), clear, contrastive-sc or cicl")
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
+        made.add_argument("--members", type=int, metavar="N",
+                          help="networks with seeds of their own whose embeddings are joined (1)")
         steps(made)
 
     def steps(made: argparse.ArgumentParser) -> None:
@@ -173,9 +183,12 @@ def make_parser() -> argparse.ArgumentParser:
     made = command("cluster", commands.cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
-    made.add_argument("--algorithm", choices=["leiden", "kmeans"], default="leiden")
+    made.add_argument("--algorithm", choices=["leiden", "kmeans", "soft-kmeans", "consensus"],
+                      default="leiden", help="leiden by default")
     made.add_argument("--resolution", type=float, default=1.0, help="of leiden")
-    made.add_argument("--k", type=int, help="number of clusters of kmeans")
+    made.add_argument("--k", type=int, metavar="N", help="number of clusters, but for leiden")
+    made.add_argument("--runs", type=int, metavar="N", help="clusterings in a consensus (20)")
+    made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
     made = command("evaluate", commands.evaluate, "scores of an embedding")
@@ -245,6 +258,56 @@ def make_parser() -> argparse.ArgumentParser:
                       help="exhaustion, a file with one gene per line, or a GMT file")
     made.add_argument("--name", metavar="NAME", help="what to call the set, or which of a GMT file")
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+
+    made = command("pseudotime", commands.pseudotime, "order of cells from a root, and PAGA")
+    made.add_argument("input", help=".h5ad with an embedding")
+    output(made, "OUT.h5ad")
+    made.add_argument("--root", required=True, metavar="CELL_OR_LABEL",
+                      help="name of a cell, or of a group: the cell in its midst")
+    made.add_argument("--groupby", "--label-key", metavar="KEY",
+                      help="obs column of the groups (concerto_cluster)")
+    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+
+    made = command("compare", commands.compare, "what differs between conditions, type by type")
+    made.add_argument("input", help=".h5ad, .zarr or other cells with obs")
+    output(made, "DIR")
+    made.add_argument("--condition", required=True, metavar="KEY", help="obs column of conditions")
+    made.add_argument("--control", required=True, metavar="VALUE", help="what to compare with")
+    made.add_argument("--label-key", metavar="KEY",
+                      help="obs column of cell types (concerto_label, or concerto_cluster)")
+    made.add_argument("--sample-key", metavar="KEY",
+                      help="obs column of samples or donors, to test between these")
+    made.add_argument("--sets", metavar="FILE.gmt", help="gene sets, for modules and enrichment")
+    made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+    made.add_argument("--alpha", type=float, default=0.05, metavar="X",
+                      help="share of false findings in each table (0.05)")
+    made.add_argument("--log-fold-change", type=float, default=0.25, metavar="X",
+                      help="of a marker, base 2, at least (0.25)")
+    made.add_argument("--min-cells", type=int, default=10, metavar="N",
+                      help="cells of a type that each condition must have (10)")
+
+    made = command("simulate", commands.simulate, "cells of known groups, batches or paths")
+    output(made, "OUT")
+    made.add_argument("--cells", type=int, metavar="N", help="number of cells (1,000)")
+    made.add_argument("--genes", type=int, metavar="N", help="number of genes (20,000)")
+    made.add_argument("--groups", type=int, metavar="N", help="groups of one size, or paths (1)")
+    made.add_argument("--sizes", type=_numbers, metavar="X,X", help="relative sizes of the groups")
+    made.add_argument("--batches", type=int, metavar="N", help="batches of one size (1)")
+    made.add_argument("--batch-scale", type=float, metavar="X", help="how much they differ (0.1)")
+    made.add_argument("--de-prob", type=float, metavar="X",
+                      help="share of genes that differ in a group (0.1)")
+    made.add_argument("--de-scale", type=float, metavar="X", help="how much they differ (0.4)")
+    made.add_argument("--dropout-mid", type=float, metavar="X",
+                      help="log expression at which half of the counts are lost (no dropout)")
+    made.add_argument("--dropout-shape", type=float, metavar="X", help="its steepness (-1)")
+    made.add_argument("--counts", type=float, metavar="X", help="counts of a cell, median (2,800)")
+    made.add_argument("--paths", action="store_true", help="groups are paths of a trajectory")
+    made.add_argument("--path-from", type=_numbers, metavar="N,N",
+                      help="where each path begins: 0, or the number of an earlier path")
+    made.add_argument("--shards", type=int, metavar="N", help="number of files, of records")
+    made.add_argument("--compression", choices=["none", "gzip"], default="none", help="of records")
+    made.add_argument("--overwrite", action="store_true", help="replace other records")
+    made.add_argument("--workers", type=int, metavar="N", help="threads")
 
     made = command("export", commands.export, "a model as a SavedModel that needs only TensorFlow")
     made.add_argument("model", help="folder of a model, or a .keras file")

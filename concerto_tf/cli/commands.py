@@ -115,7 +115,8 @@ def cluster(options: argparse.Namespace) -> Any:
 
     adata = cluster(
         options.input, options.output, rep=options.rep, algorithm=options.algorithm,
-        resolution=options.resolution, k=options.k, seed=options.seed,
+        resolution=options.resolution, k=options.k, seed=options.seed, runs=options.runs,
+        clusterings=None if options.clusterings is None else _names(options.clusterings),
     )  # fmt: skip
     sizes = adata.obs["concerto_cluster"].value_counts()
     found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
@@ -238,6 +239,62 @@ def score(options: argparse.Namespace) -> Any:
     return found
 
 
+def pseudotime(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.pseudotime import KEY, pseudotime
+
+    adata = pseudotime(
+        options.input, options.root, options.output, groupby=options.groupby, rep=options.rep,
+        seed=options.seed,
+    )  # fmt: skip
+    found = {
+        "cells": adata.n_obs,
+        "root": str(adata.obs_names[adata.uns["iroot"]]),
+        "unconnected": int(adata.obs[KEY].isna().sum()),
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
+
+
+def compare(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.compare import SUMMARY, compare
+
+    compare(
+        options.input, options.output, condition=options.condition, control=options.control,
+        label_key=options.label_key, sample_key=options.sample_key, sets=options.sets,
+        layer=options.layer, alpha=options.alpha, log_fold_change=options.log_fold_change,
+        min_cells=options.min_cells,
+    )  # fmt: skip
+    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    shown = ("cells", "conditions", "tested_on", "tested", "significant")
+    say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
+    return found
+
+
+def simulate(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.simulate import parameters, simulate
+
+    names = (
+        "cells", "genes", "groups", "sizes", "batches", "batch_scale", "de_prob", "de_scale",
+        "dropout_mid", "dropout_shape", "counts", "paths", "path_from", "seed",
+    )  # fmt: skip
+    given = {name: getattr(options, name) for name in names}
+    params = parameters(**{key: value for key, value in given.items() if value is not None})
+    with Reporter(options.quiet) as progress:
+        simulate(
+            params, options.output, shards=options.shards, compression=options.compression,
+            workers=options.workers, overwrite=options.overwrite,
+            progress=progress.stage("simulate"),
+        )  # fmt: skip
+    found = {
+        "cells": params.n_cells, "genes": params.n_genes,
+        "paths" if params.paths else "groups": params.n_groups, "batches": params.n_batches,
+        "output": str(options.output),
+    }  # fmt: skip
+    say(options, table(found))
+    return found
+
+
 def export(options: argparse.Namespace) -> Any:
     from concerto_tf.export import export
 
@@ -249,7 +306,10 @@ def export(options: argparse.Namespace) -> Any:
 
 def _training(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `train` that were given."""
-    names = ("method", "preset", "epochs", "batch_size", "learning_rate", "optimizer", "strategy")
+    names = (
+        "method", "preset", "members", "epochs", "batch_size", "learning_rate", "optimizer",
+        "strategy",
+    )  # fmt: skip
     given = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -15,6 +15,12 @@ _log = logging.getLogger("concerto_tf")
 _FEW_MEASURED = 0.5
 
 
+def check_agreement(model: ContrastiveModel, records: Records) -> None:
+    """Raises InputError if records do not hold the model's genes, or values of another kind."""
+    check_vocabulary(model, records)
+    check_units(model, records)
+
+
 def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
     for name, vocabulary in vocabularies_of(model).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,9 @@ from concerto_tf.models import load_model
 from concerto_tf.models.classifier import UNKNOWN, Classifier
 from concerto_tf.models.typicality import rejection_rate, steps_below
 from concerto_tf.records import Records, open_input
-from concerto_tf.tasks.agreement import (
-    check_measured,
-    check_units,
-    check_vocabulary,
-    seen_modalities,
-)
-from concerto_tf.tasks.embed import KEY, Progress, as_records, is_records
-from concerto_tf.tasks.result import check_target, write_cells, write_result
+from concerto_tf.tasks.cells import as_records, is_records
+from concerto_tf.tasks.embed import KEY, Progress, whole_cells
+from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +25,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 #: Share of the cells of known types that may be rejected, where none is given.
 ALPHA = 0.05
-_BATCH_CELLS = 256
 
 
 def annotate(
@@ -80,22 +74,33 @@ def annotate(
         InputError: The model tells no types, model and cells do not fit together, or one of them
             or alpha is unsuitable.
     """
-    import pandas as pd
-
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as in 0.05")
     if out is not None:
         check_target(out)
     model = as_classifier(model)
     with as_records(
-        model.encoder, cells, source_key, layer, drop_empty,
+        model.encoder, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
         modalities=modalities, orthologs=orthologs,
     ) as records:  # fmt: skip
         found = annotate_records(model, records, progress)
-        known = records.obs()
+        table = _table(model, found, records.obs()["cell"], alpha)
+        _report(model, table, alpha)
+        if out is not None:
+            obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
+            write_found(cells, out, records, obsm={KEY: found["embedding"]}, obs=obs, layer=layer)
+    return table
+
+
+def _table(
+    model: Classifier, found: dict[str, np.ndarray], names: Sequence[str], alpha: float
+) -> pd.DataFrame:
+    """What `annotate` returns, of what the model says."""
+    import pandas as pd
+
     predicted = np.array(model.classes, object)[found["code"]]
     rejected = model.rejected(found["familiarity"], alpha)
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "label": np.where(rejected, UNKNOWN, predicted),
             "confidence": np.sqrt(found["probability"] * found["familiarity"]),
@@ -103,25 +108,8 @@ def annotate(
             "probability": found["probability"],
             "familiarity": found["familiarity"],
         },
-        index=pd.Index(known["cell"], name="cell"),
+        index=pd.Index(names, name="cell"),
     )
-    _report(model, table, alpha)
-    if out is not None:
-        obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
-        obsm = {KEY: found["embedding"]}
-        if is_records(cells):
-            labels = {
-                key.removeprefix("label/"): values
-                for key, values in known.items()
-                if key.startswith("label/")
-            }
-            write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm)
-        else:
-            write_result(
-                [cells], out, obsm=obsm, obs=obs, names=known["cell"], rows=known["row"],
-                layer=layer,
-            )  # fmt: skip
-    return table
 
 
 def annotate_records(
@@ -137,25 +125,9 @@ def annotate_records(
     Returns:
         As `Classifier.annotate`.
     """
-    encoder = model.encoder
-    check_vocabulary(encoder, records)
-    check_units(encoder, records)
-    data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells), genes=encoder.genes, sources=encoder.sources,
-        packed=True, modalities=seen_modalities(encoder, records),
-    )  # fmt: skip
-    measured = check_measured(encoder, records)
-
-    def counted() -> Iterator[Any]:
-        done = 0
-        for batch in data:
-            yield batch
-            done = min(records.n_cells, done + int(batch["row"].shape[0]))
-            if progress is not None:
-                progress(done, records.n_cells)
-
+    data, measured = whole_cells(model.encoder, records, progress)
     with records.naming_damage():
-        return model.annotate(counted(), measured)
+        return model.annotate(data, measured)
 
 
 def as_classifier(model: Any) -> Classifier:

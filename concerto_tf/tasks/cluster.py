@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-ALGORITHMS = ("leiden", "kmeans")
+ALGORITHMS = ("leiden", "kmeans", "soft-kmeans", "consensus")
+# Clusterings that a consensus is made of.
+RUNS = 20
+# Cells per step, and steps, of the soft K-means network.
+SOFT_CELLS, SOFT_STEPS = 256, 300
 # Key of the neighbour graph in `uns`, and prefix of its matrices in `obsp`.
 GRAPH_KEY = "concerto_neighbors"
 # Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
@@ -31,23 +36,33 @@ def cluster(
     k: int | None = None,
     seed: int = 0,
     key_added: str = "concerto_cluster",
+    runs: int | None = None,
+    clusterings: Sequence[str] | None = None,
 ) -> None:
     """Cluster cells by their embedding, into a category of `adata.obs`.
 
     Clusters are named "0", "1", ... from the largest to the smallest.
 
+    A consensus is the clustering that agrees best with many: Leiden from half to twice the
+    resolution, each with a seed of its own, and with `k` as many of K-means; or any columns of
+    `adata.obs` (`concerto_tf.metrics.consensus`). How sure each cell is, its mean co-association
+    with its cluster, goes to a second column, `<key_added>_agreement`.
+
     Args:
         adata: cells; changed in place.
         rep: key of the embedding in `adata.obsm`, or "X".
-        algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), or "kmeans".
+        algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), "kmeans",
+            "soft-kmeans" (a network that starts from K-means, `SoftKMeans`) or "consensus".
         resolution: of Leiden; higher gives more clusters.
-        k: number of clusters, for "kmeans" only.
+        k: number of clusters, for all but "leiden"; a consensus without it finds its own number.
         seed: of the algorithm.
         key_added: column of `adata.obs` to write.
+        runs: clusterings that a consensus is made of; by default 20.
+        clusterings: columns of `adata.obs` to make the consensus of instead.
 
     Raises:
         InputError: no such embedding, it is not finite, an unknown algorithm, K-means without k or
-            with more clusters than cells.
+            with more clusters than cells, no such column.
 
     Example:
         >>> import numpy as np
@@ -61,18 +76,32 @@ def cluster(
     """
     if algorithm not in ALGORITHMS:
         raise InputError(f"unknown algorithm {algorithm!r}: use one of {', '.join(ALGORITHMS)}.")
-    z = _embedding(adata, rep)
-    if algorithm == "kmeans":
-        found = _kmeans(z, k, seed)
-    else:
-        if k is not None:
-            raise InputError("k is for kmeans: use algorithm 'kmeans', or resolution with leiden.")
-        if not (np.isfinite(resolution) and resolution > 0):
-            raise InputError(f"resolution is {resolution!r}: it must be a positive number.")
-        # a single cell has no neighbours and is its own cluster
-        found = (
-            leiden(_graph(adata, rep, z, seed), resolution, seed) if len(z) > 1 else np.zeros(1)
+    if algorithm == "leiden" and k is not None:
+        raise InputError(
+            "k is for kmeans, soft-kmeans and consensus: use algorithm 'kmeans', or resolution "
+            "with leiden."
         )
+    if algorithm != "consensus" and (runs is not None or clusterings is not None):
+        raise InputError("runs and clusterings are for consensus: use algorithm 'consensus'.")
+    if not (np.isfinite(resolution) and resolution > 0):
+        raise InputError(f"resolution is {resolution!r}: it must be a positive number.")
+    if algorithm == "consensus":
+        from concerto_tf.metrics.consensus import consensus
+
+        labels = (
+            _runs(adata, rep, resolution, k, seed, runs)
+            if clusterings is None
+            else _columns(adata, clusterings, runs)
+        )
+        found, sure = consensus(labels, k, seed)
+        adata.obs[f"{key_added}_agreement"] = sure
+    elif algorithm == "leiden":
+        found = _leiden(adata, rep, _embedding(adata, rep), [resolution], [seed])[0]
+    else:
+        z = _embedding(adata, rep)
+        found = _kmeans(z, k, seed)
+        if algorithm == "soft-kmeans":
+            found = _soft_kmeans(z, found, seed)
     adata.obs[key_added] = _by_size(found)
 
 
@@ -137,7 +166,70 @@ def _graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
     return restore_graph(z, *(adata.obsp[k] for k in keys.values()), stored["params"])
 
 
-def _kmeans(z: np.ndarray, k: int | None, seed: int) -> np.ndarray:
+def _leiden(
+    adata: AnnData, rep: str, z: np.ndarray, resolutions: Sequence[float], seeds: Sequence[int]
+) -> list[np.ndarray]:
+    """Leiden clusters as codes [n], one clustering for each resolution and seed."""
+    if len(z) == 1:  # has no neighbours and is its own cluster
+        return [np.zeros(1) for _ in resolutions]
+    graph = _graph(adata, rep, z, min(seeds))
+    return [leiden(graph, *options) for options in zip(resolutions, seeds, strict=True)]
+
+
+def _runs(
+    adata: AnnData, rep: str, resolution: float, k: int | None, seed: int, runs: int | None
+) -> np.ndarray:
+    """Different clusterings of the cells [n, runs]."""
+    runs = RUNS if runs is None else runs
+    if int(runs) != runs or runs < 2:
+        raise InputError(f"runs is {runs!r}: a consensus needs at least 2 clusterings.")
+    z = _embedding(adata, rep)
+    of_kmeans = 0 if k is None else int(runs) // 2
+    found = [_kmeans(z, k, seed + i, starts=1) for i in range(of_kmeans)]
+    resolutions = resolution * np.geomspace(0.5, 2.0, int(runs) - of_kmeans)
+    found += _leiden(adata, rep, z, resolutions, [seed + i for i in range(len(resolutions))])
+    return np.stack(found, axis=1)
+
+
+def _columns(adata: AnnData, clusterings: Sequence[str], runs: int | None) -> np.ndarray:
+    """Clusterings that are there already [n, runs]."""
+    from concerto_tf.metrics.inputs import as_codes, complete
+
+    if runs is not None:
+        raise InputError("runs are made where no clusterings are given: leave one of them out.")
+    if len(clusterings) < 2:
+        raise InputError(f"a consensus of {len(clusterings)} clusterings: it needs at least 2.")
+    for name in clusterings:
+        if name not in adata.obs:
+            known = ", ".join(map(str, adata.obs)) or "none"
+            raise InputError(f"no column {name!r} in obs (there: {known}): name some of these.")
+    return np.stack(
+        [
+            complete(as_codes(adata.obs[name], adata.n_obs, what), what)
+            for name, what in ((name, f"clusters {name!r}") for name in clusterings)
+        ],
+        axis=1,
+    )
+
+
+def _soft_kmeans(z: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
+    """Clusters as codes [n] by a network that starts from those of K-means."""
+    import tensorflow as tf
+
+    from concerto_tf.models.soft_kmeans import SoftKMeans
+
+    n, cells = len(z), min(len(z), SOFT_CELLS)
+    model = SoftKMeans(int(start.max()) + 1, z.shape[1], seed=seed)
+    model.start(z, start)
+    model.compile("adam")
+    data = tf.data.Dataset.from_tensor_slices(z).shuffle(n, seed=seed).repeat()
+    data = data.batch(cells, drop_remainder=True)
+    model.fit(data, epochs=1, steps_per_epoch=SOFT_STEPS, shuffle=False, verbose=0)
+    whole = tf.data.Dataset.from_tensor_slices(z).batch(SOFT_CELLS)
+    return np.concatenate([model(part).numpy().argmax(axis=1) for part in whole])
+
+
+def _kmeans(z: np.ndarray, k: int | None, seed: int, starts: int = 10) -> np.ndarray:
     """K-means clusters as codes [n]."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -149,7 +241,7 @@ def _kmeans(z: np.ndarray, k: int | None, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            return KMeans(int(k), n_init=10, random_state=seed).fit_predict(z)
+            return KMeans(int(k), n_init=starts, random_state=seed).fit_predict(z)
         except ConvergenceWarning:
             different = len(np.unique(z, axis=0))
             raise InputError(

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, load_model
-from concerto_tf.records import Records, convert, open_input
-from concerto_tf.records.manifest import FILE_NAME
-from concerto_tf.tasks.agreement import (
-    check_measured,
-    check_units,
-    check_vocabulary,
-    seen_modalities,
-    vocabularies_of,
-)
-from concerto_tf.tasks.result import check_target, write_cells, write_result
+from concerto_tf.records import Records
+from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.cells import as_records
+from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_log = logging.getLogger("concerto_tf")
 KEY = "X_concerto"
 _BATCH_CELLS = 256
 Progress = Callable[[int, int], None]
@@ -74,23 +63,12 @@ def embed(
         check_target(out)
     model = encoder_of(model)
     with as_records(
-        model, cells, source_key, layer, drop_empty, modalities=modalities, orthologs=orthologs
-    ) as records:
+        model, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
+        modalities=modalities, orthologs=orthologs,
+    ) as records:  # fmt: skip
         z = embed_records(model, records, progress)
-        known = {} if out is None else records.obs()
-    if out is None:
-        return z
-    if is_records(cells):
-        labels = {
-            key.removeprefix("label/"): values
-            for key, values in known.items()
-            if key.startswith("label/")
-        }
-        write_cells(out, known["cell"], {"source": known["source"], **labels}, {KEY: z})
-    else:
-        write_result(
-            [cells], out, obsm={KEY: z}, obs={}, names=known["cell"], rows=known["row"], layer=layer
-        )
+        if out is not None:
+            write_found(cells, out, records, obsm={KEY: z}, layer=layer)
     return z
 
 
@@ -120,89 +98,30 @@ def embed_records(
     Returns:
         The embeddings [n, d], float32, in the order of the cells.
     """
-    check_vocabulary(model, records)
-    check_units(model, records)
+    data, measured = whole_cells(model, records, progress)
+    with records.naming_damage():
+        return model.embed(data, measured if observed else None)
+
+
+def whole_cells(
+    model: ContrastiveModel, records: Records, progress: Progress | None = None
+) -> tuple[Iterator[Any], np.ndarray | None]:
+    """All cells of records as a model takes them.
+
+    Args:
+        model: A trained model.
+        records: Records with the model's genes.
+        progress: Called with the number of cells done and of all cells.
+
+    Returns:
+        The batches, and which genes were measured, bool [G]; None where all were.
+    """
+    check_agreement(model, records)
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources, packed=True,
         modalities=seen_modalities(model, records),
     )  # fmt: skip
-    measured = check_measured(model, records)
-    with records.naming_damage():
-        return model.embed(
-            _counted(data, records.n_cells, progress), measured if observed else None
-        )
-
-
-def is_records(cells: Any) -> bool:
-    """Whether something is records or their folder."""
-    if isinstance(cells, Records):
-        return True
-    return isinstance(cells, str | Path) and (Path(cells) / FILE_NAME).is_file()
-
-
-@contextmanager
-def as_records(
-    model: ContrastiveModel,
-    cells: Records | str | Path | AnnData,
-    source_key: str | None = None,
-    layer: str | None = None,
-    drop_empty: bool = False,
-    *,
-    label_keys: Sequence[str] = (),
-    modalities: Mapping[str, str] | None = None,
-    orthologs: str | Path | None = None,
-) -> Iterator[Records]:
-    """Records of cells with the genes of a model; temporary ones where cells are given.
-
-    Args:
-        model: The model.
-        cells: Records, or anything that `convert` takes.
-        source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        label_keys: Columns of obs to keep as labels.
-        modalities: Where the model's further modalities lie; see `embed`. Others are refused.
-        orthologs: Table of orthologs for cells of another species.
-
-    Yields:
-        The records.
-    """
-    if is_records(cells):
-        yield cells if isinstance(cells, Records) else Records(cells)
-        return
-    with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
-        records = convert(
-            cells, folder, like=vocabularies_of(model), source_key=source_key, layer=layer,
-            drop_empty=drop_empty, label_keys=label_keys, orthologs=orthologs,
-            modalities=places_of(model, cells, modalities),
-        )  # fmt: skip
-        records.name = ", ".join(str(item["name"]) for item in records.manifest.inputs)
-        yield records
-
-
-def places_of(
-    model: ContrastiveModel, cells: Any, given: Mapping[str, str] | None
-) -> dict[str, str]:
-    """Where the modalities that a model looks at lie in the cells."""
-    places = dict(given or {})
-    for name in places:
-        if name not in model.looks_at:
-            known = ", ".join(model.looks_at)
-            raise InputError(f"modality {name}: the model does not know it; it looks at {known}")
-    guesses = {
-        name: f"obsm:{name}" for name in model.looks_at if name != "rna" and name not in places
-    }
-    if guesses:
-        with open_input(cells, modalities=guesses, lenient=model.modality == "rna") as found:
-            for name, place in guesses.items():
-                if name in found.modalities:
-                    places[name] = place
-                else:
-                    _log.info(
-                        "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names "
-                        "another place)", found.name, name, name, name,
-                    )  # fmt: skip
-    return places
+    return _counted(data, records.n_cells, progress), check_measured(model, records)
 
 
 def _counted(data: Any, n_cells: int, progress: Progress | None) -> Iterator[Any]:

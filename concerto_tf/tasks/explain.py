@@ -14,9 +14,11 @@ from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records
-from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
-from concerto_tf.tasks.embed import as_records, encoder_of
-from concerto_tf.tasks.figures import check_figure, save_figure, short_name
+from concerto_tf.tasks.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.cells import as_records
+from concerto_tf.tasks.embed import encoder_of
+from concerto_tf.tasks.figures import check_figure
+from concerto_tf.tasks.heatmap import heatmap
 from concerto_tf.tasks.result import check_target
 from concerto_tf.tasks.specificity import GroupSums
 
@@ -30,8 +32,6 @@ _BATCH_CELLS = 256
 TOP_OF_A_CELL = 20
 #: Groups at most: sums over each are kept for all genes.
 MOST_GROUPS = 1_000
-#: Columns (genes of all modalities) and rows (groups) of a heatmap at most: what can be read.
-_MOST_COLUMNS, _MOST_ROWS = 150, 80
 _QUANTITIES = ("weight", "attention", "value")
 Progress = Callable[[int, int], None]
 
@@ -128,11 +128,10 @@ def explain(
     encoder = _with_attention(model)
     keys = [] if groupby is None else [groupby]
     with as_records(
-        encoder, cells, source_key, layer, drop_empty,
+        encoder, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
         label_keys=keys, modalities=modalities, orthologs=orthologs,
     ) as records:  # fmt: skip
-        check_vocabulary(encoder, records)
-        check_units(encoder, records)
+        check_agreement(encoder, records)
         if groupby is None:
             table = _of_cells(encoder, records, top or TOP_OF_A_CELL, progress)
         else:
@@ -143,58 +142,6 @@ def explain(
     if figure is not None:
         heatmap(table, figure)
     return table
-
-
-def heatmap(table: pd.DataFrame, path: str | Path, genes_per_group: int = 5) -> None:
-    """Draws the strongest genes of each group, one panel for each modality.
-
-    Args:
-        table: What `explain` gives with ``groupby``.
-        path: Image file to write.
-        genes_per_group: Genes that each group contributes; fewer where there would be more than
-            150 columns. Of more than 80 groups the first are drawn.
-
-    Raises:
-        InputError: The table has no groups.
-    """
-    from matplotlib.figure import Figure
-
-    if "group" not in table:
-        raise InputError("this table has no groups; call explain with groupby")
-    n_modalities = table["modality"].nunique()
-    groups = list(table["group"].unique())
-    shown = groups[: max(1, min(_MOST_ROWS, _MOST_COLUMNS // n_modalities))]
-    fewer = max(1, min(genes_per_group, _MOST_COLUMNS // (len(shown) * n_modalities)))
-    if len(shown) < len(groups) or fewer < genes_per_group:
-        _log.info(
-            "%s: shows %d of %d groups, by %d genes each, to be readable; the table has all",
-            path, len(shown), len(groups), fewer,
-        )  # fmt: skip
-        table, genes_per_group = table[table["group"].isin(shown)], fewer
-    panels = []
-    for modality, part in table.groupby("modality", sort=False, observed=True):
-        strongest = part[part["rank"] <= genes_per_group].sort_values(["group", "rank"])
-        chosen = list(dict.fromkeys(strongest["gene"]))
-        drawn = part[part["gene"].isin(chosen)]
-        grid = drawn.pivot_table("weight", "group", "gene", "max", observed=True)[chosen]
-        # A table cut to its top genes lacks what is weak elsewhere.
-        panels.append((modality, grid.fillna(0.0)))
-    sizes = [grid.shape[1] for _, grid in panels]
-    rows = max(len(grid) for _, grid in panels)
-    figure = Figure((2.2 + 0.2 * sum(sizes), 1.7 + 0.24 * rows), layout="constrained")
-    axes = figure.subplots(1, len(panels), width_ratios=sizes, squeeze=False)[0]
-    for ax, (modality, grid) in zip(axes, panels, strict=True):
-        low, high = grid.min(), grid.max()
-        scaled = ((grid - low) / (high - low).where(high > low, 1.0)).to_numpy()
-        image = ax.imshow(scaled, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        ax.set_xticks(range(grid.shape[1]), grid.columns, rotation=90, fontsize=7)
-        ax.set_yticks(range(len(grid)), [short_name(str(g), 24) for g in grid.index], fontsize=8)
-        ax.set_title(str(modality), fontsize=10, loc="left")
-        ax.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axes.tolist(), pad=0.01, fraction=0.05)
-    bar.set_label("weight, scaled\nby gene", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    save_figure(figure, path)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,17 +65,24 @@ def cluster(
     resolution: float = 1.0,
     k: int | None = None,
     seed: int = 0,
+    runs: int | None = None,
+    clusterings: Sequence[str] | None = None,
 ) -> AnnData:
     """Clusters cells by their embedding, into ``obs["concerto_cluster"]``.
+
+    A consensus is the clustering that agrees best with many; how sure each cell is goes to
+    ``obs["concerto_cluster_agreement"]``.
 
     Args:
         cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
         out: The `.h5ad` to write; ``None`` writes nothing.
         rep: Key of the embedding in obsm.
-        algorithm: ``leiden`` or ``kmeans``.
+        algorithm: ``leiden``, ``kmeans``, ``soft-kmeans`` or ``consensus``.
         resolution: Resolution of Leiden; higher gives more clusters.
-        k: Number of clusters of K-means.
+        k: Number of clusters; a consensus without it finds its own number.
         seed: Seed of the algorithm.
+        runs: Clusterings that a consensus is made of; by default 20.
+        clusterings: Columns of obs to make the consensus of instead; no embedding is needed then.
 
     Returns:
         The AnnData.
@@ -88,8 +96,9 @@ def cluster(
         check_target(out)
     opened = isinstance(cells, str | Path)
     adata = open_embedded(cells, backed=False) if opened else cells
-    check_embedding(cells if opened else "AnnData", adata, rep)
-    cluster(adata, rep, algorithm, resolution, k, seed)
+    if clusterings is None:
+        check_embedding(cells if opened else "AnnData", adata, rep)
+    cluster(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
     if out is not None:
         with atomic(out) as temporary:
             adata.write_h5ad(temporary)

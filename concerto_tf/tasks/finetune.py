@@ -16,16 +16,24 @@ import numpy as np
 from concerto_tf import _files
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, save_model
-from concerto_tf.models.classifier import UNKNOWN, Classifier
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.saving import FILE_NAME, model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.typicality import rejection_rate, steps_below
 from concerto_tf.records import Records
-from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
+from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
+from concerto_tf.tasks.labels import HELD_OUT, MISSING, hold_out, known_labels, labelled_batches
 from concerto_tf.tasks.train import check_arguments, make_strategy
-from concerto_tf.tasks.training import SUMMARY, begin, fingerprint, take_over, withdraw
+from concerto_tf.tasks.training import (
+    SUMMARY,
+    begin,
+    fingerprint,
+    fit_in_rounds,
+    take_over,
+    withdraw,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -34,10 +42,6 @@ _log = logging.getLogger("concerto_tf")
 
 #: Peak learning rate, as in the paper.
 LEARNING_RATE = 1e-3
-#: More held-out cells than this make the calibration no better.
-MOST_CALIBRATION_CELLS = 2_000
-#: Label codes of cells without a label, and of cells held out of training.
-_MISSING, _HELD_OUT = -1, -2
 _BATCH_CELLS = 256
 #: Components in which types are compared, the first of these that the cells are enough for.
 _COMPONENTS = (50, 30, 20, 10)
@@ -132,8 +136,7 @@ def finetune(
     given = encoder_of(model)
     for cells in (records, target):
         if cells is not None:
-            check_vocabulary(given, cells)
-            check_units(given, cells)
+            check_agreement(given, cells)
     classes, codes = known_labels(records, label_key)
     held_out = hold_out(codes, calibration, seed)
     scope = make_strategy(strategy)
@@ -150,9 +153,11 @@ def finetune(
     begin(out, asked)
     try:
         with records.naming_damage():
-            _fit(
-                fine, records, target, np.where(held_out, _HELD_OUT, codes), out, schedule, seed,
-                callbacks, progress, verbose,
+            learned = np.where(held_out, HELD_OUT, codes)
+            fit_in_rounds(
+                fine,
+                lambda first: _data_from(first, fine, records, target, learned, schedule, seed),
+                out, schedule, callbacks=callbacks, progress=progress, verbose=verbose,
             )  # fmt: skip
             found = _calibrate(fine, records, codes, held_out)
     except InputError:
@@ -173,114 +178,6 @@ def finetune(
     )
     _files.remove(out / "checkpoint")
     return fine
-
-
-def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarray]:
-    """The types that cells are labelled with.
-
-    Args:
-        records: Finished records.
-        label_key: Which labels.
-
-    Returns:
-        Names of the types that have cells, and the code of each cell [n], int64 in the order of
-        the input; -1 for cells without a label, or labelled ``unknown``.
-
-    Raises:
-        InputError: There are no such labels, or fewer than two types.
-    """
-    if label_key not in records.labels:
-        known = ", ".join(records.labels) or "none"
-        raise InputError(
-            f"{records.path}: has no label {label_key!r} (there are: {known}); convert again with "
-            f"--label-key {label_key}"
-        )
-    names = records.labels[label_key]
-    codes = np.full(records.n_cells, _MISSING)
-    for batch in records.dataset(
-        min(4096, records.n_cells), genes=np.zeros(0, np.int64), labels=[label_key], pad_last=False
-    ):
-        codes[batch["row"].numpy()] = batch[f"label/{label_key}"].numpy()
-    if UNKNOWN in names and (codes == names.index(UNKNOWN)).any():
-        _log.info("%s: cells labelled %r count as unlabelled", label_key, UNKNOWN)
-        codes[codes == names.index(UNKNOWN)] = _MISSING
-    count = np.bincount(codes[codes >= 0], minlength=len(names))
-    present = np.flatnonzero(count)
-    if len(present) < 2:
-        there = f"all are {names[present[0]]!r}" if len(present) else "none of the cells has one"
-        raise InputError(
-            f"{records.path}: label {label_key!r} must tell at least two types apart, but {there}; "
-            "name another label, or cells of several types"
-        )
-    for code in present[count[present] == 1]:
-        _log.warning(
-            "%s: %r has one cell; it is learned from, but nothing tells how well it is known",
-            label_key, names[code],
-        )  # fmt: skip
-    place = np.full(len(names) + 1, _MISSING)
-    place[present] = np.arange(len(present))
-    return [names[code] for code in present], place[codes]
-
-
-def hold_out(codes: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Chooses cells to calibrate on, of every type about the same share.
-
-    Args:
-        codes: Type of each cell [n]; negative for cells without a label.
-        share: Share of the labelled cells; at least as many cells as an alpha of 0.05 takes (19)
-            are held out, unless these are more than half, and at most 2,000.
-        seed: Seed of the choice.
-
-    Returns:
-        Which cells are held out, bool [n]. Every type keeps a cell to learn from.
-    """
-    chosen = np.zeros(len(codes), bool)
-    labelled = np.flatnonzero(codes >= 0)
-    if not share or not len(labelled):
-        return chosen
-    n = max(round(share * len(labelled)), min(19, len(labelled) // 2))
-    n = min(n, MOST_CALIBRATION_CELLS)
-    rng = np.random.default_rng(seed)
-    # A type of one cell keeps it to learn from.
-    single = np.flatnonzero(np.bincount(codes[labelled]) == 1)
-    labelled = rng.permutation(labelled[~np.isin(codes[labelled], single)])
-    n = min(n, len(labelled) // 2)
-    if not n:
-        return chosen
-    # Every k-th of the cells in order of their types: random within them, and in proportion.
-    labelled = labelled[np.argsort(codes[labelled], kind="stable")]
-    at = (np.arange(n) + rng.random()) * len(labelled) / n
-    chosen[labelled[at.astype(int)]] = True
-    for code in np.unique(codes[chosen]):
-        own = np.flatnonzero(codes == code)
-        if chosen[own].all():
-            chosen[own[0]] = False
-    return chosen
-
-
-def labelled_batches(data: tf.data.Dataset, label_key: str, codes: np.ndarray) -> tf.data.Dataset:
-    """Batches with labels of the cells by their rows.
-
-    Args:
-        data: Batches with ``row``.
-        label_key: What to call the labels.
-        codes: Label of each row; -1 for none, -2 for a cell that is held out: it counts for no
-            source either, so that nothing is learned of it.
-
-    Returns:
-        The batches with ``label/<label_key>``.
-    """
-    import tensorflow as tf
-
-    table = tf.constant(codes, tf.int32)
-
-    def labelled(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        row = batch["row"]
-        label = tf.where(row >= 0, tf.gather(table, tf.maximum(row, 0)), _HELD_OUT)
-        source = tf.where(label == _HELD_OUT, -1, batch["source"])
-        return {**batch, "source": source, f"label/{label_key}": tf.maximum(label, _MISSING)}
-
-    return data.map(labelled)
 
 
 def _identity(model: ContrastiveModel | Classifier | str | Path) -> str:
@@ -311,68 +208,33 @@ def _encoder(
     return fresh
 
 
-def _fit(
+def _data_from(
+    round_: int,
     model: Classifier,
     records: Records,
     target: Records | None,
     codes: np.ndarray,
-    out: Path,
     schedule: Schedule,
     seed: int,
-    callbacks: Sequence[Any],
-    progress: Callable[[int, int], None] | None,
-    verbose: int,
-) -> None:
+) -> tf.data.Dataset:
+    """Batches with labels from a round on, beside those of the target where there is one."""
     import tensorflow as tf
 
-    from concerto_tf._keras import keras
-    from concerto_tf.models.callbacks import (
-        Checkpoint,
-        Progress,
-        StopOnNaN,
-        closing_log,
-        saved_rounds,
-        trim_log,
-    )
-
-    checkpoint, log_file = out / "checkpoint", out / "training.csv"
-    first = saved_rounds(checkpoint)
-    trim_log(log_file, first)
-    if first:
-        _log.info("continuing at round %d of %d", first + 1, schedule.rounds)
     replicas = model.distribute_strategy.num_replicas_in_sync
+    done = round_ * schedule.steps_per_round
 
-    def shuffled(cells: Records, steps: int) -> tf.data.Dataset:
+    def shuffled(cells: Records) -> tf.data.Dataset:
         size = min(schedule.batch_size, cells.n_cells // replicas * replicas)
         per_epoch = max(1, cells.n_cells // size)
         data = cells.dataset(
             size, shuffle=True, seed=seed, repeat=True, genes=model.encoder.genes,
-            first_epoch=steps // per_epoch, sources=model.encoder.sources, packed=True,
+            first_epoch=done // per_epoch, sources=model.encoder.sources, packed=True,
             modalities=seen_modalities(model.encoder, cells), replicas=replicas,
         )  # fmt: skip
-        return data.skip(steps % per_epoch)
+        return data.skip(done % per_epoch)
 
-    done = first * schedule.steps_per_round
-    data = labelled_batches(shuffled(records, done), model.label_key, codes)
-    if target is not None:
-        data = tf.data.Dataset.zip((data, shuffled(target, done)))
-    log = keras.callbacks.CSVLogger(str(log_file), append=bool(first))
-    with closing_log(log):
-        model.fit(
-            data,
-            epochs=schedule.rounds,
-            initial_epoch=first,
-            steps_per_epoch=schedule.steps_per_round,
-            verbose=verbose,
-            callbacks=[
-                Progress(schedule, progress),
-                StopOnNaN(),
-                log,
-                keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
-                *callbacks,
-                Checkpoint(checkpoint),
-            ],
-        )
+    data = labelled_batches(shuffled(records), model.label_key, codes)
+    return data if target is None else tf.data.Dataset.zip((data, shuffled(target)))
 
 
 def _calibrate(
@@ -386,7 +248,7 @@ def _calibrate(
             min(_BATCH_CELLS, records.n_cells), genes=model.encoder.genes, packed=True,
             sources=model.encoder.sources, modalities=seen_modalities(model.encoder, records),
         )  # fmt: skip
-        table = np.where(labels, codes, _MISSING)
+        table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 
     learned = ~held_out & (codes >= 0)

@@ -16,14 +16,10 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.reference import Reference, Values
 from concerto_tf.records import Records
-from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of, is_records
-from concerto_tf.tasks.reference import (
-    cells_as_records,
-    find_reference,
-    key_where_there,
-    model_folder,
-)
-from concerto_tf.tasks.result import check_target, write_cells, write_result
+from concerto_tf.tasks.cells import as_records, is_records, key_where_there
+from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
+from concerto_tf.tasks.reference import find_reference, model_folder
+from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,35 +117,26 @@ def impute(
     if out is not None:
         _check_unmeasured(query, wanted)
     # What the model itself looks at beside the RNA is found by its name.
-    with cells_as_records(
+    with as_records(
         model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
         orthologs=orthologs,
     ) as records:  # fmt: skip
         z = embed_records(model, _without(records, wanted), progress)
-        known = records.obs()
-    index = pd.Index(list(known["cell"]), name="cell")
-    found = {}
-    for name in wanted:
-        values = held.values_of(name)
-        table = pd.DataFrame(
-            smooth(held, z, name, k), index=index, columns=list(values.features)
-        )
-        table.attrs["units"] = values.units
-        found[name] = table
-    if out is not None:
-        # Under the cells' own names, which are not unique in every file.
-        obsm = {name: table.set_axis(list(known["cell"])) for name, table in found.items()}
-        units = {name: table.attrs["units"] for name, table in found.items()}
-        # The file takes its name only when all is in it.
-        with atomic(out) as temporary:
-            if is_records(query):
-                write_cells(temporary, known["cell"], {"source": known["source"]}, {KEY: z, **obsm})
-            else:
-                write_result(
-                    [query], temporary, obsm={KEY: z, **obsm}, obs={}, names=known["cell"],
-                    rows=known["row"], layer=layer,
-                )  # fmt: skip
-            _note(temporary, units)
+        names = list(records.obs()["cell"])
+        found = {}
+        for name in wanted:
+            values = held.values_of(name)
+            found[name] = pd.DataFrame(
+                smooth(held, z, name, k), pd.Index(names, name="cell"), list(values.features)
+            )
+            found[name].attrs["units"] = values.units
+        if out is not None:
+            # Under the cells' own names, which are not unique in every file.
+            obsm = {name: table.set_axis(names) for name, table in found.items()}
+            # The file takes its name only when all is in it.
+            with atomic(out) as temporary:
+                write_found(query, temporary, records, obsm={KEY: z, **obsm}, layer=layer)
+                _note(temporary, {name: table.attrs["units"] for name, table in found.items()})
     return found
 
 

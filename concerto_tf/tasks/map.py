@@ -14,16 +14,11 @@ from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.reference import Labels, Reference
 from concerto_tf.records import Records, open_input
 from concerto_tf.tasks.adapt import adapt, with_own_statistics
-from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of, is_records
+from concerto_tf.tasks.cells import as_records, is_records, key_where_there
+from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.figures import check_figure
-from concerto_tf.tasks.reference import (
-    cells_as_records,
-    find_reference,
-    key_where_there,
-    make_reference,
-    model_folder,
-)
-from concerto_tf.tasks.result import check_target, write_cells, write_result
+from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
+from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,14 +121,14 @@ def map(  # noqa: A001 - the command's name
         "layer": reference_layer,
     }
     with ExitStack() as stack:
-        records = stack.enter_context(cells_as_records(
+        records = stack.enter_context(as_records(
             model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
             orthologs=orthologs, modalities=modalities, lenient=True,
             # Beside a reference whose file or object has the same name, it is another source.
             source_name="query" if finetune and source_key is None else None,
         ))  # fmt: skip
         if finetune:
-            origin = stack.enter_context(cells_as_records(
+            origin = stack.enter_context(as_records(
                 model, reference, label_keys=keys, drop_empty=drop_empty, modalities=modalities,
                 **of_reference,
             ))  # fmt: skip
@@ -152,29 +147,21 @@ def map(  # noqa: A001 - the command's name
         z = embed_records(model, records, progress, observed=not (batch_aware or finetune))
         known = records.obs()
         lines = list(records.manifest.report.get("lines", ()))
-    table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
-    table.attrs["report"] = lines
-    if groupby is not None:
-        groups = _groups(query, groupby, z, known, seed)
-        near = relatives(groups, table["predicted"], table["label"])
-        # As plain rows: pandas cannot compare tables in `attrs`, and fails to print them.
-        table.attrs["relatives"] = near.to_dict("records")
-        _show(near, groupby, keys[-1], figure)
-    if out is not None:
-        columns = {
-            f"concerto_{name}": table[name].to_numpy()
-            for name in table
-            if name.startswith(("label", "confidence"))
-        }
-        if is_records(query):
-            held = {key.removeprefix("label/"): of for key, of in known.items() if "label/" in key}
-            obs = {"source": known["source"], **held, **columns}
-            write_cells(out, known["cell"], obs, {KEY: z})
-        else:
-            write_result(
-                [query], out, obsm={KEY: z}, obs=columns, names=known["cell"], rows=known["row"],
-                layer=layer,
-            )  # fmt: skip
+        table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+        table.attrs["report"] = lines
+        if groupby is not None:
+            groups = _groups(query, groupby, z, known, seed)
+            near = relatives(groups, table["predicted"], table["label"])
+            # As plain rows: pandas cannot compare tables in `attrs`, and fails to print them.
+            table.attrs["relatives"] = near.to_dict("records")
+            _show(near, groupby, keys[-1], figure)
+        if out is not None:
+            columns = {
+                f"concerto_{name}": table[name].to_numpy()
+                for name in table
+                if name.startswith(("label", "confidence"))
+            }
+            write_found(query, out, records, obsm={KEY: z}, obs=columns, layer=layer)
     return table
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +23,10 @@ from concerto_tf.models.reference_files import (
     save_reference,
 )
 from concerto_tf.models.saving import FILE_NAME as MODEL
-from concerto_tf.records import Records, convert, open_input
+from concerto_tf.records import Records
 from concerto_tf.records.manifest import FILE_NAME as MANIFEST
-from concerto_tf.tasks.agreement import vocabularies_of
-from concerto_tf.tasks.embed import Progress, embed_records, is_records, places_of
+from concerto_tf.tasks.cells import as_records, is_records
+from concerto_tf.tasks.embed import Progress, embed_records
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,56 +49,6 @@ def model_folder(model: Any) -> Path | None:
     if path.is_dir():
         return path
     return path.parent if path.name == MODEL and path.is_file() else None
-
-
-@contextmanager
-def cells_as_records(
-    model: ContrastiveModel,
-    cells: Records | str | Path | AnnData,
-    *,
-    label_keys: Sequence[str] = (),
-    modalities: Mapping[str, str] | None = None,
-    source_key: str | None = None,
-    source_name: str | None = None,
-    layer: str | None = None,
-    drop_empty: bool = False,
-    orthologs: str | Path | None = None,
-    lenient: bool = False,
-) -> Iterator[Records]:
-    """Records of cells with a model's genes, and with whatever modalities are asked for.
-
-    Unlike `as_records` it also takes modalities that the model does not look at, to hold their
-    values for imputation; and with ``lenient`` it goes on without those that are not there.
-    """
-    if is_records(cells):
-        records = cells if isinstance(cells, Records) else Records(cells)
-        _check_held(records, label_keys, modalities or {})
-        yield records
-        return
-    given = dict(modalities or {})
-    if given and lenient:
-        with open_input(cells, modalities=given, lenient=True) as found:
-            for name in set(given) - set(found.modalities):
-                _log.info("%s: has no %s, which is taken as missing", found.name, given.pop(name))
-    seen = places_of(model, cells, {name: given[name] for name in model.looks_at if name in given})
-    with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
-        records = convert(
-            cells, folder, like=vocabularies_of(model), label_keys=label_keys,
-            modalities={**given, **seen}, source_key=source_key, source_name=source_name,
-            layer=layer, drop_empty=drop_empty, orthologs=orthologs,
-        )  # fmt: skip
-        records.name = ", ".join(str(item["name"]) for item in records.manifest.inputs)
-        yield records
-
-
-def key_where_there(cells: Any, key: str | None) -> str | None:
-    """A column of obs where these cells have it, else None."""
-    if key is None or is_records(cells):
-        return None
-    if not (isinstance(cells, str | Path) or hasattr(cells, "obs")):
-        return None
-    with open_input(cells) as found:
-        return key if key in found.columns else None
 
 
 def find_reference(
@@ -185,8 +133,8 @@ def find_reference(
                     _log.info("%s: %d reference cells, embedded before", kept, found.n_cells)
                     return found
                 _log.info("%s: adds %s", kept, ", ".join([*label_keys, *wanted]))
-    with cells_as_records(
-        model, cells, label_keys=label_keys, modalities=wanted, **options
+    with as_records(
+        model, cells, label_keys=label_keys, modalities=wanted, further=True, **options
     ) as records:
         if made is None:
             made = make_reference(model, records, label_keys, list(wanted), progress)
@@ -312,24 +260,6 @@ def _with_all(
 def _lies(reference: Reference, modality: str, place: str) -> bool:
     """Whether a reference holds the values of a modality that lie at a place."""
     return modality in reference.values and reference.values[modality].place == place
-
-
-def _check_held(
-    records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]
-) -> None:
-    """Raises InputError if records lack labels or modalities that are asked for."""
-    for kind, held, asked, option in (
-        ("labels", records.labels, label_keys, "label-key"),
-        ("modality", [m for m in records.manifest.modalities if m != "rna"], modalities,
-         "modality"),
-    ):  # fmt: skip
-        for name in asked:
-            if name not in held:
-                known = ", ".join(held) or "none"
-                raise InputError(
-                    f"{records.path}: has no {kind} {name!r} (there are: {known}); convert again "
-                    f"with --{option} {name}"
-                )
 
 
 def _identity(cells: Any, options: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
-from concerto_tf.records import open_input
+from concerto_tf.records import Records, open_input
 from concerto_tf.records.cells import Input
 from concerto_tf.records.overlap import union
+from concerto_tf.tasks.cells import is_records
 
 if TYPE_CHECKING:
     import h5py
@@ -23,6 +24,36 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _CHUNK_CELLS = 4096
+
+
+def write_found(
+    cells: Any,
+    out: str | Path,
+    records: Records,
+    *,
+    obsm: Mapping[str, Any],
+    obs: Mapping[str, Any] | None = None,
+    layer: str | None = None,
+) -> None:
+    """Writes what a task found beside the cells that it was given.
+
+    Args:
+        cells: What the task was given: something to convert, or records, of whose cells names,
+            sources and labels are written.
+        out: The `.h5ad` to write.
+        records: The cells as they were read.
+        obsm: Embeddings or tables [n, d] by key, in the order of the cells.
+        obs: Columns [n] by key.
+        layer: The layer that was converted.
+    """
+    known, obs = records.obs(), dict(obs or {})
+    if not is_records(cells):
+        write_result(
+            [cells], out, obsm=obsm, obs=obs, names=known["cell"], rows=known["row"], layer=layer
+        )
+        return
+    labels = {key.removeprefix("label/"): known[key] for key in known if key.startswith("label/")}
+    write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm)
 
 
 def write_result(

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf.errors import InputError
-from concerto_tf.models import Concerto, ContrastiveModel, load_model, save_model
+from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model, save_model
 from concerto_tf.models.optimizers import make_optimizer
 from concerto_tf.models.saving import FILE_NAME
-from concerto_tf.models.schedule import Schedule, plan_training
+from concerto_tf.models.schedule import plan_training
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
-from concerto_tf.tasks.training import SUMMARY, begin, fingerprint, take_over, withdraw
+from concerto_tf.tasks.training import (
+    SUMMARY,
+    begin,
+    fingerprint,
+    fit_in_rounds,
+    take_over,
+    withdraw,
+)
 
-_log = logging.getLogger("concerto_tf")
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-METHODS: dict[str, type[ContrastiveModel]] = {"concerto": Concerto}
 DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
 STRATEGIES = ("auto", "one", "mirrored")
+#: Rounds without a smaller loss that end a training; a falling loss keeps it going.
+_PATIENCE = 10
 
 
 def train(
@@ -35,6 +44,7 @@ def train(
     *,
     method: str = "concerto",
     preset: str | None = None,
+    members: int = 1,
     genes: str | None = None,
     modalities: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -58,11 +68,14 @@ def train(
     Args:
         records: Finished records, or their folder.
         out: Folder of the model.
-        method: ``concerto``.
-        preset: ``paper`` for the values printed in the method's paper; ``None`` for what embeds
+        method: ``concerto``, ``clear``, ``contrastive-sc`` or ``cicl``.
+        preset: ``paper`` for the values printed in the method's paper, how long to train among
+            them where it says so (``TRAINING`` of the model's class); ``None`` for what embeds
             best.
+        members: Number of networks with seeds of their own that the model joins (`Ensemble`).
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:2000``.
-        modalities: Names of the modalities to look at; by default all that the records hold.
+        modalities: Names of the modalities to look at; by default all that the records hold. The
+            methods other than ``concerto`` look at one: by default rna, or the only one.
         epochs: Passes over the cells; ``None`` follows from their number.
         batch_size: Cells per minibatch over all devices.
         learning_rate: Learning rate.
@@ -90,6 +103,7 @@ def train(
         "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
         "start": None if start is None else str(start), "seed": seed, "options": options or {},
         **({} if modalities is None else {"modalities": list(modalities)}),
+        **({} if members == 1 else {"members": members}),
         "records": fingerprint(records),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
@@ -97,8 +111,18 @@ def train(
     if finished is not None:
         return finished
     check_arguments(
-        method=method, preset=preset, epochs=epochs, batch_size=batch_size,
+        method=method, preset=preset, members=members, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, strategy=strategy,
+    )  # fmt: skip
+    if start is not None and (preset is not None or members != 1):
+        raise InputError("a model to continue from has its preset and members; leave these out")
+    printed = METHODS[method].TRAINING.get(preset, {})
+    epochs, batch_size, learning_rate, genes = (
+        printed.get(name) if given is None else given
+        for name, given in {
+            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+            "genes": genes,
+        }.items()
     )  # fmt: skip
     check_cells(
         str(records.path),
@@ -106,6 +130,8 @@ def train(
         records.n_genes,
         dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
     )
+    from concerto_tf.models.callbacks import saved_rounds
+
     scope = make_strategy(strategy)
     schedule = plan_training(
         records.n_cells, epochs, batch_size, scope.num_replicas_in_sync if scope else 1
@@ -115,13 +141,28 @@ def train(
         model = (
             _continue(start, records)
             if start is not None
-            else _create(method, preset, genes, modalities, records, seed, options or {})
+            else _create(method, preset, members, genes, modalities, records, seed, options or {})
+        ).for_batches(schedule.batch_size)
+        model.compile(
+            optimizer, learning_rate, schedule.steps if printed.get("cosine") else None
         )
-        model.compile(optimizer, learning_rate)
     begin(out, asked)
     try:
         with records.naming_damage():
-            _fit(model, records, out, schedule, seed, start is None, callbacks, progress, verbose)
+            # A checkpoint holds what the start made, too.
+            if start is None and not saved_rounds(out / "checkpoint"):
+                model.initialize(_batches(model, records, schedule.batch_size))
+            model.started.assign(1)
+            fit_in_rounds(
+                model,
+                lambda first: _batches(
+                    model, records, schedule.batch_size, shuffle=True, seed=seed, repeat=True,
+                    first_epoch=first * schedule.epochs_per_round,
+                    replicas=model.distribute_strategy.num_replicas_in_sync,
+                ),
+                out, schedule, patience=_PATIENCE, callbacks=callbacks, progress=progress,
+                verbose=verbose,
+            )  # fmt: skip
     except InputError:
         withdraw(out)
         raise
@@ -179,6 +220,7 @@ def check_arguments(
     *,
     method: str = "concerto",
     preset: str | None = None,
+    members: int = 1,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -197,6 +239,8 @@ def check_arguments(
     }.items():  # fmt: skip
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value}; it must be positive")
+    if not isinstance(members, int) or members < 1:
+        raise InputError(f"members is {members}; it must be a whole number, 1 or more")
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
     if strategy not in STRATEGIES:
@@ -208,6 +252,7 @@ def check_arguments(
 def _create(
     method: str,
     preset: str | None,
+    members: int,
     genes: str | None,
     modalities: Sequence[str] | None,
     records: Records,
@@ -215,14 +260,30 @@ def _create(
     options: dict[str, Any],
 ) -> ContrastiveModel:
     cls = METHODS[method]
-    looks_at = list(records.manifest.modalities) if modalities is None else list(modalities)
-    for name in looks_at:
-        records.vocabulary_of(name)  # says so if there is none
+    unknown = set(options) - _arguments_of(cls)
+    if unknown:
+        raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
+    looks_at = cls.choose_modalities(records, modalities)
     chosen = resolve_genes(genes or DEFAULT_GENES, records) if "rna" in looks_at else None
-    return cls.from_records(
-        records, genes=chosen, modalities=looks_at, seed=seed,
-        **{**(cls.PRESETS[preset] if preset else {}), **options},
-    )  # fmt: skip
+
+    def create(**own: Any) -> ContrastiveModel:
+        return cls.from_records(
+            records, genes=chosen, modalities=looks_at,
+            **{**(cls.PRESETS[preset] if preset else {}), **own, **options},
+        )  # fmt: skip
+
+    if members == 1:
+        return create(seed=seed)
+    return Ensemble([
+        create(seed=seed * members + i, name=f"member_{i}") for i in range(members)
+    ])
+
+
+def _arguments_of(cls: type[ContrastiveModel]) -> set[str]:
+    """Names of the arguments that a method's model may be given."""
+    given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
+    of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]
+    return {name for c in of for name in inspect.signature(c.__init__).parameters} - given
 
 
 def _continue(start: str | Path, records: Records) -> ContrastiveModel:
@@ -234,70 +295,14 @@ def _continue(start: str | Path, records: Records) -> ContrastiveModel:
     return model.with_sources(records.sources)
 
 
-def _fit(
-    model: ContrastiveModel,
-    records: Records,
-    out: Path,
-    schedule: Schedule,
-    seed: int,
-    new: bool,
-    callbacks: Sequence[Any],
-    progress: Callable[[int, int], None] | None,
-    verbose: int,
-) -> None:
-    from concerto_tf._keras import keras
-    from concerto_tf.models.callbacks import (
-        Checkpoint,
-        Progress,
-        StopOnNaN,
-        closing_log,
-        has_ended,
-        saved_rounds,
-        trim_log,
-    )
-
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint"
-    first = saved_rounds(checkpoint)
-    trim_log(out / "training.csv", first)
-    last = first if has_ended(checkpoint) else schedule.rounds
-    if 0 < first < last:
-        _log.info("continuing at round %d of %d", first + 1, last)
-    data = records.dataset(
-        schedule.batch_size, shuffle=True, seed=seed, repeat=True, genes=model.genes,
-        modalities=seen_modalities(model, records),
-        first_epoch=first * schedule.epochs_per_round, sources=model.sources, packed=True,
-        replicas=model.distribute_strategy.num_replicas_in_sync,
+def _batches(
+    model: ContrastiveModel, records: Records, batch_size: int, **shuffling: Any
+) -> tf.data.Dataset:
+    """Batches of the cells of records as a model trains on them."""
+    return records.dataset(
+        batch_size, genes=model.genes, sources=model.sources, packed=True,
+        modalities=seen_modalities(model, records), **shuffling,
     )  # fmt: skip
-    if first:
-        model.started.assign(1)  # as the checkpoint will say, too
-    elif new:
-        model.initialize(
-            records.dataset(
-                schedule.batch_size, genes=model.genes, sources=model.sources, packed=True,
-                modalities=seen_modalities(model, records),
-            )  # fmt: skip
-        )
-    # Ends a training that has nothing left to gain; a falling loss keeps it going.
-    stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=10)
-    log = keras.callbacks.CSVLogger(str(out / "training.csv"), append=bool(first))
-    with closing_log(log):
-        model.fit(
-            data,
-            epochs=last,
-            initial_epoch=first,
-            steps_per_epoch=schedule.steps_per_round,
-            verbose=verbose,
-            callbacks=[
-                Progress(schedule, progress),
-                StopOnNaN(),
-                log,
-                keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
-                stopping,
-                *callbacks,
-                Checkpoint(checkpoint, stopping),
-            ],
-        )
 
 
 def _named_genes(genes: str | None) -> str | None:

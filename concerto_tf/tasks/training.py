@@ -1,18 +1,25 @@
-"""The folder of a training: what was asked for, who may continue in it, and what is taken back."""
+"""A training and its folder: what was asked for, who may continue in it, how it goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.models.saving import FILE_NAME, model_file
+from concerto_tf.models.schedule import Schedule
 from concerto_tf.records import Records
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_log = logging.getLogger("concerto_tf")
 #: What was asked for and what came of it; written last.
 SUMMARY = "training.json"
 
@@ -51,6 +58,69 @@ def begin(out: Path, asked: dict[str, Any]) -> None:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); name another folder"
         ) from error
+
+
+def fit_in_rounds(
+    model: Any,
+    data_from: Callable[[int], tf.data.Dataset],
+    out: Path,
+    schedule: Schedule,
+    *,
+    patience: int | None = None,
+    callbacks: Sequence[Any] = (),
+    progress: Callable[[int, int], None] | None = None,
+    verbose: int = 0,
+) -> None:
+    """Trains round by round in a folder that `begin` made, going on behind its checkpoint.
+
+    Args:
+        model: The compiled model.
+        data_from: Endless shuffled batches, from the round on that it is called with.
+        out: Folder of the model.
+        schedule: The plan of the training.
+        patience: Rounds without a smaller loss after which it ends; None for never.
+        callbacks: Further Keras callbacks.
+        progress: Called with the number of cells seen and to be seen.
+        verbose: As in `keras.Model.fit`.
+    """
+    from concerto_tf._keras import keras
+    from concerto_tf.models.callbacks import (
+        Checkpoint,
+        Progress,
+        StopOnNaN,
+        closing_log,
+        has_ended,
+        saved_rounds,
+        trim_log,
+    )
+
+    checkpoint, log_file = out / "checkpoint", out / "training.csv"
+    first = saved_rounds(checkpoint)
+    trim_log(log_file, first)
+    last = first if has_ended(checkpoint) else schedule.rounds
+    if 0 < first < last:
+        _log.info("continuing at round %d of %d", first + 1, last)
+    stopping = None
+    if patience is not None:
+        stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=patience)
+    log = keras.callbacks.CSVLogger(str(log_file), append=bool(first))
+    with closing_log(log):
+        model.fit(
+            data_from(first),
+            epochs=last,
+            initial_epoch=first,
+            steps_per_epoch=schedule.steps_per_round,
+            verbose=verbose,
+            callbacks=[
+                Progress(schedule, progress),
+                StopOnNaN(),
+                log,
+                keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
+                *([] if stopping is None else [stopping]),
+                *callbacks,
+                Checkpoint(checkpoint, stopping),
+            ],
+        )
 
 
 def withdraw(out: Path) -> None:

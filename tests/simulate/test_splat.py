@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate import SplatParams, simulate, stream
+from concerto_tf.simulate import Experiment, SplatParams, simulate, stream
 
 PARAMS = SplatParams.droplet(n_cells=4500, n_genes=300, lib_loc=5, group_sizes=(2, 1), seed=7)
 
@@ -31,6 +31,16 @@ def test_counts_depend_on_neither_chunks_nor_workers() -> None:
         assert (found != expected).nnz == 0
         assert [len(p) for p in parts[:-1]] == [options["chunk_cells"]] * (len(parts) - 1)
         pd.testing.assert_frame_equal(pd.concat(parts), obs[0])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4500), (2040, 4200), (100, 101), (4096, 4096)])
+def test_any_stretch_is_part_of_the_whole(start: int, stop: int) -> None:
+    expected, (obs,) = whole(PARAMS, chunk_cells=4500)
+    cells = Experiment(PARAMS)
+    found = cells.counts(start, stop)
+    assert found.shape == (stop - start, 300) and (found != expected[start:stop]).nnz == 0
+    if stop > start:
+        assert cells.obs(start, stop).equals(obs[start:stop])
 
 
 def test_seed_decides() -> None:

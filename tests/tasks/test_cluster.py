@@ -149,3 +149,64 @@ def test_unsuitable_input_is_refused() -> None:
     with pytest.raises(InputError, match="only 1 different points"):
         cluster(adata, algorithm="kmeans", k=2)
     assert "concerto_cluster" not in adata.obs
+
+
+def test_soft_kmeans_finds_the_groups_again() -> None:
+    adata = cells(apart=6.0)
+    cluster(adata, algorithm="soft-kmeans", k=3)
+    assert (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).mean() > 0.98
+    again = cells(apart=6.0)
+    cluster(again, algorithm="soft-kmeans", k=3)
+    assert (adata.obs["concerto_cluster"] == again.obs["concerto_cluster"]).all()
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_consensus_of_runs(k: int | None) -> None:
+    adata = cells()
+    cluster(adata, algorithm="consensus", k=k, runs=6, resolution=0.2)
+    assert (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).all()
+    sure = adata.obs["concerto_cluster_agreement"]
+    assert sure.between(0.5, 1).all() and sure.dtype == np.float32
+
+
+def test_runs_differ_and_follow_from_the_seed() -> None:
+    adata = cells(sizes=(200,))
+    one, again = (module._runs(adata, "X_concerto", 1.0, 4, 0, 8) for _ in range(2))
+    np.testing.assert_array_equal(one, again)
+    assert len(np.unique(one, axis=1).T) == one.shape[1] == 8
+    assert not np.array_equal(one, module._runs(adata, "X_concerto", 1.0, 4, 1, 8))
+
+
+def test_consensus_of_columns_needs_no_embedding() -> None:
+    adata = cells()
+    truth = adata.obs["truth"].astype(int).to_numpy()
+    del adata.obsm["X_concerto"]
+    rng = np.random.default_rng(0)
+    for run in range(5):
+        adata.obs[f"run{run}"] = np.where(rng.random(120) < 0.2, rng.integers(0, 3, 120), truth)
+    names = [f"run{run}" for run in range(5)]
+    single = max((adata.obs[name] == truth).mean() for name in names)
+    cluster(adata, algorithm="consensus", clusterings=names)
+    agreed = (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).mean()
+    assert agreed > single and agreed > 0.95
+
+
+def test_unsuitable_consensus_is_refused() -> None:
+    adata = cells()
+    adata.obs["gap"] = [None, *["a"] * 119]
+    for options, message in [
+        ({"runs": 1}, "runs is 1: a consensus needs at least 2"),
+        ({"runs": 4, "k": 121}, "from 1 to the 120 cells"),
+        ({"runs": 4, "k": 0}, "k is 0"),
+        ({"clusterings": ["truth"]}, "consensus of 1 clusterings"),
+        ({"clusterings": ["truth", "nothing"]}, r"no column 'nothing' in obs \(there: truth, gap"),
+        ({"clusterings": ["truth", "gap"]}, "1 of 120 clusters 'gap' are missing"),
+        ({"clusterings": ["truth", "truth"], "runs": 2}, "leave one of them out"),
+        ({"clusterings": ["truth", "truth"], "k": 4}, "only 3 kinds of cells apart"),
+        ({"algorithm": "kmeans", "k": 2, "runs": 2}, "runs and clusterings are for consensus"),
+        ({"algorithm": "soft-kmeans"}, "give k"),
+        ({"resolution": -1.0}, "resolution is -1"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            cluster(adata, **{"algorithm": "consensus", **options})
+    assert "concerto_cluster" not in adata.obs

@@ -15,7 +15,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, save_model
 from concerto_tf.records import convert
 from concerto_tf.tasks import explain as module
-from concerto_tf.tasks.explain import explain, heatmap
+from concerto_tf.tasks.explain import explain
+from concerto_tf.tasks.heatmap import heatmap
 from concerto_tf.tasks.specificity import GroupSums
 
 N_GENES = 40
@@ -261,7 +262,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     with pytest.raises(InputError, match="'cluster'"):
         explain(model, cells, out, groupby="cluster")
     records = convert(cells, tmp_path / "records")
-    with pytest.raises(InputError, match="no column 'kind' to group by.*label_keys"):
+    with pytest.raises(InputError, match="has no labels .kind.*--label-key kind"):
         explain(model, records, out, groupby="kind")
     cells.obs["barcode"] = [f"name{i}" for i in range(30)]
     module_most, module.MOST_GROUPS = module.MOST_GROUPS, 20

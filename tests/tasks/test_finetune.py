@@ -21,7 +21,8 @@ from concerto_tf.models.typicality import confidence_of, rejection_rate, type_ax
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.annotate import annotate, annotate_records, compare
 from concerto_tf.tasks.embed import embed
-from concerto_tf.tasks.finetune import finetune, hold_out, known_labels
+from concerto_tf.tasks.finetune import finetune
+from concerto_tf.tasks.labels import hold_out, known_labels
 from concerto_tf.tasks.train import train
 
 N_GENES = 40

@@ -291,7 +291,6 @@ def _normalised(cells: AnnData) -> AnnData:
         ({"reference": _normalised}, "normalised already"),
         ({"reference": "nowhere.h5ad"}, "there is no such file"),
     ],
-    ids=str,
 )
 def test_what_the_user_can_mend_is_said(
     folder: Path, loaded: Concerto, tmp_path: Path, change: dict, message: str
