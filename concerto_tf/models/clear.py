@@ -183,7 +183,7 @@ class CLEAR(DenseModel):
                 fitting = max(self._queue // (2 * batch_size), 1) * 2 * batch_size
                 raise InputError(
                     f"queue is {self._queue}, which is not a multiple of the {2 * batch_size} "
-                    f"views of a minibatch of {batch_size} cells; take {fitting}, or leave queue out"
+                    f"views of a minibatch of {batch_size} cells; take {fitting}, or leave it out"
                 )
             return self
         if _queue_for(batch_size) == self.queue.size:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
+from concerto_tf._version import __version__
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.cicl import CICL
 from concerto_tf.models.clear import CLEAR
@@ -14,3 +18,25 @@ METHODS: dict[str, type[ContrastiveModel]] = {
     "contrastive-sc": ContrastiveSC,
     "cicl": CICL,
 }
+
+
+def configuration(method: str, preset: str | None = None) -> str:
+    """What tells the defaults (or a preset) of a method apart from those of other versions.
+
+    Args:
+        method: One of `METHODS`.
+        preset: One of its presets.
+
+    Returns:
+        Eight hexadecimal digits.
+
+    Example:
+
+    >>> from concerto_tf.models.methods import configuration
+    >>> configuration("clear") == configuration("clear", "paper")
+    False
+    """
+    cls = METHODS[method]
+    config = cls(["a", "b"], **(cls.PRESETS[preset] if preset else {})).get_config()
+    whole = [__version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or "")]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.models.methods import configuration
 from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
@@ -35,6 +36,12 @@ class Variant:
     name: str
     method: str
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def configuration(self) -> str:
+        """What tells its defaults apart from those of other versions; empty for baselines."""
+        if self.method not in METHODS:
+            return ""
+        return configuration(self.method, self.training.get("preset"))
 
     def asked(self, training: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments of its training, given those that it shares with others."""

@@ -72,6 +72,7 @@ class Scores:
             asked = plain({
                 **self._about, **columns, "method": variant.method, "seed": seed,
                 "training": variant.asked(training or {}), "records": fingerprint(records),
+                "configuration": variant.configuration(),
             })  # fmt: skip
             if _key(asked) not in self._kept:
                 parts = (*columns.values(), variant.name, f"seed{seed}")
