@@ -49,6 +49,14 @@ def pytest_collection() -> None:
     tf.config.set_logical_device_configuration(cpu, two)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave XLA to the tests marked `xla`, and to commands in processes of their own."""
+    from concerto_tf.models.batch_model import BatchModel
+
+    BatchModel.use_xla = item.get_closest_marker("xla") is not None
+
+
 @pytest.fixture
 def two_devices() -> list[str]:
     """Names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_devices)`."""

@@ -69,7 +69,7 @@ def test_blocks_in_your_model() -> None:
     assert embedding == "embedding: (1024, 32)"
 
 
-@pytest.mark.stack
+@pytest.mark.slow
 def test_several_devices() -> None:
     losses, embedding = run(str(EXAMPLES / "several_devices.py")).splitlines()
     assert losses.startswith("2 devices")
@@ -88,6 +88,7 @@ def test_serve_without_concerto(tmp_path: Path) -> None:
     assert run(script).splitlines() == answers
 
 
+@pytest.mark.slow
 def test_annotate(tmp_path: Path) -> None:
     lines = run(str(EXAMPLES / "annotate.py"), str(tmp_path / "out.h5ad")).splitlines()
     (told, _), (seen,), (unseen, _), (auroc,) = (
@@ -113,6 +114,7 @@ def test_impute() -> None:
     assert units == "units: log1p of counts scaled to 10,000"
 
 
+@pytest.mark.slow
 def test_explain(tmp_path: Path) -> None:
     lines = run(str(EXAMPLES / "explain.py"), str(tmp_path)).splitlines()
     markers = dict(line.split(": ") for line in lines if ": " in line and "/" not in line)

@@ -14,7 +14,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize
 from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
 from concerto_tf.models import calibration
-from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import Batch, Cells, in_order, source_codes
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
@@ -392,10 +392,10 @@ class ContrastiveModel(BatchModel):
             Embeddings [N, d], float32.
         """
         if self._embed_step is None:
-            self._embed_step = tf.function(
-                lambda batch: tf.cast(self(batch, training=False), tf.float32), jit_compile=True
+            self._embed_step = compiled(
+                lambda batch: {"z": tf.cast(self(batch, training=False), tf.float32)}
             )
-        found = in_order(lambda batch: {"z": self._embed_step(batch)}, data, observed)
+        found = in_order(self._embed_step, data, observed)
         return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
 
     def get_config(self) -> dict[str, Any]:

@@ -11,9 +11,17 @@ from concerto_tf.models.batches import without_text
 from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
 
 
+def compiled(step: Any) -> Any:
+    """A step as a TensorFlow function, compiled by XLA; see `BatchModel.use_xla`."""
+    return tf.function(step, jit_compile=BatchModel.use_xla)
+
+
 class BatchModel(keras.Model):
     """Base of the models: all weights exist since the constructor, the loss is the model's own."""
 
+    #: Whether XLA compiles steps where nothing else is said. It makes them quicker, but takes
+    #: seconds for each, which is most of the time of many tests.
+    use_xla = True
     #: Peak learning rate where none is given.
     default_learning_rate = 1e-3
 
@@ -42,7 +50,7 @@ class BatchModel(keras.Model):
         self._jit_compile_asked = jit_compile
         if jit_compile == "auto":
             # XLA places a step on one device; over several logical ones it fails.
-            jit_compile = self.distribute_strategy.num_replicas_in_sync == 1
+            jit_compile = self.use_xla and self.distribute_strategy.num_replicas_in_sync == 1
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
         if hasattr(self.optimizer, "build"):
             # Here and not in `fit`, where Keras would do it from a batch of a replica.

@@ -21,7 +21,7 @@ from concerto_tf._keras import (
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
-from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import Batch, in_order, tensors
 from concerto_tf.models.typicality import (
     COMPONENTS,
@@ -390,7 +390,7 @@ class Classifier(BatchModel):
             The entries of `outcome` for all cells.
         """
         if self._annotate_step is None:
-            self._annotate_step = tf.function(self.outcome, jit_compile=True)
+            self._annotate_step = compiled(self.outcome)
         return in_order(self._annotate_step, data, observed)
 
     def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:

@@ -74,6 +74,7 @@ def test_xla_changes_nothing_but_the_speed(make_model: Callable, data: tf.data.D
     np.testing.assert_allclose(embeddings[1], embeddings[0], atol=1e-4)
 
 
+@pytest.mark.xla
 def test_xla_is_on_with_one_replica_unless_said_otherwise(make_model: Callable) -> None:
     model = make_model()
     model.compile()
@@ -150,6 +151,7 @@ def half_precision() -> Iterator[None]:
     keras.mixed_precision.set_global_policy(policy)
 
 
+@pytest.mark.xla
 def test_half_precision_trains(
     half_precision: None, make_model: Callable, data: tf.data.Dataset
 ) -> None:

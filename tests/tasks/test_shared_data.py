@@ -12,6 +12,8 @@ from concerto_tf.records import convert
 from concerto_tf.tasks.map import map as map_query
 from concerto_tf.tasks.train import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lines(shared_data: Path) -> anndata.AnnData:
