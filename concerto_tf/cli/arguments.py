@@ -140,6 +140,12 @@ def make_parser() -> argparse.ArgumentParser:
     def output(made: argparse.ArgumentParser, what: str) -> None:
         made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
 
+    def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
+        output(made, what)
+        keys(made, labels=labels)
+        reading(made)
+        orthologs(made)
+
     made = command("run", commands.run, "convert, train, embed, cluster, score and draw; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "DIR")
@@ -175,10 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     made = command("embed", commands.embed, "embeddings of cells by a model")
     model_and_input(made)
-    output(made, "OUT.h5ad")
-    keys(made, labels=None)
-    reading(made)
-    orthologs(made)
+    about_cells(made, "OUT.h5ad", labels=None)
 
     made = command("cluster", commands.cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
@@ -209,19 +212,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     made = command("annotate", commands.annotate, "cell types, `unknown` where they are new")
     model_and_input(made)
-    output(made, "OUT.h5ad")
-    keys(made)
-    reading(made)
-    orthologs(made)
+    about_cells(made, "OUT.h5ad")
     made.add_argument("--alpha", type=float, default=0.05, metavar="X",
                       help="share of cells of known types that may be rejected (0.05)")
 
     made = command("map", commands.map, "labels of a reference for query cells")
     model_and_reference(made)
-    output(made, "OUT.h5ad")
-    keys(made)
-    reading(made)
-    orthologs(made)
+    about_cells(made, "OUT.h5ad")
     made.add_argument("--levels", metavar="COARSE,FINE", help="labels to map one within the other")
     made.add_argument("--k", type=int, default=5, metavar="N", help="neighbours that vote (5)")
     made.add_argument("--alpha", type=float, metavar="X",
@@ -235,18 +232,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     made = command("impute", commands.impute, "a missing modality from reference neighbours")
     model_and_reference(made)
-    output(made, "OUT.h5ad")
-    keys(made, labels=None)
-    reading(made)
-    orthologs(made)
+    about_cells(made, "OUT.h5ad", labels=None)
     made.add_argument("--k", type=int, metavar="N", help="neighbours that are averaged")
 
     made = command("explain", commands.explain, "gene attention of cells or groups as a table")
     model_and_input(made)
-    output(made, "TABLE.tsv")
-    keys(made, labels=None)
-    reading(made)
-    orthologs(made)
+    about_cells(made, "TABLE.tsv", labels=None)
     made.add_argument("--groupby", "--label-key", metavar="KEY", help="obs column of the groups")
     made.add_argument("--top", type=int, metavar="N", help="genes of each cell or group")
     made.add_argument("--figure", metavar="FILE", help="heatmap of the groups' strongest genes")

@@ -15,9 +15,9 @@ import numpy as np
 
 from concerto_tf import _files
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel, save_model
+from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.saving import FILE_NAME, model_file
+from concerto_tf.models.saving import model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.typicality import rejection_rate, steps_below
 from concerto_tf.records import Records
@@ -27,9 +27,9 @@ from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.labels import HELD_OUT, MISSING, hold_out, known_labels, labelled_batches
 from concerto_tf.tasks.train import check_arguments, make_strategy
 from concerto_tf.tasks.training import (
-    SUMMARY,
     begin,
     fingerprint,
+    finish,
     fit_in_rounds,
     take_over,
     withdraw,
@@ -163,20 +163,11 @@ def finetune(
     except InputError:
         withdraw(out)
         raise
-    save_model(fine, out / FILE_NAME)
-    _files.write_json(
-        out / SUMMARY,
-        {
-            "asked": asked,
-            "epochs": schedule.epochs,
-            "batch_size": schedule.batch_size,
-            "steps": schedule.steps,
-            "classes": dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
-            "calibration": found,
-            "seconds": round(time.perf_counter() - began, 3),
-        },
-    )
-    _files.remove(out / "checkpoint")
+    finish(
+        fine, out, asked, schedule, time.perf_counter() - began,
+        classes=dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
+        calibration=found,
+    )  # fmt: skip
     return fine
 
 

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf.errors import InputError
-from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model, save_model
+from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.optimizers import make_optimizer
-from concerto_tf.models.saving import FILE_NAME
 from concerto_tf.models.schedule import plan_training
 from concerto_tf.records import Records, resolve_genes
-from concerto_tf.tasks.agreement import check_units, check_vocabulary, seen_modalities
+from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.training import (
-    SUMMARY,
     begin,
     fingerprint,
+    finish,
     fit_in_rounds,
     take_over,
     withdraw,
@@ -166,19 +165,7 @@ def train(
     except InputError:
         withdraw(out)
         raise
-    save_model(model, out / FILE_NAME)
-    _files.write_json(
-        out / SUMMARY,
-        {
-            "asked": asked,
-            "epochs": schedule.epochs,
-            "batch_size": schedule.batch_size,
-            "steps": schedule.steps,
-            "genes": model.n_inputs,
-            "seconds": round(time.perf_counter() - began, 3),
-        },
-    )
-    _files.remove(out / "checkpoint")
+    finish(model, out, asked, schedule, time.perf_counter() - began, genes=model.n_inputs)
     return model
 
 
@@ -288,8 +275,7 @@ def _arguments_of(cls: type[ContrastiveModel]) -> set[str]:
 
 def _continue(start: str | Path, records: Records) -> ContrastiveModel:
     model = load_model(start)
-    check_vocabulary(model, records)
-    check_units(model, records)
+    check_agreement(model, records)
     if set(records.sources) <= set(model.sources):
         return model
     return model.with_sources(records.sources)

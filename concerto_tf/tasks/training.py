@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.models import ContrastiveModel, load_model, save_model
 from concerto_tf.models.saving import FILE_NAME, model_file
 from concerto_tf.models.schedule import Schedule
 from concerto_tf.records import Records
@@ -121,6 +121,25 @@ def fit_in_rounds(
                 Checkpoint(checkpoint, stopping),
             ],
         )
+
+
+def finish(
+    model: Any, out: Path, asked: dict[str, Any], schedule: Schedule, seconds: float, **found: Any
+) -> None:
+    """Leaves the trained model and, last, what was asked for and what came of it."""
+    save_model(model, out / FILE_NAME)
+    _files.write_json(
+        out / SUMMARY,
+        {
+            "asked": asked,
+            "epochs": schedule.epochs,
+            "batch_size": schedule.batch_size,
+            "steps": schedule.steps,
+            **found,
+            "seconds": round(seconds, 3),
+        },
+    )
+    _files.remove(out / "checkpoint")
 
 
 def withdraw(out: Path) -> None:
