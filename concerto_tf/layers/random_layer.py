@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import tensorflow as tf
@@ -29,7 +30,7 @@ def share(name: str, value: float, below_one: bool = False) -> float:
     Raises:
         InputError: It lies outside [0, 1], or [0, 1).
     """
-    if not 0 <= value <= 1 or (below_one and value == 1):
+    if not isinstance(value, Real) or not 0 <= value <= 1 or (below_one and value == 1):
         raise InputError(f"{name} must lie in [0, 1{')' if below_one else ']'}, not {value!r}.")
     return float(value)
 

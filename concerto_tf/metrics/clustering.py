@@ -40,19 +40,31 @@ def kmeans_scores(
         >>> kmeans_scores(np.array([[0.0], [0.1], [5.0], [5.1]]), ["a", "a", "b", "b"])
         {'ari_kmeans': 1.0, 'nmi_kmeans': 1.0}
     """
+    z, codes = _thinned(embedding, labels, seed, cap)
+    clusters = kmeans_partitions(z, len(np.unique(codes)), seed)
+    ari, nmi = np.mean([_agreement(codes, c) for c in clusters], axis=0)
+    return {"ari_kmeans": float(ari), "nmi_kmeans": float(nmi)}
+
+
+def kmeans_partitions(z: np.ndarray, k: int, seed: int = 0) -> list[np.ndarray]:
+    """Three K-means clusterings, of the seeds `seed`, `seed + 1` and `seed + 2`.
+
+    Args:
+        z: [n, d] float.
+        k: number of clusters, at most n.
+        seed: of the first; each has 10 starts.
+
+    Returns:
+        Codes [n] of each.
+    """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    z, codes = _thinned(embedding, labels, seed, cap)
-    k = len(np.unique(codes))
-    clusters = []
     with warnings.catch_warnings():
-        # fewer different points than labels: the score says so itself
+        # fewer different points than clusters: the score says so itself
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for s in range(3):
-            clusters.append(KMeans(k, n_init=10, random_state=seed + s).fit_predict(z))
-    ari, nmi = np.mean([_agreement(codes, c) for c in clusters], axis=0)
-    return {"ari_kmeans": float(ari), "nmi_kmeans": float(nmi)}
+        seeds = [(seed + s) % 2**32 for s in range(3)]
+        return [KMeans(k, n_init=10, random_state=s).fit_predict(z) for s in seeds]
 
 
 def leiden_scores(

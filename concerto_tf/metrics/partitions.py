@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from concerto_tf.metrics.clustering import CLUSTER_CELLS, RESOLUTIONS
+from concerto_tf.metrics.clustering import CLUSTER_CELLS, RESOLUTIONS, kmeans_partitions
 from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 
@@ -17,26 +16,6 @@ SCORES = tuple(
     for way in ("kmeans", "leiden", "leiden1")
     for measure in ("ari", "nmi", "nmi_max")
 )
-
-
-def kmeans_partitions(z: np.ndarray, k: int, seed: int = 0) -> list[np.ndarray]:
-    """Three K-means clusterings, of the seeds `seed`, `seed + 1` and `seed + 2`.
-
-    Args:
-        z: [n, d] float.
-        k: number of clusters, at most n.
-        seed: of the first; each has 10 starts.
-
-    Returns:
-        Codes [n] of each.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        # fewer different points than clusters: the score says so itself
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return [KMeans(k, n_init=10, random_state=seed + s).fit_predict(z) for s in range(3)]
 
 
 def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from concerto_tf.layers import LogNormalize
 from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
 from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import Batch, Cells, in_order, source_codes
+from concerto_tf.models.batches import Batch, Cells, batch_size_of, in_order, source_codes
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 
@@ -70,6 +70,8 @@ class ContrastiveModel(BatchModel):
     TRAINING: dict[str, dict[str, Any]] = {}
     #: Weights that files of earlier versions may lack.
     LATER_WEIGHTS = frozenset({"gene_share"})
+    #: Steps at the start of a training whose losses do not compare with later ones.
+    settling_steps = 0
     #: Further modalities that the model looks at.
     modalities: dict[str, dict[str, Any]] = {}
 
@@ -314,6 +316,7 @@ class ContrastiveModel(BatchModel):
 
     def after_step(self) -> None:
         """Called in a training step once the weights have changed."""
+        return  # AutoGraph takes no function that is a docstring alone
 
     def get_compile_config(self) -> dict[str, Any] | None:
         optimizer = getattr(self, "optimizer", None)
@@ -334,7 +337,7 @@ class ContrastiveModel(BatchModel):
             loss = tf.reduce_mean(loss)
             # Gradients are summed over replicas, so each gives its share of the mean.
             share = loss / replica_count()
-        apply_gradient_step(self.optimizer, tape, share, self.trainable_variables)
+        apply_gradient_step(self.optimizer, tape, share, self.learned_variables)
         self.after_step()
         return self._logs(loss, view_a, view_b)
 
@@ -362,6 +365,13 @@ class ContrastiveModel(BatchModel):
         Returns:
             The `History` of `keras.Model.fit`.
         """
+        cells = batch_size_of(x)
+        if cells == 1:
+            raise InputError(
+                "batches of one cell: a cell is contrasted with others; batch at least 2 together"
+            )
+        if cells is not None:
+            self.for_batches(cells)  # says so if the model cannot be trained with them
         if isinstance(x, tf.data.Dataset) and not int(tf.convert_to_tensor(self.started)):
             self.initialize(x.take(kwargs.get("steps_per_epoch") or -1))
         return super().fit(x, *args, **kwargs)

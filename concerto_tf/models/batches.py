@@ -32,6 +32,15 @@ def tensors(batch: Any) -> Batch:
     }
 
 
+def batch_size_of(x: Any) -> int | None:
+    """Cells in each batch of a dataset; None where that is not fixed, or no dataset."""
+    spec = getattr(x, "element_spec", None)
+    spec = spec[0] if isinstance(spec, tuple) and spec else spec
+    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict) or "genes" not in spec:
+        return None
+    return spec["genes"].shape[0]
+
+
 def without_text(x: Any) -> Any:
     """A dataset of batches without the entries (barcodes) that XLA cannot take."""
     spec = getattr(x, "element_spec", None)

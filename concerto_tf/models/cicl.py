@@ -19,7 +19,7 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
-from concerto_tf.models.dense import DenseModel
+from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.start import principal_components
 
@@ -115,7 +115,7 @@ class CICL(DenseModel):
     default_learning_rate = 3e-4
 
     #: Made here, and so no arguments of this class.
-    _MADE = frozenset({"augmentation", "backbone", "head"})
+    _MADE = frozenset({"augmentation", "augment_first", "backbone", "head"})
 
     def __init__(
         self,
@@ -138,6 +138,7 @@ class CICL(DenseModel):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        refuse_made(CICL, kwargs)
         if clusters is not None and (int(clusters) != clusters or clusters < 2):
             raise InputError(f"clusters is {clusters!r}; it must be a whole number of at least 2.")
         if int(landmarks) != landmarks or landmarks < 1:
@@ -166,8 +167,8 @@ class CICL(DenseModel):
         )  # fmt: skip
         head = MLP(self.head_units, seed=first + 3, name="head")
         super().__init__(
-            vocabulary, augmentation=augmentation, backbone=backbone, head=head, seed=seed,
-            **kwargs,
+            vocabulary, augmentation=augmentation, augment_first=False, backbone=backbone,
+            head=head, seed=seed, **kwargs,
         )
 
     def _build_more(self) -> None:
@@ -180,9 +181,6 @@ class CICL(DenseModel):
     def project(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.head(z, training=training)  # equations 10 and 11: no ReLU in front
 
-    def view_inputs(self, batch: Batch) -> list[tf.Tensor]:
-        return self._views_of(self._whole(batch))
-
     def _whole(self, batch: Batch) -> tf.Tensor:
         """The cells of a batch in training, before they are augmented [B, n_inputs].
 
@@ -191,14 +189,11 @@ class CICL(DenseModel):
         """
         return self.prepare(self.dense(batch), batch, training=True)
 
-    def _views_of(self, x: tf.Tensor) -> list[tf.Tensor]:
-        return [self.augmented(x) for _ in range(2)]
-
     def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         whole = self._whole(batch)
         view_a, view_b = (
             self.project(self.encode(x, training=True), training=True)
-            for x in self._views_of(whole)
+            for x in (self.augmented(whole), self.augmented(whole))
         )
         loss = self.contrastive_loss(view_a, view_b, source_codes(batch))
         if self.cluster_weight:
@@ -238,15 +233,6 @@ class CICL(DenseModel):
                 "batch or fewer clusters"
             )
         return self
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        spec = getattr(x, "element_spec", None)
-        spec = spec[0] if isinstance(spec, tuple) and spec else spec
-        if isinstance(spec, dict) and spec:
-            cells = next(iter(spec.values())).shape[:1]
-            if cells.is_fully_defined():
-                self.for_batches(int(cells[0]))
-        return super().fit(x, *args, **kwargs)
 
     # --- use --------------------------------------------------------------------------------
 

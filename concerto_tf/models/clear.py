@@ -13,7 +13,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
 from concerto_tf.models.batches import Batch
-from concerto_tf.models.dense import DenseModel, LayerLike
+from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.seeds import Seeds
 
 #: Embeddings that the queue holds where nothing else was asked for, in whole minibatches.
@@ -109,11 +109,12 @@ class CLEAR(DenseModel):
         momentum: float = 0.999,
         queue: int | None = None,
         batch_size: int = 256,
-        backbone: LayerLike = (128,),
+        backbone: LayerLike = (1024, 128),
         temperature: float = 0.5,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        refuse_made(CLEAR, kwargs)
         if not 0 <= momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
         if batch_size < 2 or (queue is not None and queue < 1):
@@ -170,12 +171,25 @@ class CLEAR(DenseModel):
 
     def _follow(self, momentum: float) -> None:
         """Takes the key encoder a step towards the query encoder (equation 3)."""
-        slow, fast = [*self.key_backbone.weights], [*self.backbone.weights]
+        pairs = [*zip(self.key_backbone.weights, self.backbone.weights, strict=True)]
         if self.key_head is not None:
-            slow, fast = slow + self.key_head.weights, fast + self.head.weights
+            pairs += zip(self.key_head.weights, self.head.weights, strict=True)
+        # Counters behind random layers are each encoder's own.
+        slow, fast = zip(*((k, q) for k, q in pairs if tf.as_dtype(q.dtype).is_floating),
+                         strict=True)  # fmt: skip
         assign_everywhere(
             slow, fast, lambda k, q: tf.cast(momentum, q.dtype) * k + (1 - momentum) * q
         )
+
+    @property
+    def learned_variables(self) -> list[Any]:
+        keys = [self.key_backbone, *([] if self.key_head is None else [self.key_head])]
+        slow = {id(weight) for layer in keys for weight in layer.weights}
+        return [weight for weight in self.trainable_variables if id(weight) not in slow]
+
+    @property
+    def settling_steps(self) -> int:
+        return self.queue.size // (2 * self._batch_size)
 
     def for_batches(self, batch_size: int) -> CLEAR:
         if self._queue is not None:
@@ -186,7 +200,7 @@ class CLEAR(DenseModel):
                     f"views of a minibatch of {batch_size} cells; take {fitting}, or leave it out"
                 )
             return self
-        if _queue_for(batch_size) == self.queue.size:
+        if batch_size == self._batch_size:
             return self
         other = type(self).from_config({**self.get_config(), "batch_size": batch_size})
         ends = {id(weight) for weight in other.queue.weights}

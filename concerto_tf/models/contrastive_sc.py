@@ -7,7 +7,7 @@ from typing import Any
 
 from concerto_tf._keras import serializable
 from concerto_tf.layers import RandomMask
-from concerto_tf.models.dense import DenseModel, LayerLike
+from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.seeds import Seeds
 
 
@@ -55,7 +55,10 @@ class ContrastiveSC(DenseModel):
         "rescale": True,
         "backbone": (512, 128, 32),
         "head": None,
-        "standardize": False,
+        "standardize": True,
+        "input_epsilon": 1e-3,
+        "value_clip": None,
+        "augment_first": False,
         "components": 0,
         "temperature": 0.07,
     }}
@@ -73,8 +76,10 @@ class ContrastiveSC(DenseModel):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        # With a probability for each gene: no two cells hide sets that depend on each other.
-        mask = RandomMask(mask_rate, rescale, seed=Seeds(seed)() + 1_000, name="augmentation")
+        refuse_made(ContrastiveSC, kwargs)
+        mask = RandomMask(
+            mask_rate, rescale, seed=Seeds(seed)() + 1_000, exact=True, name="augmentation"
+        )
         super().__init__(
             vocabulary, augmentation=mask, backbone=backbone, temperature=temperature, seed=seed,
             **kwargs,

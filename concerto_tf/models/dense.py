@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class DenseModel(ContrastiveModel):
         input_epsilon: Added to a gene's variance where values are standardised. Large values keep
             quiet genes quiet.
         value_clip: Largest absolute value after standardising; ``None`` for no limit.
+        augment_first: Whether values are augmented before they are standardised, or after.
         components: Principal components that `initialize` starts an `MLP` from; 0 keeps its
             random start, as any other encoder does.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
@@ -95,6 +97,7 @@ class DenseModel(ContrastiveModel):
         standardize: bool = True,
         input_epsilon: float = 0.1,
         value_clip: float | None = 10.0,
+        augment_first: bool = True,
         components: int = 50,
         **kwargs: Any,
     ) -> None:
@@ -106,6 +109,7 @@ class DenseModel(ContrastiveModel):
         self.standardize = bool(standardize)
         self.input_epsilon = float(input_epsilon)
         self.value_clip = None if value_clip is None else float(value_clip)
+        self.augment_first = bool(augment_first)
         self.components = int(components)
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
@@ -114,10 +118,14 @@ class DenseModel(ContrastiveModel):
             self.input_norm = SourceBatchNormalization(
                 len(self.sources), epsilon=self.input_epsilon, name="input_norm"
             )
+        # What makes the default layers again; others are serialised themselves.
+        self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
+            self._plain["backbone"] = [int(width) for width in backbone]
             backbone = MLP(backbone, seed=self._seeds(), name="backbone")
         self.backbone = _layer(backbone)
-        if isinstance(head, int):
+        if isinstance(head, Integral):
+            head = self._plain["head"] = int(head)
             start = keras.initializers.GlorotUniform(seed=self._seeds())
             head = keras.layers.Dense(head, kernel_initializer=start, name="head")
         self.head = None if head is None else _layer(head)
@@ -190,11 +198,12 @@ class DenseModel(ContrastiveModel):
             Values [B, n_inputs].
         """
         measured = self.measured(batch)
+        if measured is not None:
+            # Not `input_norm`'s own mean: that is one of views, where genes are hidden.
+            x = tf.where(measured, x, tf.cast(self.gene_mean, x.dtype))
         if self.input_norm is None:
-            if measured is None:
-                return x
-            return tf.where(measured, x, tf.cast(self.gene_mean, x.dtype))
-        x = self.input_norm(x, source=source_codes(batch), training=training, measured=measured)
+            return x
+        x = self.input_norm(x, source=source_codes(batch), training=training)
         return x if self.value_clip is None else tf.clip_by_value(
             x, -self.value_clip, self.value_clip
         )
@@ -214,7 +223,10 @@ class DenseModel(ContrastiveModel):
     def view_inputs(self, batch: Batch) -> list[tf.Tensor]:
         """Two views [B, n_inputs] of the cells of a batch, as the encoder takes them in."""
         x = self.dense(batch)
-        return [self.prepare(self.augmented(x), batch, training=True) for _ in range(2)]
+        if self.augment_first:
+            return [self.prepare(self.augmented(x), batch, training=True) for _ in range(2)]
+        x = self.prepare(x, batch, training=True)
+        return [self.augmented(x) for _ in range(2)]
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         a, b = (
@@ -296,14 +308,21 @@ class DenseModel(ContrastiveModel):
         config = {
             **super().get_config(),
             "augmentation": _config(self.augmentation),
-            "backbone": _config(self.backbone),
-            "head": _config(self.head),
+            "backbone": self._plain.get("backbone") or _config(self.backbone),
+            "head": self._plain.get("head") or _config(self.head),
             "standardize": self.standardize,
             "input_epsilon": self.input_epsilon,
             "value_clip": self.value_clip,
+            "augment_first": self.augment_first,
             "components": self.components,
         }
         return {key: value for key, value in config.items() if key not in self._MADE}
+
+
+def refuse_made(cls: type[DenseModel], given: Mapping[str, Any]) -> None:
+    """Raises InputError if a method is given what it makes by itself."""
+    for name in sorted(cls._MADE & set(given)):
+        raise InputError(f"{cls.__name__} has a {name} of its own; combine others in a DenseModel")
 
 
 def _layer(spec: Any) -> Any:
@@ -317,10 +336,4 @@ def _layer(spec: Any) -> Any:
 
 def _config(layer: Any) -> Any:
     """What a layer is made again from; see `_layer`."""
-    if layer is None:
-        return None
-    if isinstance(layer, MLP) and layer.name == "backbone":
-        return list(layer.widths)
-    if isinstance(layer, keras.layers.Dense) and layer.name == "head":
-        return layer.units
-    return keras.layers.serialize(layer)
+    return None if layer is None else keras.layers.serialize(layer)

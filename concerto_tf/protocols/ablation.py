@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.cells import of_clusters, prepare_all
 from concerto_tf.protocols.charts import strips
-from concerto_tf.protocols.embeddings import Variant, check_seeds, variants
+from concerto_tf.protocols.embeddings import Variant, check_seeds, check_training, variants
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 
@@ -70,6 +70,7 @@ def ablation(
     for name in dict.fromkeys(leave_out):
         chosen.append(Variant(f"without {name}", "clear", {**own, "options": {name: 0.0}}))
     chosen.append(Variant("pca", "pca"))
+    check_training(training, "preset", chosen=chosen)
     out = check_folder(out)
     scores = Scores(out, "ablation")
     records = prepare_all(

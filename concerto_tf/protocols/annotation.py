@@ -12,6 +12,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.baselines import cells_of, log_normalized
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.annotate import annotate_records
@@ -84,6 +85,8 @@ def annotation(
     """
     import pandas as pd
 
+    check_training(training)
+    check_training(finetuning, "label_key", "end_to_end", of=finetune)
     out = check_folder(out)
     strange = [method for method in methods if method not in METHODS]
     if strange or not methods:

@@ -12,7 +12,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.metrics import batch_scores, kbet
 from concerto_tf.protocols.cells import labels_of, only_known, prepare_all
 from concerto_tf.protocols.charts import strips
-from concerto_tf.protocols.embeddings import COMPARED, check_seeds, variants
+from concerto_tf.protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 
@@ -60,6 +60,7 @@ def batches(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     out = check_folder(out)
     scores = Scores(out, "batches")
     records = prepare_all(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf.protocols.cells import labels_of, of_clusters, prepare_all
 from concerto_tf.protocols.charts import strips
-from concerto_tf.protocols.embeddings import COMPARED, check_seeds, variants
+from concerto_tf.protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from concerto_tf.protocols.printed import printed
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
@@ -72,6 +72,7 @@ def clustering(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     out = check_folder(out)
     scores = Scores(out, "clustering")
     in_papers = {}

@@ -14,7 +14,13 @@ from concerto_tf.errors import InputError
 from concerto_tf.protocols.baselines import cells_of
 from concerto_tf.protocols.cells import of_clusters, prepare, prepare_all
 from concerto_tf.protocols.charts import curves
-from concerto_tf.protocols.embeddings import COMPARED, check_numbers, check_seeds, variants
+from concerto_tf.protocols.embeddings import (
+    COMPARED,
+    check_numbers,
+    check_seeds,
+    check_training,
+    variants,
+)
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 
@@ -71,6 +77,7 @@ def dropout(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     check_numbers(rates=rates, least=0)
     for rate in rates:
         if rate >= 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from concerto_tf.models.methods import configuration
 from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
-from concerto_tf.tasks.train import METHODS, train
+from concerto_tf.tasks.train import METHODS, check_arguments, train
 
 #: What protocols hold against each other by default.
 COMPARED = ("concerto", "clear", "contrastive-sc", "cicl", "pca")
@@ -112,6 +113,39 @@ def check_numbers(least: float = -math.inf, whole: bool = False, **given: Any) -
                 kind = "a whole number" if whole else "a number"
                 at_least = f" from {least:g} on" if least > -math.inf else ""
                 raise InputError(f"{name.replace('_', ' ')}: {value!r} is not {kind}{at_least}")
+
+
+def check_training(
+    given: Mapping[str, Any] | None,
+    *own: str,
+    chosen: Sequence[Variant] = (),
+    of: Callable[..., Any] = train,
+) -> None:
+    """Raises InputError unless a protocol can pass further arguments on to training.
+
+    Args:
+        given: The further arguments.
+        *own: Arguments that the protocol sets itself.
+        chosen: The methods that the arguments are for, whose names and seeds the protocol sets.
+        of: `train` or `finetune`.
+    """
+    given = given or {}
+    own = (*own, "seed", *(("method",) if chosen else ()))
+    known = [
+        name
+        for name, argument in inspect.signature(of).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY and name not in own
+    ]
+    strange = [name for name in given if name not in known]
+    if strange:
+        why = "is set by the protocol itself" if strange[0] in own else "is no argument of training"
+        raise InputError(f"{strange[0]} {why}; choose among {', '.join(known)}")
+    if not isinstance(given.get("options") or {}, Mapping):
+        what = given["options"]
+        raise InputError(f"options is {what!r}; give values by name, as {{'units': 64}}")
+    trained = [variant for variant in chosen if variant.method in METHODS]
+    for asked in [{"method": v.method, **v.asked(given)} for v in trained] or [given]:
+        check_arguments(**asked)
 
 
 def embed_by(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave
 from concerto_tf.tasks.impute import K, impute
 
@@ -61,6 +62,7 @@ def imputation(
     """
     import pandas as pd
 
+    check_training(training, "modalities")
     out = check_folder(out)
     adata = _read(cells)
     n_train = int(round(train_share * adata.n_obs))

@@ -8,7 +8,7 @@ from typing import Any
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import evaluate
-from concerto_tf.protocols.embeddings import check_seeds, embed_by, variants
+from concerto_tf.protocols.embeddings import check_seeds, check_training, embed_by, variants
 from concerto_tf.protocols.report import check_folder, dots, leave, plain
 from concerto_tf.records import convert
 
@@ -59,6 +59,7 @@ def integration(
 
     chosen = variants(methods)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     out = check_folder(out)
     records = convert(
         cells, out / "records", source_key=source_key, layer=layer,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave
 from concerto_tf.tasks.map import ALPHA, UNKNOWN, map
 
@@ -72,6 +73,7 @@ def mapping(
     """
     import pandas as pd
 
+    check_training(training)
     out = check_folder(out)
     for way in ways:
         if way not in WAYS:

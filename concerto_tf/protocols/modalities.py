@@ -8,6 +8,7 @@ from typing import Any
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import evaluate
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, dots, leave, plain
 from concerto_tf.records import convert
 from concerto_tf.tasks.embed import embed_records
@@ -55,6 +56,7 @@ def modalities(
 
     if not modalities or not seeds:
         raise InputError("name a further modality, as protein=obsm:protein, and a seed at least")
+    check_training(training, "modalities")
     out = check_folder(out)
     records = convert(
         cells, out / "records", modalities=modalities, label_keys=[label_key],

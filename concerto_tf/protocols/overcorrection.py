@@ -12,7 +12,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.metrics import ilisi, kbet
 from concerto_tf.metrics.neighbours import leiden, nearest, scanpy_graph
 from concerto_tf.protocols.baselines import cells_of
-from concerto_tf.protocols.embeddings import check_seeds, embed_by, variants
+from concerto_tf.protocols.embeddings import check_seeds, check_training, embed_by, variants
 from concerto_tf.protocols.integration import METHODS
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import convert
@@ -82,6 +82,7 @@ def overcorrection(
 
     embedders = variants(methods)
     check_seeds(seeds)
+    check_training(training, chosen=embedders)
     out = check_folder(out)
     records = convert(
         cells, out / "records" / "all", source_key=source_key, layer=layer,

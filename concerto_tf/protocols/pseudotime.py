@@ -14,7 +14,7 @@ from concerto_tf.metrics import order_scores
 from concerto_tf.protocols.baselines import cells_of, log_normalized
 from concerto_tf.protocols.cells import labels_of, prepare
 from concerto_tf.protocols.charts import strips
-from concerto_tf.protocols.embeddings import COMPARED, check_seeds, variants
+from concerto_tf.protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 from concerto_tf.tasks.pseudotime import KEY
@@ -87,6 +87,7 @@ def pseudotime(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     if order_key is not None and order:
         raise InputError("the order is given twice; name a column, or ranks of the types")
     if root is None and order_key is None and not order:

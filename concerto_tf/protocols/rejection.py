@@ -11,6 +11,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.baselines import cells_of
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import convert
 from concerto_tf.tasks.annotate import annotate, compare
@@ -72,6 +73,8 @@ def rejection(
     """
     import pandas as pd
 
+    check_training(training)
+    check_training(finetuning, "label_key", of=finetune)
     out = check_folder(out)
     if not 0 < test < 1 or not seeds:
         raise InputError(f"test is {test}; put aside a share between 0 and 1, with a seed or more")

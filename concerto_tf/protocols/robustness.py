@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.cells import of_clusters, prepare, prepare_all
 from concerto_tf.protocols.charts import curves
-from concerto_tf.protocols.embeddings import Variant, check_numbers, check_seeds, variants
+from concerto_tf.protocols.embeddings import (
+    Variant,
+    check_numbers,
+    check_seeds,
+    check_training,
+    variants,
+)
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 from concerto_tf.records import Records
@@ -83,6 +89,7 @@ def robustness(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     check_numbers(hvgs=hvgs, n_cells=n_cells, n_genes=n_genes, whole=True, least=2)
     check_numbers(de_scales=de_scales, least=0)
     check_numbers(dropout_mids=dropout_mids)

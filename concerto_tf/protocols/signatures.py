@@ -10,6 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.baselines import cells_of, log_normalized
+from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.explain import sums_of_groups
@@ -74,6 +75,7 @@ def signatures(
     Reference:
         Concerto, Results, "Concerto can automatically extract specific molecular signatures".
     """
+    check_training(training, "genes")
     out = check_folder(out)
     wanted = read_markers(markers)
     if not seeds:

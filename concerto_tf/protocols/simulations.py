@@ -12,7 +12,13 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.protocols.cells import of_clusters, prepare
 from concerto_tf.protocols.charts import curves
-from concerto_tf.protocols.embeddings import COMPARED, check_numbers, check_seeds, variants
+from concerto_tf.protocols.embeddings import (
+    COMPARED,
+    check_numbers,
+    check_seeds,
+    check_training,
+    variants,
+)
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
 from concerto_tf.simulate import SplatParams, simulate
@@ -73,6 +79,7 @@ def simulations(
     """
     chosen = variants(methods, presets)
     check_seeds(seeds)
+    check_training(training, chosen=chosen)
     strange = [design for design in designs if design not in DESIGNS]
     if strange or not designs:
         what = f"there is no design {strange[0]!r}" if strange else "no design is given"

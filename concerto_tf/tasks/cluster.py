@@ -185,9 +185,10 @@ def _runs(
         raise InputError(f"runs is {runs!r}: a consensus needs at least 2 clusterings.")
     z = _embedding(adata, rep)
     of_kmeans = 0 if k is None else int(runs) // 2
-    found = [_kmeans(z, k, seed + i, starts=1) for i in range(of_kmeans)]
+    found = [_kmeans(z, k, (seed + i) % 2**32, starts=1) for i in range(of_kmeans)]
     resolutions = resolution * np.geomspace(0.5, 2.0, int(runs) - of_kmeans)
-    found += _leiden(adata, rep, z, resolutions, [seed + i for i in range(len(resolutions))])
+    seeds = [(seed + i) % 2**32 for i in range(len(resolutions))]
+    found += _leiden(adata, rep, z, resolutions, seeds)
     return np.stack(found, axis=1)
 
 

@@ -25,7 +25,7 @@ from concerto_tf.tasks.compare_genes import (
     scores_of,
 )
 from concerto_tf.tasks.compare_groups import Groups
-from concerto_tf.tasks.score import _match, _values, gene_sets
+from concerto_tf.tasks.score import _find, _no_gene, _values, gene_sets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 SUMMARY = "compare.json"
 TABLES = ("composition", "markers", "modules", "enrichment")
+FIGURES = ("composition", "violin_modules", "violin_genes", "dots", "heatmap")
 LABELS = ("concerto_label", "concerto_cluster")
 ON_CELLS = (
     "tests are on cells, which are no replicates: cells of one sample are alike, so what is found "
@@ -63,8 +64,9 @@ def compare(
     """Compares every condition with the control, cell type by cell type.
 
     Counts are scaled to 10,000 per cell and log1p is taken; values that are normalised already are
-    used as they are. With samples (two of each condition or more) what is significant is decided
-    between samples; without, between cells, which overstates it where cells come from few samples.
+    used as they are. With samples (two or more of the control and of another condition) what is
+    significant is decided between samples, and a condition with fewer than two has nothing that
+    is; without, between cells, which overstates it where cells come from few samples.
     Of what each table calls significant, a share `alpha` is expected to be false (Benjamini and
     Hochberg over all of its rows); where nothing differs, that is the chance that anything is
     called significant.
@@ -112,7 +114,7 @@ def compare(
     with open_input(cells, layer=layer) as opened:
         name, label_key = opened.name, label_key or _label_key(opened)
         keep, groups = _groups(opened, condition, control, label_key, sample_key, notes)
-        found = {} if named is None else _match(opened, named)[0]
+        found = {} if named is None else _sets_there(opened, named, notes)
         folder = None if out is None else _folder(out)
         values = _values(opened, np.arange(len(opened.genes)))
     values = values.tocsr()[keep].astype(np.float32)
@@ -149,7 +151,7 @@ def compare(
             "sample_key": sample_key, "alpha": alpha, "log_fold_change": log_fold_change,
             "min_cells": min_cells, "error_rate": "Benjamini-Hochberg over all rows of a table",
             "tested_on": "cells" if groups.samples is None else "samples",
-            "tested": {key: len(table) for key, table in tables.items()},
+            "tested": {key: _tested(groups, table) for key, table in tables.items()},
             "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
             "notes": notes,
         })  # fmt: skip
@@ -218,20 +220,29 @@ def _groups(
     order = [control, *(name for name in names if name != control)]
     conditions = np.array([order.index(name) for name in names])[conditions[keep]]
     types = types[keep]
-    there = np.bincount(conditions, minlength=len(order))
-    if len(order) < 2 or not there[0] or not there[1:].any():
+    there = np.bincount(conditions, minlength=len(order)) > 0
+    if not there[0] or not there[1:].any():
         raise InputError(
             f"{cells.name}: obs[{condition!r}] has cells of one condition only; there is nothing "
             "to compare with the control"
         )
+    if not there.all():
+        gone = [name for name, kept in zip(order, there, strict=True) if not kept]
+        notes.append(f"conditions of which no cell is left are left out: {', '.join(gone)}")
+        conditions = (np.cumsum(there) - 1)[conditions]
+        order = [name for name in order if name not in gone]
     if samples is not None:
         # one sample in two conditions is two
         _, samples = np.unique(samples[keep] * len(order) + conditions, return_inverse=True)
         each = [len(np.unique(samples[conditions == i])) for i in range(len(order))]
-        if min(each) < 2:
-            few = ", ".join(f"{name} {n}" for name, n in zip(order, each, strict=True))
+        few = ", ".join(f"{name} {n}" for name, n in zip(order, each, strict=True) if n < 2)
+        if each[0] < 2 or max(each[1:]) < 2:
             notes.append(f"too few samples for tests between samples ({few}; two of each needed)")
             samples = None
+        elif few:
+            notes.append(
+                f"nothing is called significant in conditions with fewer than two samples: {few}"
+            )
     return np.flatnonzero(keep), {
         "types": types, "conditions": conditions, "samples": samples, "type_names": type_names,
         "condition_names": order,
@@ -246,6 +257,45 @@ def _say_what_is_left_out(groups: Groups, min_cells: int, notes: list[str]) -> N
             f"genes are not compared in types with fewer than {min_cells} cells in a condition: "
             + ", ".join(few)
         )
+    if groups.samples is None:
+        return
+    untested = [
+        f"{groups.type_names[kind]} ({groups.condition_names[case]})"
+        for kind, case, cells, control in groups.pairs(min_cells)
+        if groups.n_samples(groups.conditions == case) > 1
+        and min(groups.n_samples(cells), groups.n_samples(control)) < 2
+    ]
+    if untested:
+        notes.append(
+            "genes and modules are not tested in types with cells of fewer than two samples of a "
+            f"condition: {', '.join(untested)}"
+        )
+
+
+def _sets_there(
+    cells: Input, sets: Mapping[str, Sequence[str]], notes: list[str]
+) -> dict[str, list[int]]:
+    """Places of the genes of those sets that have any among the cells'."""
+    found, missing = _find(cells, sets)
+    there = {key: places for key, places in found.items() if places}
+    if not there:
+        raise _no_gene(cells, sets)
+    if len(there) < len(sets):
+        notes.append(
+            f"{len(sets) - len(there)} of {len(sets)} gene sets have no gene in the data and are "
+            "left out"
+        )
+    lost = {gene for key in there for gene in missing[key]}
+    if lost:
+        shown = ", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else "")
+        notes.append(f"{len(lost)} genes of the gene sets are missing and left out: {shown}")
+    return there
+
+
+def _tested(groups: Groups, table: pd.DataFrame) -> int:
+    """Rows with a p value of the test that decides."""
+    between = groups.samples is not None and "p_samples" in table
+    return int(table["p_samples" if between else "p"].notna().sum())
 
 
 def _empty(columns: list[str]) -> pd.DataFrame:
@@ -263,8 +313,8 @@ def _write(
         with atomic(folder / f"{name}.tsv") as temporary:
             tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     place, found = folder / "figures", tables["markers"]
-    for old in place.glob("*.png"):
-        remove(old)
+    for figure in FIGURES:  # the folder may hold others' figures
+        remove(place / f"{figure}.png")
     figures.composition_figure(groups, tables["composition"], place / "composition.png")
     if scores is not None:
         figures.violin_figure(groups, scores, "Module scores", place / "violin_modules.png")

@@ -17,9 +17,10 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     """Shares of every cell type in every condition beside those in the control, with a test.
 
     With samples: Student's t-test between the samples' shares, as logits (with half a cell added
-    on either side, so that none is infinite). Without: Fisher's exact test of cells, which takes
-    every cell for an independent draw, and so finds differences between any two samples. A share
-    is one of all cells: where one type grows, others shrink.
+    on either side, so that none is infinite), and none where a condition has fewer than two.
+    Without: Fisher's exact test of cells, which takes every cell for an independent draw, and so
+    finds differences between any two samples. A share is one of all cells: where one type grows,
+    others shrink.
 
     Args:
         groups: The cells.
@@ -45,6 +46,8 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
             if p_samples is None:
                 table = [[there, totals[case] - there], [before, totals[0] - before]]
                 test, p = "Fisher's exact, on cells", fisher_exact(table)[1]
+            elif min((of == case).sum(), (of == 0).sum()) < 2:
+                test, p = "none, too few samples", np.nan
             else:
                 test, p = "t of logit shares, on samples", p_samples[kind]
             rows.append([

@@ -19,8 +19,8 @@ class Groups:
         genes: G names.
         types: [n] codes of `type_names`.
         conditions: [n] codes of `condition_names`, of which the first is the control.
-        samples: [n] codes of samples, each of them of one condition, or None where conditions have
-            not two samples each.
+        samples: [n] codes of samples, each of them of one condition, or None where the control and
+            another condition have not two samples each.
         type_names: names of the types.
         condition_names: names of the conditions.
     """
@@ -50,6 +50,11 @@ class Groups:
                 cells = np.flatnonzero(own & (self.conditions == case))
                 if min(len(cells), len(control)) >= min_cells:
                     yield kind, case, cells, control
+
+    def n_samples(self, cells: np.ndarray) -> int:
+        """Number of samples that `cells`, positions or a mask, come from."""
+        assert self.samples is not None
+        return len(np.unique(self.samples[cells]))
 
     def by_sample(self, values: np.ndarray | sp.spmatrix, cells: np.ndarray) -> np.ndarray:
         """Means [samples, ...] of `values` [n, ...] over those of `cells` in each sample."""

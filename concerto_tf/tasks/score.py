@@ -176,22 +176,38 @@ def _match(
     cells: Input, sets: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """Places of the sets' genes among those of the cells, and the genes that are not there."""
-    place = _places(cells.genes)
-    found = {key: [place[g] for g in genes if g in place] for key, genes in sets.items()}
-    missing = {key: [g for g in genes if g not in place] for key, genes in sets.items()}
+    found, missing = _find(cells, sets)
     for key, genes in missing.items():
         if not found[key]:
-            shown = ", ".join(cells.genes.names[:3])
-            raise InputError(
-                f"{cells.name}: has no gene of the set {key!r} ({', '.join(genes[:5])}, ...); its "
-                f"genes are called {shown}, ...: name the set's genes like that"
-            )
+            raise _no_gene(cells, {key: genes})
         if genes:
             _log.warning(
                 "%s: %d of the %d genes of %s are missing and left out: %s", cells.name, len(genes),
                 len(sets[key]), key, ", ".join(genes),
             )  # fmt: skip
-    return {key: list(dict.fromkeys(indices)) for key, indices in found.items()}, missing
+    return found, missing
+
+
+def _find(
+    cells: Input, sets: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+    """As `_match`, but says nothing of what is missing."""
+    place = _places(cells.genes)
+    found = {
+        key: list(dict.fromkeys(place[g] for g in genes if g in place))
+        for key, genes in sets.items()
+    }
+    return found, {key: [g for g in genes if g not in place] for key, genes in sets.items()}
+
+
+def _no_gene(cells: Input, sets: Mapping[str, Sequence[str]]) -> InputError:
+    """What to say where no gene of the sets is among those of the cells."""
+    key, genes = next(iter(sets.items()))
+    of = f"the set {key!r}" if len(sets) == 1 else f"any of the {len(sets)} sets"
+    return InputError(
+        f"{cells.name}: has no gene of {of} ({', '.join(genes[:5])}, ...); its genes are called "
+        f"{', '.join(cells.genes.names[:3])}, ...: name the genes of sets like that"
+    )
 
 
 def _places(genes: Vocabulary) -> dict[str, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ from concerto_tf.tasks.training import (
 if TYPE_CHECKING:
     import tensorflow as tf
 
+_log = logging.getLogger("concerto_tf")
+DEFAULT_METHOD = "concerto"
 DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
 STRATEGIES = ("auto", "one", "mirrored")
@@ -41,7 +45,7 @@ def train(
     records: Records | str | Path,
     out: str | Path,
     *,
-    method: str = "concerto",
+    method: str | None = None,
     preset: str | None = None,
     members: int = 1,
     genes: str | None = None,
@@ -67,7 +71,7 @@ def train(
     Args:
         records: Finished records, or their folder.
         out: Folder of the model.
-        method: ``concerto``, ``clear``, ``contrastive-sc`` or ``cicl``.
+        method: ``concerto`` (the default), ``clear``, ``contrastive-sc`` or ``cicl``.
         preset: ``paper`` for the values printed in the method's paper, how long to train among
             them where it says so (``TRAINING`` of the model's class); ``None`` for what embeds
             best.
@@ -98,7 +102,8 @@ def train(
     records = records if isinstance(records, Records) else Records(records)
     out = Path(out)
     asked = {
-        "method": method, "preset": preset, "genes": _named_genes(genes), "epochs": epochs,
+        "method": method or DEFAULT_METHOD, "preset": preset, "genes": _named_genes(genes),
+        "epochs": epochs,
         "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
         "start": None if start is None else str(start), "seed": seed, "options": options or {},
         **({} if modalities is None else {"modalities": list(modalities)}),
@@ -113,8 +118,15 @@ def train(
         method=method, preset=preset, members=members, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, strategy=strategy,
     )  # fmt: skip
-    if start is not None and (preset is not None or members != 1):
-        raise InputError("a model to continue from has its preset and members; leave these out")
+    settled = {
+        "a method": method, "a preset": preset, "members": None if members == 1 else members,
+        "genes": genes, "options": options or None,
+    }  # fmt: skip
+    if start is not None and any(value is not None for value in settled.values()):
+        given = " and ".join(name for name, value in settled.items() if value is not None)
+        raise InputError(f"{start}: has been made with its own; leave out {given}, or the model")
+    method = method or DEFAULT_METHOD
+    wanted = batch_size
     printed = METHODS[method].TRAINING.get(preset, {})
     epochs, batch_size, learning_rate, genes = (
         printed.get(name) if given is None else given
@@ -135,6 +147,11 @@ def train(
     schedule = plan_training(
         records.n_cells, epochs, batch_size, scope.num_replicas_in_sync if scope else 1
     )
+    if wanted is not None and schedule.batch_size != wanted:
+        _log.warning(
+            "%s: minibatches of %d cells instead of %d, for its %d cells", records.path,
+            schedule.batch_size, wanted, records.n_cells,
+        )  # fmt: skip
     began = time.perf_counter()
     with scope.scope() if scope else nullcontext():
         model = (
@@ -159,8 +176,8 @@ def train(
                     first_epoch=first * schedule.epochs_per_round,
                     replicas=model.distribute_strategy.num_replicas_in_sync,
                 ),
-                out, schedule, patience=_PATIENCE, callbacks=callbacks, progress=progress,
-                verbose=verbose,
+                out, schedule, patience=None if epochs else _PATIENCE, callbacks=callbacks,
+                progress=progress, verbose=verbose,
             )  # fmt: skip
     except InputError:
         withdraw(out)
@@ -205,7 +222,7 @@ def make_strategy(name: str) -> Any:
 
 def check_arguments(
     *,
-    method: str = "concerto",
+    method: str | None = None,
     preset: str | None = None,
     members: int = 1,
     epochs: int | None = None,
@@ -216,6 +233,7 @@ def check_arguments(
     **others: Any,
 ) -> None:
     """Raises InputError if an argument of `train` is unsuitable, whatever the cells."""
+    method = method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
     if preset is not None and preset not in METHODS[method].PRESETS:
@@ -224,8 +242,12 @@ def check_arguments(
     for name, value in {
         "epochs": epochs, "batch size": batch_size, "learning rate": learning_rate,
     }.items():  # fmt: skip
-        if value is not None and not 0 < value < math.inf:
+        if value is None:
+            continue
+        if not isinstance(value, Real) or not 0 < value < math.inf:
             raise InputError(f"{name} is {value}; it must be positive")
+        if name != "learning rate" and value != int(value):
+            raise InputError(f"{name} is {value}; it must be a whole number")
     if not isinstance(members, int) or members < 1:
         raise InputError(f"members is {members}; it must be a whole number, 1 or more")
     if batch_size == 1:
@@ -262,7 +284,7 @@ def _create(
     if members == 1:
         return create(seed=seed)
     return Ensemble([
-        create(seed=seed * members + i, name=f"member_{i}") for i in range(members)
+        create(seed=(seed * members + i) % 2**32, name=f"member_{i}") for i in range(members)
     ])
 
 
@@ -270,7 +292,8 @@ def _arguments_of(cls: type[ContrastiveModel]) -> set[str]:
     """Names of the arguments that a method's model may be given."""
     given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
     of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]
-    return {name for c in of for name in inspect.signature(c.__init__).parameters} - given
+    names = {name for c in of for name in inspect.signature(c.__init__).parameters}
+    return names - given - getattr(cls, "_MADE", frozenset())
 
 
 def _continue(start: str | Path, records: Records) -> ContrastiveModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,10 @@ def fit_in_rounds(
         _log.info("continuing at round %d of %d", first + 1, last)
     stopping = None
     if patience is not None:
-        stopping = keras.callbacks.EarlyStopping("loss", min_delta=1e-3, patience=patience)
+        stopping = keras.callbacks.EarlyStopping(
+            "loss", min_delta=1e-3, patience=patience,
+            start_from_epoch=math.ceil(model.settling_steps / schedule.steps_per_round),
+        )  # fmt: skip
     log = keras.callbacks.CSVLogger(str(log_file), append=bool(first))
     with closing_log(log):
         model.fit(
@@ -127,14 +131,17 @@ def finish(
     model: Any, out: Path, asked: dict[str, Any], schedule: Schedule, seconds: float, **found: Any
 ) -> None:
     """Leaves the trained model and, last, what was asked for and what came of it."""
+    from concerto_tf.models.callbacks import saved_rounds
+
     save_model(model, out / FILE_NAME)
+    rounds = saved_rounds(out / "checkpoint")  # fewer than planned where it ended early
     _files.write_json(
         out / SUMMARY,
         {
             "asked": asked,
-            "epochs": schedule.epochs,
+            "epochs": rounds * schedule.epochs_per_round,
             "batch_size": schedule.batch_size,
-            "steps": schedule.steps,
+            "steps": rounds * schedule.steps_per_round,
             **found,
             "seconds": round(seconds, 3),
         },

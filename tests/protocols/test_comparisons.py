@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import runpy
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,11 @@ from concerto_tf.protocols.robustness import robustness
 from concerto_tf.protocols.simulations import simulations, splat
 from concerto_tf.tasks.train import METHODS
 
+PROTOCOLS = (
+    "ablation", "annotation", "batches", "clustering", "dropout", "imputation", "integration",
+    "mapping", "modalities", "overcorrection", "pseudotime", "rejection", "robustness",
+    "signatures", "simulations",
+)  # fmt: skip
 PCA = {"methods": ("pca",), "seeds": (0,)}
 
 
@@ -131,7 +140,7 @@ def test_dropout_masks_scores_and_counts(cells: AnnData, tmp_path: Path) -> None
         dropout([cells], tmp_path / "b", label_key="kind", rates=(1,), **PCA)
 
 
-def test_simulations_are_drawn_as_the_paper_draws_them(tmp_path: Path) -> None:
+def test_simulations_are_drawn_as_the_paper_draws_them() -> None:
     size = {"n_genes": 2500, "cells_per_cluster": 250, "unbalanced_cells": 3000, "de_scale": 0.2}
     even = splat(("balanced", 8, 1.5, 3), **size)
     assert (even.n_cells, even.seed, even.dropout_mid) == (2000, 3, 1.5)
@@ -140,6 +149,10 @@ def test_simulations_are_drawn_as_the_paper_draws_them(tmp_path: Path) -> None:
     sizes = np.array(uneven.group_sizes)
     assert uneven.n_cells == 3000 and sizes.max() / sizes.min() == pytest.approx(60)
     np.testing.assert_allclose(sizes[1:] / sizes[:-1], sizes[1] / sizes[0])
+
+
+@pytest.mark.slow
+def test_simulations_score_every_design_and_dropout(tmp_path: Path) -> None:
     result = simulations(
         tmp_path / "out", clusters=(2,), dropout_mids=(0.0, 1.5), n_genes=60, de_scale=0.8,
         cells_per_cluster=20, unbalanced_cells=320, **PCA,
@@ -147,6 +160,9 @@ def test_simulations_are_drawn_as_the_paper_draws_them(tmp_path: Path) -> None:
     table = left(tmp_path / "out", result)
     assert list(table["design"]) == ["balanced"] * 2 + ["unbalanced"] * 2
     assert result["zeros"]["0"] < result["zeros"]["1.5"]
+
+
+def test_unsuitable_simulations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="smallest of 4 unbalanced clusters; ask for"):
         simulations(tmp_path / "b", clusters=(4,), unbalanced_cells=50, **PCA)
     with pytest.raises(InputError, match="clusters: 1 is not a whole number from 2 on"):
@@ -155,6 +171,7 @@ def test_simulations_are_drawn_as_the_paper_draws_them(tmp_path: Path) -> None:
         simulations(tmp_path / "b", designs=("even",), **PCA)
 
 
+@pytest.mark.slow
 def test_robustness_climbs_its_ladders(cells: AnnData, tmp_path: Path) -> None:
     result = robustness(
         tmp_path / "out", data=[cells], label_key="kind", n_cells=60, n_genes=50,
@@ -167,6 +184,9 @@ def test_robustness_climbs_its_ladders(cells: AnnData, tmp_path: Path) -> None:
     assert ari[0] + 0.2 < ari[1]
     hvg = [of["pca"]["ari_kmeans"]["mean"] for of in ladders["hvg, data1"].values()]
     assert hvg[0] < hvg[2] == 1
+
+
+def test_unsuitable_ladders_are_refused(cells: AnnData, tmp_path: Path) -> None:
     for options, message in (
         ({"data": [cells]}, "label key"),
         ({"source_key": "donor"}, "belongs to data"),
@@ -188,6 +208,7 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
         PRESETS = {"paper": {}}
 
     monkeypatch.setattr(embeddings, "METHODS", {"clear": Clear})
+    monkeypatch.setattr(embeddings, "configuration", lambda *of: "")
     monkeypatch.setattr(embeddings, "train", lambda records, out, **given: asked.append(given))
     monkeypatch.setattr(  # ever worse embeddings
         embeddings, "embed_records",
@@ -209,6 +230,60 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
     assert result["change"]["crossover_many"]["ari_kmeans"] == pytest.approx(worst - 1)
     with pytest.raises(InputError, match="no augmentation 'blur'"):
         ablation([cells], tmp_path / "b", label_key="kind", leave_out=("blur",))
+
+
+def reproduce(*arguments: object) -> int:
+    """The return code of tools/reproduce."""
+    tool = Path(__file__).parents[2] / "tools" / "reproduce"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
+        return runpy.run_path(str(tool))["main"]()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("foo=1", "foo is no argument of training; choose among preset, members, genes, modal"),
+        ("seed=1", "seed is set by the protocol itself"),
+        ("method=clear", "method is set by the protocol itself"),
+        ("records=1", "records is no argument of training"),
+        ("seeds=1", "--set seeds: is no argument of training but the protocol's own"),
+        ("epochs=banana", "epochs is banana"),
+        ("preset=best", "no preset 'best'"),
+        ("options=3", "options is 3; give values by name"),
+    ],
+)
+def test_wrong_settings_are_said_before_any_work(
+    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = reproduce(
+        "clustering", tmp_path / "none.h5ad", "-o", tmp_path / "out", "--label-key", "kind",
+        "--seeds", 0, "--set", setting,
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert code == 2 and message in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_checks_its_training_first(name: str, tmp_path: Path) -> None:
+    run = getattr(import_module(f"concerto_tf.protocols.{name}"), name)
+    arguments = inspect.signature(run).parameters.values()
+    needed: dict[str, Any] = {
+        a.name: {"x": "y"} if "Mapping[str, str]" in str(a.annotation) else ["x"]
+        for a in arguments
+        if a.default is a.empty and a.kind is not a.VAR_KEYWORD
+    }
+    needed["out"] = tmp_path / "out"
+    spread = any(a.kind is a.VAR_KEYWORD for a in arguments)
+    for wrong in ({"foo": 1}, {"seed": 1}, {"epochs": "banana"}):
+        given = wrong if spread else {"training": wrong}
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            run(**needed, **given)
+        if not spread:
+            with pytest.raises(InputError, match=next(iter(wrong))):
+                run(**needed, finetuning=wrong)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

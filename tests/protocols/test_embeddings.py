@@ -42,6 +42,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return out
 
     monkeypatch.setattr(embeddings, "METHODS", {"one": Model, "two": object})
+    monkeypatch.setattr(embeddings, "configuration", lambda *of: "")
     monkeypatch.setattr(embeddings, "train", train)
     monkeypatch.setattr(
         embeddings, "embed_records", lambda model, records: np.full((records.n_cells, 2), 7.0)

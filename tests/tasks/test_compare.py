@@ -70,7 +70,7 @@ def test_planted_effects_are_found(sample_key: str | None) -> None:
     assert ("a", "planted") in set(zip(found["cell_type"], found["set"], strict=True))
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1])
+@pytest.mark.parametrize("share", [pytest.param(0.5, marks=pytest.mark.slow), 0.1])
 def test_shuffled_conditions_give_nothing(share: float) -> None:
     """15 comparisons of nothing: each table has anything significant with 5% probability."""
     rng, found, p = np.random.default_rng(0), {"composition": 0, "markers": 0, "modules": 0}, []
@@ -137,6 +137,73 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
     assert any("Wilcoxon" in note for note in summary["notes"])
 
 
+def test_figures_of_others_stay(tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("umap_kind", "training", "heatmap"):
+        (figures / f"{name}.png").write_bytes(b"old")
+    adata = cells(60)
+    run(adata, tmp_path, min_cells=1000)  # no gene is compared, so nothing is drawn of any
+    assert {p.name for p in figures.iterdir()} == {
+        "umap_kind.png", "training.png", "composition.png", "violin_modules.png"
+    }  # fmt: skip
+    assert (figures / "training.png").read_bytes() == b"old"
+
+
+def test_a_condition_of_one_sample_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    """Differences of donors are not found because of a further condition that cannot be tested."""
+    adata = cells(900, 40, planted=False, wobble=0.5, donors=8)
+    adata.obs.loc[adata.obs["donor"] == "d7", "state"] = "single"
+    adata.obs.loc[adata.obs["donor"] == "d3", ["state", "kind"]] = ["untyped", None]
+    tables = run(adata, tmp_path, sample_key="donor")
+    table = tables["markers"]
+    single = table["condition"] == "single"
+    assert set(table["condition"]) == {"ill", "single"}
+    assert (table["p_samples"].isna() == single).all() and single.any()
+    assert not table["significant"].any() and (table[single]["p_adjusted"] < 1e-6).any()
+    alone = run(adata[adata.obs["state"].isin(["ill", "well"])].copy(), sample_key="donor")
+    keys = ["cell_type", "gene", "p_samples", "p_samples_adjusted", "significant"]
+    pd.testing.assert_frame_equal(
+        table.loc[~single, keys].reset_index(drop=True), alone["markers"][keys]
+    )
+    shares = tables["composition"]
+    assert set(shares["condition"]) == {"ill", "single"}
+    assert shares["share_condition"].notna().all()
+    assert not shares[shares["condition"] == "single"]["significant"].any()
+    summary = json.loads((tmp_path / "compare.json").read_text())
+    assert summary["tested_on"] == "samples" and summary["conditions"] == ["well", "ill", "single"]
+    assert summary["tested"]["markers"] == (~single).sum()
+    notes = "\n".join(summary["notes"])
+    assert "fewer than two samples: single 1" in notes and "no cell is left" in notes
+    assert "untyped" in notes and "genes and modules are not tested" not in notes
+
+
+def test_types_of_one_sample_are_not_tested(tmp_path: Path) -> None:
+    adata = cells(900, donors=6)
+    ill_c = (adata.obs["kind"] == "c") & (adata.obs["state"] == "ill")
+    adata = adata[~(ill_c & (adata.obs["donor"] != "d0"))].copy()
+    table = run(adata, tmp_path, sample_key="donor", min_cells=5)["markers"]
+    assert table.loc[table["cell_type"] == "c", "p_samples"].isna().all()
+    rest = table[table["cell_type"] != "c"]
+    np.testing.assert_allclose(
+        rest["p_samples_adjusted"], stats.false_discovery_control(rest["p_samples"])
+    )
+    summary = json.loads((tmp_path / "compare.json").read_text())
+    assert summary["tested"]["markers"] == len(rest) < len(table)
+    assert any("fewer than two samples of a condition: c (ill)" in n for n in summary["notes"])
+
+
+def test_sets_without_a_gene_are_skipped(tmp_path: Path) -> None:
+    sets = {**SETS, "x": ["CD3E"], "y": ["CD8A"], "part": ["g1", "g2", "GONE", "AWAY"]}
+    tables = run(cells(200), tmp_path, sets=sets)
+    assert set(tables["modules"]["set"]) == {"planted", "other", "part"}
+    notes = json.loads((tmp_path / "compare.json").read_text())["notes"]
+    assert [n for n in notes if "gene sets" in n] == [
+        "2 of 5 gene sets have no gene in the data and are left out",
+        "2 genes of the gene sets are missing and left out: AWAY, GONE",
+    ]
+
+
 def test_nothing_significant_is_drawn_all_the_same(tmp_path: Path) -> None:
     run(cells(300, planted=False), tmp_path / "out", sets=None, log_fold_change=9.0)
     assert (tmp_path / "out/figures/heatmap.png").stat().st_size > 0
@@ -183,6 +250,7 @@ def test_few_cells_and_few_samples_are_said(tmp_path: Path) -> None:
         ({"label_key": None}, "neither concerto_label nor concerto_cluster in obs"),
         ({"sample_key": "patient"}, "no column 'patient' in obs"),
         ({"sets": {"x": ["CD3E"]}}, "has no gene of the set 'x'"),
+        ({"sets": {"x": ["CD3E"], "y": ["CD4"]}}, "has no gene of any of the 2 sets"),
         ({"sets": "nowhere.gmt"}, "nowhere.gmt: neither a gene set that goes by name"),
         ({"alpha": 5.0}, "alpha is 5.0"),
         ({"log_fold_change": -1.0}, "log fold change is -1.0"),

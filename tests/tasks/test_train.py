@@ -25,6 +25,9 @@ from concerto_tf.records import Records, convert
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
 
+# The same bytes as in processes of their own, which use XLA.
+pytestmark = pytest.mark.xla
+
 SMALL = {
     "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 3,
 }  # fmt: skip
@@ -229,7 +232,7 @@ def test_a_training_that_stopped_early_is_over_when_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("concerto_tf.tasks.train.save_model", killed)
+        patch.setattr("concerto_tf.tasks.training.save_model", killed)
         train(records, tmp_path / "model", callbacks=[Stop()], **OPTIONS)
     assert has_ended(tmp_path / "model" / "checkpoint")
     train(records, tmp_path / "model", callbacks=[Stop()], **OPTIONS)
