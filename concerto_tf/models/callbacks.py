@@ -112,7 +112,10 @@ class Checkpoint(keras.callbacks.Callback):
             f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())
         }
         stopping = self._early_stopping
-        state = {} if stopping is None else {"wait": stopping.wait, "best": float(stopping.best)}
+        state = {}
+        if stopping is not None:  # which knows no best yet where it waits for a start
+            best = None if stopping.best is None else float(stopping.best)
+            state = {"wait": stopping.wait, "best": best}
         counts = {"rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training}
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)

@@ -384,3 +384,32 @@ def test_other_folders_are_not_touched(records: Records, tmp_path: Path) -> None
     with pytest.raises(InputError, match="is a file"):
         train(records, tmp_path / "mine" / "thesis.txt", **OPTIONS)
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["clear", *(pytest.param(m, marks=pytest.mark.slow) for m in ("contrastive-sc", "cicl"))],
+)
+def test_other_methods_go_on_where_they_were_stopped(
+    method: str, records: Records, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"components": 2}
+    options |= {"depth": 1, "width": 8} if method == "cicl" else {"backbone": [8], "head": 4}
+    how = {"method": method, "batch_size": 20, "genes": "all", "options": options}
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    # With epochs that follow from the cells, so that early stopping takes part.
+    with pytest.raises(KeyboardInterrupt):
+        train(records, tmp_path / "stopped", **how, callbacks=[Stop()])
+    train(records, tmp_path / "stopped", **how)
+    train(records, tmp_path / "straight", **how)
+    assert log(tmp_path / "stopped") == log(tmp_path / "straight")
+    assert equal(tmp_path / "stopped", tmp_path / "straight", records)
+    found = json.loads((tmp_path / "straight" / "training.json").read_text())
+    rounds = len(log(tmp_path / "straight"))
+    assert float(log(tmp_path / "straight")[-1]["passes"]) == found["epochs"]
+    assert rounds >= 11 and found["steps"] == 3 * found["epochs"]
