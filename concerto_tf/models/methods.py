@@ -33,10 +33,14 @@ def configuration(method: str, preset: str | None = None) -> str:
     Example:
 
     >>> from concerto_tf.models.methods import configuration
+    >>> configuration("clear") == configuration("clear")
+    True
     >>> configuration("clear") == configuration("clear", "paper")
     False
     """
     cls = METHODS[method]
-    config = cls(["a", "b"], **(cls.PRESETS[preset] if preset else {})).get_config()
+    options = cls.PRESETS[preset] if preset else {}
+    # Named, or Keras would number the models that it makes.
+    config = cls(["a", "b"], name=method, **options).get_config()
     whole = [__version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or "")]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
