@@ -36,6 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parts = item.path.relative_to(ROOT).parts
         if parts[0] in ("tests", "concerto_tf") and parts[1] in STACK_FOLDERS:
             item.add_marker("stack")
+        # Commands are tested as they are used, in this process and in others.
+        if parts[:2] == ("tests", "cli"):
+            item.add_marker("xla")
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")
 

@@ -15,9 +15,6 @@ import h5py
 import numpy as np
 import pytest
 
-# The same bytes as in processes of their own, which use XLA.
-pytestmark = pytest.mark.xla
-
 
 def stop(
     start: Callable[[], subprocess.Popen], last: Path, there: Callable[[], bool], number: int
