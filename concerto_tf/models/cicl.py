@@ -42,7 +42,7 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    The defaults are what embeds best over many data sets; ``CICL.PRESETS["paper"]`` are the
+    The defaults were chosen by a few trials on labelled data; ``CICL.PRESETS["paper"]`` are the
     paper's values. They differ in that the paper's tokens are all genes, normalised after each
     residual connection, and start at random.
 

@@ -18,9 +18,9 @@ class ContrastiveSC(DenseModel):
     Each view keeps a small random share of the cell's genes; NT-Xent pulls the two views of a cell
     together. Several such networks make an `Ensemble`.
 
-    The defaults are what embeds best over many data sets; ``ContrastiveSC.PRESETS["paper"]`` are
-    the paper's values. The paper does not print the widths of the first two of its three layers:
-    the preset has 512 and 128.
+    The defaults were chosen by a few trials on labelled data;
+    ``ContrastiveSC.PRESETS["paper"]`` are the paper's values. The paper does not print the widths
+    of the first two of its three layers: here they are 512 and 128.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
