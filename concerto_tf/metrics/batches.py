@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from concerto_tf.metrics.clustering import CLUSTER_CELLS
+from concerto_tf.metrics.clustering import CLUSTER_CELLS, agreement, kmeans_partitions
 from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
-from concerto_tf.metrics.partitions import agreement, kmeans_partitions
 from concerto_tf.metrics.separation import asw_label
 
 

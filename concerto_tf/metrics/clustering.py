@@ -14,6 +14,12 @@ from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 # Cells clustered at most.
 CLUSTER_CELLS = 20_000
+#: Keys of `clustering_scores`.
+SCORES = tuple(
+    f"{measure}_{way}"
+    for way in ("kmeans", "leiden", "leiden1")
+    for measure in ("ari", "nmi", "nmi_max")
+)
 
 
 def kmeans_scores(
@@ -41,9 +47,8 @@ def kmeans_scores(
         {'ari_kmeans': 1.0, 'nmi_kmeans': 1.0}
     """
     z, codes = _thinned(embedding, labels, seed, cap)
-    clusters = kmeans_partitions(z, len(np.unique(codes)), seed)
-    ari, nmi = np.mean([_agreement(codes, c) for c in clusters], axis=0)
-    return {"ari_kmeans": float(ari), "nmi_kmeans": float(nmi)}
+    found = _of_kmeans(z, codes, seed)
+    return {f"{key}_kmeans": found[key] for key in ("ari", "nmi")}
 
 
 def kmeans_partitions(z: np.ndarray, k: int, seed: int = 0) -> list[np.ndarray]:
@@ -92,13 +97,92 @@ def leiden_scores(
         Traag, Waltman and van Eck, Scientific Reports 9:5233 (2019).
     """
     z, codes = _thinned(embedding, labels, seed, cap)
+    found = _best(_of_leiden(z, codes, seed))
+    return {f"{key}_leiden": found[key] for key in ("ari", "nmi")}
+
+
+def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    """ARI, and the mutual information over the mean and over the larger of the entropies.
+
+    Args:
+        labels: [n] codes or names.
+        clusters: [n] codes or names.
+
+    Returns:
+        `ari`; `nmi`, normalised by the arithmetic mean (CLEAR, equation 6, and Concerto);
+        `nmi_max`, normalised by the maximum (CICL, equation 1).
+
+    Example:
+        >>> import numpy as np
+        >>> from concerto_tf.metrics import agreement
+        >>> scores = agreement(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]))
+        >>> round(scores["nmi"], 3), round(scores["nmi_max"], 3)
+        (0.667, 0.5)
+
+    Reference:
+        CLEAR, equations 4 to 6; CICL, equations 1 and 2.
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    return {
+        "ari": float(adjusted_rand_score(labels, clusters)),
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "nmi_max": float(normalized_mutual_info_score(labels, clusters, average_method="max")),
+    }
+
+
+def clustering_scores(
+    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = CLUSTER_CELLS
+) -> dict[str, float]:
+    """Agreement of K-means and of Leiden with labels.
+
+    Args:
+        embedding: [n, d] float, at least 2 cells.
+        labels: [n] names or codes, at least 2 different, none missing.
+        seed: of the sample, of K-means, of the neighbour search and of Leiden.
+        cap: more cells than this are thinned to a random sample of this size.
+
+    Returns:
+        `ari`, `nmi` and `nmi_max` (see `agreement`) of three clusterings each: `_kmeans` at the
+        true number of labels, the mean of three seeds; `_leiden`, the one with the best `nmi` of
+        ten resolutions from 0.05 to 2, a best case in which the labels choose; and `_leiden1` at
+        resolution 1, which takes no labels.
+
+    Raises:
+        InputError: unsuitable embedding or labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from concerto_tf.metrics import clustering_scores
+        >>> z = np.random.default_rng(0).normal(size=(60, 5))
+        >>> z[:30] += 10
+        >>> clustering_scores(z, ["T cell"] * 30 + ["B cell"] * 30)["nmi_max_kmeans"]
+        1.0
+    """
+    z, codes = _thinned(embedding, labels, seed, cap)
+    by_resolution = _of_leiden(z, codes, seed)
+    found = {
+        "kmeans": _of_kmeans(z, codes, seed),
+        "leiden": _best(by_resolution),
+        "leiden1": by_resolution[1.0],
+    }
+    return {f"{key}_{way}": value for way, of in found.items() for key, value in of.items()}
+
+
+def _of_kmeans(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[str, float]:
+    """Mean agreement of three K-means clusterings at the true number of labels."""
+    each = [agreement(codes, c) for c in kmeans_partitions(z, len(np.unique(codes)), seed)]
+    return {key: float(np.mean([scores[key] for scores in each])) for key in each[0]}
+
+
+def _of_leiden(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[float, dict[str, float]]:
+    """Agreement of Leiden by resolution."""
     graph = scanpy_graph(z, seed=seed)
-    best_ari, best_nmi = 0.0, -1.0
-    for resolution in RESOLUTIONS:
-        ari, nmi = _agreement(codes, leiden(graph, resolution, seed))
-        if nmi > best_nmi:
-            best_ari, best_nmi = ari, nmi
-    return {"ari_leiden": best_ari, "nmi_leiden": best_nmi}
+    return {r: agreement(codes, leiden(graph, r, seed)) for r in RESOLUTIONS}
+
+
+def _best(by_resolution: dict[float, dict[str, float]]) -> dict[str, float]:
+    return max(by_resolution.values(), key=lambda scores: scores["nmi"])
 
 
 def _thinned(
@@ -109,13 +193,3 @@ def _thinned(
     codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
     chosen = thinned(len(z), cap, seed)
     return z[chosen], codes[chosen]
-
-
-def _agreement(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """ARI and NMI."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    return (
-        float(adjusted_rand_score(labels, clusters)),
-        float(normalized_mutual_info_score(labels, clusters)),
-    )

@@ -8,7 +8,7 @@ import pytest
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import agreement, batch_scores
 from concerto_tf.metrics.batches import harmonic_mean
-from concerto_tf.metrics.partitions import kmeans_partitions
+from concerto_tf.metrics.clustering import kmeans_partitions
 
 
 def silhouette(z: np.ndarray, codes: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import agreement, clustering_scores, kmeans_scores, leiden_scores
-from concerto_tf.metrics.partitions import SCORES, kmeans_partitions
+from concerto_tf.metrics.clustering import SCORES, kmeans_partitions
 
 
 def entropy(codes: np.ndarray) -> float:
