@@ -42,6 +42,16 @@ def test_name_is_there(name: str) -> None:
     assert getattr(sys.modules[package], attribute) is not None
 
 
+def test_commands_without_a_model_start_without_tensorflow() -> None:
+    tasks = ("files", "cluster", "score", "compare", "pseudotime", "simulate", "result")
+    code = "; ".join([
+        "import sys, concerto_tf.cli.commands",
+        *(f"import concerto_tf.tasks.{name}" for name in tasks),
+        "sys.exit('tensorflow' in sys.modules)",
+    ])  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="'concerto_tf' has no attribute 'concert'"):
         concerto_tf.concert  # noqa: B018

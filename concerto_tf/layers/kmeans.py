@@ -8,7 +8,7 @@ from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica
 from concerto_tf.errors import InputError
 
 
-def _squared_distances(x: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
+def squared_distances(x: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
     """Squared distances [B, K] of cells [B, d] to centroids [K, d]."""
     product = tf.matmul(x, centroids, transpose_b=True)
     of_centroids = tf.reduce_sum(tf.square(centroids), axis=-1)
@@ -69,7 +69,7 @@ def kmeans(
     centroids = _start(x, k, tf.cast(seed, tf.int64))
 
     def lloyd(i: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        member = tf.one_hot(tf.argmin(_squared_distances(x, centroids), axis=1), k, dtype=dtype)
+        member = tf.one_hot(tf.argmin(squared_distances(x, centroids), axis=1), k, dtype=dtype)
         count = tf.reduce_sum(member, axis=0)[:, tf.newaxis]
         mean = tf.math.divide_no_nan(tf.matmul(member, x, transpose_a=True), count)
         return i + 1, tf.where(count > 0, mean, centroids)
@@ -77,7 +77,7 @@ def kmeans(
     _, centroids = tf.while_loop(
         lambda i, _: i < steps, lloyd, (0, centroids), maximum_iterations=steps
     )
-    clusters = tf.argmin(_squared_distances(own, centroids), axis=1, output_type=tf.int32)
+    clusters = tf.argmin(squared_distances(own, centroids), axis=1, output_type=tf.int32)
     return tf.stop_gradient(centroids + origin), clusters
 
 
@@ -134,6 +134,6 @@ def student_t_assignment(x: tf.Tensor, centroids: tf.Tensor, alpha: float = 1.0)
     dtype = accumulation_dtype(x.dtype)
     x, centroids = tf.cast(x, dtype), tf.cast(centroids, dtype)
     origin = tf.reduce_mean(centroids, axis=0)
-    distance = _squared_distances(x - origin, centroids - origin)
+    distance = squared_distances(x - origin, centroids - origin)
     # In logarithms, so that nothing vanishes far from all centroids.
     return tf.nn.softmax(-(alpha + 1) / 2 * tf.math.log1p(distance / alpha), axis=-1)

@@ -17,7 +17,7 @@ from concerto_tf._keras import (
     sum_over_replicas,
 )
 from concerto_tf.errors import InputError
-from concerto_tf.layers.kmeans import _squared_distances
+from concerto_tf.layers.kmeans import squared_distances
 
 _NEVER = -1e9  # exp() of it is 0 in every float type
 
@@ -42,7 +42,7 @@ def soft_assignment(z: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
     Reference:
         contrastive-sc, supplement, "Clustering network".
     """
-    return tf.nn.softmax(-_squared_distances(z, centroids), axis=-1)
+    return tf.nn.softmax(-squared_distances(z, centroids), axis=-1)
 
 
 def soft_kmeans_loss(z: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
@@ -58,7 +58,7 @@ def soft_kmeans_loss(z: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
     Reference:
         contrastive-sc, supplement, "Clustering network".
     """
-    return tf.reduce_sum(soft_assignment(z, centroids) * _squared_distances(z, centroids), axis=1)
+    return tf.reduce_sum(soft_assignment(z, centroids) * squared_distances(z, centroids), axis=1)
 
 
 def neighbor_kl(z: tf.Tensor) -> tf.Tensor:
@@ -80,7 +80,7 @@ def neighbor_kl(z: tf.Tensor) -> tf.Tensor:
     """
     cells = tf.shape(z)[0]
     itself = tf.eye(cells, dtype=z.dtype) * tf.cast(_NEVER, z.dtype)
-    log_p = tf.nn.log_softmax(itself - tf.math.log1p(_squared_distances(z, z)), axis=1)
+    log_p = tf.nn.log_softmax(itself - tf.math.log1p(squared_distances(z, z)), axis=1)
     log_q = 2 * log_p - tf.reduce_logsumexp(log_p, axis=0)
     log_q = tf.stop_gradient(tf.nn.log_softmax(log_q, axis=1))
     return tf.reduce_sum(tf.exp(log_q) * (log_q - log_p), axis=1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records, Vocabulary
+
+if TYPE_CHECKING:
+    from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
 #: Share of the genes looked at below which it is said that few were measured.

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.tasks.agreement import vocabularies_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
 

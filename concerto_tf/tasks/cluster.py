@@ -96,9 +96,9 @@ def cluster(
         found, sure = consensus(labels, k, seed)
         adata.obs[f"{key_added}_agreement"] = sure
     elif algorithm == "leiden":
-        found = _leiden(adata, rep, _embedding(adata, rep), [resolution], [seed])[0]
+        found = _leiden(adata, rep, embedding_of(adata, rep), [resolution], [seed])[0]
     else:
-        z = _embedding(adata, rep)
+        z = embedding_of(adata, rep)
         found = _kmeans(z, k, seed)
         if algorithm == "soft-kmeans":
             found = _soft_kmeans(z, found, seed)
@@ -122,18 +122,18 @@ def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
     Reference:
         McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
     """
-    z = _embedding(adata, rep)
+    z = embedding_of(adata, rep)
     if len(z) < 3:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
         return
     import scanpy as sc
 
-    graph = _graph(adata, rep, z, seed)
+    graph = neighbour_graph(adata, rep, z, seed)
     sc.tl.umap(graph, random_state=seed, init_pos="random" if len(z) < FEW_CELLS else "spectral")
     adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
 
 
-def _embedding(adata: AnnData, rep: str) -> np.ndarray:
+def embedding_of(adata: AnnData, rep: str) -> np.ndarray:
     """The embedding `rep` as float32 [n, d]."""
     if rep == "X":
         x = adata.X
@@ -144,7 +144,7 @@ def _embedding(adata: AnnData, rep: str) -> np.ndarray:
     return as_embedding(np.asarray(adata.obsm[rep]))
 
 
-def _graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
+def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
     """Scanpy's neighbour graph of `z`, kept in `adata` so that it is computed once.
 
     A fingerprint of the embedding says whether the graph that is there is the one of `z`.
@@ -172,7 +172,7 @@ def _leiden(
     """Leiden clusters as codes [n], one clustering for each resolution and seed."""
     if len(z) == 1:  # has no neighbours and is its own cluster
         return [np.zeros(1) for _ in resolutions]
-    graph = _graph(adata, rep, z, min(seeds))
+    graph = neighbour_graph(adata, rep, z, min(seeds))
     return [leiden(graph, *options) for options in zip(resolutions, seeds, strict=True)]
 
 
@@ -183,7 +183,7 @@ def _runs(
     runs = RUNS if runs is None else runs
     if int(runs) != runs or runs < 2:
         raise InputError(f"runs is {runs!r}: a consensus needs at least 2 clusterings.")
-    z = _embedding(adata, rep)
+    z = embedding_of(adata, rep)
     of_kmeans = 0 if k is None else int(runs) // 2
     found = [_kmeans(z, k, (seed + i) % 2**32, starts=1) for i in range(of_kmeans)]
     resolutions = resolution * np.geomspace(0.5, 2.0, int(runs) - of_kmeans)

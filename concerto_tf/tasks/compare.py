@@ -25,7 +25,7 @@ from concerto_tf.tasks.compare_genes import (
     scores_of,
 )
 from concerto_tf.tasks.compare_groups import Groups
-from concerto_tf.tasks.score import _find, _no_gene, _values, gene_sets
+from concerto_tf.tasks.score import find_genes, gene_sets, no_gene, values_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ def compare(
         keep, groups = _groups(opened, condition, control, label_key, sample_key, notes)
         found = {} if named is None else _sets_there(opened, named, notes)
         folder = None if out is None else _folder(out)
-        values = _values(opened, np.arange(len(opened.genes)))
+        values = values_of(opened, np.arange(len(opened.genes)))
     values = values.tocsr()[keep].astype(np.float32)
     groups = Groups(values, opened.genes.names, **groups)
     _say_what_is_left_out(groups, min_cells, notes)
@@ -276,10 +276,10 @@ def _sets_there(
     cells: Input, sets: Mapping[str, Sequence[str]], notes: list[str]
 ) -> dict[str, list[int]]:
     """Places of the genes of those sets that have any among the cells'."""
-    found, missing = _find(cells, sets)
+    found, missing = find_genes(cells, sets)
     there = {key: places for key, places in found.items() if places}
     if not there:
-        raise _no_gene(cells, sets)
+        raise no_gene(cells, sets)
     if len(there) < len(sets):
         notes.append(
             f"{len(sets) - len(there)} of {len(sets)} gene sets have no gene in the data and are "

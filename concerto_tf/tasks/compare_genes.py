@@ -196,10 +196,10 @@ def has_gseapy() -> bool:
 
 def scores_of(values: sp.csc_matrix, sets: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     """Mean over a set's genes of their values, each scaled to 0..1 over the cells [n, sets]."""
-    from concerto_tf.tasks.score import _scaled
+    from concerto_tf.tasks.score import scaled_by_gene
 
     return pd.DataFrame(
-        {name: _scaled(values[:, list(genes)]).mean(1).A1 for name, genes in sets.items()}
+        {name: scaled_by_gene(values[:, list(genes)]).mean(1).A1 for name, genes in sets.items()}
     )
 
 

@@ -129,7 +129,7 @@ def evaluate(
         InputError: The file is unsuitable, or holds no such key.
     """
     from concerto_tf.metrics import evaluate
-    from concerto_tf.tasks.cluster import _embedding
+    from concerto_tf.tasks.cluster import embedding_of
 
     if label_key is None and source_key is None:
         raise InputError("name a label key, a source key or both to score an embedding by")
@@ -145,7 +145,7 @@ def evaluate(
                     f"{name}: no column {key!r} in obs (there: {known}); name one of these"
                 )
         scores = evaluate(
-            _embedding(adata, rep),
+            embedding_of(adata, rep),
             None if label_key is None else adata.obs[label_key].to_numpy(),
             None if source_key is None else adata.obs[source_key].to_numpy(),
             seed=seed,

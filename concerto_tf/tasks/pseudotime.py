@@ -11,7 +11,7 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.observations import choices
-from concerto_tf.tasks.cluster import _embedding, _graph, cluster
+from concerto_tf.tasks.cluster import cluster, embedding_of, neighbour_graph
 from concerto_tf.tasks.files import check_embedding, open_embedded
 from concerto_tf.tasks.result import check_target
 
@@ -83,13 +83,13 @@ def pseudotime(
     adata = open_embedded(cells, backed=False) if opened else cells
     name = cells if opened else "AnnData"
     check_embedding(name, adata, rep)
-    z = _embedding(adata, rep)
+    z = embedding_of(adata, rep)
     if len(z) < _FEWEST_CELLS:
         raise InputError(f"{name}: {len(z)} cells are too few to be ordered; give more")
     key = _groups(name, adata, rep, groupby, seed)
     groups = adata.obs[key].astype("category").cat.remove_unused_categories()
     position = _root(name, adata, z, groups, str(root), key, named=groupby is not None)
-    graph = _graph(adata, rep, z, seed)
+    graph = neighbour_graph(adata, rep, z, seed)
 
     connected = _connected(graph, position)
     n, missing = int(connected.sum()), int((~connected).sum())

@@ -90,7 +90,7 @@ def write_result(
             shutil.copyfile(only.path, temporary)
             if _append(temporary, obsm, obs):
                 return
-        _assemble(opened, temporary, obsm, obs, names, rows)
+        assemble(opened, temporary, obsm, obs, names, rows)
 
 
 def check_target(out: str | Path) -> None:
@@ -154,7 +154,7 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
     return True
 
 
-def _assemble(
+def assemble(
     opened: list[Input],
     path: Path,
     obsm: Mapping[str, np.ndarray],

@@ -83,8 +83,8 @@ def score(
     with open_input(cells, layer=layer) as opened:
         found, missing = _match(opened, sets)
         union = sorted({index for indices in found.values() for index in indices})
-        values = _values(opened, np.array(union))
-        scaled = _scaled(values)
+        values = values_of(opened, np.array(union))
+        scaled = scaled_by_gene(values)
         place = {index: i for i, index in enumerate(union)}
         table = pd.DataFrame(
             {
@@ -176,10 +176,10 @@ def _match(
     cells: Input, sets: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """Places of the sets' genes among those of the cells, and the genes that are not there."""
-    found, missing = _find(cells, sets)
+    found, missing = find_genes(cells, sets)
     for key, genes in missing.items():
         if not found[key]:
-            raise _no_gene(cells, {key: genes})
+            raise no_gene(cells, {key: genes})
         if genes:
             _log.warning(
                 "%s: %d of the %d genes of %s are missing and left out: %s", cells.name, len(genes),
@@ -188,7 +188,7 @@ def _match(
     return found, missing
 
 
-def _find(
+def find_genes(
     cells: Input, sets: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """As `_match`, but says nothing of what is missing."""
@@ -200,7 +200,7 @@ def _find(
     return found, {key: [g for g in genes if g not in place] for key, genes in sets.items()}
 
 
-def _no_gene(cells: Input, sets: Mapping[str, Sequence[str]]) -> InputError:
+def no_gene(cells: Input, sets: Mapping[str, Sequence[str]]) -> InputError:
     """What to say where no gene of the sets is among those of the cells."""
     key, genes = next(iter(sets.items()))
     of = f"the set {key!r}" if len(sets) == 1 else f"any of the {len(sets)} sets"
@@ -220,7 +220,7 @@ def _places(genes: Vocabulary) -> dict[str, int]:
     return place | genes.positions
 
 
-def _values(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
+def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     """Normalised values [cells, genes], read in chunks."""
     size = min(_SAMPLE_CELLS, cells.n_cells)
     starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
@@ -240,7 +240,7 @@ def _values(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     return sp.vstack(parts).tocsc()
 
 
-def _scaled(values: sp.csc_matrix) -> sp.csc_matrix:
+def scaled_by_gene(values: sp.csc_matrix) -> sp.csc_matrix:
     """Values with each gene's range over the cells mapped to 0..1; 0 for a constant gene."""
     low = values.min(axis=0).toarray().ravel()
     high = values.max(axis=0).toarray().ravel()

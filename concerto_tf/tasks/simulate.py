@@ -14,7 +14,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.cells import Input, Part
 from concerto_tf.simulate import Experiment, SplatParams
-from concerto_tf.tasks.result import _assemble, check_target
+from concerto_tf.tasks.result import assemble, check_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,7 @@ def _write_h5ad(experiment: Experiment, path: Path, progress: Report | None) -> 
 
     n = experiment.params.n_cells
     with _as_input(experiment, progress) as cells:
-        _assemble([cells], path, {}, {}, cells.barcodes(0, n), np.arange(n))
+        assemble([cells], path, {}, {}, cells.barcodes(0, n), np.arange(n))
     with h5py.File(path, "r+") as file:
         write_elem(file, "var", experiment.var())
         write_elem(file, "uns", experiment.uns())
