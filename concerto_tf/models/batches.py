@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 _READ = ("genes", "values", "total", "offset", "source", "row", "observed")
+
+#: Values of cells that a start looks at, at most (400 MB).
+SAMPLE_VALUES = 100_000_000
 
 Batch = dict[str, tf.Tensor]
 #: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
@@ -92,3 +95,32 @@ def in_order(
         return found
     order = np.argsort(np.concatenate(rows), kind="stable")
     return {name: value[order] for name, value in found.items()}
+
+
+def first_cells(
+    look: Callable[[Batch], Sequence[tf.Tensor]], data: Iterable[Any], width: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What a model sees of the first cells of data, as many as fit into 400 MB.
+
+    Args:
+        look: Gives tensors [B, ...] of a batch.
+        data: Batches of cells in random order; rows of -1 are left out.
+        width: Values of a cell in all of these tensors.
+
+    Returns:
+        Arrays [n, ...], float32, and source codes [n]. Of no batch, no array.
+    """
+    most = max(2, SAMPLE_VALUES // width)
+    found: list[Sequence[np.ndarray]] = []
+    sources, n = [np.zeros(0, np.int32)], 0
+    for batch in data:
+        batch = tensors(batch)
+        source = source_codes(batch).numpy()
+        real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
+        found.append([tf.cast(x, tf.float32).numpy()[real] for x in look(batch)])
+        sources.append(source[real])
+        n += int(real.sum())
+        if n >= most:
+            break
+    wholes = [np.concatenate(xs)[:most] for xs in zip(*found, strict=True)]
+    return wholes, np.concatenate(sources)[:most]

@@ -22,7 +22,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import Batch, in_order, tensors
+from concerto_tf.models.batches import SAMPLE_VALUES, Batch, in_order, tensors
 from concerto_tf.models.typicality import (
     COMPONENTS,
     confidence_of,
@@ -35,8 +35,6 @@ from concerto_tf.models.weights import keep_together, load_weights, save_weights
 #: What a rejected cell is called.
 UNKNOWN = "unknown"
 
-#: Values of cells that principal components are taken of, at most (400 MB).
-_SAMPLE_VALUES = 100_000_000
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
 
@@ -326,7 +324,7 @@ class Classifier(BatchModel):
         for y, label in cells():
             ys.append(y)
             labels.append(label)
-            if sum(map(len, labels)) * self.encoder.n_features >= _SAMPLE_VALUES:
+            if sum(map(len, labels)) * self.encoder.n_features >= SAMPLE_VALUES:
                 break
         axes = type_axes(np.concatenate(ys), np.concatenate(labels), self.seed, components)
         count, sums = np.zeros(c), np.zeros(self.type_mean.shape)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalization
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
-from concerto_tf.models.batches import Batch, Cells, source_codes, tensors
+from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_start
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from concerto_tf.records import Records
 
 READOUTS = ("teacher", "student", "both")
-_SAMPLE_VALUES = 100_000_000
 
 
 @serializable
@@ -284,31 +282,17 @@ class Concerto(ContrastiveModel):
             data: Batches of cells in random order; as many are looked at as fit into 400 MB.
         """
         super().initialize(data)
-        x, source = self._sample(data)
+        x, source = first_cells(self._spread, data, self.n_features)
         if self.components and len(source) > 2:
             principal_start(self, x, source)
 
-    def _sample(self, data: Iterable[Batch]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Normalised values [n, features] of each modality, NaN where a cell lacks it, and source
-        codes [n], of the first cells of ``data``."""
-        most = max(2, _SAMPLE_VALUES // sum(branch.n_inputs for branch in self.branches))
-        parts: list[list[np.ndarray]] = [[] for _ in self.branches]
-        sources, n = [], 0
-        for batch in data:
-            batch = tensors(batch)
-            source = source_codes(batch).numpy()
-            real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
-            of_batch = zip(self.branches, self._cells(batch), self._present(batch), strict=True)
-            for xs, (branch, cells, present) in zip(parts, of_batch, strict=True):
-                x = tf.cast(branch.spread(cells), tf.float32).numpy()
-                if self.modalities:
-                    x[~present.numpy()] = np.nan
-                xs.append(x[real])
-            sources.append(source[real])
-            n += int(real.sum())
-            if n >= most:
-                break
-        return [np.concatenate(xs)[:most] for xs in parts], np.concatenate(sources)[:most]
+    def _spread(self, batch: Batch) -> list[tf.Tensor]:
+        """Normalised values [B, features] of each modality, NaN where a cell lacks it."""
+        of_batch = zip(self.branches, self._cells(batch), self._present(batch), strict=True)
+        spread = [(tf.cast(branch.spread(c), tf.float32), there) for branch, c, there in of_batch]
+        if not self.modalities:
+            return [x for x, _ in spread]
+        return [tf.where(there[:, tf.newaxis], x, float("nan")) for x, there in spread]
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
         cells, source = self._cells(batch), source_codes(batch)

@@ -13,14 +13,11 @@ from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
-from concerto_tf.models.batches import Batch, source_codes, tensors
+from concerto_tf.models.batches import Batch, first_cells, source_codes
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_mlp, standardize_by_source
 from concerto_tf.models.weights import keep_together
-
-#: Values of cells that the start looks at, at most (400 MB).
-_SAMPLE_VALUES = 100_000_000
 
 #: A layer, its configuration, or the numbers that a default layer is made from.
 LayerLike = Any
@@ -258,10 +255,10 @@ class DenseModel(ContrastiveModel):
             data: Batches of cells in random order; as many are looked at as fit into 400 MB.
         """
         super().initialize(data)
-        x, source = self.sample(data, _SAMPLE_VALUES // self.n_inputs)
-        if len(x):
-            self.gene_mean.assign(x.mean(0))
-        self.start(self.standardized_sample(x, source))
+        xs, source = first_cells(lambda batch: [self.dense(batch)], data, self.n_inputs)
+        if len(source):
+            self.gene_mean.assign(xs[0].mean(0))
+            self.start(self.standardized_sample(xs[0], source))
 
     def start(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.
@@ -274,31 +271,8 @@ class DenseModel(ContrastiveModel):
                 self.backbone.kernels, x, self.components, self.seed, paired=self.head is not None
             )
 
-    def sample(self, data: Iterable[Batch], most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first cells of data.
-
-        Args:
-            data: Batches of cells.
-            most: Largest number of cells.
-
-        Returns:
-            Their dense values [n, n_inputs], float32, and source codes [n].
-        """
-        xs = [np.zeros((0, self.n_inputs), np.float32)]
-        sources, n = [np.zeros(0, np.int32)], 0
-        for batch in data:
-            batch = tensors(batch)
-            source, x = source_codes(batch).numpy(), tf.cast(self.dense(batch), tf.float32).numpy()
-            real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
-            xs.append(x[real])
-            sources.append(source[real])
-            n += int(real.sum())
-            if n >= most:
-                break
-        return np.concatenate(xs)[:most], np.concatenate(sources)[:most]
-
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
-        """What the encoder takes in [n, n_inputs] of a `sample`, by the sample's statistics."""
+        """What the encoder takes in [n, n_inputs] of a sample, by its own statistics."""
         if not self.standardize:
             return x
         x, _ = standardize_by_source(x, source, self.input_epsilon)

@@ -87,6 +87,10 @@ class Ensemble(ContrastiveModel):
         for member in self.members:
             member.after_step()
 
+    @property
+    def settling_steps(self) -> int:
+        return max(member.settling_steps for member in self.members)
+
     def for_batches(self, batch_size: int) -> Ensemble:
         members = [member.for_batches(batch_size) for member in self.members]
         if all(new is old for new, old in zip(members, self.members, strict=True)):

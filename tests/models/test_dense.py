@@ -16,6 +16,7 @@ from concerto_tf.layers import Augmentation, RandomMask
 from concerto_tf.losses import NTXent, VICReg, info_nce, nt_xent, vicreg
 from concerto_tf.models import Concerto, DenseModel, load_model, save_model
 from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.batches import first_cells
 from concerto_tf.models.mlp import MLP
 
 pytestmark = pytest.mark.stack
@@ -103,7 +104,7 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
     for backbone, head in (((12,), 4), ((16, 12), None), ((16, 14, 12), 4)):
         model = make(backbone=backbone, head=head, components=6)
         model.initialize([cells])
-        x, source = model.sample([cells], 64)
+        [x], source = first_cells(lambda b, m=model: [m.dense(b)], [cells], 30)
         x = model.standardized_sample(x, source)
         z = model.encode(tf.constant(x)).numpy()
         _, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)

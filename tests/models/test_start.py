@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.decomposition import PCA
 
+from concerto_tf.models.batches import first_cells
 from concerto_tf.models.start import standardize_by_source
 
 
@@ -29,7 +30,7 @@ def test_both_networks_begin_with_the_principal_components(
     model = make_model(components=3, readout="both", hidden_units=16, units=16)
     model.initialize([cells])
     model.calibrate([cells])
-    [x], source = model._sample([cells])
+    [x], source = first_cells(model._spread, [cells], model.n_features)
     y, _ = standardize_by_source(x, source, model.input_epsilon)
     components = PCA(3).fit_transform(np.clip(y, -10, 10))
     z = model(cells).numpy()
@@ -58,7 +59,7 @@ def test_padding_and_too_few_cells_are_no_sample(
     cells = make_batch(10)
     cells["row"][3:] = -1
     model = make_model()
-    [x], source = model._sample([cells])
+    [x], source = first_cells(model._spread, [cells], model.n_features)
     assert x.shape == (3, 30) and source.shape == (3,)
     before = np.array(model.student_dense.kernel)
     cells["row"][1:] = -1
