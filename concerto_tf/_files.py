@@ -9,7 +9,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
+
+from concerto_tf._paths import as_path, copy_tree, is_remote
 
 _TEMPORARY = ".tmp-"
 
@@ -21,6 +25,9 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     The sibling keeps the ending of the name, so that libraries that look at it (h5ad, png) are
     content. It may become a file or a folder. If the block raises, it is removed and whatever
     had the final name before is left as it was.
+
+    What is for an object store is written on this machine's disk and then copied there. A file
+    appears there whole; the files of a folder appear one after the other.
 
     Args:
         path: The final name. The folder around it must exist.
@@ -37,9 +44,14 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         >>> [entry.name for entry in folder.iterdir()]
         ['result.txt']
     """
-    path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    remove(temporary)
+    path = as_path(path)
+    # Two machines may be at the same file.
+    temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex[:12]}-{path.name}")
+    if is_remote(path):
+        with TemporaryDirectory(prefix="concerto-") as folder:
+            yield Path(folder) / path.name
+            _upload(Path(folder) / path.name, path, temporary)
+        return
     try:
         yield temporary
         if durable and temporary.is_file():
@@ -56,8 +68,10 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
 def remove(path: str | Path) -> None:
     """Removes a file or a folder with what is in it; nothing happens if it is not there."""
-    path = Path(path)
-    if path.is_dir() and not path.is_symlink():
+    path = as_path(path)
+    if is_remote(path) and path.is_dir():
+        path.rmtree()
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -65,20 +79,33 @@ def remove(path: str | Path) -> None:
 
 def remove_temporaries(folder: str | Path) -> None:
     """Removes what `atomic` had to leave behind in `folder` when its process was killed."""
-    for entry in Path(folder).glob(f"{_TEMPORARY}*"):
+    for entry in as_path(folder).glob(f"{_TEMPORARY}*"):
         remove(entry)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Writes `content` as indented JSON, atomically."""
-    with atomic(path) as temporary:
+def write_json(path: str | Path, content: Any, *, durable: bool = True) -> None:
+    """Writes `content` as indented JSON, atomically; see `atomic`."""
+    with atomic(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    with as_path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _upload(made: Path, path: Path, temporary: Path) -> None:
+    if made.is_dir():
+        remove(path)
+        copy_tree(made, path)
+        return
+    try:
+        copy_tree(made, temporary)
+        temporary.replace(path)
+    except BaseException:
+        remove(temporary)
+        raise
 
 
 def _flush(path: Path) -> None:

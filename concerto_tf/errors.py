@@ -1,4 +1,4 @@
-"""The one exception for everything the user can mend."""
+"""The exceptions of our own: what the user can mend, and what can be continued."""
 
 from __future__ import annotations
 
@@ -14,4 +14,11 @@ class InputError(ValueError):
         Traceback (most recent call last):
         ...
         concerto_tf.errors.InputError: counts.h5ad: there is no such file; check the path
+    """
+
+
+class Interrupted(RuntimeError):
+    """Work was stopped from outside, and the same call continues it.
+
+    The command line prints it without a traceback and ends with exit code 130.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export.answer import Answer, kept_reference
 from concerto_tf.export.card import card
@@ -77,7 +78,7 @@ def export(
     reference = kept_reference(model)
     if not isinstance(model, ContrastiveModel | Classifier):
         model = load_model(model)
-    out = Path(out)
+    out = as_path(out)
     if out.exists():
         raise InputError(f"{out}: is there already; name another folder, or remove this one")
     if alpha is not None and not 0 <= alpha < 1:

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf import _files
+from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
@@ -49,7 +50,7 @@ def fingerprint(model: ContrastiveModel) -> str:
 
 def is_reference(folder: str | Path) -> bool:
     """Whether a folder is a saved reference, be it a damaged one, and not somebody's own."""
-    return any((Path(folder) / name).is_file() for name in (FILE_NAME, "embeddings.npy"))
+    return any((as_path(folder) / name).is_file() for name in (FILE_NAME, "embeddings.npy"))
 
 
 def save_reference(reference: Reference, folder: str | Path) -> None:
@@ -70,7 +71,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
     >>> load_reference(folder).n_cells
     3
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     with _files.atomic(folder) as temporary:
         temporary.mkdir()
         files: dict[str, str] = {}
@@ -124,7 +125,7 @@ def load_reference(folder: str | Path) -> Reference:
     Raises:
         InputError: There is none, it is damaged, or was written by a newer version.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     content = _read(folder)
 
     def array(name: str) -> np.ndarray:
@@ -132,8 +133,9 @@ def load_reference(folder: str | Path) -> Reference:
         try:
             whole = _files.sha256(path) == content["files"][path.name]
             if whole:
-                return np.load(path, allow_pickle=False)
-        except (OSError, KeyError, ValueError):
+                with path.open("rb") as file:
+                    return np.load(file, allow_pickle=False)
+        except (OSError, KeyError, ValueError, MemoryError):
             pass
         raise InputError(
             f"{path}: is missing, damaged or was changed; remove {folder} and give the "

@@ -8,12 +8,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from concerto_tf._files import atomic
 from concerto_tf._keras import keras
+from concerto_tf._paths import as_path, local_copy
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
+from concerto_tf.models.weights import lasting_weights
 
 FILE_NAME = "model.keras"
+
+_MOST_CONFIG_BYTES = 2**28
+_NO_SIZES = ("seed", "shared_object_id")
 
 #: What reading the configuration raises where there is none.
 _NO_MODEL = (
@@ -41,14 +49,16 @@ def save_model(model: ContrastiveModel, path: str | Path) -> None:
     ('CD3E', 'MS4A1')
     """
     copy = type(model).from_config(model.get_config())
-    copy.set_weights(model.get_weights())
+    # Not the state of metrics: of several processes all would have to ask for it.
+    for new, old in zip(lasting_weights(copy), lasting_weights(model), strict=True):
+        new.assign(np.array(tf.convert_to_tensor(old)))
     with atomic(path) as temporary:
         copy.save(temporary)
 
 
 def model_file(path: str | Path) -> Path:
     """The `.keras` file that a path means: itself, or the one in the folder of a training."""
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         path = path / FILE_NAME
         if not path.exists():
@@ -80,7 +90,8 @@ def load_model(path: str | Path) -> ContrastiveModel:
     path = model_file(path)
     saved = read_config(path)
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with local_copy(path) as file:
+            return keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - whatever Keras raises, the file is what is wrong
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         version = saved["config"].get("concerto_tf", "an unknown version")
@@ -103,7 +114,10 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: As for `load_model`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            sizes = {part.filename: part.file_size for part in archive.infolist()}
+            if sizes["config.json"] > _MOST_CONFIG_BYTES:
+                raise ValueError("a configuration of that size is none of ours")
             saved = json.loads(archive.read("config.json"))
         name, config = str(saved["registered_name"]), saved["config"]
         ours = name.startswith("concerto_tf>")
@@ -119,4 +133,37 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: saved by concerto_tf {config.get('concerto_tf')}, which is newer than this; "
             "update with pip install -U concerto_tf"
         )
+    stored = sizes.get("model.weights.h5", _MOST_CONFIG_BYTES)
+    if not _describes_cells(config.get("encoder", config)) or _largest(config) > stored:
+        raise InputError(
+            f"{path}: does not say what a model of concerto_tf does; the file was changed"
+        )
     return saved
+
+
+def _describes_cells(config: dict[str, Any]) -> bool:
+    """Whether what every model says of its input has the right types."""
+    names = [config["vocabulary"], config.get("sources")]
+    genes = config.get("genes")
+    return (
+        all(
+            isinstance(held, list) and held and all(isinstance(name, str) for name in held)
+            for held in names
+        )
+        and isinstance(config.get("modality", "rna"), str)
+        and (genes is None or (isinstance(genes, list) and all(type(i) is int for i in genes)))
+    )
+
+
+def _largest(value: Any) -> int:
+    """The largest whole number in a configuration that may be a size.
+
+    None that is the size of a layer exceeds the number of weights, which is to be known before
+    memory is taken for them.
+    """
+    if isinstance(value, dict):
+        sizes = (item for key, item in value.items() if key not in _NO_SIZES)
+        return max(map(_largest, sizes), default=0)
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int) else 0

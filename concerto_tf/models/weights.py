@@ -34,7 +34,16 @@ def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
             if name in model.LATER_WEIGHTS:
                 continue
             raise ValueError(f"there are no weights {name!r}")
+        found, wanted = tuple(store[name].shape), tuple(weight.shape)
+        if found != wanted:  # seen before it is read: a forged one may be of any size
+            raise ValueError(f"the weights {name!r} are {found} instead of {wanted}")
         weight.assign(np.array(store[name]))
+
+
+def lasting_weights(model: Any) -> list[Any]:
+    """The weights of a model without the state of its metrics, which Keras 2 counts among them."""
+    passing = {id(weight) for metric in model.metrics for weight in metric.variables}
+    return [weight for weight in model.weights if id(weight) not in passing]
 
 
 def _named(model: Any) -> dict[str, Any]:

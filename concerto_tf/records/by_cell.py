@@ -55,7 +55,8 @@ class SortedRows:
         return sp.vstack(blocks, format="csr")
 
     def _file(self, number: int) -> sp.csr_matrix:
-        if self._held is None or self._held[0] != number:
+        held = self._held  # another thread may change it
+        if held is None or held[0] != number:
             first = number * self._cells_per_file
             n_cells = min(self._cells_per_file, self.shape[0] - first)
             path = self._folder / str(number)
@@ -64,8 +65,8 @@ class SortedRows:
                 (entries["value"], (entries["cell"] - first, entries["gene"])),
                 shape=(n_cells, self.shape[1]),
             )
-            self._held = (number, matrix.tocsr())
-        return self._held[1]
+            self._held = held = (number, matrix.tocsr())
+        return held[1]
 
 
 def sort_by_cell(
@@ -131,7 +132,7 @@ def column_entries(
         cell, gene, value, each [at most `slab`].
     """
     check_numeric(data.dtype)
-    starts = check_indptr(np.asarray(indptr[:]), n_genes, data, indices)
+    starts = check_indptr(indptr, n_genes, data, indices)
     for begin in range(0, int(starts[-1]), slab):
         end = min(begin + slab, int(starts[-1]))
         inside = np.diff(np.clip(starts, begin, end))

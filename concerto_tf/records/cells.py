@@ -275,7 +275,7 @@ class Input:
             return read()
         except InputError as error:
             raise InputError(f"{self.name}: {where}: {error}") from error
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
             raise InputError(
                 f"{self.name}: {where} cannot be read ({first_line(error)}); the file is damaged"
             ) from error

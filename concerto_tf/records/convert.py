@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import remove, remove_temporaries, write_json
+from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs import Input, open_input
@@ -28,6 +30,7 @@ from concerto_tf.records.passes import (
 )
 from concerto_tf.records.reader import Records
 from concerto_tf.records.vocabulary import Vocabulary
+from concerto_tf.records.workers import Workers, WorkersError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,7 +53,8 @@ def convert(
     modalities: Mapping[str, str] | None = None,
     shards: int | None = None,
     compression: str = "none",
-    workers: int = 1,
+    workers: int | None = None,
+    dask: Any = None,
     seed: int = 0,
     chunk_cells: int = _CHUNK_CELLS,
     drop_empty: bool = False,
@@ -66,7 +70,9 @@ def convert(
     Args:
         inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
             AnnData, or an open `Input`. Several are joined over the union of their genes.
-        out: Folder to write; must not exist, be empty, or hold an earlier conversion.
+        out: Folder to write; must not exist, be empty, or hold an earlier conversion. An address
+            of an object store (`gs://bucket/records`) will do, as for the inputs; what was
+            interrupted there is begun again.
         layer: None for X, a name in `layers`, or "raw".
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
             one source.
@@ -79,8 +85,11 @@ def convert(
             inputs only some need to have one; the cells of the others then lack it.
         shards: Number of files; by default one per 16,384 cells.
         compression: "none" or "gzip" (a third of the size, half the reading speed).
-        workers: Number of processes. More than one needs a script to be guarded by
-            `if __name__ == "__main__":`.
+        workers: Number of processes, each of which takes about 250 MB. None: one per processor, if
+            the cells are enough for that to pay.
+        dask: Address of a dask scheduler ("tcp://host:8786"), a `distributed.Client` or a cluster
+            of dask's: its workers do the work instead. They must see the inputs and `out` by the
+            same paths, so that these are in a shared folder or an object store.
         seed: Seed of the permutation.
         chunk_cells: Cells held in memory at once, by each worker.
         drop_empty: Leave out cells without any count instead of refusing them.
@@ -102,12 +111,12 @@ def convert(
     """
     if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence):
         inputs = [inputs]
-    inputs = [Path(item) if isinstance(item, str) else item for item in inputs]
-    out = Path(out)
+    inputs = [as_path(item) if isinstance(item, str) else item for item in inputs]
+    out = as_path(out)
     if isinstance(label_keys, str):
         label_keys = [label_keys]
     label_keys = list(dict.fromkeys(label_keys))
-    _check_options(inputs, shards, compression, workers, chunk_cells, modalities)
+    _check_options(inputs, shards, compression, workers, dask, chunk_cells, modalities)
     vocabularies = _given_vocabularies(like)
     table = None if orthologs is None else read_orthologs(orthologs)
     plan = _fingerprint(
@@ -118,42 +127,52 @@ def convert(
                  {name: genes.digest for name, genes in vocabularies.items()},
                  *([source_name] if source_name else [])],
     )  # fmt: skip
-    finished = _take_over(out, plan, overwrite)
-    if finished is not None:
-        return finished
-    fresh = not out.exists()
-    spool = out / "spool"
-    try:
-        _make_folder(spool)
-        write_json(out / "plan.json", {"plan": plan})
-        with ExitStack() as stack:
-            opened = [
-                stack.enter_context(
-                    open_input(
-                        item, layer=layer, modalities=modalities, lenient=len(inputs) > 1,
-                        scratch=spool,
+    with ExitStack() as stack:
+        pool = stack.enter_context(Workers(workers, dask))  # before there is anything to clear away
+        finished = _take_over(out, plan, overwrite)
+        if finished is not None:
+            return finished
+        fresh = not out.exists()
+        # Absolute, as workers elsewhere have another current folder.
+        spool = out.absolute() / "spool"
+        if is_remote(out) and not pool.elsewhere:
+            # A store would be slow in handing out so many small pieces.
+            spool = Path(stack.enter_context(TemporaryDirectory(prefix="concerto-")))
+        try:
+            _begin(out, spool, plan)
+            with ExitStack() as files:
+                opened = [
+                    files.enter_context(
+                        open_input(
+                            item, layer=layer, modalities=modalities, lenient=len(inputs) > 1,
+                            scratch=None if is_remote(spool) else spool,
+                        )
                     )
-                )
-                for item in inputs
-            ]  # fmt: skip
-            _check_modalities(opened, modalities)
-            joined = join(
-                opened, source_key=source_key, source_name=source_name, label_keys=label_keys,
-                like=vocabularies, orthologs=table,
-            )  # fmt: skip
-            if shards is not None and shards > joined.n_cells:
-                raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
-            done = Progress(joined.n_cells, progress)
-            parts = first_pass(joined, spool, chunk_cells, seed, workers, done)
-        check_parts(parts, joined, drop_empty)
-        n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
-        infos = second_pass(out, parts, joined, n_shards, compression, workers, done)
-        finish(out, parts, joined, infos, seed, compression, plan)
-    except InputError:
-        _clean(out)
-        if fresh:
-            remove(out)
-        raise
+                    for item in inputs
+                ]  # fmt: skip
+                _check_modalities(opened, modalities)
+                joined = join(
+                    opened, source_key=source_key, source_name=source_name, label_keys=label_keys,
+                    like=vocabularies, orthologs=table,
+                )  # fmt: skip
+                if shards is not None and shards > joined.n_cells:
+                    raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
+                done = Progress(joined.n_cells, progress)
+                pool.prepare(joined.n_cells)
+                parts = first_pass(joined, spool, chunk_cells, seed, pool, done)
+            check_parts(parts, joined, drop_empty)
+            n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
+            infos = second_pass(out, spool, parts, joined, n_shards, compression, pool, done)
+            finish(out, parts, joined, infos, seed, compression, plan)
+            remove(out / "spool")
+            remove(out / "plan.json")
+        except InputError:
+            _clean(out)
+            if fresh:
+                remove(out)
+            raise
+        except WorkersError as error:
+            raise InputError(str(error)) from error
     for line in joined.report["lines"]:
         _log.info(line)
     return Records(out)
@@ -163,7 +182,8 @@ def _check_options(
     inputs: Sequence[Path | AnnData | Input],
     shards: int | None,
     compression: str,
-    workers: int,
+    workers: int | None,
+    dask: Any,
     chunk_cells: int,
     modalities: Mapping[str, str] | None,
 ) -> None:
@@ -174,6 +194,8 @@ def _check_options(
     for name, number in {"shards": shards, "workers": workers, "chunk_cells": chunk_cells}.items():
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}; it must be at least 1")
+    if dask is not None and workers not in (None, 1):
+        raise InputError("give one of workers and dask: the cluster has its own")
     for name in modalities or {}:
         if name in ("rna", "label") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise InputError(
@@ -201,7 +223,7 @@ def _given_vocabularies(
     if isinstance(like, Vocabulary):
         return {"rna": like}
     if isinstance(like, str | Path):
-        if Path(like).is_file():
+        if as_path(like).is_file():
             return {"rna": Vocabulary.from_tsv(like)}
         like = Records(like)
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
@@ -264,23 +286,28 @@ def _plan_of(path: Path) -> str | None:
         return None
 
 
-def _make_folder(folder: Path) -> None:
+def _begin(out: Path, spool: Path, plan: str) -> None:
+    """Makes the folders, and says what is going to be in them."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(folder)
-        (folder / "writable").touch()
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "plan.json", {"plan": plan})
+        spool.mkdir(exist_ok=True)
+        remove_temporaries(spool)
     except OSError as error:
         raise InputError(
-            f"{folder.parent}: cannot be written ({error.strerror}); name another folder"
+            f"{out}: cannot be written ({error.strerror}); name another folder"
         ) from error
 
 
 def _clean(out: Path) -> None:
-    """Removes what conversions make, and nothing else; the manifest first."""
-    for name in (FILE_NAME, "plan.json", "spool"):
+    """Removes what conversions make, and nothing else; the manifest first, the plan last."""
+    if (out / FILE_NAME).exists():
+        write_json(out / "plan.json", {})  # so that what is left can be told for what it is
+    for name in (FILE_NAME, "spool"):
         remove(out / name)
     if out.is_dir():
         remove_temporaries(out)
         for pattern in _OWN_FILES:
             for path in out.glob(pattern):
                 remove(path)
+        remove(out / "plan.json")

@@ -99,8 +99,7 @@ def encode(
     columns += [_bytes_column(name, column, order) for name, column in strings.items()]
     heads = _Lookup(lambda length: b"\x0a" + varint(length))
     for parts in zip(*columns, strict=True):
-        body = b"".join(parts)
-        yield heads[len(body)] + body
+        yield b"".join((heads[sum(map(len, parts))], *parts))
 
 
 def _integer_column(name: str, values: np.ndarray) -> list[bytes]:

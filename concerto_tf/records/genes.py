@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 
 if TYPE_CHECKING:
     from concerto_tf.records.reader import GeneStats, Records
 
 _BINS = 20
+_FEWEST_CELLS = 3
 
 
 def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
     """The genes whose dispersion stands out most among genes of a similar mean.
 
-    The same as scanpy's `highly_variable_genes` with its default flavour "seurat", from the
-    moments that conversion takes, so without reading the cells again.
+    The same as scanpy's `filter_genes(min_cells=3)` and `highly_variable_genes` with its default
+    flavour "seurat", from the moments that conversion takes, so without reading the cells again.
 
     Args:
         stats: Statistics of values scaled to 10,000 per cell.
         n_top: Number of genes.
 
     Returns:
-        int64 [at most n_top], ascending; genes without any count are never among them.
+        int64 [at most n_top], ascending; genes seen in fewer than 3 cells, of which nothing can
+        be learned, are never among them.
 
     Reference:
         Satija et al., "Spatial reconstruction of single-cell gene expression data", Nature
@@ -39,12 +41,14 @@ def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
         >>> highly_variable(stats, 2)
         array([1, 2])
     """
-    present = np.flatnonzero((stats.n_cells > 0) & (stats.mean > 0) & (stats.variance > 0))
+    seen = (stats.n_cells >= _FEWEST_CELLS) & (stats.mean > 0) & (stats.variance > 0)
+    present = np.flatnonzero(seen)
+    if not len(present):
+        return present
     dispersion = np.log(stats.variance[present] / stats.mean[present])
-    # Bins are cut over all genes, those without counts included, as scanpy does.
-    means = np.log1p(np.maximum(stats.mean, 1e-12))
+    means = np.log1p(stats.mean[present])
     edges = np.linspace(means.min(), means.max(), _BINS + 1)
-    bins = np.clip(np.searchsorted(edges, means[present], side="left") - 1, 0, _BINS - 1)
+    bins = np.clip(np.searchsorted(edges, means, side="left") - 1, 0, _BINS - 1)
 
     count = np.bincount(bins, minlength=_BINS)
     average = np.bincount(bins, dispersion, _BINS) / np.maximum(count, 1)
@@ -79,11 +83,19 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         n_top = int(number[1])
         if n_top < 1:
             raise InputError(f"--genes {wanted}: ask for at least one gene")
-        return None if n_top >= records.n_genes else highly_variable(records.gene_stats, n_top)
+        if n_top >= records.n_genes:
+            return None
+        chosen = highly_variable(records.gene_stats, n_top)
+        if not len(chosen):
+            raise InputError(
+                f"{records.path}: no gene is seen in {_FEWEST_CELLS} cells and varies; look at all "
+                "with --genes all, or check the counts"
+            )
+        return chosen
     if wanted.startswith("hvg"):
         raise InputError(f"--genes {wanted}: write hvg:2000 for the 2,000 most variable genes")
     try:
-        text = Path(wanted).read_text("utf-8")
+        text = as_path(wanted).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--genes {wanted}: cannot be read as a list of genes ({error}); give all, hvg:2000 or "

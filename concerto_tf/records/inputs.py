@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concerto_tf._paths import as_path, is_remote, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records.by_cell import Scratch
 from concerto_tf.records.cells import Input, Part, first_line
@@ -75,7 +76,7 @@ def open_input(
         if not hasattr(source, "obs_names"):
             raise InputError(f"{type(source).__name__}: give a path or an AnnData")
         return _named("AnnData", lambda: open_adata(source, layer, modalities))
-    path = Path(source).expanduser().absolute()
+    path = as_path(source).expanduser().absolute()
     if not path.exists():
         raise InputError(f"{source}: there is no such file or folder; check the path")
     with ExitStack() as stack:
@@ -115,9 +116,7 @@ def _open_path(
 
 
 def _open_hdf5(path: Path) -> Any:
-    import h5py
-
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(8)
     if not start:
         raise InputError("the file is empty; copy or download it again")
@@ -125,7 +124,7 @@ def _open_hdf5(path: Path) -> Any:
         hint = "gunzip it first" if start[:2] == b"\x1f\x8b" else f"give {_ACCEPTED}"
         raise InputError(f"not a file of a known format; {hint}")
     try:
-        return h5py.File(path, "r")
+        return open_hdf5(path)
     except OSError as error:
         raise InputError(
             f"truncated or damaged ({first_line(error)}); copy or download it again"
@@ -135,6 +134,8 @@ def _open_hdf5(path: Path) -> Any:
 def _open_zarr(path: Path) -> Any:
     import zarr
 
+    if is_remote(path):
+        raise InputError("zarr is read from this machine's disk only; copy the store here")
     group = zarr.open(str(path), mode="r")
     if not isinstance(group, zarr.Group) or not is_stored_anndata(group):
         raise InputError("a zarr store, but not of an AnnData; write it with adata.write_zarr(...)")
@@ -150,7 +151,7 @@ def _named(name: str, open_it: Any) -> Input:
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
         raise InputError(
             f"{name}: cannot be read ({first_line(error)}); it is damaged or not what its name says"
         ) from error

@@ -10,11 +10,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._paths import is_remote
 from concerto_tf.errors import InputError
 from concerto_tf.records.by_cell import ENTRIES_PER_SLAB
 from concerto_tf.records.cells import Input, Part, first_line
 from concerto_tf.records.features import rna_features, split_place, typed_features
-from concerto_tf.records.observations import BarcodeObservations, choices, read_text
+from concerto_tf.records.observations import (
+    BarcodeObservations,
+    check_stored,
+    choices,
+    read_text,
+)
 from concerto_tf.records.rows import CompressedRows, Rows
 from concerto_tf.records.vocabulary import Vocabulary
 
@@ -37,6 +43,7 @@ def open_10x_h5(path: Path, file: Any, layer: str | None, modalities: dict[str, 
         _no_layer(layer)
         group = file["matrix"]
         features = group["features"]
+        check_stored(features["id"])
         n = int(features["id"].shape[0])
         genes = Vocabulary(
             tuple(read_text(features["id"], 0, n)), tuple(read_text(features["name"], 0, n))
@@ -48,11 +55,13 @@ def open_10x_h5(path: Path, file: Any, layer: str | None, modalities: dict[str, 
         if layer is not None and layer not in groups:
             raise InputError(f"no genome {layer!r}; {choices(layer, groups)}")
         group = file[layer or groups[0]]
+        check_stored(group["genes"])
         n = int(group["genes"].shape[0])
         genes = Vocabulary(
             tuple(read_text(group["genes"], 0, n)), tuple(read_text(group["gene_names"], 0, n))
         )
         types = None
+    check_stored(group["barcodes"])
     shape = group["shape"][:][::-1]
     rows = CompressedRows(group["data"], group["indices"], group["indptr"], shape)
     parts = _parts(path.name, genes, types, rows, group.name.strip("/"), modalities)
@@ -166,7 +175,9 @@ def _find(folder: Path, names: list[str]) -> Path:
 
 
 def _open_text(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    if path.suffix != ".gz":
+        return path.open("rb")
+    return gzip.open(path.open("rb") if is_remote(path) else path, "rb")
 
 
 def _read_tsv(path: Path) -> list[list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from concerto_tf._files import write_json
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -17,6 +18,7 @@ FILE_NAME = "manifest.json"
 UNITS = ("counts", "lognorm", "values")
 _GENE_DTYPES = ("uint16", "uint32")
 _VALUE_DTYPES = ("uint8", "uint16", "uint32", "float32")
+_SIZES = ("n_genes", "max_nonzeros")
 _COMPRESSIONS = ("none", "gzip")
 
 
@@ -106,7 +108,7 @@ class Manifest:
     def save(self, folder: str | Path) -> None:
         """Writes `manifest.json` into `folder`, atomically."""
         content = asdict(self)
-        write_json(Path(folder) / FILE_NAME, {**content, "checksum": _checksum(content)})
+        write_json(as_path(folder) / FILE_NAME, {**content, "checksum": _checksum(content)})
 
     @staticmethod
     def load(folder: str | Path) -> Manifest:
@@ -122,11 +124,11 @@ class Manifest:
             InputError: There is none, it is of a newer schema, was changed by hand, names files
                 outside the folder, or its numbers do not add up.
         """
-        path = Path(folder) / FILE_NAME
+        path = as_path(folder) / FILE_NAME
         try:
             content = json.loads(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(_missing(Path(folder))) from None
+            raise InputError(_missing(as_path(folder))) from None
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}); convert again") from error
         if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
@@ -183,10 +185,22 @@ def _build(content: dict[str, Any]) -> Manifest:
 
 def _problem(manifest: Manifest) -> str | None:
     """What is wrong with a manifest, or None."""
+    infos, shards = manifest.modalities.values(), manifest.shards
+    numbers = [manifest.n_cells, *(getattr(info, name) for info in infos for name in _SIZES)]
+    for shard in shards:
+        numbers += [shard.n_cells, shard.bytes, *shard.cells_per_source]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        return "has something else where a number is due"
+    texts = [manifest.compression, *manifest.sources, *(info.sha256 for info in infos)]
+    texts += [name for names in manifest.labels.values() for name in names]
+    texts += [text for shard in shards for text in (shard.file, shard.sha256)]
+    texts += [item["name"] for item in manifest.inputs]
+    if not all(isinstance(text, str) for text in texts):
+        return "has something else where text is due"
     files = [shard.file for shard in manifest.shards]
     files += [info.vocabulary for info in manifest.modalities.values()]
     for name in files:
-        if not name or Path(name).name != name or "\\" in name or name in (".", ".."):
+        if not name or Path(name).name != name or {*"\\\0"} & {*name} or name in (".", ".."):
             return f"names the file {name!r}, which is not within the folder"
     if len(set(files)) != len(files):
         return "names a file twice"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from concerto_tf.errors import InputError
+
+# Values that need no explanation, and the most that a byte of a compressed file may stand for.
+_FREE_VALUES, _MOST_PER_BYTE = 2**20, 8
 
 
 class Observations(Protocol):
@@ -72,6 +78,7 @@ class StoredFrame:
         if hasattr(self._index, "keys"):
             # Newer anndata may write text as a group of values and mask.
             self._index = self._index["values"]
+        check_stored(self._index)
         self.columns = [str(name) for name in group.attrs["column-order"]]
 
     def __len__(self) -> int:
@@ -86,26 +93,56 @@ class StoredFrame:
         return read_text(self._index, start, stop)
 
     def values(self, key: str) -> Any:
-        from anndata.io import read_elem
-
         column = self._group[key]
+        for part in map(column.get, column) if hasattr(column, "keys") else [column]:
+            if part.shape != self._index.shape:  # of the names of categories
+                check_stored(part)
+        # Text, alone or as categories, is what is mostly asked for, and quicker read than anndata
+        # is imported.
+        kind = column.attrs.get("encoding-type")
+        if kind == "string-array":
+            return np.array(read_text(column, 0, column.shape[0]), object)
+        if kind == "categorical" and _is_text(column["categories"]):
+            return _categorical(column["codes"], column["categories"])
         if "categories" in column.attrs and not hasattr(column, "keys"):
             return self._old_categories(column)
+        from anndata.io import read_elem
+
         return read_elem(column)
 
     def _old_categories(self, column: Any) -> Any:
         """A categorical as anndata 0.7 wrote it: codes that refer to names stored elsewhere."""
-        import pandas as pd
-
         reference = column.attrs["categories"]
         stored = (
             self._group[reference] if isinstance(reference, str) else column.file[reference]
         )
-        if stored.dtype.kind in "OS":
-            names: Any = read_text(stored, 0, stored.shape[0])
-        else:
-            names = stored[:]
-        return pd.Categorical.from_codes(np.asarray(column[:], np.int64), names)
+        return _categorical(column, stored)
+
+
+def _is_text(stored: Any) -> bool:
+    return getattr(stored, "attrs", {}).get("encoding-type") == "string-array"
+
+
+def _categorical(codes: Any, categories: Any) -> Any:
+    import pandas as pd
+
+    names = categories[:]
+    if _is_text(categories) or categories.dtype.kind in "OS":
+        names = read_text(categories, 0, categories.shape[0])
+    return pd.Categorical.from_codes(np.asarray(codes[:], np.int64), names)
+
+
+def check_stored(array: Any) -> None:
+    """Raises InputError if an array says that it holds more than its bytes can, before it is read.
+
+    Args:
+        array: Of names, or other values that are hardly ever the same, in HDF5 or zarr.
+    """
+    n_values = math.prod(array.shape)
+    if n_values > _FREE_VALUES:
+        stored = array.id.get_storage_size() if hasattr(array, "id") else array.nbytes_stored()
+        if n_values > _MOST_PER_BYTE * stored:
+            raise InputError(f"{array.name} is said to hold {n_values} values in {stored} bytes")
 
 
 def read_text(texts: Any, start: int, stop: int) -> list[str]:

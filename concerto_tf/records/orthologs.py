@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 
 
@@ -51,7 +52,7 @@ def read_orthologs(path: str | Path) -> Orthologs:
     Raises:
         InputError: the file is missing, has not two columns, or holds no pair.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

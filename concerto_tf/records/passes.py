@@ -6,19 +6,18 @@ Each step skips what an interrupted conversion with the same plan has finished.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from concerto_tf._files import atomic, remove, sha256
+from concerto_tf._files import atomic, sha256
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.records import workers as pool
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.spool import Part, key_bounds, open_part
+from concerto_tf.records.workers import Workers
 from concerto_tf.records.writer import (
     TARGET_SUM,
     ShardPlan,
@@ -48,7 +47,7 @@ def _spool_task(state: tuple[Joined, int], path: Path, number: int, start: int, 
 
 
 def first_pass(
-    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: int, done: Progress
+    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: Workers, done: Progress
 ) -> list[Part]:
     """Spools the chunks that are not there yet."""
     tasks = []
@@ -58,9 +57,9 @@ def first_pass(
             tasks.append((spool / f"part-{len(tasks):05d}", number, start, stop))
     done.add(sum(stop - start for path, _, start, stop in tasks if path.exists()))
     if any(cells.path is None for cells in joined.inputs):
-        workers = 1  # sending what is in memory to other processes takes longer than its conversion
+        workers = Workers(1)  # sending what is in memory takes longer than its conversion
     missing = [task for task in tasks if not task[0].exists()]
-    for (_, _, start, stop), _ in pool.run(_spool_task, (joined, seed), missing, workers):
+    for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed), missing, spool):
         done.add(stop - start)
     return [open_part(path) for path, *_ in tasks]
 
@@ -106,11 +105,12 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
 
 def second_pass(
     out: Path,
+    spool: Path,
     parts: Sequence[Part],
     joined: Joined,
     n_shards: int,
     compression: str,
-    workers: int,
+    workers: Workers,
     done: Progress,
 ) -> list[ShardInfo]:
     """Writes the shards that are not there yet."""
@@ -125,7 +125,7 @@ def second_pass(
     tasks, infos = [], {}
     for shard in range(n_shards):
         name = f"shard-{shard:05d}-of-{n_shards:05d}"
-        note = out / "spool" / f"{name}.json"
+        note = spool / f"{name}.json"
         first = shard * n_blocks
         if note.exists():
             content = json.loads(note.read_text("utf-8"))
@@ -134,7 +134,7 @@ def second_pass(
             done.add(infos[name].n_cells)
             continue
         plan = ShardPlan(
-            path=out / f"{name}.{ending}",
+            path=out.absolute() / f"{name}.{ending}",
             cuts=cuts[:, first : first + n_blocks + 1],
             value_dtypes=dtypes,
             integers=["source", *(f"label/{key}" for key in joined.labels)],
@@ -142,7 +142,7 @@ def second_pass(
             compression=compression,
         )
         tasks.append((plan, note))
-    for (_, note), info in pool.run(_shard_task, parts, tasks, workers):
+    for (_, note), info in workers.run(_shard_task, parts, tasks, spool):
         infos[note.stem] = info
         done.add(info.n_cells)
     done.add(sum(part.summary["n_empty"] for part in parts))
@@ -176,7 +176,7 @@ def finish(
     compression: str,
     plan: str,
 ) -> None:
-    """Writes the vocabularies and the manifest, and removes what is no longer needed."""
+    """Writes the vocabularies and the manifest."""
     n_cells = sum(info.n_cells for info in infos)
     modalities = {}
     for name, vocabulary in joined.vocabularies.items():
@@ -218,5 +218,3 @@ def finish(
         report=joined.report,
         plan=plan,
     ).save(out)
-    shutil.rmtree(out / "spool")
-    remove(out / "plan.json")

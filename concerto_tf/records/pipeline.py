@@ -22,6 +22,8 @@ _BLOCK_CELLS = 64
 _NONZEROS_MULTIPLE = 32
 _WORTH_PACKING = 0.75
 _ENDLESS = np.iinfo(np.int64).max
+#: A shard that one worker reads alone, as (index, count) of what it reads.
+_WHOLE = (0, 1)
 
 
 def build(
@@ -48,21 +50,20 @@ def build(
 
     To pack the batches takes `gene_cells`, the number of cells in which each gene is not zero.
     """
-    shards, by_record, n_cells = _share(manifest, shard_of)
+    shards, parts, n_cells = share(manifest, shard_of)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        paths = tf.constant([str(folder / shard.file) for shard in shards])
+        files = tf.range(len(shards))
         if shuffle:
             # Folding one number after the other into the seed keeps seeds and epochs apart.
             key = tf.random.experimental.stateless_fold_in(
                 tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64), number
             )
-            paths = tf.random.experimental.stateless_shuffle(paths, key)
-        cells_of = _read(paths, manifest.compression, interleaved=shuffle)
-        if by_record is not None:
-            # Before anything that depends on the number of cells of this worker.
-            index, count = by_record
-            cells_of = cells_of.unbatch().shard(count, index).batch(_BLOCK_CELLS)
+            files = tf.random.experimental.stateless_shuffle(files, key)
+        paths = tf.gather(tf.constant([str(folder / shard.file) for shard in shards]), files)
+        divided = any(part != _WHOLE for part in parts)
+        part_of = tf.gather(tf.constant(parts, tf.int64), files) if divided else None
+        cells_of = _read(paths, part_of, manifest.compression, interleaved=shuffle)
         if shuffle:
             cells_of = _shuffle(cells_of, n_cells, key)
         return cells_of.rebatch(batch_size, drop_remainder=drop_remainder)
@@ -92,32 +93,50 @@ def build(
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def _share(
+def share(
     manifest: Manifest, shard_of: tuple[int, int]
-) -> tuple[list[ShardInfo], tuple[int, int] | None, int]:
-    """The files of a worker, and if there are too few of them its share of the records, and the
-    number of cells."""
+) -> tuple[list[ShardInfo], list[tuple[int, int]], int]:
+    """What one of several workers reads: as many shards as the others, and a part of those left.
+
+    Args:
+        manifest: What there is.
+        shard_of: (index, count) of the worker.
+
+    Returns:
+        Its shards, for each of them (index, count) of the part of its cells that is read, and the
+        number of cells in all.
+    """
     index, count = shard_of
-    shards = list(manifest.shards)
-    if count == 1:
-        return shards, None, manifest.n_cells
-    if len(shards) >= count:
-        own = shards[index::count]
-        return own, None, sum(shard.n_cells for shard in own)
-    return shards, (index, count), len(range(index, manifest.n_cells, count))
+    divisible = len(manifest.shards) // count * count
+    own, left = manifest.shards[index:divisible:count], manifest.shards[divisible:]
+    # Nobody is always the first, who gets the cell that is left when a shard is divided.
+    parts = [_WHOLE] * len(own) + [((index + i) % count, count) for i in range(len(left))]
+    shards = [*own, *left]
+    cells = [
+        len(range(first, shard.n_cells, step))
+        for shard, (first, step) in zip(shards, parts, strict=True)
+    ]
+    return shards, parts, sum(cells)
 
 
-def _read(paths: tf.Tensor, compression: str, interleaved: bool) -> tf.data.Dataset:
+def _read(
+    paths: tf.Tensor, parts: tf.Tensor | None, compression: str, interleaved: bool
+) -> tf.data.Dataset:
     """Serialized cells, in small batches as that costs less than one by one."""
     kind = {"none": "", "gzip": "GZIP"}[compression]
-    if not interleaved:
-        return tf.data.TFRecordDataset(paths, kind).batch(_BLOCK_CELLS)
-    return tf.data.Dataset.from_tensor_slices(paths).interleave(
-        lambda path: tf.data.TFRecordDataset(path, kind).batch(_BLOCK_CELLS),
-        cycle_length=_INTERLEAVED_SHARDS,
-        block_length=1,
-        num_parallel_calls=_INTERLEAVED_SHARDS,
-        deterministic=True,
+
+    def read(path: tf.Tensor, part: tf.Tensor | None = None) -> tf.data.Dataset:
+        cells = tf.data.TFRecordDataset(path, kind)
+        if part is not None:
+            cells = cells.shard(part[1], part[0])
+        return cells.batch(_BLOCK_CELLS)
+
+    if parts is None and not interleaved:
+        return read(paths)
+    at_once = _INTERLEAVED_SHARDS if interleaved else 1
+    files = tf.data.Dataset.from_tensor_slices(paths if parts is None else (paths, parts))
+    return files.interleave(
+        read, cycle_length=at_once, block_length=1, num_parallel_calls=at_once, deterministic=True
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._files import sha256
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records.manifest import Manifest, ShardInfo
+from concerto_tf.records.shards import intact, problem_of, size_problem
 from concerto_tf.records.vocabulary import Vocabulary, read_table
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,19 @@ class Records:
 
     Args:
         path: The folder.
+        skip_damaged: Go on without the cells that are damaged or missing, as if they had never
+            been there, and say how many of which shard are lost. All shards are read for it, and
+            what is intact of a damaged one is copied to a temporary folder.
 
     Attributes:
         path: The folder.
-        manifest: What it holds.
+        manifest: What it holds; with `skip_damaged`, what is left.
+        lost: With `skip_damaged`, name of each damaged shard to the number of its cells that are
+            lost.
 
     Raises:
         InputError: The folder is missing, unfinished, of a newer schema or damaged as far as names
-            and sizes of its files tell; `verify` looks inside them.
+            and sizes of its files tell; `dataset` and `verify` look inside them.
 
     Example:
         >>> import anndata, tempfile
@@ -62,13 +72,17 @@ class Records:
          [3. 0. 0.]]
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, skip_damaged: bool = False) -> None:
+        self.path = as_path(path)
         #: What to call them in messages; temporary records go by what they were made of.
         self.name = str(path)
         self.manifest = Manifest.load(self.path)
+        self.lost: dict[str, int] = {}
+        self._whole: set[str] = set()
+        if skip_damaged:
+            self.manifest, self.lost = intact(self.path, self.manifest)
         for shard in self.manifest.shards:
-            problem = self._size_problem(shard)
+            problem = size_problem(self.path, shard)
             if problem:
                 raise InputError(f"{self.path}: {problem}; convert again or restore the file")
 
@@ -76,6 +90,12 @@ class Records:
     def n_cells(self) -> int:
         """Number of cells."""
         return self.manifest.n_cells
+
+    def n_cells_of(self, index: int, count: int) -> int:
+        """Number of cells that worker `index` of `count` reads; see `shard_of` of `dataset`."""
+        from concerto_tf.records.pipeline import share
+
+        return share(self.manifest, (index, count))[2]
 
     @property
     def n_genes(self) -> int:
@@ -174,7 +194,9 @@ class Records:
                 for a source it does not know.
             labels: Keys of the labels to emit.
             cells: Whether to emit barcodes.
-            shard_of: (index, count) of this worker, each of which gets its share of the cells.
+            shard_of: (index, count) of this worker, each of which gets its share of the cells. In a
+                `fit` of your own under MultiWorkerMirroredStrategy all would read the same ones
+                without it.
             drop_remainder: Whether an incomplete last batch of an epoch is dropped. By default it
                 is when shuffling, as training wants whole batches.
             pad_last: Whether an incomplete last batch is filled up with cells of row -1, source -1
@@ -199,13 +221,15 @@ class Records:
             "<modality>/genes" and "<modality>/values" for further modalities.
 
         Raises:
-            InputError: A label that is not there, or batches that cannot be filled. What is
-                damaged inside a shard shows while reading, see `naming_damage`.
+            InputError: A label that is not there, batches that cannot be filled, or a damaged
+                shard: the first call reads those of this worker against their checksums, 0.6 s per
+                GB. What is damaged later shows while reading, see `naming_damage`.
         """
-        from concerto_tf.records.pipeline import build
+        from concerto_tf.records.pipeline import build, share
 
         drop = shuffle if drop_remainder is None else drop_remainder
         self._check_dataset(batch_size, labels, shard_of, drop)
+        self._check_whole(share(self.manifest, shard_of)[0])
         return build(
             self.path, self.manifest, batch_size=batch_size, shuffle=shuffle, seed=seed,
             repeat=repeat, first_epoch=first_epoch, genes=genes,
@@ -222,26 +246,27 @@ class Records:
             "row" int64 [n], ascending; "cell", "source" and each "label/<key>": names as an object
             array [n], None where a label is missing.
         """
-        keys = list(self.manifest.labels)
-        batches = []
+        codes: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("row", "source", *(f"label/{key}" for key in self.labels))
+        }
+        cells: list[str] = []
         with self.naming_damage():
             none = np.zeros(0, np.int64)
             for batch in self.dataset(
-                min(4096, self.n_cells), genes=none, labels=keys, cells=True, pad_last=False
+                min(4096, self.n_cells), genes=none, labels=list(self.labels), cells=True,
+                pad_last=False,
             ):
-                batches.append({
-                    name: batch[name].numpy()
-                    for name in ("row", "cell", "source", *(f"label/{key}" for key in keys))
-                })
-        columns = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
-        order = np.argsort(columns["row"])
-        columns = {name: values[order] for name, values in columns.items()}
-        columns["cell"] = np.array([name.decode() for name in columns["cell"]], object)
-        columns["source"] = np.array(self.sources, object)[columns["source"]]
-        for key in keys:
+                cells.extend(name.decode() for name in batch["cell"].numpy())
+                for name, parts in codes.items():
+                    parts.append(batch[name].numpy())
+        whole = {name: np.concatenate(parts) for name, parts in codes.items()}
+        order = np.argsort(whole["row"])
+        columns = {"row": whole["row"][order], "cell": np.array(cells, object)[order]}
+        columns["source"] = np.array(self.sources, object)[whole["source"][order]]
+        for key, known in self.labels.items():
             # The last entry is the one that the code -1 (missing) takes.
-            names = np.array([*self.labels[key], None], object)
-            columns[f"label/{key}"] = names[columns[f"label/{key}"]]
+            names = np.array([*known, None], object)
+            columns[f"label/{key}"] = names[whole[f"label/{key}"][order]]
         return columns
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -261,7 +286,7 @@ class Records:
                 problems.append(str(error))
         done = 0
         for shard in self.manifest.shards:
-            problem = self._size_problem(shard) or self._content_problem(shard)
+            problem = self._problem(shard) or self._count_problem(shard)
             if problem:
                 problems.append(problem)
             done += shard.n_cells
@@ -302,33 +327,34 @@ class Records:
         info = self.manifest.modalities[modality]
         path = self.path / info.vocabulary
         try:
-            whole = sha256(path) == info.sha256
+            content = path.read_bytes()
+            whole = hashlib.sha256(content).hexdigest() == info.sha256
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); convert again or restore the file"
             ) from error
         if not whole:
             raise InputError(f"{path}: is damaged or was changed; convert again or restore it")
+        if content.count(b"\n") != info.n_genes + 1:  # one line above
+            raise InputError(f"{path}: does not hold {info.n_genes} genes; convert again")
         return path
 
-    def _size_problem(self, shard: ShardInfo) -> str | None:
-        try:
-            size = (self.path / shard.file).stat().st_size
-        except FileNotFoundError:
-            return f"{shard.file} is missing"
-        except OSError as error:
-            return f"{shard.file} cannot be read ({error.strerror})"
-        if size != shard.bytes:
-            return f"{shard.file} has {size} bytes instead of {shard.bytes}"
-        return None
+    def _check_whole(self, shards: Sequence[ShardInfo]) -> None:
+        """Raises InputError if one of these shards or a vocabulary is not as it was written."""
+        for name in self.manifest.modalities:
+            self._vocabulary_file(name)
+        new = [shard for shard in shards if shard.file not in self._whole]
+        with ThreadPoolExecutor(_READERS) as pool:
+            problem = next(filter(None, pool.map(self._problem, new)), None)
+        if problem:
+            raise InputError(f"{self.path}: {problem}; convert again or restore the file")
+        self._whole.update(shard.file for shard in new)
 
-    def _content_problem(self, shard: ShardInfo) -> str | None:
-        """What the bytes of a shard of the right size say."""
-        try:
-            if sha256(self.path / shard.file) != shard.sha256:
-                return f"{shard.file} is damaged (its checksum differs)"
-        except OSError as error:
-            return f"{shard.file} cannot be read ({error.strerror})"
+    def _problem(self, shard: ShardInfo) -> str | None:
+        return problem_of(self.path, shard, self.manifest.compression)
+
+    def _count_problem(self, shard: ShardInfo) -> str | None:
+        """What the cells of a shard that is whole say."""
         from concerto_tf.records.pipeline import count_sources
 
         counts = count_sources(self.path, self.manifest, shard)

@@ -18,6 +18,8 @@ from concerto_tf.errors import InputError
 
 # Dense rows are made sparse in blocks of this size.
 _BLOCK_BYTES = 64 * 2**20
+# Values of a cell that need no explanation; how often, on average, a gene may be repeated in one.
+_FREE_VALUES, _MOST_REPEATED = 2**20, 4
 
 
 class Rows(Protocol):
@@ -54,8 +56,12 @@ class CompressedRows:
         self.shape = (int(shape[0]), int(shape[1]))
         self._data = data
         self._indices = indices
-        self._indptr = check_indptr(np.asarray(indptr[:]), self.shape[0], data, indices)
+        self._indptr = check_indptr(indptr, self.shape[0], data, indices)
         check_numeric(data.dtype)
+        # A cell that says it has more would take memory without end.
+        longest = int(np.diff(self._indptr).max(initial=0))
+        if longest > max(_FREE_VALUES, _MOST_REPEATED * self.shape[1]):
+            raise InputError(f"a cell of {longest} values of {self.shape[1]} genes")
 
     def read(self, start: int, stop: int) -> sp.csr_matrix:
         begin, end = int(self._indptr[start]), int(self._indptr[stop])
@@ -174,10 +180,12 @@ def check_numeric(dtype: Any) -> None:
         raise InputError(f"values of type {dtype} where numbers are due")
 
 
-def check_indptr(indptr: np.ndarray, n_major: int, data: Any, indices: Any) -> np.ndarray:
+def check_indptr(indptr: Any, n_major: int, data: Any, indices: Any) -> np.ndarray:
     """The offsets as int64, or InputError where a compressed matrix does not hang together."""
+    fits = tuple(indptr.shape) == (n_major + 1,)  # looked at before anything is read
+    indptr = np.asarray(indptr[:]) if fits else np.ones(1)
     if (
-        indptr.shape != (n_major + 1,)
+        not fits
         or indptr[0] != 0
         or np.any(np.diff(indptr) < 0)
         or not indptr[-1] == data.shape[0] == indices.shape[0]

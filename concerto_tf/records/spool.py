@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import is_remote
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HEADER_BYTES = 16
@@ -78,6 +79,10 @@ class Part:
         """Elements `start` to `stop` of an array, read from the file."""
         dtype, size, offset = self.arrays[name]
         count = (size if stop is None else stop) - start
+        if is_remote(self.path):
+            with self.path.open("rb") as file:
+                file.seek(offset + start * dtype.itemsize)
+                return np.frombuffer(file.read(count * dtype.itemsize), dtype)
         return np.fromfile(self.path, dtype, count, offset=offset + start * dtype.itemsize)
 
 
@@ -100,7 +105,7 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray], summary: dict) -> N
 
 def open_part(path: Path) -> Part:
     """Reads the index of a part that `write_part` wrote."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int(file.read(_HEADER_BYTES))
         header = json.loads(file.read(length))
     start = _HEADER_BYTES + length

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records.identifiers import identifier_kind, species_of
 
@@ -128,7 +129,7 @@ class Vocabulary:
             table["ensembl"] = self.ensembl
         for name, values in (columns or {}).items():
             table[name] = values.tolist() if isinstance(values, np.ndarray) else values
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with as_path(path).open("w", encoding="utf-8", newline="") as file:
             file.write("\t".join(table) + "\n")
             for line in zip(*table.values(), strict=True):
                 file.write("\t".join(map(str, line)) + "\n")
@@ -159,7 +160,7 @@ def read_table(path: str | Path) -> dict[str, list[str]]:
         InputError: the file is missing, not text, or a line has too few or too many columns.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with as_path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error

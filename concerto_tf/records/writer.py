@@ -5,18 +5,19 @@ Both passes depend only on their arguments, so any number of processes makes the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
-from concerto_tf._files import atomic, sha256, write_json
+from concerto_tf._files import atomic, write_json
 from concerto_tf.records.example import BytesColumn, encode
 from concerto_tf.records.manifest import ShardInfo
 from concerto_tf.records.overlap import Match
 from concerto_tf.records.spool import Part, random_keys, write_part
+from concerto_tf.records.tfrecord import write_tfrecord
 
 TARGET_SUM = 10_000
 _BLOCK_CELLS = 512
@@ -203,22 +204,20 @@ def write_shard(plan: ShardPlan, parts: Sequence[Part], note: Path) -> ShardInfo
     Returns:
         The shard's entry in the manifest.
     """
-    import tensorflow as tf
-
     sources = np.zeros(plan.n_sources, np.int64)
-    compression = {"none": "", "gzip": "GZIP"}[plan.compression]
+
+    def messages() -> Iterator[bytes]:
+        for block in range(plan.cuts.shape[1] - 1):
+            order, integers, strings = _gather(plan, parts, plan.cuts[:, block : block + 2])
+            sources[:] += np.bincount(integers["source"], minlength=plan.n_sources)
+            yield from encode(order, integers, strings)
+
     with atomic(plan.path) as temporary:
-        with tf.io.TFRecordWriter(str(temporary), compression) as writer:
-            for block in range(plan.cuts.shape[1] - 1):
-                cuts = plan.cuts[:, block : block + 2]
-                order, integers, strings = _gather(plan, parts, cuts)
-                sources += np.bincount(integers["source"], minlength=plan.n_sources)
-                for message in encode(order, integers, strings):
-                    writer.write(message)
-        size, checksum = temporary.stat().st_size, sha256(temporary)
+        size, checksum = write_tfrecord(temporary, messages(), plan.compression)
     counts = tuple(sources.tolist())
     info = ShardInfo(plan.path.name, sum(counts), size, checksum, counts)
-    write_json(note, vars(info))
+    # Without its note a shard is written again, so that a power cut may take the note.
+    write_json(note, vars(info), durable=False)
     return info
 
 

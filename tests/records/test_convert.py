@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.records import Records, Vocabulary, convert
+from concerto_tf.records import Records, Vocabulary, convert, workers
 from concerto_tf.records import passes as passes_module
 
 
@@ -359,11 +360,10 @@ from concerto_tf.records import convert
 def stop(done, total):
     if done >= 60:  # three of eight chunks
         os.kill(os.getpid(), signal.SIGINT)
-if __name__ == "__main__":
-    try:
-        convert({str(file)!r}, {str(out)!r}, progress=stop, workers=2, **{OPTIONS!r})
-    except KeyboardInterrupt:
-        raise SystemExit(130)
+try:  # without a guard against being run again by the processes that are started
+    convert({str(file)!r}, {str(out)!r}, progress=stop, workers=2, **{OPTIONS!r})
+except KeyboardInterrupt:
+    raise SystemExit(130)
 """)
     root = Path(__file__).parents[2]
     started = time.monotonic()
@@ -378,6 +378,52 @@ if __name__ == "__main__":
     assert len(list((out / "spool").glob("part-*"))) >= 3
     expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
     assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_a_lost_process_loses_nothing_else(file: Path, tmp_path: Path) -> None:
+    expected = content(convert(file, tmp_path / "whole", **OPTIONS).path)
+    out = tmp_path / "out"
+
+    def kill(done: int, total: int) -> None:
+        multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(InputError, match="ended before its time.*continues"):
+        convert(file, out, workers=2, progress=kill, **OPTIONS)
+    assert list((out / "spool").glob("part-*"))
+    assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_processes_are_started_where_they_pay(file: Path, tmp_path: Path, monkeypatch) -> None:
+    expected = content(convert(file, tmp_path / "one", **OPTIONS).path)
+    for worth in (1_000, 100):
+        started = set()
+        monkeypatch.setattr(workers, "_WORTH_CELLS", worth)
+        records = convert(
+            file, tmp_path / str(worth), workers=None, **OPTIONS,
+            progress=lambda *_, to=started: to.update(
+                child.pid for child in multiprocessing.active_children()
+            ),
+        )  # fmt: skip
+        assert content(records.path) == expected
+        assert bool(started) == (worth == 100 and workers.processors() > 1)
+        assert len(started) <= workers.processors()  # the same ones in both passes
+
+
+def test_needs_neither_tensorflow_nor_anndata(file: Path, tmp_path: Path) -> None:
+    # To import them takes longer than to convert 50,000 cells, in each process.
+    code = f"""
+import sys
+from concerto_tf.records import convert
+convert({str(file)!r}, {str(tmp_path / "out")!r}, **{OPTIONS!r})
+heavy = {{"tensorflow", "keras", "anndata", "scanpy", "matplotlib"}} & set(sys.modules)
+raise SystemExit(", ".join(heavy) or 0)
+"""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_moved_records_open(file: Path, tmp_path: Path) -> None:
@@ -407,8 +453,8 @@ def test_some_inputs_may_lack_a_modality(make_cells, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.h5ad" for i in range(3)]
     for path, part in zip(paths, parts, strict=True):
         part.write_h5ad(path)
-    for workers, out in ((1, "one"), (2, "two")):
-        records = convert(paths, tmp_path / out, modalities=PLACE, workers=workers, chunk_cells=8)
+    for number, out in ((1, "one"), (2, "two")):
+        records = convert(paths, tmp_path / out, modalities=PLACE, workers=number, chunk_cells=8)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert records.vocabulary_of("protein").ids == tuple("ABCDE") and records.verify() == []
     found = np.zeros((60, 5))

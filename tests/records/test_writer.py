@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from concerto_tf.records.overlap import match
 from concerto_tf.records.spool import key_bounds, open_part, random_keys, write_part
+from concerto_tf.records.tfrecord import write_tfrecord
 from concerto_tf.records.vocabulary import Vocabulary
 from concerto_tf.records.writer import (
     Chunk,
@@ -160,6 +163,21 @@ def test_both_passes_give_every_cell_back(
     assert info.cells_per_source == ((filled % 2 == 0).sum(), (filled % 2 == 1).sum())
     assert info.bytes == (folder / "shard").stat().st_size
     assert sum(part.summary["n_empty"] for part in parts) == n_cells - len(filled)
+
+
+@pytest.mark.parametrize("compression", ["", "GZIP"])
+def test_files_are_those_of_tensorflow(tmp_path: Path, compression: str) -> None:
+    messages = [b"", b"a", b"bb", bytes(3_000_000), b"c" * 400]
+    with tf.io.TFRecordWriter(str(tmp_path / "theirs"), compression) as writer:
+        for message in messages:
+            writer.write(message)
+    found = write_tfrecord(tmp_path / "ours", messages, compression.lower() or "none")
+    raw = (tmp_path / "ours").read_bytes()
+    assert found == (len(raw), hashlib.sha256(raw).hexdigest())
+    theirs = (tmp_path / "theirs").read_bytes()
+    if compression:
+        raw, theirs = gzip.decompress(raw), gzip.decompress(theirs)
+    assert raw == theirs
 
 
 def test_values_of_parts_with_different_dtypes(tmp_path: Path) -> None:
