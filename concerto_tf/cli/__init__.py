@@ -11,13 +11,14 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.commands import DONE, FAULT, INTERRUPTED, UNSUITABLE
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, Interrupted
 
 # What the system says where the user can mend it: no space, no right, no such place.
 _USERS_OWN = (
@@ -25,6 +26,7 @@ _USERS_OWN = (
     errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EFBIG,
 )  # fmt: skip
 
+_AGAIN = "run the same command to continue"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -42,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries(options)
+    if arguments is None:  # A cluster that takes a machine back says so as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if not options.debug:
+        if not options.debug and _needs_tensorflow(options):
             _import_tensorflow()
         result = options.run(options)
         result, code = result if isinstance(result, tuple) else (result, DONE)
@@ -51,9 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(result))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("concerto: interrupted; run the same command to continue", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Interrupted) as stop:
+        print(f"concerto: interrupted; {str(stop) or _AGAIN}", file=sys.stderr)
+        code = INTERRUPTED
+        if arguments is None and isinstance(stop, Interrupted):
+            atexit.register(os._exit, code)  # TensorFlow would abort over the worker that is gone
+        return code
     except BrokenPipeError:  # Whoever read the output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -111,6 +118,8 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         warnings.filterwarnings("ignore")
+        # dask tells at length, with tracebacks, of a cluster that is lost; we say so in a line.
+        logging.getLogger("distributed.client").addFilter(lambda record: False)
         # HDF5 raises again, by the dozen, while what could not be written is cleared away.
         sys.excepthook = sys.unraisablehook = lambda *_: None
     log = logging.getLogger("concerto_tf")
@@ -119,11 +128,17 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
     log.propagate = False
 
 
-def _import_tensorflow() -> None:
-    """Imports TensorFlow without what it writes to stderr before it can be told not to.
+def _needs_tensorflow(options: argparse.Namespace) -> bool:
+    """Whether a command comes to need it, as umap does, which scanpy's neighbours need.
 
-    Every command comes to need it: umap, which scanpy's neighbours need, imports it too.
+    Conversion does not, unless paths are remote or genes are those of a model.
     """
+    paths = [options.output, *options.input] if options.command == "convert" else []
+    return not paths or options.like is not None or any("://" in path for path in paths)
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without what it writes to stderr before it can be told not to."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -103,14 +103,22 @@ def make_parser() -> argparse.ArgumentParser:
                           help="where a further modality lies, as protein=obsm:protein")
 
     def workers(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
+        made.add_argument("--workers", type=int, metavar="N",
+                          help="processes that convert (all processors, if there are many cells)")
+        made.add_argument("--dask", metavar="ADDRESS",
+                          help="scheduler of a dask cluster that converts instead")
 
     def orthologs(made: argparse.ArgumentParser) -> None:
         made.add_argument("--orthologs", metavar="TSV", help="table of genes of two species")
 
+    def skipping(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--skip-damaged", action="store_true",
+                          help="go on without cells of records that are damaged, and count them")
+
     def model_and_input(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="folder of a model, or a .keras file")
         made.add_argument("input", help="records, .h5ad, .zarr, 10x .h5 or 10x mtx folder")
+        skipping(made)
 
     def model_and_reference(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="folder of a model, or a .keras file")
@@ -120,9 +128,10 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--reference-source-key", metavar="KEY",
                           help="as --source-key, of the reference (by default the same)")
         made.add_argument("--reference-layer", metavar="NAME", help="as --layer, of the reference")
+        skipping(made)
 
     def training(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:2000)")
+        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:4000)")
         made.add_argument("--method", metavar="NAME",
                           help="concerto (the default), clear, contrastive-sc or cicl")
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
@@ -135,7 +144,8 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
         made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
-        made.add_argument("--strategy", metavar="NAME", help="auto, one or mirrored")
+        made.add_argument("--strategy", metavar="NAME", 
+                          help="auto, one, mirrored, or multiworker (train)")
 
     def output(made: argparse.ArgumentParser, what: str) -> None:
         made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
@@ -153,6 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
     reading(made)
     workers(made)
     training(made)
+    skipping(made)
     made.add_argument("--resolution", type=float, default=1.0, help="of the Leiden clusters")
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
@@ -175,6 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("records", help="folder of records")
     output(made, "MODEL")
     training(made)
+    skipping(made)
     made.add_argument("--modality", action="append", metavar="NAME",
                       help="a modality to look at; by default all that the records hold")
     made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
@@ -205,6 +217,7 @@ def make_parser() -> argparse.ArgumentParser:
     output(made, "MODEL")
     made.add_argument("--label-key", metavar="KEY", required=True, help="label to learn")
     steps(made)
+    skipping(made)
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
     made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
     made.add_argument("--calibration", type=float, default=0.2, metavar="X",

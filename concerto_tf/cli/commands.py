@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from concerto_tf._paths import as_path
 from concerto_tf._progress import Reporter
 from concerto_tf.cli.output import say, table
 
@@ -25,11 +25,12 @@ def run(options: argparse.Namespace) -> Any:
             options.input, options.output, source_key=options.source_key,
             label_key=options.label_key, layer=options.layer, genes=options.genes,
             resolution=options.resolution, drop_empty=options.drop_empty,
-            modalities=_places(options), workers=options.workers, seed=options.seed,
-            progress=progress, **_training(options),
+            modalities=_places(options), workers=options.workers, dask=options.dask,
+            seed=options.seed, skip_damaged=options.skip_damaged, progress=progress,
+            **_training(options),
         )  # fmt: skip
-    say(options, table(found), f"result: {Path(options.output) / 'result.h5ad'}",
-         f"figures: {Path(options.output) / 'figures'}")  # fmt: skip
+    say(options, table(found), f"result: {as_path(options.output) / 'result.h5ad'}",
+         f"figures: {as_path(options.output) / 'figures'}")  # fmt: skip
     return found
 
 
@@ -38,7 +39,7 @@ def demo(options: argparse.Namespace) -> Any:
 
     with Reporter(options.quiet) as progress:
         found = demo(options.output, seed=options.seed, progress=progress)
-    out = Path(options.output)
+    out = as_path(options.output)
     say(
         options, table(found),
         f"result: {out / 'result.h5ad'} (scanpy.read_h5ad opens it)",
@@ -61,8 +62,8 @@ def convert(options: argparse.Namespace) -> Any:
             label_keys=options.label_key or [], like=_like(options.like),
             orthologs=options.orthologs, modalities=_places(options),
             shards=options.shards, compression=options.compression, workers=options.workers,
-            seed=options.seed, drop_empty=options.drop_empty, overwrite=options.overwrite,
-            progress=progress.stage("convert"),
+            dask=options.dask, seed=options.seed, drop_empty=options.drop_empty,
+            overwrite=options.overwrite, progress=progress.stage("convert"),
         )  # fmt: skip
     found = inspect(records.path)
     say(options, table(found))
@@ -85,27 +86,29 @@ def train(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.train import train
     from concerto_tf.tasks.training import SUMMARY
 
+    lost = _skip_damaged(options, "records")
     with Reporter(options.quiet) as progress:
         train(
             options.records, options.output, genes=options.genes, start=options.start,
             modalities=options.modality, seed=options.seed, progress=progress.stage("train"),
             **_training(options),
         )  # fmt: skip
-    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
     say(options, table(found), f"model: {options.output}")
     return found
 
 
 def embed(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.embed import embed
+    from concerto_tf.tasks.embed import write_embeddings
 
+    lost = _skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
-        z = embed(
+        z = write_embeddings(
             options.model, options.input, options.output, progress=progress.stage("embed"),
             **_reading(options),
         )  # fmt: skip
-    found = {"cells": len(z), "dimensions": z.shape[1], "output": str(options.output)}
+    found = {"cells": z.shape[0], "dimensions": z.shape[1], **lost, "output": str(options.output)}
     say(options, table(found))
     return found
 
@@ -139,6 +142,7 @@ def finetune(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.finetune import finetune
     from concerto_tf.tasks.training import SUMMARY
 
+    lost = _skip_damaged(options, "records", "target")
     with Reporter(options.quiet) as progress:
         finetune(
             options.model, options.records, options.output, label_key=options.label_key,
@@ -146,7 +150,7 @@ def finetune(options: argparse.Namespace) -> Any:
             calibration=options.calibration, seed=options.seed,
             progress=progress.stage("train"), **_training(options),
         )  # fmt: skip
-    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
     say(options, table(found), f"model: {options.output}")
     return found
@@ -155,6 +159,7 @@ def finetune(options: argparse.Namespace) -> Any:
 def annotate(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.annotate import annotate, as_classifier, compare, own_labels
 
+    lost = _skip_damaged(options, "input")
     truth = None
     if options.label_key is not None:  # before there is any work to lose
         truth = own_labels(options.input, options.label_key)
@@ -164,7 +169,7 @@ def annotate(options: argparse.Namespace) -> Any:
             model, options.input, options.output, alpha=options.alpha,
             progress=progress.stage("annotate"), **_reading(options),
         )  # fmt: skip
-    found = _labelled(labels, options.output)
+    found = _labelled(labels, options.output) | lost
     if truth is not None:
         found["agreement"] = compare(labels, truth.reindex(labels.index), model.classes)
     say(options, table(found))
@@ -174,6 +179,7 @@ def annotate(options: argparse.Namespace) -> Any:
 def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
     from concerto_tf.tasks.map import ALPHA, map
 
+    lost = _skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         labels = map(
             options.model, options.query, options.output, reference=options.reference,
@@ -183,7 +189,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             seed=options.seed, progress=progress.stage("map"), **_of_reference(options),
             **_reading(options),
         )  # fmt: skip
-    found = _labelled(labels, options.output)
+    found = _labelled(labels, options.output) | lost
     say(options, table(found))
     return found
 
@@ -191,6 +197,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
 def impute(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.impute import impute
 
+    lost = _skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         values = impute(
             options.model, options.query, options.output, reference=options.reference,
@@ -200,6 +207,7 @@ def impute(options: argparse.Namespace) -> Any:
     found = {
         "cells": len(next(iter(values.values()))),
         "features": {name: frame.shape[1] for name, frame in values.items()},
+        **lost,
         "output": str(options.output),
     }
     say(options, table(found))
@@ -209,13 +217,14 @@ def impute(options: argparse.Namespace) -> Any:
 def explain(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.explain import explain
 
+    lost = _skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
         rows = explain(
             options.model, options.input, options.output, groupby=options.groupby,
             top=options.top, figure=options.figure, progress=progress.stage("explain"),
             **_reading(options),
         )  # fmt: skip
-    found = {"rows": len(rows), "output": str(options.output)}
+    found = {"rows": len(rows), **lost, "output": str(options.output)}
     if options.groupby:
         best = rows[rows["rank"] <= 5].groupby("group", sort=False)["gene"]
         found["strongest"] = {str(group): list(genes) for group, genes in best}
@@ -265,7 +274,7 @@ def compare(options: argparse.Namespace) -> Any:
         layer=options.layer, alpha=options.alpha, log_fold_change=options.log_fold_change,
         min_cells=options.min_cells,
     )  # fmt: skip
-    found = json.loads((Path(options.output) / SUMMARY).read_text("utf-8"))
+    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
     shown = ("cells", "conditions", "tested_on", "tested", "significant")
     say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
     return found
@@ -323,6 +332,27 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
+    """Opens the records among some arguments without their damaged cells, where that is asked for.
+
+    Returns:
+        How many cells are lost by it, to be told.
+    """
+    if not options.skip_damaged:
+        return {}
+    from concerto_tf.records import Records
+    from concerto_tf.tasks.cells import is_records
+
+    lost = 0
+    for name in names:
+        given = getattr(options, name)
+        if is_records(given):
+            records = Records(given, skip_damaged=True)
+            setattr(options, name, records)
+            lost += sum(records.lost.values())
+    return {"cells_lost": lost}
+
+
 def _of_reference(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "reference_source_key": options.reference_source_key,
@@ -351,9 +381,9 @@ def _labelled(labels: Any, output: str) -> dict[str, Any]:
 
 def _like(path: str | None) -> Any:
     """Vocabulary of records or of a model."""
-    if path is None or (Path(path) / "manifest.json").exists():
+    if path is None or (as_path(path) / "manifest.json").exists():
         return path
-    if Path(path).suffix == ".keras" or (Path(path) / "model.keras").exists():
+    if as_path(path).suffix == ".keras" or (as_path(path) / "model.keras").exists():
         from concerto_tf.tasks.agreement import vocabularies_of
         from concerto_tf.tasks.embed import encoder_of
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 
@@ -240,3 +241,40 @@ def test_full_disk(
     found = leftover(tmp_path / "place")
     # What was finished before the disk was full may stay.
     assert found in ([], ["manifest.json"]) if command == "run" else found == []
+
+
+def test_skip_damaged_says_what_is_lost(
+    concerto, records, model, cells_file, tmp_path: Path
+) -> None:
+    shutil.copytree(records, bad := tmp_path / "records")
+    flip(bad)
+    option = ["--skip-damaged", "--json"]
+    answer = concerto("train", bad, "-o", tmp_path / "model", "--epochs", 1, *option)
+    assert answer.code == 0 and answer.last["cells_lost"] == 1
+    assert "1 of its 60 cells are lost" in answer.err and "with 59 of 60 cells" in answer.err
+    for command, name in (("embed", "e.h5ad"), ("explain", "e.tsv")):
+        answer = concerto(command, model, bad, "-o", tmp_path / name, *option)
+        assert answer.code == 0 and answer.last["cells_lost"] == 1, answer
+    whole = tmp_path / "whole.h5ad"
+    concerto("embed", model, records, "-o", whole, "--quiet")
+    left, all_of_them = anndata.read_h5ad(tmp_path / "e.h5ad"), anndata.read_h5ad(whole)
+    assert left.n_obs == 59
+    # The cells that are left are as they would have been; in float32 their company may show.
+    there = all_of_them[left.obs_names].obsm["X_concerto"]
+    np.testing.assert_allclose(left.obsm["X_concerto"], there, atol=1e-5)
+    # What is whole is read as ever.
+    answer = concerto("embed", model, records, "-o", tmp_path / "e.h5ad", *option)
+    assert answer.code == 0 and (answer.last["cells"], answer.last["cells_lost"]) == (60, 0)
+
+
+def test_run_goes_on_without_damaged_cells(concerto, cells_file, records, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["run", cells_file, "-o", out, "--epochs", 1, "--label-key", "cell_type"]
+    with full_disk(4_000):
+        concerto(*command, "--quiet")
+    shutil.rmtree(out / "records", ignore_errors=True)
+    shutil.copytree(records, out / "records")
+    flip(out / "records")
+    answer = concerto(*command, "--skip-damaged", "--json")
+    assert answer.code == 0 and (answer.last["cells"], answer.last["cells_lost"]) == (59, 1)
+    assert anndata.read_h5ad(out / "result.h5ad").n_obs == 59
