@@ -63,7 +63,7 @@ class BatchModel(keras.Model):
         return self.trainable_variables
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, tf.data.Dataset):
+        if isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset):
             kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle a dataset.
         return super().fit(without_text(x), *args, **kwargs)
 

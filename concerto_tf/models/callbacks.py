@@ -11,30 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from concerto_tf._files import atomic
 from concerto_tf._keras import keras
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models.schedule import Schedule
+from concerto_tf.models.weights import lasting_weights
 
 _FILE = "training.npz"
 
 
 def saved_rounds(folder: str | Path) -> int:
     """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none."""
-    path = Path(folder) / _FILE
+    path = as_path(folder) / _FILE
     if not path.exists():
         return 0
-    with np.load(path, allow_pickle=False) as saved:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
         return int(saved["rounds"])
 
 
 def has_ended(folder: str | Path) -> bool:
     """Whether the training of the checkpoint in a folder was stopped early, and so is over."""
-    path = Path(folder) / _FILE
+    path = as_path(folder) / _FILE
     if not path.exists():
         return False
-    with np.load(path, allow_pickle=False) as saved:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
         return bool(saved["ended"])
 
 
@@ -47,13 +50,20 @@ def trim_log(path: str | Path, rounds: int) -> None:
         path: A file of Keras' `CSVLogger`; need not exist.
         rounds: Rounds to keep.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         return
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         rows = list(csv.reader(file))
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows(rows[: rounds + 1])
+
+
+class Log(keras.callbacks.CSVLogger):
+    """Keras' log, whose file may be in an object store; `closing_log` closes it."""
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.writer = None  # Keras would ask the file whether it is closed, and such do not know
 
 
 @contextmanager
@@ -78,24 +88,32 @@ class Checkpoint(keras.callbacks.Callback):
         folder: Folder of the checkpoint; must exist.
         early_stopping: Keras' callback of that name in the same training. List it, and whatever
             else may end the training, before this one.
+        save: Whether to save. Of several processes that train together all restore, one saves.
     """
 
     def __init__(
-        self, folder: str | Path, early_stopping: keras.callbacks.EarlyStopping | None = None
+        self,
+        folder: str | Path,
+        early_stopping: keras.callbacks.EarlyStopping | None = None,
+        save: bool = True,
     ) -> None:
         super().__init__()
-        self._path = Path(folder) / _FILE
+        self._save = save
+        self._path = as_path(folder) / _FILE
         self._early_stopping = early_stopping
 
     def _variables(self) -> list[Any]:
         optimizer = self.model.optimizer
         variables = optimizer.variables
-        return [*self.model.weights, *(variables() if callable(variables) else variables)]
+        return [
+            *lasting_weights(self.model),
+            *(variables() if callable(variables) else variables),
+        ]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self._path.exists():
             return
-        with np.load(self._path, allow_pickle=False) as saved:
+        with self._path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             variables = self._variables()
             if int(saved["count"]) != len(variables):
                 raise InputError(
@@ -108,6 +126,8 @@ class Checkpoint(keras.callbacks.Callback):
             self._early_stopping.__dict__.update(state)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if not self._save:
+            return
         arrays = {
             f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())
         }
@@ -121,24 +141,67 @@ class Checkpoint(keras.callbacks.Callback):
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
 
 
+class InputClock:
+    """Measures how long whoever reads a dataset waits for it.
+
+    Example:
+
+    >>> import time
+    >>> import tensorflow as tf
+    >>> clock = InputClock()
+    >>> for _ in clock.on(tf.data.Dataset.range(4)):
+    ...     time.sleep(0.01)
+    >>> 0 < clock.read() < 0.04
+    True
+    """
+
+    def __init__(self) -> None:
+        with tf.device("CPU:0"):  # where datasets are computed
+            self._seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+
+    def on(self, data: tf.data.Dataset) -> tf.data.Dataset:
+        """The same dataset, watched. Anything prefetched behind it is not waited for."""
+
+        def count(asked: tf.Tensor, *element: Any) -> Any:
+            self._seconds.assign_add(tf.timestamp() - asked)
+            return element[0] if len(element) == 1 else element
+
+        # An element is asked for in the order of the zip: first the time, then what may take some.
+        asked = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+        return tf.data.Dataset.zip((asked, data)).map(count)
+
+    def read(self) -> float:
+        """Seconds since the last call of this."""
+        seconds = float(self._seconds.numpy())
+        self._seconds.assign_sub(seconds)
+        return seconds
+
+
 class Progress(keras.callbacks.Callback):
     """Adds speed and passes over the data to a round's logs, and says how far the training is.
 
     Args:
         schedule: The plan of the training.
         report: Called after every step with the number of cells seen and to be seen.
+        clock: Measures the wait for batches, which is then added to the logs, too.
     """
 
     def __init__(
-        self, schedule: Schedule, report: Callable[[int, int], None] | None = None
+        self,
+        schedule: Schedule,
+        report: Callable[[int, int], None] | None = None,
+        clock: InputClock | None = None,
     ) -> None:
         super().__init__()
+        self._clock = clock
         self._schedule = schedule
         self._report = report
         self._done = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
+        if self._clock is not None:
+            self._clock.read()
         self._done = epoch * self._schedule.steps_per_round
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -150,8 +213,11 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         cells = self._schedule.steps_per_round * self._schedule.batch_size
         if logs is not None:
-            logs["cells_per_second"] = cells / (time.perf_counter() - self._began)
-            logs["passes"] = float((epoch + 1) * self._schedule.epochs_per_round)
+            seconds = time.perf_counter() - self._began
+            logs["cells_per_second"] = cells / seconds
+            if self._clock is not None:
+                logs["input_wait"] = min(1.0, self._clock.read() / seconds)
+            logs["passes"] = float(self._schedule.passes(epoch + 1))
 
 
 class StopOnNaN(keras.callbacks.Callback):

@@ -12,6 +12,8 @@ from concerto_tf.models.clear import CLEAR
 from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
 
+#: Genes that a model looks at where nothing is said.
+DEFAULT_GENES = "hvg:4000"
 METHODS: dict[str, type[ContrastiveModel]] = {
     "concerto": Concerto,
     "clear": CLEAR,
@@ -42,5 +44,8 @@ def configuration(method: str, preset: str | None = None) -> str:
     options = cls.PRESETS[preset] if preset else {}
     # Named, or Keras would number the models that it makes.
     config = cls(["a", "b"], name=method, **options).get_config()
-    whole = [__version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or "")]
+    whole = [
+        __version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or ""),
+        DEFAULT_GENES,
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]

@@ -11,23 +11,25 @@ MIN_STEPS = 300
 MIN_EPOCHS = 3
 #: Rounds that a training is reported and saved in, at most: on small data an epoch is a moment.
 MAX_ROUNDS = 25
+#: Steps of a round, about: what is lost when a training of an atlas is killed is minutes.
+ROUND_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training as Keras sees it: rounds of whole epochs.
+    """A training as Keras sees it: rounds, each of several passes over the data or a part of one.
 
     Attributes:
         batch_size: Cells per minibatch, over all replicas.
         epochs: Passes over the data.
-        epochs_per_round: Passes that Keras counts as one epoch.
-        steps_per_round: Minibatches of them.
+        steps_per_epoch: Minibatches of a pass.
+        steps_per_round: Minibatches that Keras counts as one epoch.
         rounds: Number of rounds.
     """
 
     batch_size: int
     epochs: int
-    epochs_per_round: int
+    steps_per_epoch: int
     steps_per_round: int
     rounds: int
 
@@ -35,6 +37,15 @@ class Schedule:
     def steps(self) -> int:
         """Minibatches of the whole training."""
         return self.rounds * self.steps_per_round
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        """Rounds of a pass over much data; 1 where a round is a pass or several."""
+        return max(1, round(self.steps_per_epoch / self.steps_per_round))
+
+    def passes(self, rounds: int) -> float:
+        """Passes over the data in a number of rounds."""
+        return min(self.epochs, rounds * self.steps_per_round / self.steps_per_epoch)
 
 
 def plan_training(
@@ -72,6 +83,10 @@ def plan_training(
     else:
         # The number asked for is kept exactly, so rounds are a divisor of it that leaves several.
         least = math.ceil(epochs / MAX_ROUNDS) if per_epoch < 50 else 1
+        least = min(least, max(1, ROUND_STEPS // per_epoch))
         fitting = [n for n in range(least, 2 * least + 1) if epochs % n == 0]
         per_round = fitting[0] if fitting else 1
-    return Schedule(batch, epochs, per_round, per_round * per_epoch, epochs // per_round)
+    # Equal parts of a pass that is long, the last of which may begin the next pass.
+    parts = math.ceil(per_epoch / ROUND_STEPS)
+    steps = per_round * per_epoch if parts == 1 else math.ceil(per_epoch / parts)
+    return Schedule(batch, epochs, per_epoch, steps, epochs // per_round * parts)

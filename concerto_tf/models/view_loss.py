@@ -39,7 +39,7 @@ def view_loss(loss: str | dict[str, Any] | keras.losses.Loss, temperature: float
     if loss == "vicreg":
         return VICReg()
     if isinstance(loss, dict):
-        return keras.losses.deserialize(loss)
+        loss = keras.losses.deserialize(loss)
     if isinstance(loss, keras.losses.Loss):
         return loss
     raise InputError(

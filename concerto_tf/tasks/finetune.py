@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf import _files
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.classifier import Classifier
@@ -23,9 +24,10 @@ from concerto_tf.models.typicality import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.annotate import ALPHA
+from concerto_tf.tasks.distribution import make_strategy
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.labels import HELD_OUT, MISSING, hold_out, known_labels, labelled_batches
-from concerto_tf.tasks.train import check_arguments, make_strategy
+from concerto_tf.tasks.train import check_arguments
 from concerto_tf.tasks.training import (
     begin,
     fingerprint,
@@ -114,7 +116,7 @@ def finetune(
         item if item is None or isinstance(item, Records) else Records(item)
         for item in (records, target)
     )
-    out = Path(out)
+    out = as_path(out)
     asked = json.loads(json.dumps({
         "task": "finetune", "model": _identity(model), "records": fingerprint(records),
         "label_key": label_key, "target": None if target is None else fingerprint(target),
@@ -156,7 +158,7 @@ def finetune(
             learned = np.where(held_out, HELD_OUT, codes)
             fit_in_rounds(
                 fine,
-                lambda first: _data_from(first, fine, records, target, learned, schedule, seed),
+                lambda done: _data_from(done, fine, records, target, learned, schedule, seed),
                 out, schedule, callbacks=callbacks, progress=progress, verbose=verbose,
             )  # fmt: skip
             found = _calibrate(fine, records, codes, held_out)
@@ -200,7 +202,7 @@ def _encoder(
 
 
 def _data_from(
-    round_: int,
+    done: int,
     model: Classifier,
     records: Records,
     target: Records | None,
@@ -208,11 +210,10 @@ def _data_from(
     schedule: Schedule,
     seed: int,
 ) -> tf.data.Dataset:
-    """Batches with labels from a round on, beside those of the target where there is one."""
+    """Batches with labels from a step on, beside those of the target where there is one."""
     import tensorflow as tf
 
     replicas = model.distribute_strategy.num_replicas_in_sync
-    done = round_ * schedule.steps_per_round
 
     def shuffled(cells: Records) -> tf.data.Dataset:
         size = min(schedule.batch_size, cells.n_cells // replicas * replicas)

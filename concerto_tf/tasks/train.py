@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
+from concerto_tf.models.callbacks import saved_rounds
+from concerto_tf.models.methods import DEFAULT_GENES
 from concerto_tf.models.optimizers import make_optimizer
-from concerto_tf.models.schedule import plan_training
+from concerto_tf.models.schedule import Schedule, plan_training
+from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.tasks.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
 from concerto_tf.tasks.training import (
     begin,
     fingerprint,
@@ -34,9 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 DEFAULT_METHOD = "concerto"
-DEFAULT_GENES = "hvg:2000"
 FEWEST_CELLS = 10
-STRATEGIES = ("auto", "one", "mirrored")
 #: Rounds without a smaller loss that end a training; a falling loss keeps it going.
 _PATIENCE = 10
 
@@ -76,7 +79,7 @@ def train(
             them where it says so (``TRAINING`` of the model's class); ``None`` for what embeds
             best.
         members: Number of networks with seeds of their own that the model joins (`Ensemble`).
-        genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:2000``.
+        genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:4000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
         epochs: Passes over the cells; ``None`` follows from their number.
@@ -84,7 +87,9 @@ def train(
         learning_rate: Learning rate.
         optimizer: ``adam``, ``adamw``, ``lamb``, ``lazyadam`` or ``sgd``.
         strategy: ``one`` device, ``mirrored`` over all GPUs of this machine, or ``auto``:
-            mirrored where there are several.
+            mirrored where there are several. ``multiworker``: this call is one of several alike,
+            in processes that ``TF_CONFIG`` names and that see the same folders; each reads its
+            own shards, and the first of them writes.
         start: A model to continue from, on the same or on other cells of the same genes.
         seed: Seed of weights, order and views.
         options: Further arguments of the model's class.
@@ -98,9 +103,10 @@ def train(
     Raises:
         InputError: The records are too small, do not fit ``start``, or an argument is unsuitable;
             or the folder holds a model that other arguments made.
+        Interrupted: Another worker ended; the same call on all of them continues.
     """
     records = records if isinstance(records, Records) else Records(records)
-    out = Path(out)
+    out = as_path(out)
     asked = {
         "method": method or DEFAULT_METHOD, "preset": preset, "genes": _named_genes(genes),
         "epochs": epochs,
@@ -111,12 +117,17 @@ def train(
         "records": fingerprint(records),
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
+    scope = make_strategy(strategy) if strategy == MULTIWORKER else None
+    workers = Workers(scope)
     finished = take_over(out, asked)
+    done = -1 if finished is not None else saved_rounds(out / "checkpoint")
+    workers.agree(done, f"{out}: not all workers see the same there; name a folder that they share")
     if finished is not None:
         return finished
     check_arguments(
         method=method, preset=preset, members=members, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, optimizer=optimizer, strategy=strategy,
+        learning_rate=learning_rate, optimizer=optimizer,
+        strategy="one" if strategy == MULTIWORKER else strategy,
     )  # fmt: skip
     settled = {
         "a method": method, "a preset": preset, "members": None if members == 1 else members,
@@ -141,19 +152,19 @@ def train(
         records.n_genes,
         dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
     )
-    from concerto_tf.models.callbacks import saved_rounds
-
-    scope = make_strategy(strategy)
-    schedule = plan_training(
-        records.n_cells, epochs, batch_size, scope.num_replicas_in_sync if scope else 1
-    )
+    scope = scope or make_strategy(strategy)
+    # No worker has less to read than this in an epoch; what others have more waits for the next.
+    shares = [records.n_cells_of(index, workers.count) for index in range(workers.count)]
+    n_cells = workers.count * min(shares)
+    replicas = scope.num_replicas_in_sync if scope else 1
+    schedule = plan_training(n_cells, epochs, batch_size, replicas)
     if wanted is not None and schedule.batch_size != wanted:
         _log.warning(
             "%s: minibatches of %d cells instead of %d, for its %d cells", records.path,
             schedule.batch_size, wanted, records.n_cells,
         )  # fmt: skip
     began = time.perf_counter()
-    with scope.scope() if scope else nullcontext():
+    with workers.naming_loss(), scope.scope() if scope else nullcontext():
         model = (
             _continue(start, records)
             if start is not None
@@ -162,27 +173,31 @@ def train(
         model.compile(
             optimizer, learning_rate, schedule.steps if printed.get("cosine") else None
         )
-    begin(out, asked)
+    if workers.first:
+        begin(out, asked)
     try:
-        with records.naming_damage():
+        with records.naming_damage(), workers.naming_loss():
             # A checkpoint holds what the start made, too.
-            if start is None and not saved_rounds(out / "checkpoint"):
+            if start is None and not done and workers.first:
                 model.initialize(_batches(model, records, schedule.batch_size))
             model.started.assign(1)
+            workers.start_alike(lasting_weights(model))
             fit_in_rounds(
                 model,
-                lambda first: _batches(
-                    model, records, schedule.batch_size, shuffle=True, seed=seed, repeat=True,
-                    first_epoch=first * schedule.epochs_per_round,
-                    replicas=model.distribute_strategy.num_replicas_in_sync,
-                ),
-                out, schedule, patience=None if epochs else _PATIENCE, callbacks=callbacks,
-                progress=progress, verbose=verbose,
+                lambda step: _training_batches(model, records, schedule, step, seed, workers),
+                out, schedule, callbacks=callbacks, progress=progress, verbose=verbose,
+                patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
+                workers=workers,
             )  # fmt: skip
     except InputError:
-        withdraw(out)
+        if workers.first:
+            withdraw(out)
         raise
-    finish(model, out, asked, schedule, time.perf_counter() - began, genes=model.n_inputs)
+    if workers.first:
+        seconds = time.perf_counter() - began
+        finish(model, out, asked, schedule, seconds, genes=model.n_inputs)
+    with workers.naming_loss():
+        workers.agree(0, "")  # nobody leaves before all is written
     return model
 
 
@@ -208,16 +223,6 @@ def check_cells(where: str, n_cells: int, n_genes: int, sources: Mapping[str, in
                 f"{where}: source {name!r} has one cell, which has no statistics of its own; merge "
                 "it with another source, leave it out, or train without a source key"
             )
-
-
-def make_strategy(name: str) -> Any:
-    """The distribution strategy of a name (`STRATEGIES`), or None for one device."""
-    import tensorflow as tf
-
-    if name == "one" or (name == "auto" and len(tf.config.list_logical_devices("GPU")) < 2):
-        return None
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def check_arguments(
@@ -252,8 +257,10 @@ def check_arguments(
         raise InputError(f"members is {members}; it must be a whole number, 1 or more")
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
+    if strategy == MULTIWORKER:
+        raise InputError("strategy multiworker is for concerto train alone")
     if strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
+        known = ", ".join((*STRATEGIES, MULTIWORKER))
         raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")
     make_optimizer(optimizer, 1e-3)
 
@@ -314,8 +321,30 @@ def _batches(
     )  # fmt: skip
 
 
+def _training_batches(
+    model: ContrastiveModel,
+    records: Records,
+    schedule: Schedule,
+    step: int,
+    seed: int,
+    workers: Workers,
+) -> tf.data.Dataset:
+    """This worker's endless part of the batches from a step of the training on."""
+    replicas = model.distribute_strategy.num_replicas_in_sync // workers.count
+    size = schedule.batch_size // workers.count
+    shard_of = (workers.index, workers.count)
+    # A worker's own epoch may be a few batches longer than that of all.
+    per_epoch = records.n_cells_of(*shard_of) // size
+    data = _batches(
+        model, records, size, shuffle=True, seed=seed, repeat=True, replicas=replicas,
+        shard_of=shard_of, first_epoch=step // per_epoch,
+    ).skip(step % per_epoch)  # fmt: skip
+    # Where workers distribute batches themselves, each device is given one of its own.
+    return data if workers.count == 1 or replicas == 1 else data.rebatch(size // replicas)
+
+
 def _named_genes(genes: str | None) -> str | None:
     """The option, with a list of genes by its content: the file may change."""
-    if genes is None or not Path(genes).is_file():
+    if genes is None or not as_path(genes).is_file():
         return genes
     return f"{genes} {_files.sha256(genes)}"

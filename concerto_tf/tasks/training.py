@@ -16,6 +16,7 @@ from concerto_tf.models import ContrastiveModel, load_model, save_model
 from concerto_tf.models.saving import FILE_NAME, model_file
 from concerto_tf.models.schedule import Schedule
 from concerto_tf.records import Records
+from concerto_tf.tasks.distribution import Workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -32,6 +33,7 @@ def take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
     summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
     if summary.exists() and (out / FILE_NAME).exists():
         if json.loads(summary.read_text())["asked"] == asked:
+            _files.remove(out / "checkpoint")  # of a call that was killed in its last moment
             return load_model(model_file(out))
         raise InputError(
             f"{out}: holds a model that was trained on other records or with other options; name "
@@ -44,7 +46,9 @@ def take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
             f"{out}: holds an unfinished training with other records or options; name another "
             "folder, or remove this one"
         )
-    if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+    # A call that was killed right at its start leaves an empty folder of checkpoints.
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if any(not name.startswith(".") for name in names - {begun.parent.name}):
         raise InputError(f"{out}: is not empty and holds no model; name another folder")
     return None
 
@@ -54,6 +58,8 @@ def begin(out: Path, asked: dict[str, Any]) -> None:
     begun = out / "checkpoint" / "asked.json"
     try:
         begun.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (out, begun.parent):
+            _files.remove_temporaries(folder)
         _files.write_json(begun, asked)
     except OSError as error:
         raise InputError(
@@ -71,22 +77,27 @@ def fit_in_rounds(
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
     verbose: int = 0,
+    workers: Workers | None = None,
 ) -> None:
     """Trains round by round in a folder that `begin` made, going on behind its checkpoint.
 
     Args:
         model: The compiled model.
-        data_from: Endless shuffled batches, from the round on that it is called with.
+        data_from: Endless shuffled batches of this process, from the step on that it is called
+            with.
         out: Folder of the model.
         schedule: The plan of the training.
         patience: Rounds without a smaller loss after which it ends; None for never.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
         verbose: As in `keras.Model.fit`.
+        workers: The processes that train together; None for this one alone.
     """
     from concerto_tf._keras import keras
     from concerto_tf.models.callbacks import (
         Checkpoint,
+        InputClock,
+        Log,
         Progress,
         StopOnNaN,
         closing_log,
@@ -97,7 +108,9 @@ def fit_in_rounds(
 
     checkpoint, log_file = out / "checkpoint", out / "training.csv"
     first = saved_rounds(checkpoint)
-    trim_log(log_file, first)
+    workers = workers or Workers(None)
+    if workers.first:
+        trim_log(log_file, first)
     last = first if has_ended(checkpoint) else schedule.rounds
     if 0 < first < last:
         _log.info("continuing at round %d of %d", first + 1, last)
@@ -107,22 +120,23 @@ def fit_in_rounds(
             "loss", min_delta=1e-3, patience=patience,
             start_from_epoch=math.ceil(model.settling_steps / schedule.steps_per_round),
         )  # fmt: skip
-    log = keras.callbacks.CSVLogger(str(log_file), append=bool(first))
+    clock = InputClock()
+    log = Log(str(log_file), append=bool(first))
+    board = keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False)
     with closing_log(log):
         model.fit(
-            data_from(first),
+            workers.distribute(clock.on(data_from(first * schedule.steps_per_round))),
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
-            verbose=verbose,
+            verbose=verbose if workers.first else 0,
             callbacks=[
-                Progress(schedule, progress),
+                Progress(schedule, progress if workers.first else None, clock),
                 StopOnNaN(),
-                log,
-                keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False),
+                *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
                 *callbacks,
-                Checkpoint(checkpoint, stopping),
+                Checkpoint(checkpoint, stopping, save=workers.first),
             ],
         )
 
@@ -139,7 +153,7 @@ def finish(
         out / SUMMARY,
         {
             "asked": asked,
-            "epochs": rounds * schedule.epochs_per_round,
+            "epochs": round(schedule.passes(rounds), 2),
             "batch_size": schedule.batch_size,
             "steps": rounds * schedule.steps_per_round,
             **found,
@@ -158,7 +172,7 @@ def withdraw(out: Path) -> None:
     for name in ("checkpoint", "training.csv", "tensorboard"):
         _files.remove(out / name)
     if not any(out.iterdir()):
-        out.rmdir()
+        _files.remove(out)
 
 
 def fingerprint(records: Records) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from concerto_tf.models.schedule import MAX_ROUNDS, MIN_EPOCHS, MIN_STEPS, plan_training
+from concerto_tf.models.schedule import (
+    MAX_ROUNDS,
+    MIN_EPOCHS,
+    MIN_STEPS,
+    ROUND_STEPS,
+    plan_training,
+)
 
 SIZES = [10, 11, 37, 100, 255, 256, 257, 300, 511, 512, 700, 2638, 10_000, 70_001, 1_300_000]
 
@@ -19,9 +25,14 @@ def test_the_plan_is_consistent(n_cells: int, replicas: int) -> None:
             assert plan.batch_size % replicas == 0
             assert plan.batch_size <= max(batch_size or 256, replicas)
             per_epoch = n_cells // plan.batch_size
-            assert plan.epochs == plan.rounds * plan.epochs_per_round
-            assert plan.steps_per_round == plan.epochs_per_round * per_epoch > 0
-            assert plan.steps == plan.epochs * per_epoch
+            assert plan.steps_per_epoch == per_epoch > 0
+            # Whole passes, or equal parts of one: a few steps more than asked for, never less.
+            assert 0 <= plan.steps - plan.epochs * per_epoch < plan.rounds
+            if plan.steps_per_round >= per_epoch:
+                assert plan.steps_per_round % per_epoch == 0
+                assert plan.steps == plan.epochs * per_epoch
+            assert plan.steps_per_round <= 2 * ROUND_STEPS
+            assert plan.passes(plan.rounds) == plan.epochs
             if epochs is not None:
                 assert plan.epochs == epochs
 
@@ -32,8 +43,8 @@ def test_small_data_gets_enough_steps_and_an_atlas_three_passes(n_cells: int) ->
     assert plan.steps >= MIN_STEPS and plan.epochs >= MIN_EPOCHS
     # and not much more: rounding up to whole rounds and epochs is all there is on top.
     least = max(MIN_EPOCHS, -(-MIN_STEPS // (n_cells // plan.batch_size)))
-    assert least <= plan.epochs < least + plan.epochs_per_round
-    assert plan.rounds <= MAX_ROUNDS
+    assert least <= plan.epochs < least + max(1, plan.steps_per_round // plan.steps_per_epoch)
+    assert plan.rounds <= MAX_ROUNDS or plan.steps_per_round > ROUND_STEPS / 2
 
 
 def test_more_cells_never_mean_more_passes() -> None:
@@ -50,3 +61,10 @@ def test_rounds_of_small_data_are_few() -> None:
 def test_a_prime_number_of_epochs_still_has_rounds() -> None:
     plan = plan_training(2638, epochs=101)
     assert plan.epochs == 101 and plan.rounds > 20
+
+
+def test_a_pass_over_an_atlas_is_many_rounds() -> None:
+    plan = plan_training(1_300_000, batch_size=256)
+    assert (plan.steps_per_epoch, plan.rounds_per_epoch, plan.rounds) == (5078, 6, 18)
+    assert plan.steps_per_round == 847
+    assert plan.passes(6) == pytest.approx(1, abs=1e-3)
