@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import apply_gradient_step, keras, replica_count, state_weight
+from concerto_tf._keras import (
+    KERAS_MAJOR,
+    apply_gradient_step,
+    keras,
+    replica_count,
+    state_weight,
+)
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize
 from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
 from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import Batch, Cells, batch_size_of, in_order, source_codes
+from concerto_tf.models.batches import (
+    Batch,
+    Cells,
+    batch_size_of,
+    by_batch,
+    in_order,
+    source_codes,
+)
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 
@@ -352,7 +365,9 @@ class ContrastiveModel(BatchModel):
         self.loss_tracker.update_state(loss)
         for metric in self.diagnostics:
             metric.update_state(view_a, view_b)
-        return {metric.name: metric.result() for metric in self.metrics}
+        # In one piece each, which Keras 3 needs to take means over several machines.
+        shape = [1] if KERAS_MAJOR >= 3 and replica_count() > 1 else []
+        return {metric.name: tf.reshape(metric.result(), shape) for metric in self.metrics}
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`, and before it `initialize` where the model is new.
@@ -401,12 +416,31 @@ class ContrastiveModel(BatchModel):
         Returns:
             Embeddings [N, d], float32.
         """
+        found = in_order(self._embedding_step(), data, observed)
+        return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
+
+    def embed_batches(
+        self, data: Iterable[Batch], observed: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+        """Embeddings batch by batch, for more cells than memory holds embeddings of.
+
+        Args:
+            data: As `embed` takes them.
+            observed: As `embed` takes it.
+
+        Yields:
+            Rows int64 [n] of a batch's cells in the input, None where batches do not say, and
+            their embeddings [n, d], float32.
+        """
+        for rows, found in by_batch(self._embedding_step(), data, observed):
+            yield rows, found["z"]
+
+    def _embedding_step(self) -> Any:
         if self._embed_step is None:
             self._embed_step = compiled(
                 lambda batch: {"z": tf.cast(self(batch, training=False), tf.float32)}
             )
-        found = in_order(self._embed_step, data, observed)
-        return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
+        return self._embed_step
 
     def get_config(self) -> dict[str, Any]:
         return {

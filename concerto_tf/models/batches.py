@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,34 @@ def without_text(x: Any) -> Any:
     return x.map(choose)
 
 
+def by_batch(
+    step: Callable[[Batch], dict[str, tf.Tensor]],
+    data: Iterable[Any],
+    observed: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray | None, dict[str, np.ndarray]]]:
+    """What a step says of the cells of each batch.
+
+    Args:
+        step: Gives tensors [B, ...] of a batch, by name.
+        data: Batches of cells.
+        observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
+
+    Yields:
+        Rows int64 [n] of the batch's cells in the input, None where batches do not say, and
+        arrays [n, ...] by name. Cells of row -1 are left out.
+    """
+    for batch in data:
+        batch = tensors(batch)
+        if observed is not None:
+            batch["observed"] = tf.constant(observed, tf.bool)
+        part = {name: value.numpy() for name, value in step(batch).items()}
+        if "row" not in batch:
+            yield None, part
+            continue
+        row = batch["row"].numpy()
+        yield row[row >= 0], {name: value[row >= 0] for name, value in part.items()}
+
+
 def in_order(
     step: Callable[[Batch], dict[str, tf.Tensor]],
     data: Iterable[Any],
@@ -77,24 +105,15 @@ def in_order(
     Returns:
         Arrays [N, ...] by name; empty where there is no batch.
     """
-    rows, parts = [], []
-    for batch in data:
-        batch = tensors(batch)
-        if observed is not None:
-            batch["observed"] = tf.constant(observed, tf.bool)
-        part = {name: value.numpy() for name, value in step(batch).items()}
-        if "row" in batch:
-            row = batch["row"].numpy()
-            part = {name: value[row >= 0] for name, value in part.items()}
-            rows.append(row[row >= 0])
-        parts.append(part)
-    if not parts:
+    found = list(by_batch(step, data, observed))
+    if not found:
         return {}
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if not rows:
-        return found
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    return {name: value[order] for name, value in found.items()}
+    names = list(found[0][1])
+    whole = {name: np.concatenate([part[name] for _, part in found]) for name in names}
+    if found[0][0] is None:
+        return whole
+    order = np.argsort(np.concatenate([rows for rows, _ in found]), kind="stable")
+    return {name: value[order] for name, value in whole.items()}
 
 
 def first_cells(

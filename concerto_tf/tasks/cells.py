@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.manifest import FILE_NAME
@@ -26,7 +27,7 @@ def is_records(cells: Any) -> bool:
     """Whether something is records or their folder."""
     if isinstance(cells, Records):
         return True
-    return isinstance(cells, str | Path) and (Path(cells) / FILE_NAME).is_file()
+    return isinstance(cells, str | Path) and (as_path(cells) / FILE_NAME).is_file()
 
 
 @contextmanager

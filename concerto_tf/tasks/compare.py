@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic, remove, remove_temporaries, write_json
+from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.records import open_input
@@ -169,7 +170,7 @@ def _check_options(alpha: float, log_fold_change: float, min_cells: int) -> None
 
 def _folder(out: str | Path) -> Path:
     """The folder to write to, without the mark of a comparison that was finished before."""
-    folder = Path(out)
+    folder = as_path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{out}: is a file; name a folder for the comparison")
     try:

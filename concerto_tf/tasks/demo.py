@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path
 from concerto_tf.tasks.run import Progress, run
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def demo(out: str | Path, seed: int = 0, progress: Progress | None = None) -> di
     Returns:
         What ``metrics.json`` holds.
     """
-    out = Path(out)
+    out = as_path(out)
     cells = out.with_name(f"{out.name}-cells.h5ad")
     if not cells.exists():
         cells.parent.mkdir(parents=True, exist_ok=True)

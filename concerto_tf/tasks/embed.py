@@ -12,6 +12,7 @@ from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.records import Records
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
 from concerto_tf.tasks.cells import as_records
+from concerto_tf.tasks.on_disk import RowsOnDisk
 from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
@@ -59,16 +60,48 @@ def embed(
     Raises:
         InputError: Model and cells do not fit together, or one of them is unsuitable.
     """
+    reading = {
+        "source_key": source_key, "layer": layer, "drop_empty": drop_empty,
+        "modalities": modalities, "orthologs": orthologs,
+    }  # fmt: skip
     if out is not None:
-        check_target(out)
+        return write_embeddings(model, cells, out, progress=progress, **reading).array
     model = encoder_of(model)
-    with as_records(
-        model, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
-        modalities=modalities, orthologs=orthologs,
-    ) as records:  # fmt: skip
-        z = embed_records(model, records, progress)
-        if out is not None:
-            write_found(cells, out, records, obsm={KEY: z}, layer=layer)
+    with as_records(model, cells, **reading) as records:
+        return embed_records(model, records, progress)
+
+
+def write_embeddings(
+    model: ContrastiveModel | str | Path,
+    cells: Records | str | Path | AnnData,
+    out: str | Path,
+    *,
+    layer: str | None = None,
+    progress: Progress | None = None,
+    **reading: Any,
+) -> RowsOnDisk:
+    """Embeds cells into a file, in memory that does not grow with their number.
+
+    Args:
+        model: As `embed` takes it.
+        cells: As `embed` takes them.
+        out: The `.h5ad` to write.
+        layer: Layer that holds the counts.
+        progress: Called with the number of cells done and of all cells.
+        **reading: Further arguments of `embed`.
+
+    Returns:
+        The embeddings, on disk.
+    """
+    check_target(out)
+    model = encoder_of(model)
+    with as_records(model, cells, layer=layer, **reading) as records:
+        z = RowsOnDisk(model.embedding_dim)
+        data, measured = whole_cells(model, records, progress)
+        with records.naming_damage():
+            for rows, found in model.embed_batches(data, measured):
+                z.put(rows, found)
+        write_found(cells, out, records, obsm={KEY: z}, layer=layer)
     return z
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _columns(history: str | Path | Mapping[str, Sequence[float]]) -> dict[str, n
     if isinstance(history, Mapping):
         return {k: np.array([_number(x) for x in v]) for k, v in history.items()}
     try:
-        with open(history, newline="", encoding="utf-8") as file:
+        with as_path(history).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise InputError(f"{history}: {error.strerror}; give the CSV log of a training.") from None
@@ -270,7 +271,7 @@ def check_figure(path: str | Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
-    suffix = Path(path).suffix.lower().removeprefix(".")
+    suffix = as_path(path).suffix.lower().removeprefix(".")
     if suffix not in known:
         raise InputError(
             f"{path}: {suffix or 'no ending'} is no kind of image that can be drawn; let the name "
@@ -283,7 +284,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     check_figure(path)
     # without date and version inside, the same cells give the same file
     stamps = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
-    suffix = Path(path).suffix.lower()
+    suffix = as_path(path).suffix.lower()
     metadata = {stamps[suffix]: None} if suffix in stamps else None
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata=metadata, bbox_inches="tight")

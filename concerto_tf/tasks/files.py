@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.result import check_target
 
@@ -28,16 +29,18 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
         InputError: The file is missing, damaged, or no AnnData.
     """
     import anndata
-    import h5py
 
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file; check the path")
-    if not path.is_dir() and not h5py.is_hdf5(path):
+    if not path.is_dir() and not is_hdf5(path):
         raise InputError(f"{path}: no .h5ad; concerto embed or run writes one")
     try:
         if path.is_dir():
             return anndata.io.read_zarr(path)
+        if is_remote(path):  # whose copy does not outlast this call
+            with local_copy(path) as copy:
+                return anndata.io.read_h5ad(copy)
         return anndata.io.read_h5ad(path, backed="r" if backed else None)
     except Exception as error:  # noqa: BLE001 - whatever the libraries raise, the file is wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

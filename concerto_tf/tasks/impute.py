@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.reference import Reference, Values
@@ -212,14 +213,13 @@ def _modalities_of(reference: object) -> dict[str, str] | None:
 
 def _tables(cells: str | Path | AnnData) -> list[str]:
     """Names of the tables (values with named columns) in obsm of a file or an AnnData."""
-    import h5py
     import pandas as pd
 
     if not isinstance(cells, str | Path):
         return [name for name, held in cells.obsm.items() if isinstance(held, pd.DataFrame)]
-    if not Path(cells).is_file() or not h5py.is_hdf5(cells):
+    if not is_hdf5(cells):
         return []
-    with h5py.File(cells) as file:
+    with open_hdf5(cells) as file:
         obsm = file["obsm"] if "obsm" in file else {}
         kinds = {name: held.attrs.get("encoding-type") for name, held in obsm.items()}
     return [name for name, kind in kinds.items() if kind == "dataframe"]
@@ -238,15 +238,13 @@ def _check_unmeasured(query: Any, modalities: Collection[str]) -> None:
 
 def _names_in(query: Any) -> tuple[set[str], set[str]]:
     """Keys of a query's obsm, and those of them that `impute` wrote earlier."""
-    import h5py
-
     if is_records(query):
         return set(), set()  # the file that is written holds nothing of them
     if not isinstance(query, str | Path):
         return set(query.obsm.keys()), set(query.uns.get(IMPUTED, ()))
-    if not Path(query).is_file() or not h5py.is_hdf5(query):
+    if not is_hdf5(query):
         return set(), set()
-    with h5py.File(query) as file:
+    with open_hdf5(query) as file:
         imputed = f"uns/{IMPUTED}"
         return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records
 from concerto_tf.records.manifest import FILE_NAME
@@ -29,7 +30,7 @@ def inspect(
     Raises:
         InputError: It is neither.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; check the path")
     if path.suffix == ".keras" or (path / "model.keras").exists():

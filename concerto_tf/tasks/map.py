@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.reference import Labels, Reference
@@ -329,7 +330,7 @@ def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None
 
     if figure is None:
         return
-    with atomic(Path(figure).with_suffix(".tsv")) as temporary:
+    with atomic(as_path(figure).with_suffix(".tsv")) as temporary:
         table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     sankey_figure(table, figure, left=f"query: {groupby}", right=f"reference: {key}")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.classifier import UNKNOWN
@@ -45,7 +46,7 @@ def model_folder(model: Any) -> Path | None:
     """
     if not isinstance(model, str | Path):
         return None
-    path = Path(model)
+    path = as_path(model)
     if path.is_dir():
         return path
     return path.parent if path.name == MODEL and path.is_file() else None
@@ -269,7 +270,7 @@ def _identity(cells: Any, options: Mapping[str, Any]) -> str:
         return "records " + " ".join(shard.sha256 for shard in records.manifest.shards)
     if not isinstance(cells, str | Path):
         return ""
-    path = Path(cells).absolute()
+    path = as_path(cells).absolute()
     if not path.exists():
         raise InputError(f"{cells}: there is no such file; check the path")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, open_input
 from concerto_tf.records.cells import Input
 from concerto_tf.records.overlap import union
 from concerto_tf.tasks.cells import is_records
+from concerto_tf.tasks.on_disk import RowsOnDisk
 
 if TYPE_CHECKING:
     import h5py
@@ -80,14 +81,14 @@ def write_result(
         rows: Position of each cell over all inputs [n], ascending.
         layer: The layer that was converted.
     """
-    out = Path(out)
+    out = as_path(out)
     check_target(out)
     with atomic(out) as temporary, ExitStack() as stack:
         opened = [stack.enter_context(open_input(item, layer=layer)) for item in inputs]
         only = opened[0]
         whole = len(opened) == 1 and len(rows) == only.n_cells
         if whole and only.path is not None and _is_h5ad(only.path):
-            shutil.copyfile(only.path, temporary)
+            copy_tree(only.path, temporary)
             if _append(temporary, obsm, obs):
                 return
         assemble(opened, temporary, obsm, obs, names, rows)
@@ -95,9 +96,11 @@ def write_result(
 
 def check_target(out: str | Path) -> None:
     """Raises InputError if a file cannot be written there, before there is anything to lose."""
-    out = Path(out)
+    out = as_path(out)
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file to write, as in {out / 'out.h5ad'}")
+    if is_remote(out):
+        return  # folders need not be made there, and only writing tells
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: there is no such folder; make it, or write elsewhere")
     try:
@@ -115,22 +118,19 @@ def write_cells(
     import pandas as pd
     from anndata import AnnData
 
-    out = Path(out)
+    out = as_path(out)
     check_target(out)
     frame = pd.DataFrame({key: _storable(value) for key, value in obs.items()})
     frame.index = list(names)
     with atomic(out) as temporary:
-        AnnData(obs=frame, obsm={key: _matrix(z, names) for key, z in obsm.items()}).write_h5ad(
-            temporary
-        )
+        AnnData(obs=frame).write_h5ad(temporary)
+        _append(temporary, {key: _matrix(z, names) for key, z in obsm.items()}, {})
 
 
 def _is_h5ad(path: Path) -> bool:
-    import h5py
-
-    if not path.is_file() or not h5py.is_hdf5(path):
+    if not is_hdf5(path):
         return False
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         return "obs" in file and "column-order" in file["obs"].attrs
 
 
@@ -145,13 +145,28 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
         if "obsm" not in file:
             write_elem(file, "obsm", {})
         for key, z in obsm.items():
-            write_elem(file["obsm"], key, _matrix(z))
+            if isinstance(z, RowsOnDisk):
+                _copy(z, file["obsm"], key)
+            else:
+                write_elem(file["obsm"], key, _matrix(z))
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
             write_elem(file["obs"], key, _storable(values))
         columns = [*order, *(key for key in obs if key not in order)]
         file["obs"].attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())
     return True
+
+
+def _copy(rows: RowsOnDisk, group: h5py.Group, key: str) -> None:
+    """Writes rows as anndata writes an array, some at a time."""
+    if key in group:
+        del group[key]
+    dataset = group.create_dataset(key, rows.shape, "float32")
+    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    start = 0
+    for block in rows.blocks():
+        dataset[start : start + len(block)] = block
+        start += len(block)
 
 
 def assemble(
@@ -175,8 +190,8 @@ def assemble(
     var = pd.DataFrame(index=list(vocabulary.ids))
     if vocabulary.symbols is not None:
         var["symbol"] = list(vocabulary.symbols)
-    found = {key: _matrix(z, names) for key, z in obsm.items()}
-    AnnData(obs=frame, var=var, obsm=found).write_h5ad(path)
+    AnnData(obs=frame, var=var).write_h5ad(path)
+    _append(path, {key: _matrix(z, names) for key, z in obsm.items()}, {})
     with h5py.File(path, "r+") as file:
         if "X" in file:
             del file["X"]
@@ -232,6 +247,8 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
 
 def _matrix(z: Any, names: Sequence[str] | None = None) -> Any:
     """A table with its columns' names, under the cells' names; anything else as an array."""
+    if isinstance(z, RowsOnDisk):
+        return z
     if not hasattr(z, "columns"):
         return np.asarray(z)
     return z if names is None else z.set_axis(list(names))

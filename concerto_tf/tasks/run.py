@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import remove, remove_temporaries, write_json
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.cells import Input
+from concerto_tf.tasks.cells import is_records
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.result import write_result
 from concerto_tf.tasks.train import check_arguments, check_cells, train
@@ -43,8 +45,10 @@ def run(
     resolution: float = 1.0,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    dask: Any = None,
     seed: int = 0,
+    skip_damaged: bool = False,
     progress: Progress | None = None,
     **training: Any,
 ) -> dict[str, Any]:
@@ -64,8 +68,11 @@ def run(
         resolution: Resolution of the Leiden clusters.
         drop_empty: Leave out cells without any count instead of refusing them.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
-        workers: Processes that convert.
+        workers: Processes that convert, as in `convert`.
+        dask: Cluster that converts instead, as in `convert`.
         seed: Seed of everything.
+        skip_damaged: Go on without the cells of ``records/`` that were damaged since they were
+            converted, and say how many are lost.
         progress: Called with the stage, the number of cells done and of all cells.
         **training: Further arguments of `train`.
 
@@ -77,7 +84,7 @@ def run(
     """
     if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence):
         inputs = [inputs]
-    out = Path(out)
+    out = as_path(out)
     asked = {
         "inputs": [_identity(item) for item in inputs],
         "source_key": source_key, "label_key": label_key, "layer": layer, "genes": genes,
@@ -97,16 +104,16 @@ def run(
     _check_inputs(inputs, layer, source_key, label_key, modalities)
     state.begin()
     in_memory = not all(isinstance(item, str | Path) for item in inputs)
-    if in_memory and state.trained:
-        # `asked` holds the content of cells in memory, so these records are of the same cells.
-        records = Records(out / "records")
+    # `asked` holds the content of cells in memory, so these records are of the same cells.
+    if (in_memory and state.trained) or (skip_damaged and is_records(out / "records")):
+        records = Records(out / "records", skip_damaged=skip_damaged)
     else:
         try:
             with state.timed("convert"):
                 records = convert(
                     inputs, out / "records", layer=layer, source_key=source_key,
                     label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
-                    modalities=modalities, workers=workers, seed=seed,
+                    modalities=modalities, workers=workers, dask=dask, seed=seed,
                     overwrite=not state.trained,
                     progress=reporter("convert"),
                 )  # fmt: skip
@@ -126,7 +133,7 @@ def run(
 def _identity(item: str | Path | AnnData) -> str:
     """What tells an input apart: its path, or the content of cells in memory."""
     if isinstance(item, str | Path):
-        return str(Path(item).absolute())
+        return str(as_path(item).absolute())
     import joblib
 
     raw = None if item.raw is None else (item.raw.X, item.raw.var)
@@ -225,6 +232,7 @@ def _finish(
     write_json(out / "metrics.json", {
         "cells": records.n_cells,
         "genes": records.n_genes,
+        **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
         **{key: float(value) for key, value in scores.items()},
         "clusters": int(adata.obs["concerto_cluster"].nunique()),
         **seconds,
@@ -249,7 +257,7 @@ def _training_rate(log: Path) -> float:
     """Median of the rounds' cells per second: the first one compiles."""
     import csv
 
-    with open(log, newline="") as file:
+    with log.open(newline="") as file:
         rates = [float(row["cells_per_second"]) for row in csv.DictReader(file)]
     return round(float(np.median(rates)), 1)
 
@@ -313,7 +321,7 @@ class _State:
         if not (self.out / "records").exists():
             remove(self._path)
             if not any(self.out.iterdir()):
-                self.out.rmdir()
+                remove(self.out)
 
     def timed(self, stage: str) -> _Timed:
         """A context that notes how long a stage took, the first time it is done."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.cells import Input
@@ -146,7 +147,7 @@ def gene_sets(
 
 def _named(genes: str | Path, name: str | None) -> dict[str, list[str]]:
     """A set that goes by name, or those of a file."""
-    path = Path(genes)
+    path = as_path(genes)
     if str(genes) in GENE_SETS and not path.exists():
         return {str(genes): list(GENE_SETS[str(genes)])}
     try:

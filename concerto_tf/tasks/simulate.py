@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.cells import Input, Part
@@ -78,7 +79,7 @@ def simulate(
         from concerto_tf.simulate import simulate
 
         return simulate(params, workers)
-    out = Path(out)
+    out = as_path(out)
     if out.suffix == ".h5ad":
         check_target(out)
         experiment = Experiment(params, workers)

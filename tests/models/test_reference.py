@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,17 +146,65 @@ def test_what_the_reference_lacks_is_named() -> None:
         Reference(np.eye(3), {"type": Labels(np.zeros(2, np.int32), ("B",))})
 
 
-def test_large_references_go_to_faiss_or_on_without(
+def test_large_references_are_searched_approximately_or_on_without_faiss(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reference = make_reference()
-    want = reference.neighbours(np.eye(8), 4)
+    z = make_cells(60, seed=4)[0]
+    want = reference.neighbours(z, 4)
     monkeypatch.setattr("concerto_tf.models.reference.EXACT_CELLS", 100)
-    found = make_reference().neighbours(np.eye(8), 4)
-    np.testing.assert_array_equal(found[0], want[0])
-    np.testing.assert_allclose(found[1], want[1], atol=1e-6)
-    if importlib.util.find_spec("faiss") is None:
-        assert "pip install faiss-cpu" in caplog.text
+    monkeypatch.setattr("concerto_tf.models.reference.FEW_CELLS", 50)
+    with caplog.at_level("INFO", logger="concerto_tf"):
+        found = make_reference().neighbours(z, 4)
+        assert not caplog.text or importlib.util.find_spec("faiss")
+        alike = [len(np.intersect1d(a, b)) for a, b in zip(found[0], want[0], strict=True)]
+        assert np.mean(alike) >= 0.98 * 4
+        np.testing.assert_allclose(found[1][:, 0], want[1][:, 0], atol=1e-6)
+        caplog.clear()
+        few = make_reference().neighbours(z[:50], 4)  # an index would not pay
+        np.testing.assert_array_equal(few[0], want[0][:50])
+        assert "approximate" not in caplog.text
+
+
+def test_no_faiss_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("concerto_tf.models.reference.EXACT_CELLS", 100)
+    monkeypatch.setattr("concerto_tf.models.reference.FEW_CELLS", 5)
+    monkeypatch.setitem(sys.modules, "faiss", None)  # what an import of it then raises is real
+    want = make_reference().neighbours(np.eye(8), 4)
+    assert "pip install faiss-cpu" in caplog.text and want[0].shape == (8, 4)
+
+
+def test_approximate_search_reaches_its_recall_on_other_cells_than_it_was_measured_on() -> None:
+    """20,000 reference cells in overlapping groups, queries from the same groups: of 30 neighbours
+    each of 4,000 cells at least 0.98 are found, looking at a small part of the lists."""
+    pytest.importorskip("faiss")
+    from concerto_tf.models.search import ApproximateSearch, exact
+
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(30, 32))
+    shape = rng.normal(size=(30, 8, 32)) / 3
+
+    def cells(n: int) -> np.ndarray:
+        group = rng.integers(0, 30, n)
+        z = centre[group] + np.einsum("nk,nkd->nd", rng.normal(size=(n, 8)), shape[group])
+        return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+
+    reference, query = cells(20_000), cells(4_000)
+    search = ApproximateSearch(reference)
+    index, cosine = search.search(query, 30)
+    true_cosine, true = exact(query, reference, 30)
+    recall = np.mean([len(np.intersect1d(a, b)) / 30 for a, b in zip(index, true, strict=True)])
+    assert recall >= 0.98 and search.recall >= 0.99
+    assert (np.diff(cosine, axis=1) <= 0).all()
+    assert (cosine <= true_cosine + 1e-6).all()
+    np.testing.assert_allclose(
+        cosine, np.einsum("nd,nkd->nk", query, reference[index]), atol=1e-5
+    )
+    # One list for all: fewer cells than asked for are made up for by an exact search.
+    index, _ = search.search(query[:3], 19_999)
+    assert (index >= 0).all() and len(np.unique(index[0])) == 19_999
 
 
 def test_a_saved_reference_comes_back_whole(tmp_path: Path) -> None:
