@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +18,7 @@ from uuid import uuid4
 from concerto_tf._paths import as_path, copy_tree, is_remote
 
 _TEMPORARY = ".tmp-"
+_STALE_SECONDS = 3600
 
 
 @contextmanager
@@ -24,7 +27,8 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
     The sibling keeps the ending of the name, so that libraries that look at it (h5ad, png) are
     content. It may become a file or a folder. If the block raises, it is removed and whatever
-    had the final name before is left as it was.
+    had the final name before is left as it was. What a killed process has left of the same name is
+    removed once it is an hour old.
 
     What is for an object store is written on this machine's disk and then copied there. A file
     appears there whole; the files of a folder appear one after the other.
@@ -52,6 +56,10 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             yield Path(folder) / path.name
             _upload(Path(folder) / path.name, path, temporary)
         return
+    for entry in path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name)}"):
+        with suppress(OSError):  # what a process left that was killed; nobody writes there now
+            if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+                remove(entry)
     try:
         yield temporary
         if durable and temporary.is_file():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     remove(tmp_path / "kept")
     remove(tmp_path / "kept")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_of_the_same_name_goes_in_time(tmp_path: Path) -> None:
+    old, fresh, other = (
+        tmp_path / f".tmp-{name}" for name in ("1-[a].h5ad", "2-[a].h5ad", "3-b.h5ad")
+    )
+    for path in (old, fresh, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with atomic(tmp_path / "[a].h5ad") as temporary:
+        temporary.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"[a].h5ad", fresh.name, other.name}
 
 
 def test_json_and_checksum(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class Checkpoint(keras.callbacks.Callback):
         early_stopping: Keras' callback of that name in the same training. List it, and whatever
             else may end the training, before this one.
         save: Whether to save. Of several processes that train together all restore, one saves.
+        steps: Minibatches of a round; a training in other rounds is not continued.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class Checkpoint(keras.callbacks.Callback):
         folder: str | Path,
         early_stopping: keras.callbacks.EarlyStopping | None = None,
         save: bool = True,
+        steps: int = 0,
     ) -> None:
         super().__init__()
-        self._save = save
+        self._save, self._steps = save, steps
         self._path = as_path(folder) / _FILE
         self._early_stopping = early_stopping
 
@@ -119,6 +121,11 @@ class Checkpoint(keras.callbacks.Callback):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another model or optimizer; remove it"
                 )
+            if int(saved["steps"]) != self._steps:
+                raise InputError(
+                    f"{self._path}: the checkpoint is of a training on another number of devices "
+                    "or workers; continue on as many, or remove it"
+                )
             for i, variable in enumerate(variables):
                 variable.assign(saved[f"v{i}"])
             state = json.loads(str(saved["early_stopping"]))
@@ -136,7 +143,10 @@ class Checkpoint(keras.callbacks.Callback):
         if stopping is not None:  # which knows no best yet where it waits for a start
             best = None if stopping.best is None else float(stopping.best)
             state = {"wait": stopping.wait, "best": best}
-        counts = {"rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training}
+        counts = {
+            "rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training,
+            "steps": self._steps,
+        }  # fmt: skip
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
 

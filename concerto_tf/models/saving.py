@@ -21,7 +21,7 @@ from concerto_tf.models.weights import lasting_weights
 FILE_NAME = "model.keras"
 
 _MOST_CONFIG_BYTES = 2**28
-_NO_SIZES = ("seed", "shared_object_id")
+_NO_SIZES = ("seed", "shared_object_id", "target_sum")
 
 #: What reading the configuration raises where there is none.
 _NO_MODEL = (

@@ -59,6 +59,7 @@ def convert(
     chunk_cells: int = _CHUNK_CELLS,
     drop_empty: bool = False,
     overwrite: bool = False,
+    skip_damaged: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Records:
     """Converts cells to shards of TFRecords, in memory bounded by the chunk.
@@ -94,6 +95,8 @@ def convert(
         chunk_cells: Cells held in memory at once, by each worker.
         drop_empty: Leave out cells without any count instead of refusing them.
         overwrite: Replace finished records in `out` that came from something else.
+        skip_damaged: Where `out` holds finished records of the same, some of them damaged, go on
+            with those that are intact instead of converting again.
         progress: Called with the number of cells done and of all cells.
 
     Returns:
@@ -129,7 +132,7 @@ def convert(
     )  # fmt: skip
     with ExitStack() as stack:
         pool = stack.enter_context(Workers(workers, dask))  # before there is anything to clear away
-        finished = _take_over(out, plan, overwrite)
+        finished = _take_over(out, plan, overwrite, skip_damaged)
         if finished is not None:
             return finished
         fresh = not out.exists()
@@ -249,7 +252,9 @@ def _fingerprint(inputs: Sequence[Path | AnnData | Input], out: Path, options: l
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _take_over(out: Path, plan: str, overwrite: bool) -> Records | None:
+def _take_over(
+    out: Path, plan: str, overwrite: bool, skip_damaged: bool
+) -> Records | None:
     """Makes `out` ready: the finished records if they are the ones wanted, or else room for them.
 
     What an interrupted conversion left is kept if it had the same plan, and removed if not.
@@ -263,7 +268,15 @@ def _take_over(out: Path, plan: str, overwrite: bool) -> Records | None:
         if plan and _plan_of(out / FILE_NAME) == plan:
             remove(out / "spool")
             remove(out / "plan.json")
-            return Records(out)
+            if skip_damaged:
+                return Records(out, skip_damaged=True)
+            try:
+                records = Records(out)
+                records.check()
+                return records
+            except InputError as error:
+                _log.warning("%s: damaged, and converted again (%s)", out, error)
+            overwrite = True
         if not overwrite:
             raise InputError(
                 f"{out}: already holds finished records of something else, or the input has "

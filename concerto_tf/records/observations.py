@@ -103,7 +103,8 @@ class StoredFrame:
         if kind == "string-array":
             return np.array(read_text(column, 0, column.shape[0]), object)
         if kind == "categorical" and _is_text(column["categories"]):
-            return _categorical(column["codes"], column["categories"])
+            ordered = bool(column.attrs.get("ordered", False))
+            return _categorical(column["codes"], column["categories"], ordered)
         if "categories" in column.attrs and not hasattr(column, "keys"):
             return self._old_categories(column)
         from anndata.io import read_elem
@@ -123,13 +124,14 @@ def _is_text(stored: Any) -> bool:
     return getattr(stored, "attrs", {}).get("encoding-type") == "string-array"
 
 
-def _categorical(codes: Any, categories: Any) -> Any:
+def _categorical(codes: Any, categories: Any, ordered: bool = False) -> Any:
     import pandas as pd
 
-    names = categories[:]
     if _is_text(categories) or categories.dtype.kind in "OS":
         names = read_text(categories, 0, categories.shape[0])
-    return pd.Categorical.from_codes(np.asarray(codes[:], np.int64), names)
+    else:
+        names = categories[:]
+    return pd.Categorical.from_codes(np.asarray(codes[:], np.int64), names, ordered=ordered)
 
 
 def check_stored(array: Any) -> None:

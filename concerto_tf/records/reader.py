@@ -81,6 +81,7 @@ class Records:
         self._whole: set[str] = set()
         if skip_damaged:
             self.manifest, self.lost = intact(self.path, self.manifest)
+            self._whole = {shard.file for shard in self.manifest.shards}
         for shard in self.manifest.shards:
             problem = size_problem(self.path, shard)
             if problem:
@@ -229,7 +230,7 @@ class Records:
 
         drop = shuffle if drop_remainder is None else drop_remainder
         self._check_dataset(batch_size, labels, shard_of, drop)
-        self._check_whole(share(self.manifest, shard_of)[0])
+        self.check(share(self.manifest, shard_of)[0])
         return build(
             self.path, self.manifest, batch_size=batch_size, shuffle=shuffle, seed=seed,
             repeat=repeat, first_epoch=first_epoch, genes=genes,
@@ -339,10 +340,18 @@ class Records:
             raise InputError(f"{path}: does not hold {info.n_genes} genes; convert again")
         return path
 
-    def _check_whole(self, shards: Sequence[ShardInfo]) -> None:
-        """Raises InputError if one of these shards or a vocabulary is not as it was written."""
+    def check(self, shards: Sequence[ShardInfo] | None = None) -> None:
+        """Reads shards that were not read before against their checksums; `dataset` calls it.
+
+        Args:
+            shards: Some of the manifest's shards; by default all.
+
+        Raises:
+            InputError: One of them, or a vocabulary, is not as it was written.
+        """
         for name in self.manifest.modalities:
             self._vocabulary_file(name)
+        shards = self.manifest.shards if shards is None else shards
         new = [shard for shard in shards if shard.file not in self._whole]
         with ThreadPoolExecutor(_READERS) as pool:
             problem = next(filter(None, pool.map(self._problem, new)), None)
@@ -380,7 +389,7 @@ class Records:
         index, count = shard_of
         if not 0 <= index < count:
             raise InputError(f"share {index} of {count} is none; count from 0")
-        if drop and batch_size > self.n_cells // count:
+        if drop and batch_size > self.n_cells_of(index, count):
             raise InputError(
                 f"{self.path}: {self.n_cells} cells for {count} workers do not fill a batch of "
                 f"{batch_size}; make the batch smaller"

@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,13 +26,18 @@ from concerto_tf.errors import InputError
 # Fewer cells are done before further processes have started.
 _WORTH_CELLS = 50_000
 _DASK_SECONDS = 10
+_POLL_SECONDS = 0.1
 
 
 def processors() -> int:
     """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    number = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):  # a container's share: microseconds of every so many
+        share, of = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        number = max(1, min(number, round(int(share) / int(of))))
+    return number
 
 
 class WorkersError(Exception):
@@ -122,6 +128,10 @@ class Workers:
                 "a process ended before its time, perhaps for lack of memory; take fewer workers, "
                 "and the same conversion continues"
             ) from error
+        except BaseException:
+            # Whoever clears away what was begun must not meet processes that go on writing.
+            self._pool.shutdown(cancel_futures=True)
+            raise
 
     def _on_cluster(
         self, function: Callable[..., Any], shared: Path, tasks: list[tuple]
@@ -143,6 +153,8 @@ class Workers:
         finally:
             with suppress(OSError):  # where the cluster is lost
                 self._client.cancel(list(futures))
+                while any(self._client.run(_n_running).values()):  # does not end what has begun
+                    time.sleep(_POLL_SECONDS)
                 self._client.run(_state.cache_clear)  # closes what the workers hold open
 
 
@@ -190,6 +202,10 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _n_running(dask_worker: Any) -> int:
+    return len(dask_worker.active_threads)
 
 
 def _version() -> str:

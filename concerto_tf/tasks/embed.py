@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._paths import as_path, is_remote
 from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.records import Records
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
@@ -80,7 +81,7 @@ def write_embeddings(
     progress: Progress | None = None,
     **reading: Any,
 ) -> RowsOnDisk:
-    """Embeds cells into a file, in memory that does not grow with their number.
+    """Embeds cells into a file; of the cells, memory holds names and labels alone.
 
     Args:
         model: As `embed` takes it.
@@ -96,7 +97,8 @@ def write_embeddings(
     check_target(out)
     model = encoder_of(model)
     with as_records(model, cells, layer=layer, **reading) as records:
-        z = RowsOnDisk(model.embedding_dim)
+        place = as_path(out)
+        z = RowsOnDisk(model.embedding_dim, None if is_remote(place) else place.parent)
         data, measured = whole_cells(model, records, progress)
         with records.naming_damage():
             for rows, found in model.embed_batches(data, measured):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ class RowsOnDisk:
 
     Args:
         width: Numbers of a row.
+        folder: Where to make the file; by default where temporary files go.
 
     Example:
         >>> rows = RowsOnDisk(2)
@@ -24,9 +26,9 @@ class RowsOnDisk:
         [[1.0, 1.0], [5.0, 5.0]]
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, folder: Path | None = None) -> None:
         self.width = width
-        self._file = tempfile.TemporaryFile(prefix="concerto-", buffering=0)
+        self._file = tempfile.TemporaryFile(prefix=".tmp-", dir=folder)
         weakref.finalize(self, self._file.close)
         self._rows: list[np.ndarray] = []
 

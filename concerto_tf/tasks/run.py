@@ -19,7 +19,6 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.cells import Input
-from concerto_tf.tasks.cells import is_records
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.result import write_result
 from concerto_tf.tasks.train import check_arguments, check_cells, train
@@ -105,7 +104,7 @@ def run(
     state.begin()
     in_memory = not all(isinstance(item, str | Path) for item in inputs)
     # `asked` holds the content of cells in memory, so these records are of the same cells.
-    if (in_memory and state.trained) or (skip_damaged and is_records(out / "records")):
+    if in_memory and state.trained:
         records = Records(out / "records", skip_damaged=skip_damaged)
     else:
         try:
@@ -114,7 +113,7 @@ def run(
                     inputs, out / "records", layer=layer, source_key=source_key,
                     label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
                     modalities=modalities, workers=workers, dask=dask, seed=seed,
-                    overwrite=not state.trained,
+                    overwrite=not state.trained, skip_damaged=skip_damaged,
                     progress=reporter("convert"),
                 )  # fmt: skip
         except InputError:

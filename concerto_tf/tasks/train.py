@@ -121,7 +121,10 @@ def train(
     workers = Workers(scope)
     finished = take_over(out, asked)
     done = -1 if finished is not None else saved_rounds(out / "checkpoint")
-    workers.agree(done, f"{out}: not all workers see the same there; name a folder that they share")
+    with workers.naming_loss():
+        workers.agree(
+            done, f"{out}: not all workers see the same there; name a folder that they share"
+        )
     if finished is not None:
         return finished
     check_arguments(

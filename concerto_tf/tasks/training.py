@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
     summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
     if summary.exists() and (out / FILE_NAME).exists():
         if json.loads(summary.read_text())["asked"] == asked:
-            _files.remove(out / "checkpoint")  # of a call that was killed in its last moment
+            with suppress(FileNotFoundError):  # another worker may be at it too
+                _files.remove(out / "checkpoint")  # of a call that was killed in its last moment
             return load_model(model_file(out))
         raise InputError(
             f"{out}: holds a model that was trained on other records or with other options; name "
@@ -136,7 +138,7 @@ def fit_in_rounds(
                 *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
                 *callbacks,
-                Checkpoint(checkpoint, stopping, save=workers.first),
+                Checkpoint(checkpoint, stopping, workers.first, schedule.steps_per_round),
             ],
         )
 

@@ -141,6 +141,41 @@ def test_what_is_finished_is_not_done_again(file: Path, tmp_path: Path, monkeypa
     assert not (out / "spool").exists() and not (out / "plan.json").exists()
 
 
+@pytest.mark.parametrize("damage", ["flipped", "missing", "manifest", "vocabulary"])
+def test_damaged_records_are_converted_again(
+    file: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    expected = content(convert(file, out, **OPTIONS).path)
+    shard = next(out.glob("shard-*"))
+    match damage:
+        case "flipped":
+            shard.write_bytes(shard.read_bytes()[:-30] + bytes(30))
+        case "missing":
+            shard.unlink()
+        case "manifest":
+            path = out / "manifest.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"n_cells": 299}))
+        case "vocabulary":
+            (out / "vocabulary.tsv").write_text("id\n")
+    assert content(convert(file, out, **OPTIONS).path) == expected
+    assert "damaged, and converted again" in caplog.text
+
+
+def test_damaged_records_are_only_read_past_if_they_are_of_the_same_input(
+    file: Path, make_cells, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(file, out, **OPTIONS)
+    shard = next(out.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-30] + bytes(30))
+    assert convert(file, out, skip_damaged=True, **OPTIONS).n_cells == 299
+    make_cells(200).write_h5ad(file)
+    with pytest.raises(InputError, match="the input has changed since"):
+        convert(file, out, skip_damaged=True, **OPTIONS)
+    assert convert(file, out, skip_damaged=True, overwrite=True, **OPTIONS).n_cells == 200
+
+
 def test_finished_records_are_only_replaced_when_asked(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(file, out, **OPTIONS)
@@ -391,6 +426,30 @@ def test_a_lost_process_loses_nothing_else(file: Path, tmp_path: Path) -> None:
         convert(file, out, workers=2, progress=kill, **OPTIONS)
     assert list((out / "spool").glob("part-*"))
     assert content(convert(file, out, **OPTIONS).path) == expected
+
+
+def test_unsuitable_cells_leave_nothing_whatever_the_processes_are_at(
+    make_cells, tmp_path: Path
+) -> None:
+    """Found late, with hundreds of small parts for the processes to write meanwhile."""
+    cells = make_cells(6_000)
+    cells.X.data[cells.X.indptr[5_000]] = -1
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    for attempt in range(3):
+        out = tmp_path / f"out-{attempt}"
+        with pytest.raises(InputError, match="negative"):
+            convert(tmp_path / "cells.h5ad", out, workers=2, chunk_cells=20)
+        assert not out.exists()
+
+
+def test_a_container_s_share_of_processors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Path.read_text
+    for share, number in (("100000 100000", 1), ("max 100000", len(os.sched_getaffinity(0)))):
+        monkeypatch.setattr(
+            Path, "read_text",
+            lambda path, *a, s=share: s if path.name == "cpu.max" else known(path, *a),
+        )  # fmt: skip
+        assert workers.processors() == number
 
 
 def test_processes_are_started_where_they_pay(file: Path, tmp_path: Path, monkeypatch) -> None:

@@ -67,6 +67,18 @@ def test_choices(key: str, there: list[str], text: str) -> None:
     assert choices(key, there).endswith(text)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_order_of_categories_stays(tmp_path: Path, ordered: bool) -> None:
+    import anndata
+
+    stage = pd.Categorical(["late", "early", None], ["early", "late"], ordered=ordered)
+    obs = pd.DataFrame({"stage": stage}, index=list("abc"))
+    anndata.AnnData(np.ones((3, 2), np.float32), obs).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad") as file:
+        found = StoredFrame(file["obs"]).values("stage")
+    assert found.ordered == ordered and list(found) == list(stage)
+
+
 def test_categories_as_anndata_0_7_wrote_them(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "old.h5ad", "w") as file:
         obs = file.create_group("obs")

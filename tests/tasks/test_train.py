@@ -193,6 +193,21 @@ def test_a_stopped_training_ends_like_an_undisturbed_one(
     assert not (out / "checkpoint").exists()
 
 
+def test_a_training_in_other_rounds_is_not_continued(records: Records, tmp_path: Path) -> None:
+    """Other rounds are what another number of devices or workers makes of the same arguments."""
+    out = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        train(records, out, callbacks=[Interrupt(2, step=1)], **OPTIONS)
+    file = out / "checkpoint" / "training.npz"
+    with np.load(file) as saved:
+        content = dict(saved)
+    np.savez(file, **{**content, "steps": content["steps"] + 1})
+    with pytest.raises(InputError, match="another number of devices or workers"):
+        train(records, out, **OPTIONS)
+    np.savez(file, **content)
+    train(records, out, **OPTIONS)
+
+
 def test_rounds_that_are_parts_of_an_epoch_change_nothing(
     undisturbed: Path, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
