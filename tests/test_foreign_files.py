@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,25 @@ def test_a_forged_length_of_a_record(length: int, records: Records) -> None:
     assert len(Records(records.path).verify()) == 1
     # The record is left out, as its length is not to be trusted, and the others are not.
     assert Records(records.path, skip_damaged=True).lost == {shard.file: 1}
+
+
+@pytest.mark.usefixtures("bounded")
+def test_a_forged_length_of_a_compressed_record(tmp_path: Path) -> None:
+    """A few kilobytes that say, and even hold, a record of 128 MB of zeros."""
+    adata = anndata.AnnData(np.eye(40, 12, dtype="f4") + 1)
+    records = concerto_tf.convert(adata, tmp_path / "gzip", compression="gzip")
+    shard = records.manifest.shards[0]
+    path = records.path / shard.file
+    head = (2**27).to_bytes(8, "little")
+    pack = zlib.compressobj(wbits=31)
+    bomb = pack.compress(head + checksum(head))
+    bomb += b"".join(pack.compress(bytes(2**20)) for _ in range(128)) + pack.flush()
+    path.write_bytes(bomb)
+    reseal(records.path / "manifest.json", lambda of: of["shards"][0].update(
+        sha256=sha256(path), bytes=len(bomb)
+    ))  # fmt: skip
+    with pytest.raises(InputError, match=f"{shard.file} is forged .*{2**27} bytes"):
+        list(Records(records.path).dataset(8))
 
 
 @pytest.mark.usefixtures("bounded")

@@ -9,8 +9,10 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,8 @@ _log = logging.getLogger("concerto_tf")
 # Around the data of a record: its length and a checksum of that before, a checksum behind.
 _HEAD_BYTES, _TAIL_BYTES = 12, 4
 _BLOCK_BYTES = 1 << 20
+# No cell takes as much, whatever its modalities.
+_MOST_RECORD_BYTES = 1 << 26
 # What follows the place of damage in a gzip file is lost, and what was decompressed with it.
 _GZIP_STEP_BYTES = 256
 
@@ -60,23 +64,34 @@ def _content_problem(folder: Path, shard: ShardInfo, compression: str) -> str | 
     as a record says it needs, and a forged file may come with a checksum that fits.
     """
     digest, longest = hashlib.sha256(), 0
-    held, start, record = b"", 0, 0  # positions in the file: of what is held, of the next record
+    unpack = zlib.decompressobj(wbits=31) if compression == "gzip" else None
+    held, start, record = b"", 0, 0  # positions: of what is held, of the next record
     with (folder / shard.file).open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-            if compression != "none":
-                continue
-            held, start = held[record - start :] + block, min(record, start + len(held))
-            while record + _HEAD_BYTES <= start + len(held):
-                at = record - start
-                length = int.from_bytes(held[at : at + 8], "little")
-                longest = max(longest, length)
-                record += _HEAD_BYTES + length + _TAIL_BYTES
+            for piece in _unpacked(block, unpack):
+                held, start = held[record - start :] + piece, min(record, start + len(held))
+                while record + _HEAD_BYTES <= start + len(held):
+                    at = record - start
+                    length = int.from_bytes(held[at : at + 8], "little")
+                    longest = max(longest, length)
+                    record += _HEAD_BYTES + length + _TAIL_BYTES
     if digest.hexdigest() != shard.sha256:
         return f"{shard.file} is damaged (its checksum differs)"
-    if longest > shard.bytes:
+    if longest > (_MOST_RECORD_BYTES if unpack else shard.bytes):
         return f"{shard.file} is forged (it tells of a record of {longest} bytes)"
     return None
+
+
+def _unpacked(block: bytes, unpack: Any) -> Iterator[bytes]:
+    """A block of a file as it is, or decompressed, some at a time."""
+    if unpack is None:
+        yield block
+        return
+    with suppress(zlib.error):  # damage; the checksum tells
+        while block:
+            yield unpack.decompress(block, _BLOCK_BYTES)
+            block = unpack.unconsumed_tail
 
 
 def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
