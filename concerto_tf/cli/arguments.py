@@ -144,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
         made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
-        made.add_argument("--strategy", metavar="NAME", 
+        made.add_argument("--strategy", metavar="NAME",
                           help="auto, one, mirrored, or multiworker (train)")
 
     def output(made: argparse.ArgumentParser, what: str) -> None:

@@ -121,10 +121,10 @@ class Checkpoint(keras.callbacks.Callback):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another model or optimizer; remove it"
                 )
-            if int(saved["steps"]) != self._steps:
+            if "steps" not in saved or int(saved["steps"]) != self._steps:
                 raise InputError(
                     f"{self._path}: the checkpoint is of a training on another number of devices "
-                    "or workers; continue on as many, or remove it"
+                    "or workers, or by another version; continue as it began, or remove it"
                 )
             for i, variable in enumerate(variables):
                 variable.assign(saved[f"v{i}"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -30,3 +31,11 @@ def make_cells() -> Callable[..., anndata.AnnData]:
         return anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
 
     return make
+
+
+@pytest.fixture
+def file(make_cells: Callable[..., anndata.AnnData], tmp_path: Path) -> Path:
+    """Cells in an `.h5ad`."""
+    path = tmp_path / "cells.h5ad"
+    make_cells(300).write_h5ad(path)
+    return path

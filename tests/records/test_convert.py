@@ -38,13 +38,6 @@ def counts_of(records: Records) -> np.ndarray:
     return counts
 
 
-@pytest.fixture
-def file(make_cells, tmp_path: Path) -> Path:
-    path = tmp_path / "cells.h5ad"
-    make_cells(300).write_h5ad(path)
-    return path
-
-
 OPTIONS = {"shards": 3, "chunk_cells": 40, "source_key": "donor", "label_keys": ["type"]}
 
 

@@ -27,13 +27,6 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-@pytest.fixture
-def file(make_cells, tmp_path: Path) -> Path:
-    path = tmp_path / "cells.h5ad"
-    make_cells(300).write_h5ad(path)
-    return path
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
