@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from concerto_tf.errors import InputError
 from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 
@@ -72,6 +73,20 @@ def kmeans_partitions(z: np.ndarray, k: int, seed: int = 0) -> list[np.ndarray]:
         return [KMeans(k, n_init=10, random_state=s).fit_predict(z) for s in seeds]
 
 
+def leiden_partitions(z: np.ndarray, seed: int = 0) -> dict[float, np.ndarray]:
+    """The sweep: Leiden clusterings of the graph of 15 neighbours at ten resolutions.
+
+    Args:
+        z: [n, d] float, at least 2 cells.
+        seed: of the neighbour search and of Leiden.
+
+    Returns:
+        Codes [n] by resolution, from 0.05 to 2.
+    """
+    graph = scanpy_graph(z, seed=seed)
+    return {resolution: leiden(graph, resolution, seed) for resolution in RESOLUTIONS}
+
+
 def leiden_scores(
     embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = CLUSTER_CELLS
 ) -> dict[str, float]:
@@ -99,6 +114,45 @@ def leiden_scores(
     z, codes = _thinned(embedding, labels, seed, cap)
     found = _best(_of_leiden(z, codes, seed))
     return {f"{key}_leiden": found[key] for key in ("ari", "nmi")}
+
+
+def leiden_f1(
+    embedding: np.ndarray, labels: Sequence, label: str, seed: int = 0, cap: int = CLUSTER_CELLS
+) -> float:
+    """How well one label is recovered as a Leiden cluster of its own.
+
+    Args:
+        embedding: [n, d] float, at least 2 cells.
+        labels: [n] names, at least 2 different, none missing.
+        label: the one that is looked for, a rare type for example.
+        seed: of the neighbour search and of Leiden.
+        cap: more cells than this are thinned to a random sample of this size.
+
+    Returns:
+        The F1 of the cluster that fits the label best, over all clusters of the sweep that
+        `leiden_scores` looks at; 1 where a cluster is that label and nothing else.
+
+    Raises:
+        InputError: unsuitable embedding or labels, or no cell has the label.
+
+    Example:
+        >>> import numpy as np
+        >>> from concerto_tf.metrics.clustering import leiden_f1
+        >>> z = np.random.default_rng(0).normal(size=(200, 5))
+        >>> z[:20] += 10
+        >>> leiden_f1(z, ["rare"] * 20 + ["common"] * 180, "rare")
+        1.0
+    """
+    named = np.asarray(labels, object) == label
+    if not named.any():
+        raise InputError(f"no cell has the label {label!r}: name one that is there.")
+    z, _ = _thinned(embedding, labels, seed, cap)
+    own = named[thinned(len(named), cap, seed)]
+    best = 0.0
+    for clusters in leiden_partitions(z, seed).values():
+        both = np.bincount(clusters[own], minlength=clusters.max() + 1)
+        best = max(best, float((2 * both / (np.bincount(clusters) + own.sum())).max()))
+    return best
 
 
 def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
@@ -177,8 +231,7 @@ def _of_kmeans(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[str, float]:
 
 def _of_leiden(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[float, dict[str, float]]:
     """Agreement of Leiden by resolution."""
-    graph = scanpy_graph(z, seed=seed)
-    return {r: agreement(codes, leiden(graph, r, seed)) for r in RESOLUTIONS}
+    return {r: agreement(codes, found) for r, found in leiden_partitions(z, seed).items()}
 
 
 def _best(by_resolution: dict[float, dict[str, float]]) -> dict[str, float]:

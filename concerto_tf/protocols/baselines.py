@@ -1,7 +1,15 @@
-"""What a user would pick instead: principal components, and Harmony on top of them."""
+"""What a user would pick instead: principal components, Harmony on top of them, and scVI."""
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from concerto_tf.records import Records
+
+_log = logging.getLogger("concerto_tf")
 
 
 def cells_of(records: Records) -> AnnData:
@@ -62,6 +72,20 @@ def log_normalized(cells: AnnData, counts: bool = True) -> AnnData:
     return cells
 
 
+def expressed(cells: AnnData) -> AnnData:
+    """A copy with the genes that three cells show at least; with all where cells are 300 or fewer.
+
+    Args:
+        cells: Cells with counts.
+    """
+    import scanpy as sc
+
+    cells = cells.copy()
+    if cells.n_obs > 300:
+        sc.pp.filter_genes(cells, min_cells=3)
+    return cells
+
+
 def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int = 50) -> np.ndarray:
     """Principal components as scanpy's tutorial makes them.
 
@@ -81,9 +105,9 @@ def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int =
     if cells.n_vars > n_genes:
         sc.pp.highly_variable_genes(cells, n_top_genes=n_genes)
         cells = cells[:, cells.var["highly_variable"]].copy()
-    if not isinstance(cells.X, np.ndarray):
-        cells.X = cells.X.toarray()
-    sc.pp.scale(cells, max_value=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that centred values are no longer sparse
+        sc.pp.scale(cells, max_value=10)
     k = min(components, cells.n_obs - 1, cells.n_vars - 1)
     sc.pp.pca(cells, n_comps=k, random_state=seed)
     return np.asarray(cells.obsm["X_pca"], np.float32)
@@ -121,3 +145,58 @@ def harmony(components: np.ndarray, sources: Any, seed: int = 0) -> np.ndarray:
     )
     z = np.asarray(found.Z_corr, np.float32)
     return z if len(z) == len(frame) else z.T
+
+
+def scvi(
+    counts: AnnData, source_key: str | None = None, seed: int = 0, *, n_genes: int = 2000
+) -> np.ndarray:
+    """scVI's latent space with the settings of its published benchmarks.
+
+    Args:
+        counts: Cells with counts.
+        source_key: Column of obs with the sources; ``None`` where there is one.
+        seed: Seed of the training.
+        n_genes: Number of highly variable genes that are looked at.
+
+    Returns:
+        The means of the latent variables [n, 30], float32.
+
+    Raises:
+        InputError: scvi-tools is not installed, or fails.
+
+    Reference:
+        Lopez et al., Nature Methods 15:1053 (2018); 2 layers, 30 dimensions and the negative
+        binomial as in Luecken et al., Nature Methods 19:41 (2022).
+    """
+    import scanpy as sc
+
+    check_installed(["scvi"])
+    chosen = counts
+    if counts.n_vars > n_genes:
+        normalized = log_normalized(counts)
+        sc.pp.highly_variable_genes(normalized, n_top_genes=n_genes)
+        chosen = counts[:, normalized.var["highly_variable"]].copy()
+    with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
+        cells, out = Path(folder) / "cells.h5ad", Path(folder) / "z.npy"
+        chosen.write_h5ad(cells)
+        call = [sys.executable, str(Path(__file__).with_name("scvi_alone.py")), cells, out]
+        done = subprocess.run(
+            [*map(str, call), source_key or "", str(seed)], cwd=folder, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        if done.returncode or not out.exists():
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise InputError(f"scVI failed: {last}; leave scvi out of the methods")
+        _log.info("scVI: %s s without imports", done.stdout.split()[-1])
+        return np.load(out)
+
+
+def check_installed(methods: Iterable[str]) -> None:
+    """Raises InputError where a method among these needs a package that is not installed."""
+    if "harmony" in methods:
+        harmony(np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"] * 10)
+    if "scvi" in methods and find_spec("scvi") is None:
+        raise InputError(
+            "scVI needs scvi-tools, which is not installed; pip install scvi-tools, or leave scvi "
+            "out of the methods"
+        )

@@ -21,6 +21,7 @@ def strips(
     scores: Mapping[str, str],
     by: str = "method",
     beside: Sequence[tuple[str, str, str, float]] = (),
+    columns: int | None = None,
 ) -> Figure:
     """One panel for each score: a dot for each measurement and a bar at the mean.
 
@@ -31,6 +32,7 @@ def strips(
             out.
         by: Column that is told apart by colour.
         beside: Further values, drawn as diamonds: value of `x`, value of `by`, score, number.
+        columns: Panels side by side; by default at most three.
 
     Returns:
         The figure.
@@ -38,7 +40,7 @@ def strips(
     scores = {name: title for name, title in scores.items() if name in table}
     places, choices = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     width = 1.2 + len(places) * (0.35 + 0.13 * len(choices))
-    figure, axes = _panels(len(scores), width)
+    figure, axes = _panels(len(scores), width, columns)
     step = 0.8 / len(choices)
     for ax, (name, title) in zip(axes, scores.items(), strict=False):
         for i, choice in enumerate(choices):

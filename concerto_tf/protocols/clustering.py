@@ -52,7 +52,8 @@ def clustering(
         label_key: Column of obs with cell types; cells without one are embedded and not scored.
         source_key: Column of obs with the sources, used in the data sets that have it.
         layer: Layer that holds the counts.
-        methods: Some of those of `train`, ``harmony`` (needs harmonypy) and ``pca``.
+        methods: Some of those of `train`, ``harmony`` (needs harmonypy), ``scvi`` (needs
+            scvi-tools) and ``pca``.
         presets: Presets to run beside the defaults, ``paper`` for what the papers print. A method
             that has none of that name runs by default alone.
         seeds: Each method is run with each.

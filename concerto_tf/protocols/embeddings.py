@@ -13,15 +13,23 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.models.methods import configuration
-from concerto_tf.protocols.baselines import cells_of, harmony, log_normalized, pca
+from concerto_tf.protocols.baselines import (
+    cells_of,
+    check_installed,
+    expressed,
+    harmony,
+    log_normalized,
+    pca,
+    scvi,
+)
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import METHODS, check_arguments, train
 
 #: What protocols hold against each other by default.
 COMPARED = ("concerto", "clear", "contrastive-sc", "cicl", "pca")
-#: Methods without a training.
-BASELINES = ("harmony", "pca")
+#: Methods of others, that take none of the arguments of `train` but ``genes``.
+BASELINES = ("harmony", "pca", "scvi")
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Variant:
 
     Args:
         name: What it is called in tables.
-        method: One of those of `train`, or ``harmony`` or ``pca``.
+        method: One of those of `train`, or of `BASELINES`.
         training: Arguments of `train` that are its own; of the baselines only ``genes`` counts.
     """
 
@@ -75,8 +83,7 @@ def variants(methods: Sequence[str], presets: Sequence[str] = ()) -> list[Varian
                 f"no method of {', '.join(methods)} has a preset {preset!r} (there are: "
                 f"{', '.join(there)}); name one of these, or leave presets out"
             )
-    if "harmony" in methods:  # says what to install before there is any work to lose
-        harmony(np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"] * 10)
+    check_installed(methods)  # before there is any work to lose
     return [
         Variant(*made)
         for method in methods
@@ -158,8 +165,8 @@ def embed_by(
     """The embedding of all cells of records by a method.
 
     Args:
-        variant: The method. Harmony and PCA look at 2,000 highly variable genes unless its own
-            arguments say otherwise.
+        variant: The method. Those of others look at 2,000 highly variable genes unless its own
+            arguments say otherwise, of the genes that three cells show.
         records: Finished records.
         seed: Seed of the method.
         model: Folder of the model; a finished one is not trained again.
@@ -172,8 +179,13 @@ def embed_by(
     if variant.method in METHODS:
         made = train(records, model, method=variant.method, seed=seed, **asked)
         return embed_records(made, records)
-    cells = cells_of(records)
+    cells = expressed(cells_of(records))
     kind, _, number = str(asked.get("genes", "hvg:2000")).partition(":")
     n_genes = int(number) if kind == "hvg" else cells.n_vars
+    if variant.method == "scvi":
+        if records.units != "counts":
+            raise InputError(f"{records.path}: scVI needs counts; leave scvi out of the methods")
+        source_key = "source" if len(records.sources) > 1 else None
+        return scvi(cells, source_key, seed, n_genes=n_genes)
     z = pca(log_normalized(cells, records.units == "counts"), seed, n_genes=n_genes)
     return harmony(z, cells.obs["source"], seed) if variant.method == "harmony" else z

@@ -41,7 +41,8 @@ def integration(
         source_key: Column of obs with the sources; ``None`` makes each input one.
         label_key: Column of obs with cell types.
         layer: Layer that holds the counts.
-        methods: Some of those of `train`, ``harmony`` (needs harmonypy) and ``pca``.
+        methods: Some of those of `train`, ``harmony`` (needs harmonypy), ``scvi`` (needs
+            scvi-tools) and ``pca``.
         seeds: Each method is run with each.
         **training: Further arguments of `train`.
 

@@ -14,6 +14,7 @@ from concerto_tf import _files
 from concerto_tf._version import __version__
 from concerto_tf.protocols.cells import Score
 from concerto_tf.protocols.embeddings import Variant, embed_by
+from concerto_tf.protocols.lines import append_line, read_lines
 from concerto_tf.protocols.report import plain
 from concerto_tf.records import Records
 from concerto_tf.tasks.training import fingerprint
@@ -37,13 +38,9 @@ class Scores:
         self._models = out / "models"
         self._about = {"protocol": protocol, "version": __version__, **about}
         self._kept: dict[str, dict[str, Any]] = {}
-        if self._file.exists():
-            for line in self._file.read_text("utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                    self._kept[_key(row["asked"])] = row["scores"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that a stop has cut short
+        for row in read_lines(self._file):
+            if "asked" in row and "scores" in row:
+                self._kept[_key(row["asked"])] = row["scores"]
         self.rows: list[dict[str, Any]] = []
 
     def add(
@@ -94,10 +91,7 @@ class Scores:
         return pd.DataFrame(self.rows)
 
     def _write(self, asked: dict[str, Any], scores: dict[str, Any]) -> None:
-        with open(self._file, "a+", encoding="utf-8") as file:
-            file.seek(0)
-            torn = file.read()[-1:] not in ("", "\n")
-            file.write("\n" * torn + json.dumps({"asked": asked, "scores": scores}) + "\n")
+        append_line(self._file, {"asked": asked, "scores": scores})
         self._kept[_key(asked)] = scores
 
 

@@ -69,8 +69,8 @@ def test_what_cannot_be_integrated_is_refused(
     cells = make_cells({("u", "a"): 25, ("v", "a"): 25})
     with pytest.raises(InputError, match="all cells are of one source"):
         integration(cells, tmp_path / "a", source_key="donor", methods=("pca",))
-    with pytest.raises(InputError, match="'scvi'; choose some of concerto, .*harmony, pca"):
-        integration(cells, tmp_path / "b", source_key="donor", methods=("scvi",))
+    with pytest.raises(InputError, match="'scanvi'; choose some of concerto, .*harmony, pca"):
+        integration(cells, tmp_path / "b", source_key="donor", methods=("scanvi",))
     with pytest.raises(InputError, match="no method is given"):
         integration(cells, tmp_path / "b", source_key="donor", methods=())
     with pytest.raises(InputError, match="no seed is given"):
