@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 SAVED_FORMAT = 1
 
 NEGATIVES = ("all", "source")
+#: Total to which counts are scaled where nothing speaks for less.
+TARGET_SUM = 1e4
 #: Largest share of a cell's counts that genes which were not measured may stand for.
 _MOST_MISSING = 0.99
 
@@ -85,6 +88,8 @@ class ContrastiveModel(BatchModel):
     LATER_WEIGHTS = frozenset({"gene_share"})
     #: Steps at the start of a training whose losses do not compare with later ones.
     settling_steps = 0
+    #: Arguments that files of earlier versions may lack, as those models had them.
+    FORMER: dict[str, Any] = {}
     #: Further modalities that the model looks at.
     modalities: dict[str, dict[str, Any]] = {}
 
@@ -96,7 +101,7 @@ class ContrastiveModel(BatchModel):
         genes: Sequence[int] | None = None,
         modality: str = "rna",
         sources: Sequence[str] = ("all",),
-        target_sum: float | None = 1e4,
+        target_sum: float | None = TARGET_SUM,
         loss: Any = "nt_xent",
         temperature: float = 0.5,
         negatives: str = "all",
@@ -130,6 +135,13 @@ class ContrastiveModel(BatchModel):
     def _check_arguments(self) -> None:
         if not self.vocabulary or not self.sources:
             raise InputError("A model needs at least one gene and one source.")
+        if self.target_sum is not None and not (
+            isinstance(self.target_sum, Real) and 0 < self.target_sum < np.inf
+        ):
+            raise InputError(
+                f"target_sum must be a positive number, or None for values that are normalised "
+                f"already, not {self.target_sum!r}."
+            )
         if not self.temperature > 0:
             raise InputError(f"temperature must be positive, not {self.temperature}.")
         if self.negatives not in NEGATIVES:
@@ -248,7 +260,8 @@ class ContrastiveModel(BatchModel):
 
         Returns:
             The model, with the records' vocabulary and sources, which normalises counts and
-            passes on what is normalised already.
+            passes on what is normalised already. Counts are scaled to the records' typical total
+            where that is below 10,000, unless ``target_sum`` is a number.
         """
         modality = kwargs.pop("modality", None)
         if modality is None:
@@ -260,7 +273,7 @@ class ContrastiveModel(BatchModel):
             genes=genes,
             sources=records.sources,
             modality=modality,
-            target_sum=target_sum_of(records, modality),
+            target_sum=target_sum_of(records, modality, kwargs.pop("target_sum", None)),
             **kwargs,
         )
         mean = records.gene_stats_of(modality).mean
@@ -468,9 +481,25 @@ class ContrastiveModel(BatchModel):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
         stamps = ("concerto_tf", "saved_format")
-        return cls(**{key: value for key, value in config.items() if key not in stamps})
+        known = {key: value for key, value in config.items() if key not in stamps}
+        return cls(**{**cls.FORMER, **known})
 
 
-def target_sum_of(records: Records, modality: str) -> float | None:
-    """Total to which a modality of records is scaled before log1p; None if it is not to be."""
-    return 1e4 if records.manifest.modalities[modality].units == "counts" else None
+def target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
+    """Total to which a modality of records is scaled before log1p; None if it is not to be.
+
+    RNA is scaled to what a cell of these records has: scaled to more, log1p would set a single
+    count far above none, which in cells of few counts is noise.
+
+    Args:
+        records: Finished records.
+        modality: One of theirs.
+        wanted: The total that is asked for; None for what suits.
+    """
+    if records.manifest.modalities[modality].units != "counts":
+        return None
+    if wanted is not None:
+        return wanted
+    if modality != "rna":
+        return TARGET_SUM
+    return min(TARGET_SUM, max(1.0, float(round(records.typical_total))))

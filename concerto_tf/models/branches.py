@@ -20,6 +20,7 @@ from concerto_tf.layers import (
 )
 from concerto_tf.layers.source_normalization import pool_moments
 from concerto_tf.models.batches import Batch, Cells
+from concerto_tf.models.mlp import wide_start
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Branch:
         branch_dense: The student's own dense layer, before modalities are summed.
         scale: Weight [n_inputs] that the teacher's values are multiplied with, or None.
         clip: Largest absolute value after scaling, or None.
+        input_gain: What the student's normalised input is multiplied with.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Branch:
     branch_dense: Any = None
     scale: Any = None
     clip: float | None = None
+    input_gain: float = 1.0
 
     def scaled(self, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """Values [B, K] as the teacher sees them."""
@@ -85,6 +88,16 @@ class Branch:
         x = self.spread(cells, training)
         x = self.student_norm(x, source=source, training=training, measured=measured)
         return x if self.clip is None else tf.clip_by_value(x, -self.clip, self.clip)
+
+    def student_input(
+        self,
+        cells: Cells,
+        source: tf.Tensor,
+        training: bool = False,
+        measured: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """What the student's first dense layer takes in [B, n_inputs]."""
+        return self.standardized(cells, source, training, measured) * self.input_gain
 
     def attended(
         self, cells: Cells, training: bool = False, measured: tf.Tensor | None = None
@@ -142,6 +155,7 @@ def build_branch(
     clip: float | None,
     normalize: LogNormalize | None,
     several: bool,
+    scale_inputs: bool,
     seed: Callable[[], int],
 ) -> Branch:
     """Creates the layers of one modality, not yet built.
@@ -159,6 +173,7 @@ def build_branch(
         clip: See `Branch`.
         normalize: See `Branch`.
         several: Whether the model has several modalities.
+        scale_inputs: Whether the student's input is divided by the root of its width.
         seed: Gives the next seed.
     """
     glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
@@ -183,6 +198,7 @@ def build_branch(
             n_sources, epsilon=input_epsilon, name=f"{prefix}student_norm"
         ),
         clip=clip,
+        input_gain=n_inputs**-0.5 if scale_inputs else 1.0,
     )
     if several:
         branch.branch_norm = SourceBatchNormalization(
@@ -191,7 +207,7 @@ def build_branch(
         branch.branch_dense = keras.layers.Dense(
             hidden_units,
             use_bias=False,
-            kernel_initializer=glorot(seed=seed()),
+            kernel_initializer=wide_start(branch.input_gain, seed()),
             name=f"{prefix}branch_dense",
         )
     return branch

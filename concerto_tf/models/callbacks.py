@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -112,6 +113,11 @@ class Checkpoint(keras.callbacks.Callback):
             *(variables() if callable(variables) else variables),
         ]
 
+    def _digest(self) -> str:
+        """What tells the model's settings apart, defaults of other versions among them."""
+        config = {**self.model.get_config(), "name": None}
+        return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self._path.exists():
             return
@@ -120,6 +126,11 @@ class Checkpoint(keras.callbacks.Callback):
             if int(saved["count"]) != len(variables):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another model or optimizer; remove it"
+                )
+            if "model" not in saved or str(saved["model"]) != self._digest():
+                raise InputError(
+                    f"{self._path}: the checkpoint is of a model with other settings, or by "
+                    "another version; continue as it began, or remove it"
                 )
             if "steps" not in saved or int(saved["steps"]) != self._steps:
                 raise InputError(
@@ -145,7 +156,7 @@ class Checkpoint(keras.callbacks.Callback):
             state = {"wait": stopping.wait, "best": best}
         counts = {
             "rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training,
-            "steps": self._steps,
+            "steps": self._steps, "model": self._digest(),
         }  # fmt: skip
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)

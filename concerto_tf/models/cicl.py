@@ -21,12 +21,10 @@ from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.start import principal_components
+from concerto_tf.models.start import REMAINDER, principal_components
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
-#: What is left of the random start beside the components.
-_REMAINDER = 0.1
 
 
 @serializable
@@ -65,8 +63,8 @@ class CICL(DenseModel):
         cluster_weight: Weight lambda of the cluster-aware loss.
         landmarks: Number of cells that are kept.
         temperature: Temperature of both losses.
-        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, and those of
-            `ContrastiveModel`.
+        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, component_power,
+            and those of `ContrastiveModel`.
 
     Example:
 
@@ -106,6 +104,7 @@ class CICL(DenseModel):
         "input_epsilon": 1e-3,
         "value_clip": None,
         "components": 0,
+        "target_sum": 1e4,
         "negatives": "all",
     }}
 
@@ -115,7 +114,8 @@ class CICL(DenseModel):
     default_learning_rate = 3e-4
 
     #: Made here, and so no arguments of this class.
-    _MADE = frozenset({"augmentation", "augment_first", "backbone", "head"})
+    _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
+    FORMER = {"component_power": 0.0}
 
     def __init__(
         self,
@@ -264,11 +264,11 @@ class CICL(DenseModel):
         if self.width is None or not self.components:
             return
         loadings, variance = principal_components(
-            x, min(self.components, self.width), self.seed
+            x, min(self.components, self.width), self.seed, self.component_power
         )
         k = len(variance)
         if k and variance.mean() > 0:
-            kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * _REMAINDER
+            kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * REMAINDER
             kernel[:, :k] = loadings / np.sqrt(variance.mean())
             self.backbone.projection.assign(kernel)
 

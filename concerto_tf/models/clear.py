@@ -84,7 +84,9 @@ class CLEAR(DenseModel):
         "backbone": (1024, 128),
         "head": None,
         "standardize": False,
+        "scale_inputs": False,
         "components": 0,
+        "target_sum": 1e4,
         "temperature": 0.2,
     }
     PRESETS = {"paper": _PAPER, "paper-lr1": _PAPER}

@@ -13,6 +13,7 @@ from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalizatio
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities
+from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_start
 from concerto_tf.models.weights import keep_together
@@ -60,7 +61,12 @@ class Concerto(ContrastiveModel):
             deviation. Large values keep quiet genes quiet.
         scale_genes: Whether the teacher's values are divided by the genes' standard deviations
             too (`set_gene_variance`).
+        scale_inputs: Whether the student's normalised input is divided by the root of the number
+            of genes. The weights it meets are larger by that, so that Adam, whose steps are as
+            large for any weight, changes them in proportion whatever the number of genes.
         components: Principal components that `initialize` starts from; 0 keeps the random start.
+        component_power: Power of its standard deviation that each component is weighed by at the
+            start; 0 takes them as they are.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
@@ -98,13 +104,20 @@ class Concerto(ContrastiveModel):
         "value_clip": None,
         "input_epsilon": 1e-3,
         "scale_genes": False,
+        "scale_inputs": False,
         "modality_dropout": 0.0,
         "components": 0,
         "readout": "teacher",
         "readout_activation": "relu",
         "temperature": 0.1,
         "negatives": "all",
+        "target_sum": 1e4,
     }}
+
+    TRAINING = {"paper": {"learning_rate": 1e-3}}
+    #: Small: the start is close to what training ends at.
+    default_learning_rate = 3e-4
+    FORMER = {"scale_inputs": False, "component_power": 0.0}
 
     def __init__(
         self,
@@ -119,9 +132,11 @@ class Concerto(ContrastiveModel):
         mask_rate: float = 0.5,
         dropout: float = 0.0,
         value_clip: float | None = 10.0,
-        input_epsilon: float = 0.1,
+        input_epsilon: float = 0.01,
         scale_genes: bool = True,
-        components: int = 50,
+        scale_inputs: bool = True,
+        components: int = 30,
+        component_power: float = 0.5,
         readout: str = "student",
         readout_activation: str | None = None,
         **kwargs: Any,
@@ -144,7 +159,9 @@ class Concerto(ContrastiveModel):
         self.value_clip = value_clip
         self.input_epsilon = float(input_epsilon)
         self.scale_genes = bool(scale_genes)
+        self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
+        self.component_power = float(component_power)
         self.readout = readout
         self.readout_activation = readout_activation
         self._build_layers()
@@ -158,12 +175,12 @@ class Concerto(ContrastiveModel):
                 prefix, name, n_inputs, n_sources=sources, units=self.units,
                 attention_units=self.attention_units, hidden_units=self.hidden_units,
                 mask_rate=self.mask_rate, input_epsilon=self.input_epsilon, clip=self.value_clip,
-                normalize=normalize, several=bool(self.modalities), seed=rng,
+                normalize=normalize, several=bool(self.modalities),
+                scale_inputs=self.scale_inputs, seed=rng,
             )  # fmt: skip
 
-        def dense(name: str, width: int) -> keras.layers.Layer:
-            initializer = keras.initializers.GlorotUniform(seed=rng())
-            return keras.layers.Dense(width, kernel_initializer=initializer, name=name)
+        def dense(name: str, width: int, gain: float = 1.0) -> keras.layers.Layer:
+            return keras.layers.Dense(width, kernel_initializer=wide_start(gain, rng()), name=name)
 
         main = branch("", self.modality, self.n_inputs, None)
         self.attention, self.student_norm = main.attention, main.student_norm
@@ -172,7 +189,9 @@ class Concerto(ContrastiveModel):
         self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
         self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
         self.teacher_dense = dense("teacher_dense", self.hidden_units)
-        self.student_dense = dense("student_dense", self.hidden_units)
+        # Of several modalities each is scaled in its own branch.
+        gain = 1.0 if self.modalities else main.input_gain
+        self.student_dense = dense("student_dense", self.hidden_units, gain)
         self.teacher_head = self.student_head = None
         if self.head_units is not None:
             self.teacher_head = dense("teacher_head", self.head_units)
@@ -436,7 +455,7 @@ class Concerto(ContrastiveModel):
     ) -> tf.Tensor:
         if not self.modalities:
             [branch], [own] = self.branches, cells
-            cell = branch.standardized(own, source, training, self._measured(batch, branch))
+            cell = branch.student_input(own, source, training, self._measured(batch, branch))
         else:
             parts = []
             shown_of = self._shown(batch, self.student_hide, training)
@@ -444,7 +463,7 @@ class Concerto(ContrastiveModel):
                 if own is not None:
                     own_source = tf.where(shown, source, -1)
                     measured = self._measured(batch, branch)
-                    part = branch.standardized(own, own_source, training, measured)
+                    part = branch.student_input(own, own_source, training, measured)
                     part = branch.branch_dense(part)
                     parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
             cell = self.joint_norm(tf.add_n(parts), source=source, training=training)
@@ -464,7 +483,9 @@ class Concerto(ContrastiveModel):
             "value_clip": self.value_clip,
             "input_epsilon": self.input_epsilon,
             "scale_genes": self.scale_genes,
+            "scale_inputs": self.scale_inputs,
             "components": self.components,
+            "component_power": self.component_power,
             "readout": self.readout,
             "readout_activation": self.readout_activation,
         }

@@ -59,7 +59,9 @@ class ContrastiveSC(DenseModel):
         "input_epsilon": 1e-3,
         "value_clip": None,
         "augment_first": False,
+        "scale_inputs": False,
         "components": 0,
+        "target_sum": 1e4,
         "temperature": 0.07,
     }}
     TRAINING = {"paper": {"epochs": 100, "batch_size": 300, "genes": "hvg:1500"}}

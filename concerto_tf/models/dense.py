@@ -45,8 +45,11 @@ class DenseModel(ContrastiveModel):
             quiet genes quiet.
         value_clip: Largest absolute value after standardising; ``None`` for no limit.
         augment_first: Whether values are augmented before they are standardised, or after.
+        scale_inputs: Whether an `MLP` divides its inputs by the root of their number: see there.
         components: Principal components that `initialize` starts an `MLP` from; 0 keeps its
             random start, as any other encoder does.
+        component_power: Power of its standard deviation that each component is weighed by at the
+            start; 0 takes them as they are.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
@@ -83,6 +86,7 @@ class DenseModel(ContrastiveModel):
 
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
+    FORMER = {"scale_inputs": False, "component_power": 0.0}
 
     def __init__(
         self,
@@ -92,10 +96,12 @@ class DenseModel(ContrastiveModel):
         backbone: LayerLike = (128,),
         head: LayerLike = 128,
         standardize: bool = True,
-        input_epsilon: float = 0.1,
+        input_epsilon: float = 0.01,
         value_clip: float | None = 10.0,
         augment_first: bool = True,
-        components: int = 50,
+        scale_inputs: bool = True,
+        components: int = 30,
+        component_power: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
@@ -107,7 +113,9 @@ class DenseModel(ContrastiveModel):
         self.input_epsilon = float(input_epsilon)
         self.value_clip = None if value_clip is None else float(value_clip)
         self.augment_first = bool(augment_first)
+        self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
+        self.component_power = float(component_power)
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
@@ -119,7 +127,7 @@ class DenseModel(ContrastiveModel):
         self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
             self._plain["backbone"] = [int(width) for width in backbone]
-            backbone = MLP(backbone, seed=self._seeds(), name="backbone")
+            backbone = MLP(backbone, self._seeds(), self.scale_inputs, name="backbone")
         self.backbone = _layer(backbone)
         if isinstance(head, Integral):
             head = self._plain["head"] = int(head)
@@ -268,8 +276,10 @@ class DenseModel(ContrastiveModel):
         """
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
             principal_mlp(
-                self.backbone.kernels, x, self.components, self.seed, paired=self.head is not None
-            )
+                self.backbone.kernels, x, self.components, self.seed,
+                paired=self.head is not None, power=self.component_power,
+                gain=self.backbone.gain,
+            )  # fmt: skip
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics."""
@@ -288,7 +298,9 @@ class DenseModel(ContrastiveModel):
             "input_epsilon": self.input_epsilon,
             "value_clip": self.value_clip,
             "augment_first": self.augment_first,
+            "scale_inputs": self.scale_inputs,
             "components": self.components,
+            "component_power": self.component_power,
         }
         return {key: value for key, value in config.items() if key not in self._MADE}
 

@@ -12,8 +12,10 @@ from concerto_tf.models.clear import CLEAR
 from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
 
+#: Raised when what is made of the same arguments changes: the start, the scale of counts.
+DEFAULTS = 2
 #: Genes that a model looks at where nothing is said.
-DEFAULT_GENES = "hvg:4000"
+DEFAULT_GENES = "hvg:5000"
 METHODS: dict[str, type[ContrastiveModel]] = {
     "concerto": Concerto,
     "clear": CLEAR,
@@ -46,6 +48,6 @@ def configuration(method: str, preset: str | None = None) -> str:
     config = cls(["a", "b"], name=method, **options).get_config()
     whole = [
         __version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or ""),
-        DEFAULT_GENES,
+        DEFAULT_GENES, DEFAULTS,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]

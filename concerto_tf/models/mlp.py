@@ -12,6 +12,13 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.seeds import Seeds
 
 
+def wide_start(gain: float, seed: int) -> Any:
+    """Glorot's start of a dense layer whose inputs are multiplied with a gain."""
+    return keras.initializers.VarianceScaling(
+        gain**-2, mode="fan_avg", distribution="uniform", seed=seed
+    )
+
+
 @serializable
 class MLP(keras.layers.Layer):
     """Dense layers with a ReLU between them; the last is linear.
@@ -19,6 +26,8 @@ class MLP(keras.layers.Layer):
     Args:
         widths: Width of each layer.
         seed: Seed of the initial weights.
+        scale_inputs: Whether the inputs are divided by the root of their number, and the first
+            weights larger by that, so that Adam changes these in proportion for any width.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
@@ -35,12 +44,16 @@ class MLP(keras.layers.Layer):
     TensorShape([2, 4])
     """
 
-    def __init__(self, widths: Sequence[int], seed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, widths: Sequence[int], seed: int = 0, scale_inputs: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if not widths or min(widths) < 1:
             raise InputError(f"the widths of an encoder must be positive, not {list(widths)}")
         self.widths = tuple(int(width) for width in widths)
         self.seed = int(seed)
+        self.scale_inputs = bool(scale_inputs)
+        self.gain = 1.0
         seeds = Seeds(self.seed)
         self.steps = [
             keras.layers.Dense(
@@ -54,6 +67,10 @@ class MLP(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         width = tuple(input_shape)[-1]
+        if self.scale_inputs:
+            self.gain = width**-0.5
+            first = self.steps[0]
+            first.kernel_initializer = wide_start(self.gain, first.kernel_initializer.seed)
         for step in self.steps:
             step.build((None, width))
             width = step.units
@@ -65,7 +82,7 @@ class MLP(keras.layers.Layer):
         return [step.kernel for step in self.steps]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        x = self.steps[0](inputs)
+        x = self.steps[0](inputs * self.gain)
         for step in self.steps[1:]:
             x = step(tf.nn.relu(x))
         return x
@@ -74,4 +91,5 @@ class MLP(keras.layers.Layer):
         return (*tuple(input_shape)[:-1], self.widths[-1])
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "widths": list(self.widths), "seed": self.seed}
+        own = {"widths": list(self.widths), "seed": self.seed, "scale_inputs": self.scale_inputs}
+        return {**super().get_config(), **own}

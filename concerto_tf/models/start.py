@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from concerto_tf.models.concerto import Concerto
 
 #: What is left of the random start beside the components.
-_REMAINDER = 0.1
+REMAINDER = 0.02
 
 
 def standardize_by_source(
@@ -72,7 +72,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         return
     typical = np.sqrt(variance.mean())
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
-    teacher = model.teacher_dense.kernel.numpy() * _REMAINDER
+    teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
     model.teacher_dense.kernel.assign(teacher)
 
@@ -82,23 +82,23 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         first = place.stop
         embeddings = branch.attention.embeddings.numpy()
         embeddings[:, place] = loadings * np.sqrt(len(embeddings))
-        embeddings[:, k:] *= _REMAINDER
+        embeddings[:, k:] *= REMAINDER
         if len(found) > 1:
             embeddings[:, : place.start] *= 0
             embeddings[:, place.stop : k] *= 0
-            kernel = branch.branch_dense.kernel.numpy() * _REMAINDER
+            kernel = branch.branch_dense.kernel.numpy() * REMAINDER
             kernel[:, :k] = 0
-            kernel[:, place] = loadings
+            kernel[:, place] = loadings / branch.input_gain
             branch.branch_dense.kernel.assign(kernel)
         branch.attention.embeddings.assign(embeddings)
 
-    student = model.student_dense.kernel.numpy() * _REMAINDER
+    student = model.student_dense.kernel.numpy() * REMAINDER
     if len(found) > 1:  # the components were made in the branches, and normalised since
         student[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
         model.joint_norm.gamma.assign(_gamma(model.joint_norm, variance, typical))
     else:
-        loadings = found[0][0]
-        student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1) / typical
+        loadings = found[0][0] / (typical * model.branches[0].input_gain)
+        student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1)
     model.student_dense.kernel.assign(student)
 
 
@@ -106,7 +106,7 @@ def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
     """Scales that give components their standard deviations, and what else there is little."""
     gamma = norm.gamma.numpy()
     gamma[: len(variance)] = np.sqrt(variance) / typical
-    gamma[len(variance) :] = _REMAINDER / 2
+    gamma[len(variance) :] = REMAINDER / 2
     return gamma
 
 
@@ -124,22 +124,46 @@ def _components(
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)
-    return principal_components(y, most, model.seed)
+    return principal_components(y, most, model.seed, model.component_power)
 
 
-def principal_components(x: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Loadings [features, k] and variances [k] of at most so many components of x [n, features]."""
+def principal_components(
+    x: np.ndarray, most: int, seed: int, power: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components, each weighed by a power of its standard deviation.
+
+    What varies little is mostly noise; the weights say so to whatever looks at distances.
+
+    Args:
+        x: Values [n, features].
+        most: Largest number of components.
+        seed: Seed of the randomised PCA.
+        power: The power; the first component keeps its scale.
+
+    Returns:
+        Loadings [features, k] and variances [k] of the weighed components.
+    """
     from sklearn.decomposition import PCA
 
     k = min(most, len(x) - 1, x.shape[1] - 1)
     if k < 1:
         return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
     pca = PCA(k, svd_solver="randomized", random_state=seed).fit(x)
-    return pca.components_.T.astype(np.float32), pca.explained_variance_.astype(np.float32)
+    loadings, variance = pca.components_.T, pca.explained_variance_
+    if variance[0] > 0:
+        weight = (variance / variance[0]) ** (power / 2)
+        loadings, variance = loadings * weight, variance * weight**2
+    return loadings.astype(np.float32), variance.astype(np.float32)
 
 
 def principal_mlp(
-    kernels: Sequence[Any], x: np.ndarray, components: int, seed: int, paired: bool
+    kernels: Sequence[Any],
+    x: np.ndarray,
+    components: int,
+    seed: int,
+    paired: bool,
+    power: float = 0.0,
+    gain: float = 1.0,
 ) -> None:
     """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
 
@@ -154,16 +178,18 @@ def principal_mlp(
         seed: Seed of the randomised PCA.
         paired: Whether the last layer gives negatives too, as a ReLU behind it needs them;
             otherwise its first columns are the components.
+        power: Of the standard deviations that the components are weighed by.
+        gain: What the first layer multiplies its inputs with.
     """
     widths = [int(kernel.shape[1]) for kernel in kernels]
     room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
-    loadings, variance = principal_components(x, min(components, *room), seed)
+    loadings, variance = principal_components(x, min(components, *room), seed, power)
     k = len(variance)
     if not k or not variance.mean() > 0:
         return
-    part = loadings / np.sqrt(variance.mean())
+    part = loadings / np.sqrt(variance.mean()) / gain
     for i, kernel in enumerate(kernels):
-        weights = np.array(kernel) * _REMAINDER
+        weights = np.array(kernel) * REMAINDER
         last = i == len(kernels) - 1
         columns = part if last and not paired else np.concatenate([part, -part], axis=1)
         weights[:, : columns.shape[1]] = 0

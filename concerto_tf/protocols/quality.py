@@ -34,7 +34,7 @@ from concerto_tf.protocols.lines import append_line, read_lines
 from concerto_tf.protocols.quality_cells import LABEL, SOURCE, DataSet
 from concerto_tf.protocols.report import plain
 from concerto_tf.records import convert
-from concerto_tf.tasks.train import _arguments_of
+from concerto_tf.tasks.train import arguments_of
 
 _log = logging.getLogger("concerto_tf")
 #: What a configuration may set of `train`; all else is an option of the model.
@@ -150,7 +150,7 @@ def _check(made: Variant, options: dict[str, Any]) -> None:
         return
     check_training({}, chosen=[made])
     cls, preset = METHODS[made.method], made.training.get("preset")
-    for name in sorted(set(options) - _arguments_of(cls)):
+    for name in sorted(set(options) - arguments_of(cls)):
         raise InputError(f"{made.method} has no option {name!r}; see {cls.__name__}")
     cls(["a", "b"], name=made.method, **{**(cls.PRESETS[preset] if preset else {}), **options})
 

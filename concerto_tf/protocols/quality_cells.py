@@ -35,8 +35,9 @@ SIMULATED: Mapping[str, SplatParams] = MappingProxyType({
         batch_sizes=(2, 1, 1), batch_loc=0.1, batch_scale=0.15, seed=3,
     ),
     "rare": SplatParams.droplet(
-        n_cells=3600, n_genes=8000, group_sizes=(1000, 800, 600, 400, 180, 60), de_prob=0.17,
-        de_scale=0.5, seed=4,
+        n_cells=3600, n_genes=8000, group_sizes=(1000, 800, 600, 400, 180, 60),
+        de_prob=(0.17, 0.17, 0.17, 0.17, 0.17, 0.3), de_scale=(0.5, 0.5, 0.5, 0.5, 0.5, 0.8),
+        seed=4,
     ),
     "trajectory": SplatParams.droplet(
         n_cells=2500, n_genes=8000, group_sizes=(1,) * 5, de_prob=0.25, de_scale=0.5, paths=True,

@@ -72,8 +72,8 @@ class Manifest:
         package_version: Version of concerto_tf that wrote the records.
         n_cells: Number of cells over all shards.
         modalities: "rna" and any further ones.
-        normalisation: What makes counts comparable: {"target_sum": 10000, "log1p": true} for
-            counts, empty for values that are normalised already.
+        normalisation: The scale of the gene statistics: {"target_sum": 10000, "log1p": true} for
+            counts, empty for values that are normalised already. A model has its own.
         sources: Name of each source code.
         labels: Label key to the name of each code.
         inputs: What was converted, in order: {"name", "n_cells"}.

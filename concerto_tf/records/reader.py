@@ -146,6 +146,28 @@ class Records:
             variance=np.array(table["variance"], np.float64),
         )
 
+    @cached_property
+    def typical_total(self) -> float:
+        """Median total of the RNA values of a cell, by a sample of the cells.
+
+        A part of the shards is read, which hold a random part of the cells: all where there are
+        few, 4,096 cells or somewhat more of an atlas.
+        """
+        cells = min(4096, self.n_cells)
+        parts = max(1, min(len(self.manifest.shards), self.n_cells // cells))
+        with self.naming_damage():
+            batches = self.dataset(
+                min(256, cells), genes=np.zeros(0, np.int64), modalities=["rna"], pad_last=False,
+                shard_of=(0, parts),
+            )  # fmt: skip
+            totals, n = [np.zeros(0, np.float32)], 0
+            for batch in batches:
+                totals.append(batch["total"].numpy())
+                n += len(totals[-1])
+                if n >= cells:
+                    break
+        return float(np.median(np.concatenate(totals)))
+
     def observed(self, modality: str = "rna") -> np.ndarray:
         """Which genes were measured at all, bool [genes].
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _BATCH_CELLS = 256
 #: Steps of fine-tuning at least, where one pass over the cells is shorter.
 _FINETUNE_STEPS = 60
+#: More than trains a new model, which starts close to where it ends; other cells may be far.
+_LEARNING_RATE = 1e-3
 
 
 def adapt(
@@ -49,7 +51,7 @@ def adapt(
     # The paper's one pass, or on small data the few steps that one pass falls short of.
     epochs = -(-_FINETUNE_STEPS * batch_size // cells)
     schedule = plan_training(cells, epochs, batch_size)
-    adapted.compile("adam")
+    adapted.compile("adam", _LEARNING_RATE)
     adapted.fit(
         _mixed([
             of.dataset(

@@ -195,6 +195,8 @@ def _encoder(
     if not end_to_end:
         return given.with_sources(list(dict.fromkeys([*given.sources, *new])))
     config = {**given.get_config(), "sources": list(dict.fromkeys(new)), "seed": seed}
+    if "scale_inputs" in config:
+        config["scale_inputs"] = False  # small steps suit a start close to the end; this is none
     fresh = type(given).from_config(config)
     fresh.gene_share.assign(given.gene_share)
     fresh.started.assign(1)  # at random

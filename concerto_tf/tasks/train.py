@@ -79,7 +79,7 @@ def train(
             them where it says so (``TRAINING`` of the model's class); ``None`` for what embeds
             best.
         members: Number of networks with seeds of their own that the model joins (`Ensemble`).
-        genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:4000``.
+        genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
         epochs: Passes over the cells; ``None`` follows from their number.
@@ -279,7 +279,7 @@ def _create(
     options: dict[str, Any],
 ) -> ContrastiveModel:
     cls = METHODS[method]
-    unknown = set(options) - _arguments_of(cls)
+    unknown = set(options) - arguments_of(cls)
     if unknown:
         raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
     looks_at = cls.choose_modalities(records, modalities)
@@ -298,7 +298,7 @@ def _create(
     ])
 
 
-def _arguments_of(cls: type[ContrastiveModel]) -> set[str]:
+def arguments_of(cls: type[ContrastiveModel]) -> set[str]:
     """Names of the arguments that a method's model may be given."""
     given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
     of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]

@@ -108,7 +108,8 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
         x = model.standardized_sample(x, source)
         z = model.encode(tf.constant(x)).numpy()
         _, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
-        wanted = x @ v[:6].T / np.sqrt((s[:6] ** 2).mean() / 63)
+        weight = np.sqrt(s[:6] / s[0])  # what varies little counts less
+        wanted = x @ v[:6].T * weight / np.sqrt(((s[:6] * weight) ** 2).mean() / 63)
         pairs = z[:, :12] if head else z[:, :6]
         np.testing.assert_allclose(
             pairs @ pairs.T, (wanted @ wanted.T) * (2 if head else 1), atol=0.1
@@ -117,6 +118,25 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
     before = plain.backbone.kernels[0].numpy()
     plain.initialize([cells])
     np.testing.assert_array_equal(before, plain.backbone.kernels[0].numpy())
+
+
+def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) -> None:
+    cells, found = make_batch(64), []
+    for scaled in (True, False):
+        model = make(backbone=(16, 12), components=4, scale_inputs=scaled)
+        model.initialize([cells])
+        found.append((model.backbone.kernels[0].numpy(), model(cells).numpy()))
+    (kernel, z), (plain, plain_z) = found
+    np.testing.assert_allclose(kernel, plain * np.sqrt(30), rtol=1e-4)
+    np.testing.assert_allclose(z, plain_z, rtol=1e-4, atol=1e-5)
+    # A file of an earlier version does not say; its weights are for inputs as they are.
+    config = model.get_config()
+    assert config.pop("scale_inputs") is False
+    assert config.pop("component_power") == 0.5
+    again = DenseModel.from_config(config)
+    again.set_weights(model.get_weights())
+    np.testing.assert_array_equal(again(cells), plain_z)
+    assert again.component_power == 0
 
 
 def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> None:

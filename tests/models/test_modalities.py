@@ -84,6 +84,7 @@ def test_modalities_are_summed_before_what_they_share(
         s = ((score / score.sum(1, keepdims=True)) * x) @ e * np.sqrt(x.shape[1])
         teacher += normalised(s, source, branch.branch_norm, present) * present[:, None]  # eq. 11
         y = normalised(x, source, branch.student_norm, present)
+        y /= np.sqrt(x.shape[1])
         student += (y @ np.array(branch.branch_dense.kernel)) * present[:, None]  # eq. 10
     teacher = normalised(teacher, source, model.teacher_norm) @ np.array(model.teacher_dense.kernel)
     student = normalised(student, source, model.joint_norm) @ np.array(model.student_dense.kernel)

@@ -217,6 +217,20 @@ def test_obs_in_input_order(cells: anndata.AnnData, tmp_path: Path) -> None:
     assert obs["label/type"][3] is None
 
 
+def test_typical_total_is_the_median(cells: anndata.AnnData, tmp_path: Path) -> None:
+    totals = np.asarray(cells.X.sum(1)).ravel()
+    for shards in (1, 3):
+        records = convert(cells, tmp_path / str(shards), shards=shards)
+        assert records.typical_total == np.median(totals)
+
+
+def test_typical_total_where_shards_are_empty(cells: anndata.AnnData, tmp_path: Path) -> None:
+    few = cells[:12].copy()
+    records = convert(few, tmp_path / "few", shards=4, seed=2)
+    assert 0 in [shard.n_cells for shard in records.manifest.shards]
+    assert records.typical_total == np.median(np.asarray(few.X.sum(1)))
+
+
 def test_gene_stats(cells: anndata.AnnData, records: Records) -> None:
     counts = cells.X.toarray().astype(float)
     scaled = 1e4 * counts / counts.sum(1, keepdims=True)

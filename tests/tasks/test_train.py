@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ SMALL = {
     "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 3,
 }  # fmt: skip
 #: 60 cells in batches of 25: what a round leaves over differs from round to round.
-OPTIONS: dict[str, Any] = {"batch_size": 25, "epochs": 6, "options": SMALL, "genes": "all"}
+OPTIONS: dict[str, Any] = {
+    "batch_size": 25, "epochs": 6, "options": SMALL, "genes": "all", "learning_rate": 1e-2,
+}  # fmt: skip
 
 
 def make_cells(n: int = 60, seed: int = 0, sources: tuple[str, ...] = ("a", "b")) -> AnnData:
@@ -151,6 +154,19 @@ def test_another_seed_is_another_model(
     for layer in ("attention", "student_dense", "teacher_dense", "student_head", "teacher_head"):
         for x, y in zip(getattr(a, layer).weights, getattr(b, layer).weights, strict=True):
             assert not np.array_equal(np.array(x), np.array(y)), layer
+
+
+def test_counts_are_scaled_to_what_the_cells_have(records: Records, tmp_path: Path) -> None:
+    create = partial(Concerto.from_records, records)
+    assert create().target_sum == round(records.typical_total) < 100
+    assert create(target_sum=500.0).target_sum == 500
+    assert create(**Concerto.PRESETS["paper"]).target_sum == 1e4
+    for wrong in (0, -1.0, "x"):
+        with pytest.raises(InputError, match="target_sum must be a positive number"):
+            create(target_sum=wrong)
+    deep = make_cells()
+    deep.X = deep.X * 5000
+    assert Concerto.from_records(convert(deep, tmp_path / "deep")).target_sum == 1e4
 
 
 # --- stopping and going on ----------------------------------------------------------------------
@@ -287,6 +303,13 @@ def test_patience_goes_on_where_it_was(records: Records, tmp_path: Path) -> None
     resumed.set_model(model)
     resumed.on_train_begin()
     assert (again.wait, again.best) == (7, 0.25)
+    # What another version would make of the same arguments is another model.
+    other = Concerto.from_records(records, **SMALL, target_sum=1e4)
+    other.compile("adam", jit_compile=False)
+    strange = Checkpoint(tmp_path / "state")
+    strange.set_model(other)
+    with pytest.raises(InputError, match="with other settings, or by another version"):
+        strange.on_train_begin()
 
 
 def test_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
