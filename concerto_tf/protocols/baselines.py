@@ -188,7 +188,7 @@ def scvi(
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             raise InputError(f"scVI failed: {last}; leave scvi out of the methods")
         _log.info("scVI: %s s without imports", done.stdout.split()[-1])
-        return np.load(out)
+        return np.load(out, allow_pickle=False)
 
 
 def check_installed(methods: Iterable[str]) -> None:

@@ -425,7 +425,7 @@ def test_too_little_to_learn_from_is_refused(
 
 def test_a_loss_that_is_no_number_ends_the_training(records: Records, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="smaller --learning-rate"):
-        train(records, tmp_path / "model", learning_rate=1e30, **OPTIONS)
+        train(records, tmp_path / "model", **{**OPTIONS, "learning_rate": 1e30})
     assert not (tmp_path / "model" / "model.keras").exists()
 
 
