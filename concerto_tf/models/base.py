@@ -32,6 +32,7 @@ from concerto_tf.models.batches import (
 )
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
+from concerto_tf.records.writer import TARGET_SUM
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 SAVED_FORMAT = 1
 
 NEGATIVES = ("all", "source")
-#: Total to which counts are scaled where nothing speaks for less.
-TARGET_SUM = 1e4
 #: Largest share of a cell's counts that genes which were not measured may stand for.
 _MOST_MISSING = 0.99
 
@@ -101,7 +100,7 @@ class ContrastiveModel(BatchModel):
         genes: Sequence[int] | None = None,
         modality: str = "rna",
         sources: Sequence[str] = ("all",),
-        target_sum: float | None = TARGET_SUM,
+        target_sum: float | None = float(TARGET_SUM),
         loss: Any = "nt_xent",
         temperature: float = 0.5,
         negatives: str = "all",
@@ -501,5 +500,5 @@ def target_sum_of(records: Records, modality: str, wanted: float | None = None) 
     if wanted is not None:
         return wanted
     if modality != "rna":
-        return TARGET_SUM
-    return min(TARGET_SUM, max(1.0, float(round(records.typical_total))))
+        return float(TARGET_SUM)
+    return min(float(TARGET_SUM), max(1.0, float(round(records.typical_total))))

@@ -39,7 +39,7 @@ class Branch:
         branch_dense: The student's own dense layer, before modalities are summed.
         scale: Weight [n_inputs] that the teacher's values are multiplied with, or None.
         clip: Largest absolute value after scaling, or None.
-        input_gain: What the student's normalised input is multiplied with.
+        input_gain: What the student's first dense layer has `standardized` multiplied with.
     """
 
     name: str
@@ -88,16 +88,6 @@ class Branch:
         x = self.spread(cells, training)
         x = self.student_norm(x, source=source, training=training, measured=measured)
         return x if self.clip is None else tf.clip_by_value(x, -self.clip, self.clip)
-
-    def student_input(
-        self,
-        cells: Cells,
-        source: tf.Tensor,
-        training: bool = False,
-        measured: tf.Tensor | None = None,
-    ) -> tf.Tensor:
-        """What the student's first dense layer takes in [B, n_inputs]."""
-        return self.standardized(cells, source, training, measured) * self.input_gain
 
     def attended(
         self, cells: Cells, training: bool = False, measured: tf.Tensor | None = None

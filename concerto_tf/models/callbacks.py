@@ -116,7 +116,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _digest(self) -> str:
         """What tells the model's settings apart, defaults of other versions among them."""
         config = {**self.model.get_config(), "name": None}
-        return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self._path.exists():

@@ -455,7 +455,8 @@ class Concerto(ContrastiveModel):
     ) -> tf.Tensor:
         if not self.modalities:
             [branch], [own] = self.branches, cells
-            cell = branch.student_input(own, source, training, self._measured(batch, branch))
+            cell = branch.standardized(own, source, training, self._measured(batch, branch))
+            cell *= branch.input_gain
         else:
             parts = []
             shown_of = self._shown(batch, self.student_hide, training)
@@ -463,8 +464,8 @@ class Concerto(ContrastiveModel):
                 if own is not None:
                     own_source = tf.where(shown, source, -1)
                     measured = self._measured(batch, branch)
-                    part = branch.student_input(own, own_source, training, measured)
-                    part = branch.branch_dense(part)
+                    part = branch.standardized(own, own_source, training, measured)
+                    part = branch.branch_dense(part * branch.input_gain)
                     parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
             cell = self.joint_norm(tf.add_n(parts), source=source, training=training)
         return self.student_dense(self.student_dropout(cell, training=training))

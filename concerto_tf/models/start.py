@@ -162,8 +162,8 @@ def principal_mlp(
     components: int,
     seed: int,
     paired: bool,
-    power: float = 0.0,
-    gain: float = 1.0,
+    power: float,
+    gain: float,
 ) -> None:
     """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
 
