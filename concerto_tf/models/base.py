@@ -406,8 +406,8 @@ class ContrastiveModel(BatchModel):
     def calibrate(self, data: Iterable[Batch]) -> None:
         """Sets the sources' statistics from cells, those of a query for example.
 
-        The layers look at the cells as they do in training, with a part of the genes hidden, and
-        keep what they find; weights do not change.
+        The layers look at the cells as they do in training, where genes may be hidden before them,
+        and keep what they find; weights do not change.
 
         Args:
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among

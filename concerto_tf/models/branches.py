@@ -33,7 +33,7 @@ class Branch:
         normalize: Normalises its values; None where the model does so itself.
         attention: Of the teacher.
         teacher_mask: Hides features from the teacher.
-        student_mask: Hides features from the student.
+        student_mask: Hides features from the student, behind their normalisation.
         student_norm: Normalises the student's input.
         branch_norm: Normalises what the attention gives, before modalities are summed.
         branch_dense: The student's own dense layer, before modalities are summed.
@@ -70,11 +70,9 @@ class Branch:
         mean = self.scaled(tf.range(self.n_inputs), mean)
         return tf.where(measured, tf.zeros_like(mean), mean)
 
-    def spread(self, cells: Cells, training: bool = False) -> tf.Tensor:
-        """Values over all features [B, n_inputs], as the student sees them."""
+    def spread(self, cells: Cells) -> tf.Tensor:
+        """Values over all features [B, n_inputs]."""
         genes, values, rows = cells
-        # Hiding nonzeros before spreading them is hiding genes: a hidden zero is a zero.
-        values = self.student_mask(values, training=training)
         return scatter_to_dense(genes, values, self.n_inputs, rows)
 
     def standardized(
@@ -85,9 +83,13 @@ class Branch:
         measured: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The student's input [B, n_inputs], normalised by source."""
-        x = self.spread(cells, training)
+        x = self.spread(cells)
         x = self.student_norm(x, source=source, training=training, measured=measured)
-        return x if self.clip is None else tf.clip_by_value(x, -self.clip, self.clip)
+        if self.clip is not None:
+            x = tf.clip_by_value(x, -self.clip, self.clip)
+        # Behind the statistics, which so are those of the whole cells that are embedded later: a
+        # gene of deeply sequenced cells would vary by being hidden more than by anything else.
+        return self.student_mask(x, training=training)
 
     def attended(
         self, cells: Cells, training: bool = False, measured: tf.Tensor | None = None
@@ -183,7 +185,7 @@ def build_branch(
         normalize,
         attention,
         RandomMask(mask_rate, seed=seed(), name=f"{prefix}teacher_mask"),
-        RandomMask(mask_rate, seed=seed(), name=f"{prefix}student_mask"),
+        RandomMask(mask_rate, seed=seed(), exact=True, name=f"{prefix}student_mask"),
         SourceBatchNormalization(
             n_sources, epsilon=input_epsilon, name=f"{prefix}student_norm"
         ),

@@ -26,6 +26,7 @@ from concerto_tf.models.reference_files import (
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.records import Records
 from concerto_tf.records.manifest import FILE_NAME as MANIFEST
+from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.tasks.cells import as_records, is_records
 from concerto_tf.tasks.embed import Progress, embed_records
 
@@ -36,7 +37,6 @@ _log = logging.getLogger("concerto_tf")
 _BATCH_CELLS = 1024
 #: Features up to which the values of a modality are kept dense.
 _DENSE_FEATURES = 1000
-_TARGET_SUM = 1e4
 
 
 def model_folder(model: Any) -> Path | None:
@@ -228,7 +228,7 @@ def read_values(records: Records, modality: str) -> Values:
             values = batch[f"{modality}/values"].numpy()[row >= 0]
             if counts:
                 total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
-                values = np.log1p(values * (_TARGET_SUM / total))
+                values = np.log1p(values * (TARGET_SUM / total))
             cell = np.repeat(np.arange(len(values)), values.shape[1])
             part = sp.csr_matrix(
                 (values.ravel(), (cell, genes.ravel())), (len(values), info.n_genes), np.float32

@@ -15,6 +15,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.cells import Input
 from concerto_tf.records.units import COUNTS, detect_units
+from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.tasks.result import check_target, write_result
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ GENE_SETS: dict[str, tuple[str, ...]] = {
     "exhaustion": ("PDCD1", "TIGIT", "LAG3", "HAVCR2", "CTLA4"),
 }
 PREFIX = "concerto_score_"
-_TARGET_SUM = 1e4
 _CHUNK_CELLS = 8_192
 _SAMPLE_CELLS = 256
 
@@ -234,7 +234,7 @@ def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
         part = chunk[:, genes].astype(np.float64)
         if counts:
             total = np.asarray(chunk.sum(axis=1, dtype=np.float64)).ravel()
-            factor = np.divide(_TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)
+            factor = np.divide(TARGET_SUM, total, out=np.zeros_like(total), where=total > 0)
             part = sp.diags(factor) @ part
             part.data = np.log1p(part.data)
         parts.append(sp.csr_matrix(part))

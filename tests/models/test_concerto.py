@@ -223,14 +223,40 @@ def test_the_two_views_hide_different_genes_and_every_step_others(
     make_model: Callable, make_batch: Callable
 ) -> None:
     model, batch = make_model(), make_batch()
-    cells = model.nonzeros(batch)
-    views = [model.branches[0].spread(cells, training=True).numpy() for _ in range(2)]
-    values = cells[1]
-    hidden = [model.teacher_mask(values, training=True).numpy() == 0, views[0] == 0]
-    assert 0.3 < (hidden[0] & (values.numpy() > 0)).sum() / (values.numpy() > 0).sum() < 0.7
-    assert not np.array_equal(views[0], views[1])
-    student = make_model().student_mask(values, training=True).numpy() == 0
-    assert not np.array_equal(hidden[0], student)
+    (genes, values, rows), source = model.nonzeros(batch), batch["source"]
+    [branch] = model.branches
+    whole = branch.standardized((genes, values, rows), source).numpy()
+    views = [
+        branch.standardized((genes, values, rows), source, training=True).numpy() for _ in range(2)
+    ]
+    hidden = [view == 0 for view in views]
+    for part in hidden:
+        np.testing.assert_array_equal(part.sum(1), whole.shape[1] / 2)  # zeros among them
+    assert not np.array_equal(*hidden)
+    teacher = model.teacher_mask(tf.ones_like(values), training=True).numpy() == 0
+    assert 0.4 < teacher.mean() < 0.6  # 600 draws or more: five standard deviations are 0.1
+    # The same layer on the same values, were they of one seed, would hide the same.
+    student = make_model().student_mask(tf.ones([32, 30]), training=True).numpy() == 0
+    again = make_model().teacher_mask(tf.ones([32, 30]), training=True).numpy() == 0
+    assert not np.array_equal(student, again)
+
+
+def test_hidden_genes_do_not_enter_the_statistics_of_the_student(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    batch = make_batch()
+    # Deeply sequenced: every gene varies by a hundredth of its mean.
+    rng = np.random.default_rng(0)
+    batch["genes"] = np.tile(np.arange(30, dtype=np.int32), (32, 1))
+    batch["values"] = (1e4 * (1 + 0.01 * rng.normal(size=(32, 30)))).astype(np.float32)
+    batch["total"] = batch["values"].sum(1)
+    batch["source"] = np.zeros(32, np.int32)
+    model = make_model(value_clip=None, input_epsilon=1e-12)
+    [branch], cells = model.branches, model.nonzeros(batch)
+    x = branch.spread(cells).numpy()
+    want = (x - x.mean(0)) / x.std(0)
+    got = branch.standardized(cells, batch["source"], training=True).numpy()
+    np.testing.assert_allclose(got, np.where(got == 0, 0, 2 * want), atol=0.02)
 
 
 @pytest.mark.parametrize(
