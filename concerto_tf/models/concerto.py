@@ -136,7 +136,7 @@ class Concerto(ContrastiveModel):
         scale_genes: bool = True,
         scale_inputs: bool = True,
         components: int = 30,
-        component_power: float = 0.5,
+        component_power: float = 0.0,
         readout: str = "student",
         readout_activation: str | None = None,
         **kwargs: Any,
