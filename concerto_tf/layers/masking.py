@@ -27,8 +27,8 @@ class RandomMask(RandomLayer):
         seed: Seed of the masks.
         probability: Probability that anything is hidden in a cell.
         exact: Whether to hide the same number of values in every cell, the nearest to ``rate`` of
-            them, instead of each with that probability. Several times quicker. Takes [B, G]; the
-            masks of two cells of one call are not independent of each other.
+            them but never all, instead of each with that probability. Several times quicker. Takes
+            [B, G]; the masks of two cells of one call are not independent of each other.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
@@ -94,7 +94,7 @@ class RandomMask(RandomLayer):
                 f"genes, not shape {inputs.shape}."
             )
         genes = int(inputs.shape[1])
-        hidden = int(self.rate * genes + 0.5)
+        hidden = min(int(self.rate * genes + 0.5), genes - 1)
         return draw.places(tf.shape(inputs)[0], genes, 1.0) >= hidden
 
     def get_config(self) -> dict[str, Any]:

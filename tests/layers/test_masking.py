@@ -95,3 +95,9 @@ def test_exact_takes_cells_and_genes() -> None:
         RandomMask(0.5, exact=True)(tf.ones([2, 3, 4]), training=True)
     with pytest.raises(ValueError, match="probability must lie in"):
         RandomMask(0.5, probability=1.5)
+
+
+@pytest.mark.parametrize(("rate", "genes"), [(0.5, 1), (0.99, 30)])
+def test_exact_leaves_something_of_every_cell(rate: float, genes: int) -> None:
+    out = RandomMask(rate, exact=True)(tf.ones([50, genes]), training=True).numpy()
+    np.testing.assert_array_equal((out > 0).sum(1), 1)
