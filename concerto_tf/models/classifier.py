@@ -371,7 +371,8 @@ class Classifier(BatchModel):
             bool [N].
         """
         n = len(self.calibration)
-        return familiarity < steps_below(alpha, n) / (n + 1)
+        # Less a little: a held-out cell is the limit itself, and no rounding is to reject it.
+        return familiarity < steps_below(alpha, n) / (n + 1) - 1e-5
 
     # --- use --------------------------------------------------------------------------------
 
