@@ -501,4 +501,4 @@ def target_sum_of(records: Records, modality: str, wanted: float | None = None) 
         return wanted
     if modality != "rna":
         return float(TARGET_SUM)
-    return min(float(TARGET_SUM), max(1.0, float(round(records.typical_total))))
+    return float(min(TARGET_SUM, max(1, round(records.typical_total))))

@@ -195,6 +195,12 @@ def test_half_precision_learns(make_model: Callable, make_labelled: Callable) ->
     assert all(value.dtype in (np.float32, np.int32) for value in found.values())
 
 
+def test_a_cell_on_the_limit_is_not_rejected_by_its_rounding(trained: Classifier) -> None:
+    limit = 4 / (99 + 1)  # the fourth of 99 held-out cells, at 0.049
+    near = np.array([limit - 1e-4, np.nextafter(np.float32(limit), np.float32(0)), limit])
+    assert trained.rejected(near, 0.049).tolist() == [True, False, False]
+
+
 def test_cells_come_back_in_the_order_of_rows(
     trained: Classifier, make_labelled: Callable
 ) -> None:
