@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import (
@@ -95,6 +96,11 @@ class SourceBatchNormalization(keras.layers.Layer):
     its source; a cell of a source never seen takes the pooled statistics of all sources, or,
     with ``statistics``, those of its own data set ("batch-aware inference").
 
+    What the statistics take away from a source is not only its technology, but also which kinds
+    of cells it holds: of two sources of which one lacks the B cells, both are centred. An
+    ``aligned`` layer puts that back, by a factor and an offset of each source behind its
+    statistics. They are 1 and 0 until `align` sets them, and are not trained.
+
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole
     minibatch's. At inference such a source takes the pooled statistics.
@@ -107,6 +113,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         center: Whether to learn an offset.
         scale: Whether to learn a scale.
         min_cells: Fewest cells of a source whose minibatch statistics are used.
+        aligned: Whether sources have factors and offsets of their own.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
@@ -114,9 +121,10 @@ class SourceBatchNormalization(keras.layers.Layer):
         source: Source code per cell [B], int; -1 for a source never seen. ``None``: all cells
             are of source 0.
         training: Whether to use the minibatch's statistics and to update the moving ones.
-        statistics: Means and variances [S', F] to use instead at inference, indexed by ``source``.
+        statistics: Means and variances [S', F] to use instead at inference, indexed by ``source``,
+            without factors and offsets.
         measured: Which features were measured at all [F], bool, at inference; the others take the
-            mean, whatever stands in ``x``.
+            source's mean, whatever stands in ``x``.
 
     Returns:
         Normalised features [B, F].
@@ -152,6 +160,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         center: bool = True,
         scale: bool = True,
         min_cells: int = 4,
+        aligned: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -166,6 +175,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.center = bool(center)
         self.scale = bool(scale)
         self.min_cells = int(min_cells)
+        self.aligned = bool(aligned)
 
     def build(self, input_shape: Any) -> None:
         features = int(tuple(input_shape)[-1])
@@ -184,6 +194,9 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.moving_count = state_weight(self, "moving_count", (self.n_sources,), dtype)
         self.moving_mean = state_weight(self, "moving_mean", shape, dtype)
         self.moving_variance = state_weight(self, "moving_variance", shape, dtype)
+        if self.aligned:
+            self.source_factor = state_weight(self, "source_factor", shape, dtype, "ones")
+            self.source_offset = state_weight(self, "source_offset", shape, dtype)
         super().build(input_shape)
 
     @property
@@ -200,14 +213,27 @@ class SourceBatchNormalization(keras.layers.Layer):
         """The weights that hold `moving_moments`."""
         return self.moving_count, self.moving_mean, self.moving_variance
 
-    def take_moments(self, moments: Moments, rows: Sequence[int]) -> None:
-        """Takes over the moving statistics of a layer that knows other sources.
+    def align(self, factor: np.ndarray, offset: np.ndarray) -> None:
+        """Sets what sources are multiplied with and moved by behind their statistics.
 
         Args:
-            moments: The other layer's `moving_moments`.
-            rows: For each source of this layer, its row in ``moments``; -1 for one the other does
+            factor: [S, F].
+            offset: [S, F], in units of the normalised features.
+        """
+        if not self.aligned:
+            raise ValueError("only a layer with aligned=True has factors and offsets of sources")
+        self.source_factor.assign(factor)
+        self.source_offset.assign(offset)
+
+    def take_sources(self, other: SourceBatchNormalization, rows: Sequence[int]) -> None:
+        """Takes over what a layer that is the same but for its sources knows of them.
+
+        Args:
+            other: The other layer.
+            rows: For each source of this layer, its row in the other; -1 for one the other does
                 not know. That begins with the pooled statistics, and the weight of `min_cells`.
         """
+        moments = other.moving_moments
         rows = tf.constant(rows)
         known, row = rows >= 0, tf.maximum(rows, 0)
         seen = tf.minimum(tf.reduce_sum(moments[0]), tf.cast(self.min_cells, moments[0].dtype))
@@ -218,6 +244,15 @@ class SourceBatchNormalization(keras.layers.Layer):
             (self.moving_mean, self.moving_variance), moments[1:], pooled, strict=True
         ):
             weight.assign(tf.where(known[:, tf.newaxis], tf.gather(of_sources, row), of_all))
+        if self.aligned:
+            factor, offset = (
+                tf.gather(tf.convert_to_tensor(weight), row)
+                for weight in (other.source_factor, other.source_offset)
+            )
+            self.align(
+                tf.where(known[:, tf.newaxis], factor, 1.0),
+                tf.where(known[:, tf.newaxis], offset, 0.0),
+            )
 
     def call(
         self,
@@ -235,12 +270,23 @@ class SourceBatchNormalization(keras.layers.Layer):
             mean, variance = self._training_statistics(x, source)
         else:
             mean, variance = self._inference_statistics(x, source, statistics)
-        factor = tf.math.rsqrt(variance + self.epsilon)
+        factor, offset = tf.math.rsqrt(variance + self.epsilon), None
+        if self.aligned and statistics is None:
+            own, offset = self._of_cells(
+                source, *(tf.cast(part, x.dtype) for part in (
+                    self.source_factor, self.source_offset,
+                    tf.ones_like(mean[0]), tf.zeros_like(mean[0]),
+                ))
+            )  # fmt: skip
+            factor *= own
         if self.gamma is not None:
             factor *= tf.cast(self.gamma, x.dtype)
+            offset = offset if offset is None else offset * tf.cast(self.gamma, x.dtype)
         x = (x - mean) * factor
         if measured is not None:
             x = tf.where(measured, x, tf.zeros_like(x))
+        if offset is not None:
+            x += offset
         if self.beta is not None:
             x += tf.cast(self.beta, x.dtype)
         return tf.cast(x, dtype)
@@ -286,7 +332,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         pooled_mean: tf.Tensor,
         pooled_variance: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of the sources' statistics for each cell; the pooled ones for a source of none."""
+        """Rows of what sources have for each cell, and the pooled ones for a source of none."""
         if mean.shape[0] == 1:  # One row for all: broadcasting saves [B, F] copies.
             return mean, variance
         n_sources = tf.shape(mean)[0]
@@ -317,4 +363,5 @@ class SourceBatchNormalization(keras.layers.Layer):
             "center": self.center,
             "scale": self.scale,
             "min_cells": self.min_cells,
+            "aligned": self.aligned,
         }

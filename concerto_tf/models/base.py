@@ -89,6 +89,8 @@ class ContrastiveModel(BatchModel):
     settling_steps = 0
     #: Arguments that files of earlier versions may lack, as those models had them.
     FORMER: dict[str, Any] = {}
+    #: Arguments that files of earlier versions hold and that only mattered to their start.
+    RETIRED = frozenset({"component_power"})
     #: Further modalities that the model looks at.
     modalities: dict[str, dict[str, Any]] = {}
 
@@ -479,8 +481,8 @@ class ContrastiveModel(BatchModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
-        stamps = ("concerto_tf", "saved_format")
-        known = {key: value for key, value in config.items() if key not in stamps}
+        left_aside = ("concerto_tf", "saved_format", *cls.RETIRED)
+        known = {key: value for key, value in config.items() if key not in left_aside}
         return cls(**{**cls.FORMER, **known})
 
 

@@ -148,6 +148,7 @@ def build_branch(
     normalize: LogNormalize | None,
     several: bool,
     scale_inputs: bool,
+    aligned: bool,
     seed: Callable[[], int],
 ) -> Branch:
     """Creates the layers of one modality, not yet built.
@@ -166,6 +167,7 @@ def build_branch(
         normalize: See `Branch`.
         several: Whether the model has several modalities.
         scale_inputs: Whether the student's input is divided by the root of its width.
+        aligned: Whether the student's normalisation has factors and offsets of sources.
         seed: Gives the next seed.
     """
     glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
@@ -187,7 +189,7 @@ def build_branch(
         RandomMask(mask_rate, seed=seed(), name=f"{prefix}teacher_mask"),
         RandomMask(mask_rate, seed=seed(), exact=True, name=f"{prefix}student_mask"),
         SourceBatchNormalization(
-            n_sources, epsilon=input_epsilon, name=f"{prefix}student_norm"
+            n_sources, epsilon=input_epsilon, aligned=aligned, name=f"{prefix}student_norm"
         ),
         clip=clip,
         input_gain=n_inputs**-0.5 if scale_inputs else 1.0,

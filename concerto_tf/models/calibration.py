@@ -67,10 +67,10 @@ def carry_over(old: Any, new: Any) -> None:
         old: The model that has the weights.
         new: The model that gets them.
     """
-    statistics = {id(w) for layer in source_layers(new) for w in layer.moving_weights}
+    statistics = {id(w) for layer in source_layers(new) for w in layer.non_trainable_weights}
     for have, get in zip(old.weights, new.weights, strict=True):
         if id(get) not in statistics:
             get.assign(have)
     rows = [old.sources.index(name) if name in old.sources else -1 for name in new.sources]
     for have, get in zip(source_layers(old), source_layers(new), strict=True):
-        get.take_moments(have.moving_moments, rows)
+        get.take_sources(have, rows)

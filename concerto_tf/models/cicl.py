@@ -19,9 +19,10 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
+from concerto_tf.models.components import principal_components
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.start import REMAINDER, principal_components
+from concerto_tf.models.start import REMAINDER
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
@@ -63,7 +64,7 @@ class CICL(DenseModel):
         cluster_weight: Weight lambda of the cluster-aware loss.
         landmarks: Number of cells that are kept.
         temperature: Temperature of both losses.
-        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, component_power,
+        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise,
             and those of `ContrastiveModel`.
 
     Example:
@@ -115,7 +116,7 @@ class CICL(DenseModel):
 
     #: Made here, and so no arguments of this class.
     _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
-    FORMER = {"component_power": 0.0}
+    FORMER = {"denoise": 0.0}
 
     def __init__(
         self,
@@ -264,7 +265,7 @@ class CICL(DenseModel):
         if self.width is None or not self.components:
             return
         loadings, variance = principal_components(
-            x, min(self.components, self.width), self.seed, self.component_power
+            x, min(self.components, self.width), self.seed, self.denoise
         )
         k = len(variance)
         if k and variance.mean() > 0:

@@ -13,6 +13,7 @@ from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalizatio
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities
+from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_start
@@ -65,8 +66,11 @@ class Concerto(ContrastiveModel):
             of genes. The weights it meets are larger by that, so that Adam, whose steps are as
             large for any weight, changes them in proportion whatever the number of genes.
         components: Principal components that `initialize` starts from; 0 keeps the random start.
-        component_power: Power of its standard deviation that each component is weighed by at the
-            start; 0 takes them as they are.
+        denoise: Share of the noise that is taken out of each component at the start, 0 to 1
+            (`principal_components`).
+        align_sources: Whether sources are aligned by the kinds of cells that they share
+            (`models.alignment`), instead of each being centred whatever it holds. At the start,
+            and of one modality only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
@@ -107,6 +111,7 @@ class Concerto(ContrastiveModel):
         "scale_inputs": False,
         "modality_dropout": 0.0,
         "components": 0,
+        "align_sources": False,
         "readout": "teacher",
         "readout_activation": "relu",
         "temperature": 0.1,
@@ -117,7 +122,7 @@ class Concerto(ContrastiveModel):
     TRAINING = {"paper": {"learning_rate": 1e-3}}
     #: Small: the start is close to what training ends at.
     default_learning_rate = 3e-4
-    FORMER = {"scale_inputs": False, "component_power": 0.0}
+    FORMER = {"scale_inputs": False, "denoise": 0.0, "align_sources": False}
 
     def __init__(
         self,
@@ -135,8 +140,9 @@ class Concerto(ContrastiveModel):
         input_epsilon: float = 0.01,
         scale_genes: bool = True,
         scale_inputs: bool = True,
-        components: int = 30,
-        component_power: float = 0.0,
+        components: int = 50,
+        denoise: float = 0.5,
+        align_sources: bool = True,
         readout: str = "student",
         readout_activation: str | None = None,
         **kwargs: Any,
@@ -161,7 +167,8 @@ class Concerto(ContrastiveModel):
         self.scale_genes = bool(scale_genes)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.component_power = float(component_power)
+        self.denoise = checked_share(denoise)
+        self.align_sources = bool(align_sources) and not self.modalities
         self.readout = readout
         self.readout_activation = readout_activation
         self._build_layers()
@@ -176,6 +183,7 @@ class Concerto(ContrastiveModel):
                 attention_units=self.attention_units, hidden_units=self.hidden_units,
                 mask_rate=self.mask_rate, input_epsilon=self.input_epsilon, clip=self.value_clip,
                 normalize=normalize, several=bool(self.modalities),
+                aligned=self.align_sources,
                 scale_inputs=self.scale_inputs, seed=rng,
             )  # fmt: skip
 
@@ -185,7 +193,9 @@ class Concerto(ContrastiveModel):
         main = branch("", self.modality, self.n_inputs, None)
         self.attention, self.student_norm = main.attention, main.student_norm
         self.teacher_mask, self.student_mask = main.teacher_mask, main.student_mask
-        self.teacher_norm = SourceBatchNormalization(sources, epsilon=1e-5, name="teacher_norm")
+        self.teacher_norm = SourceBatchNormalization(
+            sources, epsilon=1e-5, aligned=self.align_sources, name="teacher_norm"
+        )
         self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
         self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
         self.teacher_dense = dense("teacher_dense", self.hidden_units)
@@ -486,7 +496,8 @@ class Concerto(ContrastiveModel):
             "scale_genes": self.scale_genes,
             "scale_inputs": self.scale_inputs,
             "components": self.components,
-            "component_power": self.component_power,
+            "denoise": self.denoise,
+            "align_sources": self.align_sources,
             "readout": self.readout,
             "readout_activation": self.readout_activation,
         }

@@ -14,9 +14,10 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import Batch, first_cells, source_codes
+from concerto_tf.models.components import checked_share, standardize_by_source
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import principal_mlp, standardize_by_source
+from concerto_tf.models.start import principal_mlp
 from concerto_tf.models.weights import keep_together
 
 #: A layer, its configuration, or the numbers that a default layer is made from.
@@ -48,8 +49,8 @@ class DenseModel(ContrastiveModel):
         scale_inputs: Whether an `MLP` divides its inputs by the root of their number: see there.
         components: Principal components that `initialize` starts an `MLP` from; 0 keeps its
             random start, as any other encoder does.
-        component_power: Power of its standard deviation that each component is weighed by at the
-            start; 0 takes them as they are.
+        denoise: Share of the noise that is taken out of each component at the start, 0 to 1
+            (`principal_components`).
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
@@ -86,7 +87,7 @@ class DenseModel(ContrastiveModel):
 
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
-    FORMER = {"scale_inputs": False, "component_power": 0.0}
+    FORMER = {"scale_inputs": False, "denoise": 0.0}
 
     def __init__(
         self,
@@ -100,8 +101,8 @@ class DenseModel(ContrastiveModel):
         value_clip: float | None = 10.0,
         augment_first: bool = True,
         scale_inputs: bool = True,
-        components: int = 30,
-        component_power: float = 0.5,
+        components: int = 50,
+        denoise: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
@@ -115,7 +116,7 @@ class DenseModel(ContrastiveModel):
         self.augment_first = bool(augment_first)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.component_power = float(component_power)
+        self.denoise = checked_share(denoise)
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
@@ -277,7 +278,7 @@ class DenseModel(ContrastiveModel):
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
             principal_mlp(
                 self.backbone.kernels, x, self.components, self.seed,
-                paired=self.head is not None, power=self.component_power,
+                paired=self.head is not None, denoise=self.denoise,
                 gain=self.backbone.gain,
             )  # fmt: skip
 
@@ -300,7 +301,7 @@ class DenseModel(ContrastiveModel):
             "augment_first": self.augment_first,
             "scale_inputs": self.scale_inputs,
             "components": self.components,
-            "component_power": self.component_power,
+            "denoise": self.denoise,
         }
         return {key: value for key, value in config.items() if key not in self._MADE}
 

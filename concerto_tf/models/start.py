@@ -7,35 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf.models.alignment import align, source_offsets
+from concerto_tf.models.components import principal_components, standardize_by_source
+
 if TYPE_CHECKING:
     from concerto_tf.models.branches import Branch
     from concerto_tf.models.concerto import Concerto
 
 #: What is left of the random start beside the components.
 REMAINDER = 0.02
-
-
-def standardize_by_source(
-    x: np.ndarray, source: np.ndarray, epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Standardises values within each source.
-
-    Args:
-        x: Values [n, genes], float32.
-        source: Source codes [n].
-        epsilon: Added to the variances.
-
-    Returns:
-        Standardised values [n, genes], and the mean variance within sources [genes].
-    """
-    out = np.empty_like(x)
-    within = np.zeros(x.shape[1])
-    for code in np.unique(source):
-        own = source == code
-        mean, variance = x[own].mean(0), x[own].var(0)
-        out[own] = (x[own] - mean) / np.sqrt(variance + epsilon)
-        within += own.mean() * variance
-    return out, within
+#: Cells, and cells at a time, that the teacher is shown for the offsets of sources.
+_TEACHER_CELLS, _TEACHER_BATCH = 2_000, 250
 
 
 def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -> None:
@@ -55,8 +37,15 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         source: Their source codes [n].
     """
     most = min(model.units, model.hidden_units // 2)
+    offsets = None
+    named = np.unique(source)
+    if model.align_sources and len(named) > 1 and 0 <= named[0] and named[-1] < len(model.sources):
+        offsets = source_offsets(
+            xs[0], source, len(model.sources), model.input_epsilon, model.value_clip,
+            model.components, model.seed,
+        )  # fmt: skip
     found = [
-        _components(model, branch, x, source)
+        _components(model, branch, x, source, offsets)
         for branch, x in zip(model.branches, xs, strict=True)
     ]
     widths = _shares([len(variance) for _, variance in found], most)
@@ -100,6 +89,28 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         loadings = found[0][0] / (typical * model.branches[0].input_gain)
         student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1)
     model.student_dense.kernel.assign(student)
+    if offsets is not None:
+        _align_teacher(model, xs[0][:_TEACHER_CELLS], source[:_TEACHER_CELLS], offsets)
+
+
+def _align_teacher(
+    model: Concerto, x: np.ndarray, source: np.ndarray, offsets: np.ndarray
+) -> None:
+    """Aligns sources in what the teacher's attention gives, by their offsets [S, features]."""
+    [branch] = model.branches
+    genes = np.arange(branch.n_inputs, dtype=np.int32)
+    cells = np.concatenate([
+        branch.attended((np.tile(genes, (len(part), 1)), part, None)).numpy().astype(np.float32)
+        for part in np.array_split(x, -(-len(x) // _TEACHER_BATCH))
+    ])  # fmt: skip
+    # Were attention uniform, it would be this; it is nearly, but for a factor of each feature.
+    linear = branch.attention.embeddings.numpy() / np.sqrt(branch.n_inputs)
+    if branch.scale is not None:
+        linear = linear * branch.scale.numpy()[:, np.newaxis]
+    uniform = x @ linear
+    uniform = uniform - uniform.mean(0)
+    slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
+    align(model.teacher_norm, cells, source, (offsets @ linear) * slope)
 
 
 def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
@@ -111,7 +122,11 @@ def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
 
 
 def _components(
-    model: Concerto, branch: Branch, x: np.ndarray, source: np.ndarray
+    model: Concerto,
+    branch: Branch,
+    x: np.ndarray,
+    source: np.ndarray,
+    offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loadings [features, k] and variances [k] of a modality; also scales the teacher's values."""
     having = ~np.isnan(x[:, 0])
@@ -121,39 +136,12 @@ def _components(
     y, within = standardize_by_source(x, source, model.input_epsilon)
     if branch.scale is not None:
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
+    if offsets is not None:
+        y = align(branch.student_norm, x, source, offsets)
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)
-    return principal_components(y, most, model.seed, model.component_power)
-
-
-def principal_components(
-    x: np.ndarray, most: int, seed: int, power: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components, each weighed by a power of its standard deviation.
-
-    What varies little is mostly noise; the weights say so to whatever looks at distances.
-
-    Args:
-        x: Values [n, features].
-        most: Largest number of components.
-        seed: Seed of the randomised PCA.
-        power: The power; the first component keeps its scale.
-
-    Returns:
-        Loadings [features, k] and variances [k] of the weighed components.
-    """
-    from sklearn.decomposition import PCA
-
-    k = min(most, len(x) - 1, x.shape[1] - 1)
-    if k < 1:
-        return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
-    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(x)
-    loadings, variance = pca.components_.T, pca.explained_variance_
-    if variance[0] > 0:
-        weight = (variance / variance[0]) ** (power / 2)
-        loadings, variance = loadings * weight, variance * weight**2
-    return loadings.astype(np.float32), variance.astype(np.float32)
+    return principal_components(y, most, model.seed, model.denoise)
 
 
 def principal_mlp(
@@ -162,7 +150,7 @@ def principal_mlp(
     components: int,
     seed: int,
     paired: bool,
-    power: float,
+    denoise: float,
     gain: float,
 ) -> None:
     """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
@@ -178,12 +166,12 @@ def principal_mlp(
         seed: Seed of the randomised PCA.
         paired: Whether the last layer gives negatives too, as a ReLU behind it needs them;
             otherwise its first columns are the components.
-        power: Of the standard deviations that the components are weighed by.
+        denoise: Share of the noise that is taken out of the components.
         gain: What the first layer multiplies its inputs with.
     """
     widths = [int(kernel.shape[1]) for kernel in kernels]
     room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
-    loadings, variance = principal_components(x, min(components, *room), seed, power)
+    loadings, variance = principal_components(x, min(components, *room), seed, denoise)
     k = len(variance)
     if not k or not variance.mean() > 0:
         return

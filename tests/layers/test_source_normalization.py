@@ -171,3 +171,70 @@ def test_works_in_a_functional_model_and_survives_saving(tmp_path) -> None:
 def test_arguments_are_checked(bad: dict) -> None:
     with pytest.raises(ValueError, match="SourceBatchNormalization needs"):
         SourceBatchNormalization(**bad)
+
+
+def aligned_layer() -> tuple[SourceBatchNormalization, np.ndarray, np.ndarray]:
+    """A layer of two sources with factors and offsets, and a scale and an offset of all."""
+    rng = np.random.default_rng(5)
+    layer = SourceBatchNormalization(2, dtype="float64", aligned=True)
+    layer.build((None, F))
+    factor, offset = rng.uniform(0.5, 2, (2, F)), rng.normal(size=(2, F))
+    layer.align(factor, offset)
+    layer.gamma.assign(rng.uniform(0.5, 2, F))
+    layer.beta.assign(rng.normal(size=F))
+    return layer, factor, offset
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sources_have_factors_and_offsets_behind_their_statistics(training: bool) -> None:
+    layer, factor, offset = aligned_layer()
+    x, source = data((30, 40))
+    layer(x, source=source, training=True)
+    out = layer(x, source=source, training=training)
+    gamma, beta = layer.gamma.numpy(), layer.beta.numpy()
+    want = (by_source(x, source, 1e-3) * factor[source] + offset[source]) * gamma + beta
+    np.testing.assert_allclose(out, want, atol=1e-6)
+
+
+def test_who_has_no_source_here_is_not_aligned() -> None:
+    layer, _, offset = aligned_layer()
+    plain = SourceBatchNormalization(2, dtype="float64")
+    x, source = data((30, 40))
+    for of in (layer, plain):
+        of(x, source=source, training=True)
+    plain.gamma.assign(layer.gamma)
+    plain.beta.assign(layer.beta)
+    nobody = np.full(70, -1, np.int32)
+    np.testing.assert_allclose(layer(x, source=nobody), plain(x, source=nobody), atol=1e-12)
+    own = (x.mean(0, keepdims=True), x.var(0, keepdims=True))
+    one = np.zeros(70, np.int32)
+    np.testing.assert_allclose(
+        layer(x, source=one, statistics=own), plain(x, source=one, statistics=own), atol=1e-12
+    )
+    # What was not measured stands at the mean of its source.
+    measured = np.array([True, False, True])
+    out = layer(x, source=source, measured=measured).numpy()
+    want = layer.gamma.numpy() * offset[source] + layer.beta.numpy()
+    np.testing.assert_allclose(out[:, 1], want[:, 1], atol=1e-12)
+
+
+def test_alignment_goes_with_the_source_to_another_layer() -> None:
+    layer, factor, offset = aligned_layer()
+    x, source = data((30, 40))
+    layer(x, source=source, training=True)
+    other = SourceBatchNormalization(3, dtype="float64", aligned=True)
+    other.build((None, F))
+    other.take_sources(layer, [1, -1, 0])
+    np.testing.assert_allclose(other.source_factor, [factor[1], np.ones(F), factor[0]], rtol=1e-6)
+    np.testing.assert_allclose(other.source_offset, [offset[1], np.zeros(F), offset[0]], rtol=1e-6)
+    found, want = other.moving_mean.numpy()[[0, 2]], layer.moving_mean.numpy()[[1, 0]]
+    np.testing.assert_array_equal(found, want)
+
+
+def test_only_an_aligned_layer_is_aligned() -> None:
+    layer = SourceBatchNormalization(2)
+    layer.build((None, F))
+    with pytest.raises(ValueError, match="aligned=True"):
+        layer.align(np.ones((2, F)), np.zeros((2, F)))
+    again = SourceBatchNormalization.from_config(aligned_layer()[0].get_config())
+    assert again.aligned and not SourceBatchNormalization(2).get_config()["aligned"]

@@ -17,6 +17,7 @@ from concerto_tf.losses import NTXent, VICReg, info_nce, nt_xent, vicreg
 from concerto_tf.models import Concerto, DenseModel, load_model, save_model
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
+from concerto_tf.models.components import noise_edge
 from concerto_tf.models.mlp import MLP
 
 pytestmark = pytest.mark.stack
@@ -99,7 +100,7 @@ def test_any_model_takes_any_loss(loss: Any, reference: Callable) -> None:
 
 
 def test_start_embeds_like_pca(make_batch: Callable) -> None:
-    """Distances of a new model are those in the space of principal components."""
+    """Distances of a new model are those in the space of denoised principal components."""
     cells = make_batch(64)
     for backbone, head in (((12,), 4), ((16, 12), None), ((16, 14, 12), 4)):
         model = make(backbone=backbone, head=head, components=6)
@@ -108,7 +109,8 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
         x = model.standardized_sample(x, source)
         z = model.encode(tf.constant(x)).numpy()
         _, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
-        weight = np.sqrt(s[:6] / s[0])  # what varies little counts less
+        noise = noise_edge(x.var(0), 64) / (s[:6] ** 2 / 63)
+        weight = np.sqrt(1 - 0.5 * np.minimum(1, noise))
         wanted = x @ v[:6].T * weight / np.sqrt(((s[:6] * weight) ** 2).mean() / 63)
         pairs = z[:, :12] if head else z[:, :6]
         np.testing.assert_allclose(
@@ -132,11 +134,12 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
     # A file of an earlier version does not say; its weights are for inputs as they are.
     config = model.get_config()
     assert config.pop("scale_inputs") is False
-    assert config.pop("component_power") == 0.5
+    assert config.pop("denoise") == 0.5
+    config["component_power"] = 0.5  # of former versions, for their start alone
     again = DenseModel.from_config(config)
     again.set_weights(model.get_weights())
     np.testing.assert_array_equal(again(cells), plain_z)
-    assert again.component_power == 0
+    assert again.denoise == 0
 
 
 def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> None:

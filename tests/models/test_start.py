@@ -8,19 +8,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from concerto_tf.models.batches import first_cells
-from concerto_tf.models.start import principal_components, standardize_by_source
-
-
-def test_values_are_standardised_within_their_source() -> None:
-    rng = np.random.default_rng(0)
-    source = np.repeat([0, 3], [20, 40])
-    x = rng.normal(size=(60, 4)) * (1 + source[:, None]) + 5 * source[:, None]
-    y, within = standardize_by_source(x, source, epsilon=0.5)
-    for code in (0, 3):
-        own = x[source == code]
-        want = (own - own.mean(0)) / np.sqrt(own.var(0) + 0.5)
-        np.testing.assert_allclose(y[source == code], want)
-    np.testing.assert_allclose(within, x[:20].var(0) / 3 + x[20:].var(0) * 2 / 3)
+from concerto_tf.models.components import standardize_by_source
 
 
 def test_both_networks_begin_with_the_principal_components(
@@ -40,17 +28,6 @@ def test_both_networks_begin_with_the_principal_components(
         fitted = view @ np.linalg.lstsq(view, components, rcond=None)[0]
         explained = 1 - ((components - fitted) ** 2).sum(0) / (components**2).sum(0)
         assert explained.min() > 0.8, explained
-
-
-def test_components_are_weighed_by_their_deviation() -> None:
-    x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
-    x *= np.array([8, 4, 2, 1, 1, 1], np.float32)
-    plain = PCA(3).fit_transform(x)
-    loadings, variance = principal_components(x, 3, seed=0, power=0.5)
-    z = (x - x.mean(0)) @ loadings
-    want = plain * np.sqrt(plain.std(0) / plain.std(0)[0])
-    np.testing.assert_allclose(np.abs(z), np.abs(want), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(variance, z.var(0, ddof=1), rtol=1e-3)
 
 
 def test_scaled_inputs_change_the_steps_and_not_the_start(

@@ -1,0 +1,208 @@
+"""What sources differ in, told apart from which kinds of cells they hold.
+
+Centred each by itself, two sources of which one lacks the B cells come to lie apart: their means
+differ by the B cells too. Here sources are moved so that cells of the same kind meet. Kinds are
+not known; that cells are alike is seen across sources, first from mutual nearest neighbours, then
+from clusters. What is moved are values of genes, so that a layer holds it and new cells need no
+further work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from concerto_tf.models.components import principal_components, standardize_by_source
+
+if TYPE_CHECKING:
+    from concerto_tf.layers import SourceBatchNormalization
+
+#: Cells that are clustered, and those of them whose neighbours are looked at, at most: offsets of
+#: sources are means, which need no more.
+_MOST_CELLS, _MOST_MATCHED = 10_000, 4_000
+_NEIGHBOURS = 10
+#: How alike cells of two sources have to be, as a share of how alike neighbours in one source are.
+_ALIKE = 0.7
+#: Pairs of cells that the means of two sources count as, in case that they have no others.
+_WHOLE = 2.0
+_MOST_CLUSTERS, _CELLS_PER_CLUSTER = 50, 20
+#: Cells of a source in a cluster beyond which more of them give it no more weight.
+_ENOUGH = 20
+#: Cells that say that a source is not off: what a few cells say hardly counts.
+_PRIOR = 50.0
+_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
+#: Of the least squares, which converge quickly where sources share clusters.
+_SWEEPS = 60
+
+
+def matched_offsets(
+    x: np.ndarray, directions: np.ndarray, source: np.ndarray, n_sources: int
+) -> np.ndarray:
+    """How far each source is off, by least squares over mutual nearest neighbours.
+
+    Cells of two sources that are among each other's nearest, and nearly as alike as cells of one
+    source are, are taken to be of one kind: the difference of their values is that of the sources.
+
+    Args:
+        x: Values [n, F].
+        directions: What cells are compared by [n, d], of length 1.
+        source: Source codes [n], from 0.
+        n_sources: Number of sources S.
+
+    Returns:
+        Offsets [S, F], float32. Sources without such pairs are apart as their means are.
+
+    Reference:
+        Haghverdi et al., Nature Biotechnology 36:421 (2018).
+    """
+    import scipy.sparse as sp
+
+    similar = directions @ directions.T
+    np.fill_diagonal(similar, -1)
+    other = source[:, None] != source
+    k = min(_NEIGHBOURS, len(x) - 1)
+
+    def nearest(values: np.ndarray) -> np.ndarray:
+        return -np.partition(-values, k - 1, axis=1)[:, :k]
+
+    least = _ALIKE * np.maximum(nearest(np.where(other, -1, similar)).mean(1), 0)
+    across = np.where(other, similar, -1)
+    reach = nearest(across).min(1)
+    mutual = (across >= reach[:, None]) & (across >= reach)
+    mutual &= across > np.minimum(least[:, None], least)
+    a, b = np.nonzero(np.triu(mutual))
+
+    ends, at = np.ones(len(a)), np.arange(len(a))
+    pairs = sp.csr_matrix(
+        (np.r_[ends, -ends], (np.r_[at, at], np.r_[source[a], source[b]])), (len(a), n_sources)
+    )
+    means = np.tile(x.mean(0, dtype=np.float64), (n_sources, 1))
+    for code in np.unique(source):
+        means[code] = x[source == code].mean(0)
+    left = (pairs.T @ pairs).toarray() + _WHOLE * (n_sources * np.eye(n_sources) - 1)
+    right = pairs.T @ (x[a] - x[b]) + _WHOLE * (n_sources * means - means.sum(0))
+    return np.linalg.lstsq(left, right, rcond=None)[0].astype(np.float32)
+
+
+def clustered_offsets(
+    x: np.ndarray, source: np.ndarray, cluster: np.ndarray, n_sources: int, prior: float = _PRIOR
+) -> np.ndarray:
+    """How far each source is off, by least squares over the clusters that it shares with others.
+
+    A cell of cluster c from source s is taken to be at m_c + b_s.
+
+    Args:
+        x: Values [n, F].
+        source: Source codes [n], from 0.
+        cluster: Cluster codes [n], from 0.
+        n_sources: Number of sources S.
+        prior: Number of cells that say of each source that it is not off.
+
+    Returns:
+        Offsets b [S, F], float32; 0 of a source that shares no cluster.
+
+    Example:
+
+    The second source lacks the first cluster and has 1 more of everything. Its mean is 2.3 more.
+
+    >>> import numpy as np
+    >>> x = np.array([[0.0], [0.0], [2.0], [3.0], [3.0]])
+    >>> b = clustered_offsets(x, np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1]), 2, prior=0)
+    >>> round(float(b[1, 0] - b[0, 0]), 3)
+    1.0
+    """
+    import scipy.sparse as sp
+
+    n_clusters = cluster.max() + 1
+    member = sp.csr_matrix(
+        (np.ones(len(x), np.float32), (cluster * n_sources + source, np.arange(len(x)))),
+        (n_clusters * n_sources, len(x)),
+    )
+    count = np.asarray(member.sum(1), np.float64).ravel()
+    mean = np.asarray(member @ x, np.float64) / np.maximum(count, 1)[:, None]
+    count, mean = count.reshape(n_clusters, n_sources), mean.reshape(n_clusters, n_sources, -1)
+    shared = (count > 0).sum(1) > 1
+    weight, mean = np.minimum(count[shared], _ENOUGH), mean[shared]
+    of_source = np.einsum("cs,csf->sf", weight, mean)
+    of_cluster = np.einsum("cs,csf->cf", weight, mean)
+    by_source = np.maximum(weight.sum(0) + prior, 1e-9)[:, None]
+    by_cluster = weight.sum(1)[:, None]
+    offsets = np.zeros((n_sources, x.shape[1]))
+    for _ in range(_SWEEPS):  # alternating least squares
+        centre = (of_cluster - weight @ offsets) / by_cluster
+        offsets = (of_source - weight.T @ centre) / by_source
+    return offsets.astype(np.float32)
+
+
+def source_offsets(
+    x: np.ndarray,
+    source: np.ndarray,
+    n_sources: int,
+    epsilon: float,
+    clip: float | None,
+    components: int,
+    seed: int,
+) -> np.ndarray:
+    """How far each source is off, from cells of which it is not known what they are.
+
+    Args:
+        x: Values [n, F] of cells in random order; the first 10,000 are looked at.
+        source: Source codes [n], from 0.
+        n_sources: Number of sources S.
+        epsilon: What is added to variances where values are standardised.
+        clip: Largest absolute value after that; None for no limit.
+        components: Principal components that cells are compared by.
+        seed: Seed of components and clusters.
+
+    Returns:
+        Offsets [S, F], float32.
+    """
+    from sklearn.cluster import KMeans
+
+    x, source = x[:_MOST_CELLS], source[:_MOST_CELLS]
+    n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
+    y, _ = standardize_by_source(x, source, epsilon)
+    offsets = np.zeros((n_sources, x.shape[1]), np.float32)
+    for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
+        if turn:
+            rest = x - offsets[source]
+            y = (rest - rest.mean(0)) / np.sqrt(rest.var(0) + epsilon)
+        if clip is not None:
+            np.clip(y, -clip, clip, out=y)
+        loadings, _ = principal_components(y, components, seed, denoise=0.5)
+        z = (y - y.mean(0)) @ loadings
+        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        if turn < _MATCHED_ROUNDS:
+            few = slice(_MOST_MATCHED)
+            offsets = matched_offsets(x[few], z[few], source[few], n_sources)
+        else:
+            cluster = KMeans(n_clusters, n_init=3, random_state=seed + turn).fit_predict(z)
+            offsets += clustered_offsets(x - offsets[source], source, cluster, n_sources)
+    return offsets
+
+
+def align(
+    layer: SourceBatchNormalization, x: np.ndarray, source: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    """Has a layer take sources' offsets away, and not what their kinds of cells make of them.
+
+    Args:
+        layer: A layer that is ``aligned``, for the features of x.
+        x: Values [n, F].
+        source: Source codes [n].
+        offsets: [S, F].
+
+    Returns:
+        What the layer makes of x by the statistics of these cells [n, F], before its scale and
+        offset.
+    """
+    rest = x - offsets[source]
+    centre, scale = rest.mean(0), np.sqrt(rest.var(0) + layer.epsilon)
+    factor, offset = np.ones_like(offsets), np.zeros_like(offsets)
+    for code in np.unique(source):
+        own = x[source == code]
+        factor[code] = np.sqrt(own.var(0) + layer.epsilon) / scale
+        offset[code] = (own.mean(0) - offsets[code] - centre) / scale
+    layer.align(factor, offset)
+    return (rest - centre) / scale

@@ -1,0 +1,103 @@
+"""Standardised values, and principal components with a part of their noise taken out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+
+
+def standardize_by_source(
+    x: np.ndarray, source: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standardises values within each source.
+
+    Args:
+        x: Values [n, genes], float32.
+        source: Source codes [n].
+        epsilon: Added to the variances.
+
+    Returns:
+        Standardised values [n, genes], and the mean variance within sources [genes].
+    """
+    out = np.empty_like(x)
+    within = np.zeros(x.shape[1])
+    for code in np.unique(source):
+        own = source == code
+        mean, variance = x[own].mean(0), x[own].var(0)
+        out[own] = (x[own] - mean) / np.sqrt(variance + epsilon)
+        within += own.mean() * variance
+    return out, within
+
+
+def checked_share(denoise: float) -> float:
+    """The share of noise that is taken out, as a number from 0 to 1; InputError if it is none."""
+    if not 0 <= denoise <= 1:
+        raise InputError(f"denoise must be a share from 0 to 1, not {denoise}.")
+    return float(denoise)
+
+
+def noise_edge(variances: np.ndarray, n: int) -> float:
+    """The largest variance that a principal component of noise alone has.
+
+    Meant for standardised columns, of which none is signal by itself. The upper edge of the
+    spectrum of n independent rows whose columns are independent is, by random-matrix theory, the
+    minimum over u of 1 / u + mean(v / (1 - v u)) g / n, u between 0 and 1 / max(v), for g columns
+    of variances v. With equal variances it is v (1 + (g / n)**.5)**2.
+
+    Args:
+        variances: Variance of each column [g], not all of them 0.
+        n: Number of rows.
+
+    Returns:
+        The edge.
+
+    Reference:
+        Silverstein and Choi, Journal of Multivariate Analysis 54:295 (1995).
+
+    Example:
+
+    >>> import numpy as np
+    >>> round(noise_edge(np.ones(400), 100), 3)
+    9.0
+    """
+    from scipy.optimize import minimize_scalar
+
+    v = np.asarray(variances, np.float64) / np.max(variances)
+    found = minimize_scalar(
+        lambda u: 1 / u + np.sum(v / (1 - v * u)) / n,
+        bounds=(0, 1), method="bounded", options={"xatol": 1e-9},
+    )  # fmt: skip
+    return float(found.fun * np.max(variances))
+
+
+def principal_components(
+    x: np.ndarray, most: int, seed: int, denoise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components with a part of the noise taken out.
+
+    A component of variance v holds about as much noise as one of noise alone (`noise_edge`), so
+    that of its variance the share 1 - edge / v is signal. Distances between cells add up all
+    components; small ones, of which there are many, would drown them in noise.
+
+    Args:
+        x: Values [n, features].
+        most: Largest number of components.
+        seed: Seed of the randomised PCA.
+        denoise: Share of the noise that is taken out: with 1 what is below the edge vanishes.
+
+    Returns:
+        Loadings [features, k] and variances [k] of the components, scaled so.
+    """
+    from sklearn.decomposition import PCA
+
+    k = min(most, len(x) - 1, x.shape[1] - 1)
+    if k < 1:
+        return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
+    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(x)
+    loadings, variance = pca.components_.T, pca.explained_variance_
+    if denoise and variance[0] > 0:
+        noise = np.minimum(1, noise_edge(x.var(0), len(x)) / np.maximum(variance, 1e-12))
+        signal = 1 - denoise * noise
+        loadings, variance = loadings * np.sqrt(signal), variance * signal
+    return loadings.astype(np.float32), variance.astype(np.float32)

@@ -1,0 +1,159 @@
+"""Sources aligned by the kinds of cells that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from concerto_tf.layers import SourceBatchNormalization
+from concerto_tf.models import Concerto, load_model
+from concerto_tf.models.alignment import (
+    align,
+    clustered_offsets,
+    matched_offsets,
+    source_offsets,
+)
+from concerto_tf.models.saving import save_model
+
+
+@pytest.mark.parametrize("prior", [0.0, 7.0])
+def test_clusters_give_the_offsets_of_least_squares(prior: float) -> None:
+    rng = np.random.default_rng(0)
+    source, cluster = rng.integers(0, 4, 90), rng.integers(0, 6, 90)
+    cluster[source == 3] = np.where(cluster[source == 3] < 2, 0, 1)
+    x = rng.normal(size=(90, 5)) + 3 * source[:, None] + rng.normal(size=(6, 5))[cluster]
+    # Every cell is an equation m_c + b_s = x; no cluster has 20 cells of a source.
+    design, right = np.zeros((94, 10)), np.zeros((94, 5))
+    design[np.arange(90), cluster] = design[np.arange(90), 6 + source] = 1
+    right[:90] = x
+    design[90:, 6:] = np.sqrt(prior) * np.eye(4)  # and of the prior, b_s = 0
+    want = np.linalg.lstsq(design, right, rcond=None)[0][6:]
+    found = clustered_offsets(x.astype(np.float32), source, cluster, 4, prior)
+    np.testing.assert_allclose(found - found[0], want - want[0], atol=1e-3)
+
+
+def test_many_cells_of_a_cluster_count_no_more_than_twenty() -> None:
+    size = [20, 20, 20, 500]
+    source, cluster = np.repeat([0, 1, 0, 1], size), np.repeat([0, 0, 1, 1], size)
+    x = np.repeat([0.0, 1.0, 0.0, 3.0], size)[:, None].astype(np.float32)
+    b = clustered_offsets(x, source, cluster, n_sources=2, prior=0)
+    np.testing.assert_allclose(b[1] - b[0], 2.0, rtol=1e-5)
+
+
+def test_sources_without_a_cluster_in_common_stay_where_they_are() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    code = np.repeat([0, 1], 10)
+    np.testing.assert_array_equal(clustered_offsets(x, code, code, n_sources=3), np.zeros((3, 3)))
+
+
+def test_matches_are_mutual_and_of_cells_that_are_alike() -> None:
+    # Kinds at right angles; the sources share the first one alone, and differ by 5 and 7.
+    kind, source = np.repeat([0, 1, 0, 2], 15), np.repeat([0, 0, 1, 1], 15)
+    rng = np.random.default_rng(0)
+    directions = np.eye(3)[kind] + rng.normal(0, 0.05, (60, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    x = (10.0 * np.eye(3)[kind][:, :2] + np.array([5.0, 7.0]) * source[:, None]).astype(np.float32)
+    b = matched_offsets(x, directions, source, n_sources=2)
+    # About 100 pairs are right; the means of the sources, 10 off in the second value, count as 2.
+    np.testing.assert_allclose(b[1] - b[0], [5, 7], atol=0.3)
+    # Without a kind in common, the sources are apart as their means are.
+    apart = kind > 0
+    b = matched_offsets(x[apart], directions[apart], source[apart], n_sources=2)
+    means = [x[apart & (source == code)].mean(0) for code in (0, 1)]
+    np.testing.assert_allclose(b[1] - b[0], means[1] - means[0], atol=1e-4)
+
+
+def test_a_layer_does_what_was_reckoned() -> None:
+    rng = np.random.default_rng(0)
+    source = rng.permutation(np.repeat([0, 2], 60)).astype(np.int32)
+    x = rng.normal(1, 2, size=(120, 4)).astype(np.float32) + source[:, None]
+    layer = SourceBatchNormalization(3, epsilon=0.1, aligned=True)
+    layer.build((None, 4))
+    want = align(layer, x, source, rng.normal(size=(3, 4)).astype(np.float32))
+    np.testing.assert_allclose(layer(x, source=source, training=True), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(want.mean(0), 0, atol=1e-4)
+    # The source that has no cell here is left alone.
+    np.testing.assert_array_equal(layer.source_factor.numpy()[1], 1)
+    np.testing.assert_array_equal(layer.source_offset.numpy()[1], 0)
+
+
+@pytest.fixture
+def lacking() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Cells of six kinds in two sources, which have two kinds in common; and their kinds."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 6, 800)
+    source = np.where(kind < 2, 0, np.where(kind > 3, 1, rng.integers(0, 2, 800))).astype(np.int32)
+    profile = rng.gamma(2.0, 0.5, (6, 120)) * np.where(rng.random((6, 120)) < 0.15, 6, 1)
+    technology = np.exp(rng.normal(0, 0.7, (2, 120)))
+    counts = rng.poisson(profile[kind] * technology[source]).astype(np.float32)
+    genes = np.tile(np.arange(120, dtype=np.int32), (800, 1))
+    return {"genes": genes, "values": counts, "source": source}, kind
+
+
+def started(cells: dict[str, np.ndarray], **options: object) -> Concerto:
+    names = [f"G{i}" for i in range(120)]
+    small = {"units": 16, "hidden_units": 32, "attention_units": 4, "components": 8}
+    model = Concerto(names, sources=("a", "b"), **small, **options)
+    model.initialize([cells])
+    model.calibrate([cells])
+    return model
+
+
+def _distance(z: np.ndarray, source: np.ndarray, kind: np.ndarray, k: int) -> float:
+    """How far the centres of a kind in both sources are apart."""
+    a, b = (z[(kind == k) & (source == s)].mean(0) for s in (0, 1))
+    return float(np.linalg.norm(a - b))
+
+
+@pytest.mark.parametrize("readout", ["student", "teacher"])
+def test_sources_that_hold_other_kinds_are_aligned_by_those_they_share(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray], readout: str
+) -> None:
+    cells, kind = lacking
+    apart = {}
+    for aligned in (True, False):
+        z = started(cells, align_sources=aligned, readout=readout)(cells).numpy()
+        spread = np.sqrt(z.var(0).sum())
+        apart[aligned] = max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread
+    # One and the same kind in both sources: apart by this share of the spread of all cells.
+    assert apart[True] < 0.25 < 0.5 < apart[False], apart
+
+
+def test_offsets_follow_from_the_seed(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+) -> None:
+    cells, _ = lacking
+    x = np.log1p(cells["values"])
+    first, again = (
+        source_offsets(x, cells["source"], 2, 0.01, 10.0, components=8, seed=3) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, again)
+
+
+def test_alignment_is_kept_with_the_model_and_for_its_sources(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    cells, _ = lacking
+    model = started(cells)
+    save_model(model, tmp_path / "m.keras")
+    again = load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(again(cells), model(cells))
+    assert np.abs(model.student_norm.source_offset.numpy()).max() > 0.1
+    other = model.with_sources(["b", "new", "a"])
+    moved = {**cells, "source": np.where(cells["source"] == 0, 2, 0).astype(np.int32)}
+    np.testing.assert_allclose(other(moved), model(cells), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(other.student_norm.source_factor.numpy()[1], 1)
+
+
+def test_one_source_and_several_modalities_are_not_aligned(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    cells = {**make_batch(60), "source": np.zeros(60, np.int32)}
+    model = make_model(components=3, sources=("a",))
+    model.initialize([cells])
+    np.testing.assert_array_equal(model.student_norm.source_offset.numpy(), 0)
+    several = make_model(modalities={"protein": {"vocabulary": ["CD3"], "target_sum": None}})
+    assert not several.align_sources and not several.student_norm.aligned
