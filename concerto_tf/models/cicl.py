@@ -64,7 +64,7 @@ class CICL(DenseModel):
         cluster_weight: Weight lambda of the cluster-aware loss.
         landmarks: Number of cells that are kept.
         temperature: Temperature of both losses.
-        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise,
+        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise, align_sources,
             and those of `ContrastiveModel`.
 
     Example:
@@ -116,7 +116,7 @@ class CICL(DenseModel):
 
     #: Made here, and so no arguments of this class.
     _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
-    FORMER = {"denoise": 0.0}
+    FORMER = {"denoise": 0.0, "align_sources": False}
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
+from concerto_tf.models.alignment import align, offsets_for
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import Batch, first_cells, source_codes
 from concerto_tf.models.components import checked_share, standardize_by_source
@@ -51,6 +52,9 @@ class DenseModel(ContrastiveModel):
             random start, as any other encoder does.
         denoise: Share of the noise that is taken out of each component at the start, 0 to 1
             (`principal_components`).
+        align_sources: Whether sources are aligned by the kinds of cells that they share
+            (`models.alignment`), instead of each being centred whatever it holds. At the start
+            from components, of standardised values.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
@@ -87,7 +91,7 @@ class DenseModel(ContrastiveModel):
 
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
-    FORMER = {"scale_inputs": False, "denoise": 0.0}
+    FORMER = {"scale_inputs": False, "denoise": 0.0, "align_sources": False}
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class DenseModel(ContrastiveModel):
         scale_inputs: bool = True,
         components: int = 50,
         denoise: float = 0.5,
+        align_sources: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
@@ -117,13 +122,15 @@ class DenseModel(ContrastiveModel):
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
         self.denoise = checked_share(denoise)
+        self.align_sources = bool(align_sources) and self.standardize and self.components > 0
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
         if self.standardize:
             self.input_norm = SourceBatchNormalization(
-                len(self.sources), epsilon=self.input_epsilon, name="input_norm"
-            )
+                len(self.sources), epsilon=self.input_epsilon, aligned=self.align_sources,
+                name="input_norm",
+            )  # fmt: skip
         # What makes the default layers again; others are serialised themselves.
         self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
@@ -283,10 +290,17 @@ class DenseModel(ContrastiveModel):
             )  # fmt: skip
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
-        """What the encoder takes in [n, n_inputs] of a sample, by its own statistics."""
+        """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.
+
+        Sources are aligned by the sample where they are to be.
+        """
         if not self.standardize:
             return x
-        x, _ = standardize_by_source(x, source, self.input_epsilon)
+        offsets = offsets_for(self, x, source)
+        if offsets is None:
+            x, _ = standardize_by_source(x, source, self.input_epsilon)
+        else:
+            x = align(self.input_norm, x, source, offsets)
         return x if self.value_clip is None else np.clip(x, -self.value_clip, self.value_clip)
 
     def get_config(self) -> dict[str, Any]:
@@ -302,6 +316,7 @@ class DenseModel(ContrastiveModel):
             "scale_inputs": self.scale_inputs,
             "components": self.components,
             "denoise": self.denoise,
+            "align_sources": self.align_sources,
         }
         return {key: value for key, value in config.items() if key not in self._MADE}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.models.alignment import align, source_offsets
+from concerto_tf.models.alignment import align, offsets_for
 from concerto_tf.models.components import principal_components, standardize_by_source
 
 if TYPE_CHECKING:
@@ -37,13 +37,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         source: Their source codes [n].
     """
     most = min(model.units, model.hidden_units // 2)
-    offsets = None
-    named = np.unique(source)
-    if model.align_sources and len(named) > 1 and 0 <= named[0] and named[-1] < len(model.sources):
-        offsets = source_offsets(
-            xs[0], source, len(model.sources), model.input_epsilon, model.value_clip,
-            model.components, model.seed,
-        )  # fmt: skip
+    offsets = offsets_for(model, xs[0], source)
     found = [
         _components(model, branch, x, source, offsets)
         for branch, x in zip(model.branches, xs, strict=True)

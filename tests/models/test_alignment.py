@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from concerto_tf.layers import SourceBatchNormalization
-from concerto_tf.models import Concerto, load_model
+from concerto_tf.models import Concerto, DenseModel, load_model
 from concerto_tf.models.alignment import (
     align,
     clustered_offsets,
@@ -146,6 +146,24 @@ def test_alignment_is_kept_with_the_model_and_for_its_sources(
     moved = {**cells, "source": np.where(cells["source"] == 0, 2, 0).astype(np.int32)}
     np.testing.assert_allclose(other(moved), model(cells), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(other.student_norm.source_factor.numpy()[1], 1)
+
+
+def test_the_other_methods_align_too(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+) -> None:
+    cells, kind = lacking
+    apart = {}
+    for aligned in (True, False):
+        model = DenseModel(
+            [f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(8,), components=8,
+            align_sources=aligned,
+        )  # fmt: skip
+        model.initialize([cells])
+        model.calibrate([cells])
+        z = model(cells).numpy()
+        spread = np.sqrt(z.var(0).sum())
+        apart[aligned] = max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread
+    assert apart[True] < 0.15 < 0.25 < apart[False], apart
 
 
 def test_one_source_and_several_modalities_are_not_aligned(
