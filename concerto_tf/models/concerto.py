@@ -121,7 +121,7 @@ class Concerto(ContrastiveModel):
 
     TRAINING = {"paper": {"learning_rate": 1e-3}}
     #: Small: the start is close to what training ends at.
-    default_learning_rate = 3e-4
+    default_learning_rate = 1e-4
     FORMER = {"scale_inputs": False, "denoise": 0.0, "align_sources": False}
 
     def __init__(

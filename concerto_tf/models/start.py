@@ -157,7 +157,7 @@ def principal_mlp(
         kernels: Kernels [width before, width] of the layers in their order.
         x: The first layer's inputs [n, width before] for a sample of cells.
         components: Largest number of components.
-        seed: Seed of the randomised PCA.
+        seed: Seed of the solver.
         paired: Whether the last layer gives negatives too, as a ReLU behind it needs them;
             otherwise its first columns are the components.
         denoise: Share of the noise that is taken out of the components.

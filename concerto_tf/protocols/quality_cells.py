@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIMULATED_PREFIX = "sim:"
 LABEL, SOURCE = "label", "source"
 #: The simulated sets, as `SplatParams` that are drawn once. `rare` is drawn with more cells than it
-#: keeps, see `RARE_CELLS`.
+#: keeps, see `RARE_CELLS`. Of `lacking` each batch is without two of the groups.
 SIMULATED: Mapping[str, SplatParams] = MappingProxyType({
     "unbalanced": SplatParams.droplet(
         n_cells=3000, n_genes=8000, group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1),
@@ -33,6 +33,10 @@ SIMULATED: Mapping[str, SplatParams] = MappingProxyType({
     "batches": SplatParams.droplet(
         n_cells=3000, n_genes=8000, group_sizes=(4, 3, 2, 2, 1, 1), de_prob=0.14, de_scale=0.5,
         batch_sizes=(2, 1, 1), batch_loc=0.1, batch_scale=0.15, seed=3,
+    ),
+    "lacking": SplatParams.droplet(
+        n_cells=3000, n_genes=8000, group_sizes=(4, 3, 2, 2, 1, 1), de_prob=0.14, de_scale=0.5,
+        batch_sizes=(2, 1, 1), batch_loc=0.1, batch_scale=0.15, seed=7,
     ),
     "rare": SplatParams.droplet(
         n_cells=3600, n_genes=8000, group_sizes=(1000, 800, 600, 400, 180, 60),
@@ -124,7 +128,11 @@ def _simulated(name: str) -> DataSet:
         raise InputError(f"{name}: there is no such simulated set; choose some of {known}")
     params, rare = SIMULATED[kind], kind == "rare"
     return DataSet(
-        name, {"simulated": repr(params), "cells": RARE_CELLS if rare else None},
+        name,
+        {
+            "simulated": repr(params), "cells": RARE_CELLS if rare else None,
+            **({"lacking": 2} if kind == "lacking" else {}),
+        },
         has_sources=params.n_batches > 1, rare=f"Group{params.n_groups}" if rare else None,
     )  # fmt: skip
 
@@ -166,6 +174,13 @@ def _draw(kind: str, seed: int) -> AnnData:
         columns.append(SOURCE)
     cells.obs = cells.obs[columns]
     keep = np.asarray(cells.X.sum(1)).ravel() > 0
+    if kind == "lacking":
+        # Batch 1 has no cell of groups 1 and 2, batch 2 none of 2 and 3, and so on.
+        group, batch = (
+            cells.obs[column].astype(str).str.extract(r"(\d+)$")[0].astype(int).to_numpy()
+            for column in (LABEL, SOURCE)
+        )
+        keep &= ~np.isin(group - batch, (0, 1))
     if kind == "rare":
         own = (cells.obs[LABEL] == f"Group{params.n_groups}").to_numpy()
         few, all_cells = RARE_CELLS

@@ -132,13 +132,25 @@ def test_the_rare_type_has_its_cells_and_every_seed_a_draw(monkeypatch: pytest.M
 def test_simulated_sets_are_what_they_say() -> None:
     names = [f"sim:{name}" for name in quality_cells.SIMULATED]
     sets = {data.name: data for data in labelled_sets(names)}
-    assert [name for name, data in sets.items() if data.has_sources] == ["sim:batches"]
+    assert [name for name, data in sets.items() if data.has_sources] == [
+        "sim:batches", "sim:lacking"
+    ]  # fmt: skip
     assert [name for name, data in sets.items() if data.rare] == ["sim:rare"]
     trajectory = replace(quality_cells.SIMULATED["trajectory"], n_cells=60, n_genes=30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality_cells, "SIMULATED", {"trajectory": trajectory})
         labels = sets["sim:trajectory"].cells().obs["label"]
     assert set(labels) == {f"Path{i}" for i in range(1, 6)}
+
+
+def test_each_batch_lacks_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SplatParams(n_cells=400, n_genes=50, group_sizes=(1,) * 6, batch_sizes=(1,) * 3)
+    monkeypatch.setattr(quality_cells, "SIMULATED", {"lacking": small})
+    obs = labelled_sets(["sim:lacking"])[0].cells().obs
+    held = obs.groupby("source", observed=True)["label"].agg(set)
+    for i in (1, 2, 3):
+        groups = {f"Group{g}" for g in range(1, 7)} - {f"Group{i}", f"Group{i + 1}"}
+        assert held[f"Batch{i}"] == groups
 
 
 def test_a_rare_type_is_recovered_by_a_cluster_of_its_own() -> None:
