@@ -99,7 +99,7 @@ class SourceBatchNormalization(keras.layers.Layer):
     What the statistics take away from a source is not only its technology, but also which kinds
     of cells it holds: of two sources of which one lacks the B cells, both are centred. An
     ``aligned`` layer puts that back, by a factor and an offset of each source behind its
-    statistics. They are 1 and 0 until `align` sets them, and are not trained.
+    own statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole
@@ -267,18 +267,21 @@ class SourceBatchNormalization(keras.layers.Layer):
         if source is None:
             source = tf.zeros(tf.shape(x)[:1], tf.int32)
         if training:
-            mean, variance = self._training_statistics(x, source)
+            mean, variance, own = self._training_statistics(x, source)
         else:
-            mean, variance = self._inference_statistics(x, source, statistics)
+            mean, variance, own = self._inference_statistics(x, source, statistics)
         factor, offset = tf.math.rsqrt(variance + self.epsilon), None
         if self.aligned and statistics is None:
-            own, offset = self._of_cells(
-                source, *(tf.cast(part, x.dtype) for part in (
-                    self.source_factor, self.source_offset,
-                    tf.ones_like(mean[0]), tf.zeros_like(mean[0]),
-                ))
-            )  # fmt: skip
-            factor *= own
+            # They stand behind the statistics of the source itself, and of no other.
+            own, width = own[:, tf.newaxis], x.shape[-1:]
+            of_source, offset = self._of_cells(
+                source,
+                tf.where(own, tf.cast(self.source_factor, x.dtype), 1),
+                tf.where(own, tf.cast(self.source_offset, x.dtype), 0),
+                tf.ones(width, x.dtype),
+                tf.zeros(width, x.dtype),
+            )
+            factor *= of_source
         if self.gamma is not None:
             factor *= tf.cast(self.gamma, x.dtype)
             offset = offset if offset is None else offset * tf.cast(self.gamma, x.dtype)
@@ -293,8 +296,11 @@ class SourceBatchNormalization(keras.layers.Layer):
 
     def _training_statistics(
         self, x: tf.Tensor, source: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and variance for every cell [B, F]; updates the moving statistics."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Mean and variance for every cell [B, F], and which sources [S] have their own.
+
+        Updates the moving statistics.
+        """
         batch = moments_by_source(x, source, self.n_sources)
         moving = self.moving_moments
         count, mean, variance = batch
@@ -306,23 +312,25 @@ class SourceBatchNormalization(keras.layers.Layer):
             enough, variance, tf.where(known[:, tf.newaxis], moving[2], pooled_variance)
         )
         self._update(moving, batch)
-        return self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
+        of_cells = self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
+        return *of_cells, enough[:, 0] | known
 
     def _inference_statistics(
         self,
         x: tf.Tensor,
         source: tf.Tensor,
         statistics: tuple[tf.Tensor, tf.Tensor] | None,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         moving = self.moving_moments
         pooled_mean, pooled_variance = pool_moments(moving)
+        seen = moving[0] >= self.min_cells
         if statistics is not None:
             mean, variance = (tf.cast(part, x.dtype) for part in statistics)
         else:
-            seen = (moving[0] >= self.min_cells)[:, tf.newaxis]
-            mean = tf.where(seen, moving[1], pooled_mean)
-            variance = tf.where(seen, moving[2], pooled_variance)
-        return self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
+            mean = tf.where(seen[:, tf.newaxis], moving[1], pooled_mean)
+            variance = tf.where(seen[:, tf.newaxis], moving[2], pooled_variance)
+        of_cells = self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
+        return *of_cells, seen
 
     def _of_cells(
         self,

@@ -66,7 +66,9 @@ def matched_offsets(
     def nearest(values: np.ndarray) -> np.ndarray:
         return -np.partition(-values, k - 1, axis=1)[:, :k]
 
-    least = _ALIKE * np.maximum(nearest(np.where(other, -1, similar)).mean(1), 0)
+    within = nearest(np.where(other, -1, similar))
+    within = np.ma.masked_equal(within, -1).mean(1).filled(1)  # a small source has fewer than k
+    least = _ALIKE * np.maximum(within, 0)
     across = np.where(other, similar, -1)
     reach = nearest(across).min(1)
     mutual = (across >= reach[:, None]) & (across >= reach)
@@ -74,14 +76,16 @@ def matched_offsets(
     a, b = np.nonzero(np.triu(mutual))
 
     ends, at = np.ones(len(a)), np.arange(len(a))
-    pairs = sp.csr_matrix(
-        (np.r_[ends, -ends], (np.r_[at, at], np.r_[source[a], source[b]])), (len(a), n_sources)
+    cells = sp.csr_matrix(
+        (np.r_[ends, -ends], (np.r_[at, at], np.r_[a, b])), (len(a), len(x))
     )
+    member = sp.csr_matrix((np.ones(len(x)), (np.arange(len(x)), source)), (len(x), n_sources))
+    pairs = cells @ member
     means = np.tile(x.mean(0, dtype=np.float64), (n_sources, 1))
     for code in np.unique(source):
         means[code] = x[source == code].mean(0)
     left = (pairs.T @ pairs).toarray() + _WHOLE * (n_sources * np.eye(n_sources) - 1)
-    right = pairs.T @ (x[a] - x[b]) + _WHOLE * (n_sources * means - means.sum(0))
+    right = (pairs.T @ cells) @ x + _WHOLE * (n_sources * means - means.sum(0))
     return np.linalg.lstsq(left, right, rcond=None)[0].astype(np.float32)
 
 
@@ -171,19 +175,24 @@ def source_offsets(
         if clip is not None:
             np.clip(y, -clip, clip, out=y)
         loadings, _ = principal_components(y, components, seed, denoise=0.5)
+        if not loadings.shape[1]:
+            break  # nothing varies
         z = (y - y.mean(0)) @ loadings
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         if turn < _MATCHED_ROUNDS:
             few = slice(_MOST_MATCHED)
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)
         else:
-            cluster = KMeans(n_clusters, n_init=3, random_state=seed + turn).fit_predict(z)
+            kmeans = KMeans(n_clusters, n_init=3, random_state=(seed + turn) % 2**32)
+            cluster = kmeans.fit_predict(z)
             offsets += clustered_offsets(x - offsets[source], source, cluster, n_sources)
     return offsets
 
 
 def offsets_for(model: Any, x: np.ndarray, source: np.ndarray) -> np.ndarray | None:
     """How far the sources of a model are off [S, F]; None where it is not to be aligned.
+
+    That is also where one source alone is seen, or cells are of sources that the model has not.
 
     Args:
         model: A model with a start from principal components.
@@ -199,27 +208,36 @@ def offsets_for(model: Any, x: np.ndarray, source: np.ndarray) -> np.ndarray | N
 
 
 def align(
-    layer: SourceBatchNormalization, x: np.ndarray, source: np.ndarray, offsets: np.ndarray
+    layer: SourceBatchNormalization,
+    x: np.ndarray,
+    source: np.ndarray,
+    offsets: np.ndarray,
+    views: np.ndarray | None = None,
 ) -> np.ndarray:
     """Has a layer take sources' offsets away, and not what their kinds of cells make of them.
 
     Args:
         layer: A layer that is ``aligned``, for the features of x.
         x: Values [n, F].
-        source: Source codes [n].
+        source: Source codes [n]. A source with fewer than 20 cells is left as it is.
         offsets: [S, F].
+        views: What the layer has its statistics of [at most n, F], where that are not the cells
+            as they are: views of the first of them.
 
     Returns:
         What the layer makes of x by the statistics of these cells [n, F], before its scale and
         offset.
     """
+    views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB
     for code in np.unique(source):
         rest[source == code] -= offsets[code]
     centre, scale = rest.mean(0), np.sqrt(rest.var(0) + layer.epsilon)
     factor, offset = np.ones_like(offsets), np.zeros_like(offsets)
     for code in np.unique(source):
-        own = x[source == code]
+        own = views[source[: len(views)] == code]
+        if len(own) < _ENOUGH:
+            continue
         factor[code] = np.sqrt(own.var(0) + layer.epsilon) / scale
         offset[code] = (own.mean(0) - offsets[code] - centre) / scale
     layer.align(factor, offset)

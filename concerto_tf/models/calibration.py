@@ -61,15 +61,15 @@ def calibrate(model: Any, data: Iterable[Batch]) -> None:
 def carry_over(old: Any, new: Any) -> None:
     """Gives a model the weights of one that differs from it in its sources only.
 
-    A source that both have keeps its statistics.
+    A source that both have keeps its statistics, factors and offsets.
 
     Args:
         old: The model that has the weights.
         new: The model that gets them.
     """
-    statistics = {id(w) for layer in source_layers(new) for w in layer.non_trainable_weights}
+    of_sources = {id(w) for layer in source_layers(new) for w in layer.non_trainable_weights}
     for have, get in zip(old.weights, new.weights, strict=True):
-        if id(get) not in statistics:
+        if id(get) not in of_sources:
             get.assign(have)
     rows = [old.sources.index(name) if name in old.sources else -1 for name in new.sources]
     for have, get in zip(source_layers(old), source_layers(new), strict=True):

@@ -92,7 +92,7 @@ def principal_components(
     from sklearn.decomposition import PCA
 
     k = min(most, len(x) - 1, x.shape[1] - 1)
-    if k < 1:
+    if k < 1 or not x.var(0).any():
         return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
     # Exact: of components near the noise, a randomised solver finds others with each seed.
     pca = PCA(k, svd_solver="arpack", random_state=seed).fit(x)

@@ -69,8 +69,8 @@ class Concerto(ContrastiveModel):
         denoise: Share of the noise that is taken out of each component at the start, 0 to 1
             (`principal_components`).
         align_sources: Whether sources are aligned by the kinds of cells that they share
-            (`models.alignment`), instead of each being centred whatever it holds. At the start,
-            and of one modality only.
+            (`models.alignment`), instead of each being centred whatever it holds. At the start
+            from components, and of one modality only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
@@ -168,7 +168,7 @@ class Concerto(ContrastiveModel):
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
         self.denoise = checked_share(denoise)
-        self.align_sources = bool(align_sources) and not self.modalities
+        self.align_sources = bool(align_sources and self.components and not self.modalities)
         self.readout = readout
         self.readout_activation = readout_activation
         self._build_layers()

@@ -21,6 +21,8 @@ from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import principal_mlp
 from concerto_tf.models.weights import keep_together
 
+#: Cells whose views say what statistics the layer behind an augmentation will have.
+_VIEWS = 4_000
 #: A layer, its configuration, or the numbers that a default layer is made from.
 LayerLike = Any
 
@@ -300,7 +302,10 @@ class DenseModel(ContrastiveModel):
         if offsets is None:
             x, _ = standardize_by_source(x, source, self.input_epsilon)
         else:
-            x = align(self.input_norm, x, source, offsets)
+            views = None
+            if self.augment_first and self.augmentation is not None:
+                views = tf.cast(self.augmented(tf.constant(x[:_VIEWS])), tf.float32).numpy()
+            x = align(self.input_norm, x, source, offsets, views)
         return x if self.value_clip is None else np.clip(x, -self.value_clip, self.value_clip)
 
     def get_config(self) -> dict[str, Any]:

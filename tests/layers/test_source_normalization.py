@@ -238,3 +238,26 @@ def test_only_an_aligned_layer_is_aligned() -> None:
         layer.align(np.ones((2, F)), np.zeros((2, F)))
     again = SourceBatchNormalization.from_config(aligned_layer()[0].get_config())
     assert again.aligned and not SourceBatchNormalization(2).get_config()["aligned"]
+
+
+def test_alignment_stands_behind_the_statistics_of_the_source_alone() -> None:
+    layer, _, _ = aligned_layer()
+    plain = SourceBatchNormalization(2, dtype="float64")
+    x, source = data((30, 3))  # fewer than `min_cells` of the second
+    outs = []
+    plain.build((None, F))
+    plain.gamma.assign(layer.gamma)
+    plain.beta.assign(layer.beta)
+    for of in (layer, plain):
+        outs.append((of(x, source=source, training=True), of(x, source=source)))
+    few = source == 1
+    for aligned, other in zip(*outs, strict=True):
+        np.testing.assert_allclose(aligned.numpy()[few], other.numpy()[few], atol=1e-12)
+        assert not np.allclose(aligned.numpy()[~few], other.numpy()[~few], atol=0.01)
+
+
+def test_no_cell_at_all_is_none_afterwards() -> None:
+    layer, _, _ = aligned_layer()
+    nothing, nobody = np.zeros((0, F)), np.zeros(0, np.int32)
+    for training in (True, False):
+        assert layer(nothing, source=nobody, training=training).shape == (0, F)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from concerto_tf.layers import SourceBatchNormalization
+from concerto_tf.layers import RandomMask, SourceBatchNormalization
 from concerto_tf.models import Concerto, DenseModel, load_model
 from concerto_tf.models.alignment import (
     align,
@@ -148,22 +148,62 @@ def test_alignment_is_kept_with_the_model_and_for_its_sources(
     np.testing.assert_array_equal(other.student_norm.source_factor.numpy()[1], 1)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_the_other_methods_align_too(
-    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+    lacking: tuple[dict[str, np.ndarray], np.ndarray], rate: float
 ) -> None:
     cells, kind = lacking
     apart = {}
     for aligned in (True, False):
         model = DenseModel(
-            [f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(8,), components=8,
-            align_sources=aligned,
+            [f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(32,), components=8,
+            augmentation=RandomMask(rate, rescale=False, seed=0), align_sources=aligned,
         )  # fmt: skip
         model.initialize([cells])
         model.calibrate([cells])
         z = model(cells).numpy()
         spread = np.sqrt(z.var(0).sum())
         apart[aligned] = max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread
-    assert apart[True] < 0.15 < 0.25 < apart[False], apart
+    assert apart[True] < 0.25 < 0.5 < apart[False], apart
+
+
+@pytest.mark.parametrize("few", [1, 3, 10])
+def test_a_source_of_a_few_cells_is_left_as_it_is(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray], few: int
+) -> None:
+    cells, _ = lacking
+    keep = np.flatnonzero(cells["source"] == 0)
+    keep = np.r_[keep, np.flatnonzero(cells["source"] == 1)[:few]]
+    model = started({name: value[keep] for name, value in cells.items()})
+    np.testing.assert_array_equal(model.student_norm.source_factor.numpy()[1], 1)
+    np.testing.assert_array_equal(model.student_norm.source_offset.numpy()[1], 0)
+    model.calibrate([cells])
+    z = model(cells).numpy()
+    spread = [z[cells["source"] == code].std(0).mean() for code in (0, 1)]
+    assert spread[1] > 0.5 * spread[0]
+
+
+def test_cells_that_do_not_differ_have_nothing_to_align() -> None:
+    one = np.arange(1, 121, dtype=np.float32)
+    for n in (2, 3, 60):
+        cells = {
+            "genes": np.tile(np.arange(120, dtype=np.int32), (n, 1)),
+            "values": np.tile(one, (n, 1)),
+            "source": np.arange(n, dtype=np.int32) % 2,
+        }
+        assert np.isfinite(started(cells)(cells)).all()
+        model = DenseModel([f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(8,))
+        model.initialize([cells])
+        assert np.isfinite(model(cells)).all()
+
+
+def test_the_largest_seed_is_a_seed(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+) -> None:
+    cells, _ = lacking
+    x = np.log1p(cells["values"])
+    found = source_offsets(x, cells["source"], 2, 0.01, 10.0, components=8, seed=2**32 - 1)
+    assert np.isfinite(found).all()
 
 
 def test_one_source_and_several_modalities_are_not_aligned(
@@ -171,7 +211,9 @@ def test_one_source_and_several_modalities_are_not_aligned(
 ) -> None:
     cells = {**make_batch(60), "source": np.zeros(60, np.int32)}
     model = make_model(components=3, sources=("a",))
+    assert model.student_norm.aligned
     model.initialize([cells])
     np.testing.assert_array_equal(model.student_norm.source_offset.numpy(), 0)
-    several = make_model(modalities={"protein": {"vocabulary": ["CD3"], "target_sum": None}})
+    assert not make_model(components=0).student_norm.aligned
+    several = make_model(components=3, modalities={"protein": {"vocabulary": ["CD3"], "target_sum": None}})
     assert not several.align_sources and not several.student_norm.aligned
