@@ -215,5 +215,6 @@ def test_one_source_and_several_modalities_are_not_aligned(
     model.initialize([cells])
     np.testing.assert_array_equal(model.student_norm.source_offset.numpy(), 0)
     assert not make_model(components=0).student_norm.aligned
-    several = make_model(components=3, modalities={"protein": {"vocabulary": ["CD3"], "target_sum": None}})
+    protein = {"protein": {"vocabulary": ["CD3"], "target_sum": None}}
+    several = make_model(components=3, modalities=protein)
     assert not several.align_sources and not several.student_norm.aligned
