@@ -27,7 +27,8 @@ _ALIKE = 0.7
 #: Pairs of cells that the means of two sources count as, in case that they have no others.
 _WHOLE = 2.0
 _MOST_CLUSTERS, _CELLS_PER_CLUSTER = 50, 20
-#: Cells of a source in a cluster beyond which more of them give it no more weight.
+#: Cells of a source in a cluster beyond which more of them give it no more weight; and what a
+#: source needs at least for a factor and an offset of its own.
 _ENOUGH = 20
 #: Cells that say that a source is not off: what a few cells say hardly counts.
 _PRIOR = 50.0
@@ -226,7 +227,7 @@ def align(
 
     Returns:
         What the layer makes of x by the statistics of these cells [n, F], before its scale and
-        offset.
+        offset; of a source with fewer than 20 cells, what it would make of more.
     """
     views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB

@@ -287,7 +287,8 @@ class ContrastiveModel(BatchModel):
         return (self.modality, *self.modalities)
 
     def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
-        """The same model for cells of other sources; a source that both have keeps its statistics.
+        """The same model for cells of other sources; a source that both have keeps its statistics and
+        alignment.
 
         Args:
             sources: Names of the new sources.
