@@ -287,8 +287,9 @@ class ContrastiveModel(BatchModel):
         return (self.modality, *self.modalities)
 
     def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
-        """The same model for cells of other sources; a source that both have keeps its statistics and
-        alignment.
+        """The same model for cells of other sources.
+
+        A source that both have keeps its statistics and its alignment.
 
         Args:
             sources: Names of the new sources.
