@@ -207,6 +207,11 @@ class ContrastiveModel(BatchModel):
         measured = tf.convert_to_tensor(batch["observed"])
         return measured if self.genes is None else tf.gather(measured, self.genes)
 
+    @property
+    def most_epochs(self) -> int | None:
+        """Passes over the cells that `train` takes where nothing is said, at most."""
+        return None
+
     # --- what a method implements -----------------------------------------------------------
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:

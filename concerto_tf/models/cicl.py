@@ -22,7 +22,7 @@ from concerto_tf.models.batches import Batch, source_codes
 from concerto_tf.models.components import principal_components
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.start import REMAINDER
+from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
@@ -250,6 +250,10 @@ class CICL(DenseModel):
             if self.value_clip is not None:
                 x = tf.clip_by_value(x, -self.value_clip, self.value_clip)
         return tf.cast(x, dtype)
+
+    @property
+    def most_epochs(self) -> int | None:
+        return MOST_EPOCHS if self.components and self.width is not None else None
 
     def start(self, x: np.ndarray) -> None:
         """Keeps landmarks, and starts the projection from principal components.

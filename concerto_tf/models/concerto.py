@@ -16,7 +16,7 @@ from concerto_tf.models.branches import Branch, build_branch, checked_modalities
 from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import principal_start
+from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
 
 if TYPE_CHECKING:
@@ -295,6 +295,10 @@ class Concerto(ContrastiveModel):
     @property
     def embedding_dim(self) -> int:
         return self.hidden_units * (2 if self.readout == "both" else 1)
+
+    @property
+    def most_epochs(self) -> int | None:
+        return MOST_EPOCHS if self.components else None
 
     @property
     def heads(self) -> list[Any]:

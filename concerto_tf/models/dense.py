@@ -18,7 +18,7 @@ from concerto_tf.models.batches import Batch, first_cells, source_codes
 from concerto_tf.models.components import checked_share, standardize_by_source
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import principal_mlp
+from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
 from concerto_tf.models.weights import keep_together
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
@@ -277,6 +277,10 @@ class DenseModel(ContrastiveModel):
         if len(source):
             self.gene_mean.assign(xs[0].mean(0))
             self.start(self.standardized_sample(xs[0], source))
+
+    @property
+    def most_epochs(self) -> int | None:
+        return MOST_EPOCHS if self.components and isinstance(self.backbone, MLP) else None
 
     def start(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.

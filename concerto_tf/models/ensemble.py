@@ -66,6 +66,10 @@ class Ensemble(ContrastiveModel):
     def embedding_dim(self) -> int:
         return sum(member.embedding_dim for member in self.members)
 
+    @property
+    def most_epochs(self) -> int | None:
+        return self.members[0].most_epochs
+
     def initialize(self, data: Iterable[Batch]) -> None:
         super().initialize(data)
         for member in self.members:

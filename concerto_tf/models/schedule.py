@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Steps below which a model is untrained, whatever the data.
+#: Steps below which a model that starts at random is untrained, whatever the data.
 MIN_STEPS = 300
 #: Passes over the data that atlases get, as in the paper; small data gets more (`MIN_STEPS`).
 MIN_EPOCHS = 3
@@ -49,7 +49,11 @@ class Schedule:
 
 
 def plan_training(
-    n_cells: int, epochs: int | None = None, batch_size: int | None = None, replicas: int = 1
+    n_cells: int,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    replicas: int = 1,
+    most_epochs: int | None = None,
 ) -> Schedule:
     """Chooses how long to train.
 
@@ -60,6 +64,7 @@ def plan_training(
         batch_size: Cells per minibatch over all replicas; ``None`` for 256, or all cells where
             there are fewer.
         replicas: Number of replicas, of which the batch size is made a multiple.
+        most_epochs: Passes over the data where ``epochs`` is ``None``, at most.
 
     Returns:
         The plan.
@@ -77,7 +82,7 @@ def plan_training(
     batch = max(replicas, batch // replicas * replicas)
     per_epoch = max(1, n_cells // batch)
     if epochs is None:
-        epochs = max(MIN_EPOCHS, math.ceil(MIN_STEPS / per_epoch))
+        epochs = max(MIN_EPOCHS, min(math.ceil(MIN_STEPS / per_epoch), most_epochs or MIN_STEPS))
         per_round = math.ceil(epochs / MAX_ROUNDS)
         epochs = math.ceil(epochs / per_round) * per_round
     else:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 #: What is left of the random start beside the components.
 REMAINDER = 0.02
+#: Passes over the cells after such a start, at most. There is little to be found anew, and a few
+#: cells looked at again and again are told apart by their noise.
+MOST_EPOCHS = 30
 #: Cells, and cells at a time, that the teacher is shown for the offsets of sources.
 _TEACHER_CELLS, _TEACHER_BATCH = 2_000, 250
 

@@ -160,22 +160,23 @@ def train(
     shares = [records.n_cells_of(index, workers.count) for index in range(workers.count)]
     n_cells = workers.count * min(shares)
     replicas = scope.num_replicas_in_sync if scope else 1
-    schedule = plan_training(n_cells, epochs, batch_size, replicas)
-    if wanted is not None and schedule.batch_size != wanted:
-        _log.warning(
-            "%s: minibatches of %d cells instead of %d, for its %d cells", records.path,
-            schedule.batch_size, wanted, records.n_cells,
-        )  # fmt: skip
     began = time.perf_counter()
     with workers.naming_loss(), scope.scope() if scope else nullcontext():
         model = (
             _continue(start, records)
             if start is not None
             else _create(method, preset, members, genes, modalities, records, seed, options or {})
-        ).for_batches(schedule.batch_size)
+        )
+        schedule = plan_training(n_cells, epochs, batch_size, replicas, model.most_epochs)
+        model = model.for_batches(schedule.batch_size)
         model.compile(
             optimizer, learning_rate, schedule.steps if printed.get("cosine") else None
         )
+    if wanted is not None and schedule.batch_size != wanted:
+        _log.warning(
+            "%s: minibatches of %d cells instead of %d, for its %d cells", records.path,
+            schedule.batch_size, wanted, records.n_cells,
+        )  # fmt: skip
     if workers.first:
         begin(out, asked)
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from concerto_tf._keras import keras
+from concerto_tf.models import METHODS, Concerto, DenseModel, Ensemble
 from concerto_tf.models.schedule import (
     MAX_ROUNDS,
     MIN_EPOCHS,
@@ -45,6 +47,26 @@ def test_small_data_gets_enough_steps_and_an_atlas_three_passes(n_cells: int) ->
     least = max(MIN_EPOCHS, -(-MIN_STEPS // (n_cells // plan.batch_size)))
     assert least <= plan.epochs < least + max(1, plan.steps_per_round // plan.steps_per_epoch)
     assert plan.rounds <= MAX_ROUNDS or plan.steps_per_round > ROUND_STEPS / 2
+
+
+@pytest.mark.parametrize("n_cells", SIZES)
+def test_a_limit_on_passes_binds_on_small_data_alone(n_cells: int) -> None:
+    free, limited = plan_training(n_cells), plan_training(n_cells, most_epochs=30)
+    assert limited == free if free.epochs <= 30 else limited.epochs == 30
+    # What is asked for is kept, and an atlas is passed over three times whatever the limit.
+    assert plan_training(n_cells, epochs=100, most_epochs=30).epochs == 100
+    assert plan_training(n_cells, most_epochs=1).epochs == MIN_EPOCHS
+
+
+def test_models_that_start_from_components_pass_over_few_cells_less_often() -> None:
+    genes = [f"gene{i}" for i in range(4)]
+    limits = {name: cls(genes).most_epochs for name, cls in METHODS.items()}
+    assert limits == dict.fromkeys(METHODS, 30)
+    assert Ensemble([Concerto(genes), Concerto(genes, seed=1)]).most_epochs == 30
+    for cls in METHODS.values():
+        assert cls(genes, **cls.PRESETS["paper"]).most_epochs is None
+    encoder = keras.Sequential([keras.layers.Dense(3)])
+    assert DenseModel(genes, backbone=encoder).most_epochs is None  # no start for one of one's own
 
 
 def test_more_cells_never_mean_more_passes() -> None:

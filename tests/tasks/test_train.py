@@ -466,3 +466,4 @@ def test_other_methods_go_on_where_they_were_stopped(
     rounds = len(log(tmp_path / "straight"))
     assert float(log(tmp_path / "straight")[-1]["passes"]) == found["epochs"]
     assert rounds >= 11 and found["steps"] == 3 * found["epochs"]
+    assert found["epochs"] <= 30  # 100 without the limit of a start from components
