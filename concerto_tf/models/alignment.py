@@ -9,6 +9,7 @@ further work.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,6 +165,7 @@ def source_offsets(
         Offsets [S, F], float32.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     x, source = x[:_MOST_CELLS], source[:_MOST_CELLS]
     n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
@@ -185,7 +187,9 @@ def source_offsets(
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)
         else:
             kmeans = KMeans(n_clusters, n_init=3, random_state=(seed + turn) % 2**32)
-            cluster = kmeans.fit_predict(z)
+            with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                cluster = kmeans.fit_predict(z)
             offsets += clustered_offsets(x - offsets[source], source, cluster, n_sources)
     return offsets
 
@@ -206,6 +210,44 @@ def offsets_for(model: Any, x: np.ndarray, source: np.ndarray) -> np.ndarray | N
     return source_offsets(
         x, source, n_sources, model.input_epsilon, model.value_clip, model.components, model.seed
     )
+
+
+def modality_offsets(
+    model: Any, xs: list[np.ndarray], source: np.ndarray
+) -> list[np.ndarray | None]:
+    """How far the sources of a model are off in each modality, as `offsets_for` has it.
+
+    Where not all cells have all modalities, the first one helps with each of the others, if cells
+    of several sources have both.
+
+    Args:
+        model: A model with a start from principal components.
+        xs: Values [n, features] by modality, of cells in random order; NaN in the rows of the
+            cells that lack it.
+        source: Source codes [n].
+
+    Returns:
+        Offsets [S, features] by modality, or None for each.
+    """
+    has = [~np.isnan(x[:, 0]) for x in xs]
+    if np.all(has):  # of which it is found for all modalities at once
+        together = np.concatenate([x[:_MOST_CELLS] for x in xs], axis=1)
+        offsets = offsets_for(model, together, source[:_MOST_CELLS])
+        if offsets is None:
+            return [None] * len(xs)
+        return np.split(offsets, np.cumsum([x.shape[1] for x in xs])[:-1], axis=1)
+    found = []
+    for x, own in zip(xs, has, strict=True):
+        both = own & has[0]
+        beside = [xs[0]] if x is not xs[0] and len(np.unique(source[both])) > 1 else []
+        rows = np.flatnonzero(both if beside else own)[:_MOST_CELLS]
+        together = np.concatenate([part[rows] for part in (*beside, x)], axis=1)
+        offsets = offsets_for(model, together, source[rows])
+        found.append(offsets if offsets is None else offsets[:, -x.shape[1] :])
+    if all(offsets is None for offsets in found):
+        return found
+    none = [np.zeros((len(model.sources), x.shape[1]), np.float32) for x in xs]
+    return [a if b is None else b for a, b in zip(none, found, strict=True)]
 
 
 def align(

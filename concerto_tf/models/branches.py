@@ -167,7 +167,7 @@ def build_branch(
         normalize: See `Branch`.
         several: Whether the model has several modalities.
         scale_inputs: Whether the student's input is divided by the root of its width.
-        aligned: Whether the student's normalisation has factors and offsets of sources.
+        aligned: Whether normalisations have factors and offsets of sources.
         seed: Gives the next seed.
     """
     glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
@@ -196,7 +196,7 @@ def build_branch(
     )
     if several:
         branch.branch_norm = SourceBatchNormalization(
-            n_sources, epsilon=1e-5, name=f"{prefix}branch_norm"
+            n_sources, epsilon=1e-5, aligned=aligned, name=f"{prefix}branch_norm"
         )
         branch.branch_dense = keras.layers.Dense(
             hidden_units,

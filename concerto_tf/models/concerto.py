@@ -70,7 +70,7 @@ class Concerto(ContrastiveModel):
             (`principal_components`).
         align_sources: Whether sources are aligned by the kinds of cells that they share
             (`models.alignment`), instead of each being centred whatever it holds. At the start
-            from components, and of one modality only.
+            from components only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
@@ -168,7 +168,7 @@ class Concerto(ContrastiveModel):
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
         self.denoise = checked_share(denoise)
-        self.align_sources = bool(align_sources and self.components and not self.modalities)
+        self.align_sources = bool(align_sources and self.components)
         self.readout = readout
         self.readout_activation = readout_activation
         self._build_layers()
@@ -212,7 +212,9 @@ class Concerto(ContrastiveModel):
             for name, of in self.modalities.items():
                 normalize = LogNormalize(of["target_sum"], name=f"{name}_normalize")
                 branches.append(branch(f"{name}_", name, len(of["vocabulary"]), normalize))
-            self.joint_norm = SourceBatchNormalization(sources, epsilon=1e-5, name="joint_norm")
+            self.joint_norm = SourceBatchNormalization(
+                sources, epsilon=1e-5, aligned=self.align_sources, name="joint_norm"
+            )
             self.teacher_hide, self.student_hide = (
                 RandomMask(self.modality_dropout, rescale=False, seed=rng(), name=f"{side}_hide")
                 for side in ("teacher", "student")

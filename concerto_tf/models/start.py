@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.models.alignment import align, offsets_for
+from concerto_tf.models.alignment import align, modality_offsets
 from concerto_tf.models.components import principal_components, standardize_by_source
 
 if TYPE_CHECKING:
@@ -40,11 +40,14 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         source: Their source codes [n].
     """
     most = min(model.units, model.hidden_units // 2)
-    offsets = offsets_for(model, xs[0], source)
-    found = [
-        _components(model, branch, x, source, offsets)
-        for branch, x in zip(model.branches, xs, strict=True)
-    ]
+    offsets = modality_offsets(model, xs, source)
+    found, inputs = [], []
+    for branch, x, own in zip(model.branches, xs, offsets, strict=True):
+        *components, y = _components(model, branch, x, source, own)
+        found.append(tuple(components))
+        if model.modalities:  # a sample of cells takes 400 MB
+            inputs.append(y)
+        del y
     widths = _shares([len(variance) for _, variance in found], most)
     found = [
         (loadings[:, :k], variance[:k])
@@ -86,28 +89,67 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         loadings = found[0][0] / (typical * model.branches[0].input_gain)
         student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1)
     model.student_dense.kernel.assign(student)
-    if offsets is not None:
-        _align_teacher(model, xs[0][:_TEACHER_CELLS], source[:_TEACHER_CELLS], offsets)
+    if offsets[0] is not None:
+        few = slice(_TEACHER_CELLS)
+        _align_teacher(model, [x[few] for x in xs], source[few], offsets)
+        if model.modalities:
+            _align_joint(model, inputs, source)
 
 
 def _align_teacher(
-    model: Concerto, x: np.ndarray, source: np.ndarray, offsets: np.ndarray
+    model: Concerto,
+    xs: list[np.ndarray],
+    source: np.ndarray,
+    offsets: list[Any],
 ) -> None:
     """Aligns sources in what the teacher's attention gives, by their offsets [S, features]."""
-    [branch] = model.branches
-    genes = np.arange(branch.n_inputs, dtype=np.int32)
-    cells = np.concatenate([
-        branch.attended((np.tile(genes, (len(part), 1)), part, None)).numpy().astype(np.float32)
-        for part in np.array_split(x, -(-len(x) // _TEACHER_BATCH))
-    ])  # fmt: skip
-    # Were attention uniform, it would be this; it is nearly, but for a factor of each feature.
-    linear = branch.attention.embeddings.numpy() / np.sqrt(branch.n_inputs)
-    if branch.scale is not None:
-        linear = linear * branch.scale.numpy()[:, np.newaxis]
-    uniform = x @ linear
-    uniform = uniform - uniform.mean(0)
-    slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
-    align(model.teacher_norm, cells, source, (offsets @ linear) * slope)
+    summed = np.zeros((len(source), model.units), np.float32)
+    for branch, x, own in zip(model.branches, xs, offsets, strict=True):
+        having = ~np.isnan(x[:, 0])
+        if not having.any():
+            continue
+        x = x[having]
+        genes = np.arange(branch.n_inputs, dtype=np.int32)
+        cells = np.concatenate([
+            branch.attended((np.tile(genes, (len(part), 1)), part, None)).numpy()
+            for part in np.array_split(x, -(-len(x) // _TEACHER_BATCH))
+        ]).astype(np.float32)  # fmt: skip
+        # Were attention uniform, it would be this; it is nearly, but for a factor of each feature.
+        linear = branch.attention.embeddings.numpy() / np.sqrt(branch.n_inputs)
+        if branch.scale is not None:
+            linear = linear * branch.scale.numpy()[:, np.newaxis]
+        uniform = x @ linear
+        uniform = uniform - uniform.mean(0)
+        slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
+        norm = branch.branch_norm or model.teacher_norm
+        summed[having] += align(norm, cells, source[having], (own @ linear) * slope)
+    if model.modalities:
+        align(model.teacher_norm, summed, source, np.zeros((len(model.sources), model.units)))
+
+
+def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) -> None:
+    """Has the student's normalisation of all modalities together leave sources as they are.
+
+    Its statistics are of views, in which a modality may be hidden and features of it are.
+
+    Args:
+        model: A model of several modalities whose branches have their weights.
+        inputs: Aligned values [n, features] by modality; NaN in the rows of cells that lack it.
+        source: Source codes [n].
+    """
+    rng = np.random.default_rng(model.seed)
+    has = np.stack([~np.isnan(y[:, 0]) for y in inputs], axis=1)
+    shown = has & (rng.random(has.shape) >= model.modality_dropout)
+    shown = np.where(shown.any(1, keepdims=True), shown, has)
+    whole, view = np.zeros((2, len(source), model.hidden_units), np.float32)
+    for branch, y, having, in_view in zip(model.branches, inputs, has.T, shown.T, strict=True):
+        kernel = branch.branch_dense.kernel.numpy() * branch.input_gain
+        whole[having] += y[having] @ kernel
+        y = y[in_view]
+        y = y * (rng.random(y.shape, np.float32) >= model.mask_rate) / (1 - model.mask_rate)
+        view[in_view] += y @ kernel
+    offsets = np.zeros((len(model.sources), model.hidden_units), np.float32)
+    align(model.joint_norm, whole, source, offsets, views=view)
 
 
 def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
@@ -124,12 +166,16 @@ def _components(
     x: np.ndarray,
     source: np.ndarray,
     offsets: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loadings [features, k] and variances [k] of a modality; also scales the teacher's values."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loadings [F, k] and variances [k] of a modality, and the student's input [n, F].
+
+    Also scales the teacher's values.
+    """
     having = ~np.isnan(x[:, 0])
+    inputs = np.full_like(x, np.nan) if model.modalities else x
     x, source = x[having], source[having]
     if len(x) < 3:
-        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32)
+        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32), inputs
     y, within = standardize_by_source(x, source, model.input_epsilon)
     if branch.scale is not None:
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
@@ -138,7 +184,11 @@ def _components(
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)
-    return principal_components(y, most, model.seed, model.denoise)
+    loadings, variance = principal_components(y, most, model.seed, model.denoise)
+    if not model.modalities:
+        return loadings, variance, y
+    inputs[having] = y
+    return loadings, variance, inputs
 
 
 def principal_mlp(

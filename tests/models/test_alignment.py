@@ -206,15 +206,85 @@ def test_the_largest_seed_is_a_seed(
     assert np.isfinite(found).all()
 
 
-def test_one_source_and_several_modalities_are_not_aligned(
-    make_model: Callable, make_batch: Callable
+def two_modalities(cells: dict[str, np.ndarray], **options: object) -> Concerto:
+    """A model that looks at the last 40 genes as another modality, which 100 cells lack."""
+    protein = {"vocabulary": [f"P{i}" for i in range(40)], "target_sum": 1e3}
+    small = {"units": 16, "hidden_units": 32, "attention_units": 4, "components": 8}
+    model = Concerto(
+        [f"G{i}" for i in range(80)], sources=("a", "b"), modalities={"protein": protein},
+        **small, **options,
+    )  # fmt: skip
+    model.initialize([cells])
+    model.calibrate([cells] * 8)
+    return model
+
+
+@pytest.fixture
+def of_two(
+    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    cells, kind = lacking
+    protein = cells["values"][:, 80:].copy()
+    protein[np.random.default_rng(1).permutation(800)[:100]] = 0
+    return {
+        "genes": cells["genes"][:, :80], "values": cells["values"][:, :80],
+        "protein/genes": cells["genes"][:, :40], "protein/values": protein,
+        "source": cells["source"],
+    }, kind  # fmt: skip
+
+
+@pytest.mark.parametrize("readout", ["student", "teacher"])
+def test_sources_are_aligned_in_every_modality(
+    of_two: tuple[dict[str, np.ndarray], np.ndarray], readout: str
 ) -> None:
+    cells, kind = of_two
+    without = {name: cells[name] for name in ("genes", "values", "source")}
+    apart = {}
+    for aligned in (True, False):
+        model = two_modalities(cells, align_sources=aligned, readout=readout)
+        for seen in (cells, without):
+            z = model(seen).numpy()
+            spread = np.sqrt(z.var(0).sum())
+            apart[aligned, len(seen)] = (
+                max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread
+            )
+    # As far as by the 80 genes alone; the 120 of the tests above say more.
+    assert max(apart[True, 5], apart[True, 3]) < 0.55 < 0.6 < min(apart[False, 5], apart[False, 3])
+
+
+def test_normalisation_of_both_modalities_is_that_of_all_sources(
+    of_two: tuple[dict[str, np.ndarray], np.ndarray]
+) -> None:
+    cells, _ = of_two
+    model = two_modalities(cells)
+    seen = []
+    model.student_dense.call = lambda x, **_: seen.append(x) or x
+    model(cells)
+    [z] = (np.asarray(x) / np.asarray(model.joint_norm.gamma) for x in seen)
+    first = z[:, :8]  # the components
+    np.testing.assert_allclose(first.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(first.std(0), 1, atol=0.15)
+    means = [first[cells["source"] == code].mean(0) for code in (0, 1)]
+    assert np.abs(means[0] - means[1]).max() > 0.5  # of other kinds, so not each at its mean
+
+
+def test_a_modality_of_one_source_alone(
+    of_two: tuple[dict[str, np.ndarray], np.ndarray]
+) -> None:
+    cells, kind = of_two
+    cells["protein/values"][cells["source"] == 1] = 0
+    model = two_modalities(cells)
+    np.testing.assert_array_equal(model.branches[1].student_norm.source_offset.numpy(), 0)
+    assert np.abs(model.branches[0].student_norm.source_offset.numpy()).max() > 0.1
+    z = model({name: cells[name] for name in ("genes", "values", "source")}).numpy()
+    spread = np.sqrt(z.var(0).sum())
+    assert max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread < 0.55
+
+
+def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -> None:
     cells = {**make_batch(60), "source": np.zeros(60, np.int32)}
     model = make_model(components=3, sources=("a",))
     assert model.student_norm.aligned
     model.initialize([cells])
     np.testing.assert_array_equal(model.student_norm.source_offset.numpy(), 0)
     assert not make_model(components=0).student_norm.aligned
-    protein = {"protein": {"vocabulary": ["CD3"], "target_sum": None}}
-    several = make_model(components=3, modalities=protein)
-    assert not several.align_sources and not several.student_norm.aligned
