@@ -78,9 +78,7 @@ def matched_offsets(
     a, b = np.nonzero(np.triu(mutual))
 
     ends, at = np.ones(len(a)), np.arange(len(a))
-    cells = sp.csr_matrix(
-        (np.r_[ends, -ends], (np.r_[at, at], np.r_[a, b])), (len(a), len(x))
-    )
+    cells = sp.csr_matrix((np.r_[ends, -ends], (np.r_[at, at], np.r_[a, b])), (len(a), len(x)))
     member = sp.csr_matrix((np.ones(len(x)), (np.arange(len(x)), source)), (len(x), n_sources))
     pairs = cells @ member
     means = np.tile(x.mean(0, dtype=np.float64), (n_sources, 1))

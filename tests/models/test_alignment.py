@@ -122,9 +122,7 @@ def test_sources_that_hold_other_kinds_are_aligned_by_those_they_share(
     assert apart[True] < 0.25 < 0.5 < apart[False], apart
 
 
-def test_offsets_follow_from_the_seed(
-    lacking: tuple[dict[str, np.ndarray], np.ndarray]
-) -> None:
+def test_offsets_follow_from_the_seed(lacking: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
     cells, _ = lacking
     x = np.log1p(cells["values"])
     first, again = (
@@ -197,9 +195,7 @@ def test_cells_that_do_not_differ_have_nothing_to_align() -> None:
         assert np.isfinite(model(cells)).all()
 
 
-def test_the_largest_seed_is_a_seed(
-    lacking: tuple[dict[str, np.ndarray], np.ndarray]
-) -> None:
+def test_the_largest_seed_is_a_seed(lacking: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
     cells, _ = lacking
     x = np.log1p(cells["values"])
     found = source_offsets(x, cells["source"], 2, 0.01, 10.0, components=8, seed=2**32 - 1)
@@ -221,7 +217,7 @@ def two_modalities(cells: dict[str, np.ndarray], **options: object) -> Concerto:
 
 @pytest.fixture
 def of_two(
-    lacking: tuple[dict[str, np.ndarray], np.ndarray]
+    lacking: tuple[dict[str, np.ndarray], np.ndarray],
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     cells, kind = lacking
     protein = cells["values"][:, 80:].copy()
@@ -253,7 +249,7 @@ def test_sources_are_aligned_in_every_modality(
 
 
 def test_normalisation_of_both_modalities_is_that_of_all_sources(
-    of_two: tuple[dict[str, np.ndarray], np.ndarray]
+    of_two: tuple[dict[str, np.ndarray], np.ndarray],
 ) -> None:
     cells, _ = of_two
     model = two_modalities(cells)
@@ -268,9 +264,7 @@ def test_normalisation_of_both_modalities_is_that_of_all_sources(
     assert np.abs(means[0] - means[1]).max() > 0.5  # of other kinds, so not each at its mean
 
 
-def test_a_modality_of_one_source_alone(
-    of_two: tuple[dict[str, np.ndarray], np.ndarray]
-) -> None:
+def test_a_modality_of_one_source_alone(of_two: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
     cells, kind = of_two
     cells["protein/values"][cells["source"] == 1] = 0
     model = two_modalities(cells)
