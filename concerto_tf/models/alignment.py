@@ -215,8 +215,8 @@ def modality_offsets(
 ) -> list[np.ndarray | None]:
     """How far the sources of a model are off in each modality, as `offsets_for` has it.
 
-    Where not all cells have all modalities, the first one helps with each of the others, if cells
-    of several sources have both.
+    Where not all cells have all modalities, the first one helps with each of the others, if enough
+    cells of all sources that have the other have both.
 
     Args:
         model: A model with a start from principal components.
@@ -227,6 +227,8 @@ def modality_offsets(
     Returns:
         Offsets [S, features] by modality, or None for each.
     """
+    if source.min(initial=0) < 0:  # cells of none of the sources
+        return [None] * len(xs)
     has = [~np.isnan(x[:, 0]) for x in xs]
     if np.all(has):  # of which it is found for all modalities at once
         together = np.concatenate([x[:_MOST_CELLS] for x in xs], axis=1)
@@ -237,7 +239,11 @@ def modality_offsets(
     found = []
     for x, own in zip(xs, has, strict=True):
         both = own & has[0]
-        beside = [xs[0]] if x is not xs[0] and len(np.unique(source[both])) > 1 else []
+        enough = all(
+            (source[both] == code).sum() >= min(_ENOUGH, (source[own] == code).sum())
+            for code in np.unique(source[own])
+        )  # a source that were left out would be taken for one that is not off
+        beside = [xs[0]] if x is not xs[0] and enough else []
         rows = np.flatnonzero(both if beside else own)[:_MOST_CELLS]
         together = np.concatenate([part[rows] for part in (*beside, x)], axis=1)
         offsets = offsets_for(model, together, source[rows])

@@ -14,6 +14,7 @@ from concerto_tf.models.alignment import (
     align,
     clustered_offsets,
     matched_offsets,
+    modality_offsets,
     source_offsets,
 )
 from concerto_tf.models.saving import save_model
@@ -273,6 +274,26 @@ def test_a_modality_of_one_source_alone(of_two: tuple[dict[str, np.ndarray], np.
     z = model({name: cells[name] for name in ("genes", "values", "source")}).numpy()
     spread = np.sqrt(z.var(0).sum())
     assert max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread < 0.55
+
+
+def test_a_source_of_one_modality_alone_is_not_left_out_of_it(make_model: Callable) -> None:
+    # Three sources; the third has proteins alone, and is off by 2 in all of them.
+    rng = np.random.default_rng(0)
+    kind, source = rng.integers(0, 4, 900), np.repeat([0, 1, 2], 300)
+    order = rng.permutation(900)
+    kind, source = kind[order], source[order]
+    rna, protein = (
+        (rng.normal(0, 2, (4, n))[kind] + rng.normal(0, 0.3, (900, n))).astype(np.float32)
+        for n in (30, 12)
+    )
+    protein += 2.0 * (source == 2)[:, None]
+    rna[source == 2] = np.nan
+    of_protein = {"protein": {"vocabulary": [f"P{i}" for i in range(12)], "target_sum": None}}
+    model = make_model(components=6, sources=("a", "b", "c"), modalities=of_protein)
+    _, b = modality_offsets(model, [rna, protein], source)
+    np.testing.assert_allclose(b[2] - b[0], 2.0, atol=0.5)
+    np.testing.assert_allclose(b[1] - b[0], 0.0, atol=0.5)
+    assert modality_offsets(model, [rna, protein], np.where(source == 2, -1, source)) == [None] * 2
 
 
 def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -> None:
