@@ -227,6 +227,8 @@ def modality_offsets(
     Returns:
         Offsets [S, features] by modality, or None for each.
     """
+    if len(xs) == 1:
+        return [offsets_for(model, xs[0], source)]
     if source.min(initial=0) < 0:  # cells of none of the sources
         return [None] * len(xs)
     has = [~np.isnan(x[:, 0]) for x in xs]

@@ -109,6 +109,13 @@ class Branch:
         return genes, self.normalize(batch[f"{self.name}/values"]), None
 
 
+def show(present: tf.Tensor, hide: RandomMask, training: bool) -> tf.Tensor:
+    """Which modalities a network sees of each cell [B, M], of those that it has [B, M], bool."""
+    shown = hide(tf.cast(present, tf.float32), training=training) > 0
+    # A cell of which everything would be hidden shows what it has.
+    return tf.where(tf.reduce_any(shown, axis=1, keepdims=True), shown, present)
+
+
 def checked_modalities(
     modalities: Mapping[str, Mapping[str, Any]] | None, main: str
 ) -> dict[str, dict[str, Any]]:

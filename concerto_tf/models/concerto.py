@@ -12,7 +12,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalization
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
-from concerto_tf.models.branches import Branch, build_branch, checked_modalities
+from concerto_tf.models.branches import Branch, build_branch, checked_modalities, show
 from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.seeds import Seeds
@@ -440,10 +440,7 @@ class Concerto(ContrastiveModel):
         self, batch: Batch, hide: RandomMask, training: bool
     ) -> list[tuple[Branch, tf.Tensor]]:
         """The modalities of a batch and which cells show each of them [B]."""
-        present = tf.stack(self._present(batch), axis=1)
-        shown = hide(tf.cast(present, tf.float32), training=training) > 0
-        # A cell of which everything would be hidden shows what it has.
-        shown = tf.where(tf.reduce_any(shown, axis=1, keepdims=True), shown, present)
+        shown = show(tf.stack(self._present(batch), axis=1), hide, training)
         return list(zip(self.branches, tf.unstack(shown, axis=1), strict=True))
 
     def _teacher(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 
 from concerto_tf.models.alignment import align, modality_offsets
+from concerto_tf.models.branches import Branch, show
 from concerto_tf.models.components import principal_components, standardize_by_source
 
 if TYPE_CHECKING:
-    from concerto_tf.models.branches import Branch
     from concerto_tf.models.concerto import Concerto
 
 #: What is left of the random start beside the components.
@@ -137,17 +138,14 @@ def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) 
         inputs: Aligned values [n, features] by modality; NaN in the rows of cells that lack it.
         source: Source codes [n].
     """
-    rng = np.random.default_rng(model.seed)
     has = np.stack([~np.isnan(y[:, 0]) for y in inputs], axis=1)
-    shown = has & (rng.random(has.shape) >= model.modality_dropout)
-    shown = np.where(shown.any(1, keepdims=True), shown, has)
+    shown = show(tf.constant(has), model.student_hide, training=True).numpy()
     whole, view = np.zeros((2, len(source), model.hidden_units), np.float32)
     for branch, y, having, in_view in zip(model.branches, inputs, has.T, shown.T, strict=True):
         kernel = branch.branch_dense.kernel.numpy() * branch.input_gain
         whole[having] += y[having] @ kernel
-        y = y[in_view]
-        y = y * (rng.random(y.shape, np.float32) >= model.mask_rate) / (1 - model.mask_rate)
-        view[in_view] += y @ kernel
+        masked = branch.student_mask(tf.constant(y[in_view]), training=True)
+        view[in_view] += tf.cast(masked, tf.float32).numpy() @ kernel
     offsets = np.zeros((len(model.sources), model.hidden_units), np.float32)
     align(model.joint_norm, whole, source, offsets, views=view)
 
