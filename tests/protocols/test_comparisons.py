@@ -265,6 +265,15 @@ def test_wrong_settings_are_said_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_markers_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    markers = tmp_path / "markers.tsv"
+    markers.write_text("group\tgene\n")
+    code = reproduce(
+        "signatures", tmp_path / "none.h5ad", markers, "-o", tmp_path / "out", "--groupby", "kind"
+    )
+    assert code == 2 and f"{markers}: there is no marker in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_checks_its_training_first(name: str, tmp_path: Path) -> None:
     run = getattr(import_module(f"concerto_tf.protocols.{name}"), name)
