@@ -81,12 +81,18 @@ def matched_offsets(
     cells = sp.csr_matrix((np.r_[ends, -ends], (np.r_[at, at], np.r_[a, b])), (len(a), len(x)))
     member = sp.csr_matrix((np.ones(len(x)), (np.arange(len(x)), source)), (len(x), n_sources))
     pairs = cells @ member
-    means = np.tile(x.mean(0, dtype=np.float64), (n_sources, 1))
-    for code in np.unique(source):
-        means[code] = x[source == code].mean(0)
+    means = _means_by_source(x, source, n_sources)
     left = (pairs.T @ pairs).toarray() + _WHOLE * (n_sources * np.eye(n_sources) - 1)
     right = (pairs.T @ cells) @ x + _WHOLE * (n_sources * means - means.sum(0))
     return np.linalg.lstsq(left, right, rcond=None)[0].astype(np.float32)
+
+
+def _means_by_source(x: np.ndarray, source: np.ndarray, n_sources: int) -> np.ndarray:
+    """Means [S, F], float64; of a source without cells, of all."""
+    means = np.tile(x.mean(0, dtype=np.float64), (n_sources, 1))
+    for code in np.unique(source):
+        means[code] = x[source == code].mean(0)
+    return means
 
 
 def clustered_offsets(
@@ -176,8 +182,8 @@ def source_offsets(
         if clip is not None:
             np.clip(y, -clip, clip, out=y)
         loadings, _ = principal_components(y, components, seed, denoise=0.5)
-        if not loadings.shape[1]:
-            break  # nothing varies
+        if not loadings.shape[1]:  # nothing that cells could be compared by: each is centred
+            return offsets if turn else _means_by_source(x, source, n_sources).astype(np.float32)
         z = (y - y.mean(0)) @ loadings
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         if turn < _MATCHED_ROUNDS:
@@ -262,7 +268,7 @@ def align(
     source: np.ndarray,
     offsets: np.ndarray,
     views: np.ndarray | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Has a layer take sources' offsets away, and not what their kinds of cells make of them.
 
     Args:
@@ -275,7 +281,8 @@ def align(
 
     Returns:
         What the layer makes of x by the statistics of these cells [n, F], before its scale and
-        offset; of a source with fewer than 20 cells, what it would make of more.
+        offset; of a source with fewer than 20 cells, what it would make of more. And what values
+        are divided by for that [F].
     """
     views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB
@@ -292,4 +299,4 @@ def align(
     layer.align(factor, offset)
     rest -= centre
     rest /= scale
-    return rest
+    return rest, scale

@@ -309,7 +309,7 @@ class DenseModel(ContrastiveModel):
             views = None
             if self.augment_first and self.augmentation is not None:
                 views = tf.cast(self.augmented(tf.constant(x[:_VIEWS])), tf.float32).numpy()
-            x = align(self.input_norm, x, source, offsets, views)
+            x, _ = align(self.input_norm, x, source, offsets, views)
         return x if self.value_clip is None else np.clip(x, -self.value_clip, self.value_clip)
 
     def get_config(self) -> dict[str, Any]:

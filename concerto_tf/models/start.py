@@ -20,7 +20,7 @@ REMAINDER = 0.02
 #: Passes over the cells after such a start, at most. There is little to be found anew, and a few
 #: cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30
-#: Cells, and cells at a time, that the teacher is shown for the offsets of sources.
+#: Cells of each modality, and cells at a time, that the teacher is shown to align sources.
 _TEACHER_CELLS, _TEACHER_BATCH = 2_000, 250
 
 
@@ -91,8 +91,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1)
     model.student_dense.kernel.assign(student)
     if offsets[0] is not None:
-        few = slice(_TEACHER_CELLS)
-        _align_teacher(model, [x[few] for x in xs], source[few], offsets)
+        _align_teacher(model, xs, source, offsets)
         if model.modalities:
             _align_joint(model, inputs, source)
 
@@ -103,18 +102,23 @@ def _align_teacher(
     source: np.ndarray,
     offsets: list[Any],
 ) -> None:
-    """Aligns sources in what the teacher's attention gives, by their offsets [S, features]."""
-    summed = np.zeros((len(source), model.units), np.float32)
-    for branch, x, own in zip(model.branches, xs, offsets, strict=True):
-        having = ~np.isnan(x[:, 0])
+    """Aligns sources in what the teacher's attention gives, by their offsets [S, features].
+
+    Its statistics are of views, in which features of a modality are hidden, or all of it.
+    """
+    has = np.stack([~np.isnan(x[:, 0]) for x in xs], axis=1)
+    rows = np.unique(np.concatenate([np.flatnonzero(own)[:_TEACHER_CELLS] for own in has.T]))
+    source, has = source[rows], has[rows]
+    several = bool(model.modalities)
+    shown = show(tf.constant(has), model.teacher_hide, training=True).numpy() if several else has
+    whole, view = np.zeros((2, len(rows), model.units), np.float32)
+    for branch, x, own, having, in_view in zip(
+        model.branches, xs, offsets, has.T, shown.T, strict=True
+    ):
         if not having.any():
             continue
-        x = x[having]
-        genes = np.arange(branch.n_inputs, dtype=np.int32)
-        cells = np.concatenate([
-            branch.attended((np.tile(genes, (len(part), 1)), part, None)).numpy()
-            for part in np.array_split(x, -(-len(x) // _TEACHER_BATCH))
-        ]).astype(np.float32)  # fmt: skip
+        x, norm = x[rows[having]], branch.branch_norm or model.teacher_norm
+        cells, views = (_attended(branch, x, training) for training in (False, True))
         # Were attention uniform, it would be this; it is nearly, but for a factor of each feature.
         linear = branch.attention.embeddings.numpy() / np.sqrt(branch.n_inputs)
         if branch.scale is not None:
@@ -122,10 +126,21 @@ def _align_teacher(
         uniform = x @ linear
         uniform = uniform - uniform.mean(0)
         slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
-        norm = branch.branch_norm or model.teacher_norm
-        summed[having] += align(norm, cells, source[having], (own @ linear) * slope)
-    if model.modalities:
-        align(model.teacher_norm, summed, source, np.zeros((len(model.sources), model.units)))
+        made, scale = align(norm, cells, source[having], (own @ linear) * slope, views)
+        whole[having] += made
+        view[having] += (made + (views - cells) / scale) * in_view[having, np.newaxis]
+    if several:
+        align(model.teacher_norm, whole, source, np.zeros((len(model.sources), model.units)), view)
+
+
+def _attended(branch: Branch, x: np.ndarray, training: bool) -> np.ndarray:
+    """What the teacher's attention gives [n, units] of values [n, features], or of a view."""
+    genes = np.arange(branch.n_inputs, dtype=np.int32)
+    parts = np.array_split(x, -(-len(x) // _TEACHER_BATCH))
+    return np.concatenate([
+        branch.attended((np.tile(genes, (len(part), 1)), part, None), training).numpy()
+        for part in parts
+    ]).astype(np.float32)  # fmt: skip
 
 
 def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) -> None:
@@ -147,7 +162,7 @@ def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) 
         masked = branch.student_mask(tf.constant(y[in_view]), training=True)
         view[in_view] += tf.cast(masked, tf.float32).numpy() @ kernel
     offsets = np.zeros((len(model.sources), model.hidden_units), np.float32)
-    align(model.joint_norm, whole, source, offsets, views=view)
+    align(model.joint_norm, whole, source, offsets, view)
 
 
 def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
@@ -178,7 +193,7 @@ def _components(
     if branch.scale is not None:
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
     if offsets is not None:
-        y = align(branch.student_norm, x, source, offsets)
+        y, _ = align(branch.student_norm, x, source, offsets)
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
-from concerto_tf.models import Concerto, DenseModel, load_model
+from concerto_tf.models import Concerto, DenseModel, load_model, start
 from concerto_tf.models.alignment import (
     align,
     clustered_offsets,
@@ -73,7 +73,7 @@ def test_a_layer_does_what_was_reckoned() -> None:
     x = rng.normal(1, 2, size=(120, 4)).astype(np.float32) + source[:, None]
     layer = SourceBatchNormalization(3, epsilon=0.1, aligned=True)
     layer.build((None, 4))
-    want = align(layer, x, source, rng.normal(size=(3, 4)).astype(np.float32))
+    want, _ = align(layer, x, source, rng.normal(size=(3, 4)).astype(np.float32))
     np.testing.assert_allclose(layer(x, source=source, training=True), want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(want.mean(0), 0, atol=1e-4)
     # The source that has no cell here is left alone.
@@ -249,17 +249,19 @@ def test_sources_are_aligned_in_every_modality(
     assert max(apart[True, 5], apart[True, 3]) < 0.55 < 0.6 < min(apart[False, 5], apart[False, 3])
 
 
+@pytest.mark.parametrize("network", ["student", "teacher"])
 def test_normalisation_of_both_modalities_is_that_of_all_sources(
-    of_two: tuple[dict[str, np.ndarray], np.ndarray],
+    of_two: tuple[dict[str, np.ndarray], np.ndarray], network: str
 ) -> None:
     cells, _ = of_two
-    model = two_modalities(cells)
+    model = two_modalities(cells, readout=network)
+    norm = model.joint_norm if network == "student" else model.teacher_norm
     seen = []
-    model.student_dense.call = lambda x, **_: seen.append(x) or x
+    getattr(model, f"{network}_dense").call = lambda x, **_: seen.append(x) or x
     model(cells)
-    [z] = (np.asarray(x) / np.asarray(model.joint_norm.gamma) for x in seen)
+    [z] = (np.asarray(x) / np.asarray(norm.gamma) for x in seen)
     first = z[:, :8]  # the components
-    np.testing.assert_allclose(first.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(first.mean(0), 0, atol=0.15)
     np.testing.assert_allclose(first.std(0), 1, atol=0.15)
     means = [first[cells["source"] == code].mean(0) for code in (0, 1)]
     assert np.abs(means[0] - means[1]).max() > 0.5  # of other kinds, so not each at its mean
@@ -274,6 +276,29 @@ def test_a_modality_of_one_source_alone(of_two: tuple[dict[str, np.ndarray], np.
     z = model({name: cells[name] for name in ("genes", "values", "source")}).numpy()
     spread = np.sqrt(z.var(0).sum())
     assert max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread < 0.55
+
+
+def test_sources_of_one_feature_are_centred() -> None:
+    # It has no components that cells could be compared by.
+    source = np.arange(60) % 3
+    x = np.random.default_rng(0).normal(size=(60, 1)).astype(np.float32) + source[:, None]
+    found = source_offsets(x, source, 3, 0.01, 10.0, components=8, seed=0)
+    means = [x[source == code].mean(0) for code in range(3)]
+    np.testing.assert_allclose(found - found[0], means - means[0], atol=1e-5)
+
+
+def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
+    of_two: tuple[dict[str, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, _ = of_two
+    monkeypatch.setattr(start, "_TEACHER_CELLS", 200)
+    lacks = ~(cells["protein/values"] > 0).any(1)
+    lacks[:300] = True
+    order = np.argsort(~lacks, kind="stable")
+    cells = {name: value[order] for name, value in cells.items()}
+    cells["protein/values"][lacks[order]] = 0
+    model = two_modalities(cells)
+    assert np.abs(model.branches[1].branch_norm.source_offset.numpy()).max() > 0.1
 
 
 def test_a_source_of_one_modality_alone_is_not_left_out_of_it(make_model: Callable) -> None:
