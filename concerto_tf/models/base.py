@@ -83,8 +83,10 @@ class ContrastiveModel(BatchModel):
     #: How the preset trains where it says so: ``epochs``, ``batch_size``, ``learning_rate``,
     #: ``genes``, and ``cosine`` for a rate that falls along a cosine.
     TRAINING: dict[str, dict[str, Any]] = {}
+    #: Peak learning rate of fine-tuning to labels; the paper's.
+    finetuning_rate = 1e-3
     #: Weights that files of earlier versions may lack.
-    LATER_WEIGHTS = frozenset({"gene_share"})
+    LATER_WEIGHTS = frozenset({"gene_share", "readout_origin"})
     #: Steps at the start of a training whose losses do not compare with later ones.
     settling_steps = 0
     #: Arguments that files of earlier versions may lack, as those models had them.
@@ -168,6 +170,11 @@ class ContrastiveModel(BatchModel):
     def embedding_dim(self) -> int:
         """Width of an embedding."""
         raise NotImplementedError
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Where a cell lies that is in the middle of all [d]: a reference compares from there."""
+        return np.zeros(self.embedding_dim, np.float32)
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

@@ -65,7 +65,7 @@ class CICL(DenseModel):
         landmarks: Number of cells that are kept.
         temperature: Temperature of both losses.
         **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise, align_sources,
-            and those of `ContrastiveModel`.
+            readout_offset, and those of `ContrastiveModel`.
 
     Example:
 
@@ -116,7 +116,7 @@ class CICL(DenseModel):
 
     #: Made here, and so no arguments of this class.
     _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
-    FORMER = {"denoise": 0.0, "align_sources": False}
+    FORMER = {"denoise": 0.0, "align_sources": False, "readout_offset": 0.0}
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class CICL(DenseModel):
 
     # --- use --------------------------------------------------------------------------------
 
-    def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+    def read_out(self, batch: Batch) -> tf.Tensor:
         x = self.prepare(self.dense(batch), batch)
         return self.backbone(x, context=self._context(x.dtype), training=False)
 
@@ -276,6 +276,7 @@ class CICL(DenseModel):
             kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * REMAINDER
             kernel[:, :k] = loadings / np.sqrt(variance.mean())
             self.backbone.projection.assign(kernel)
+            self.place(k)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -108,6 +108,7 @@ class Classifier(BatchModel):
                 "without members"
             )
         self.encoder = encoder
+        self.default_learning_rate = encoder.finetuning_rate
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.label_smoothing = float(label_smoothing)

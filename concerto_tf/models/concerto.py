@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
@@ -16,7 +17,7 @@ from concerto_tf.models.branches import Branch, build_branch, checked_modalities
 from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, principal_start
+from concerto_tf.models.start import MOST_EPOCHS, READOUT_OFFSET, principal_start
 from concerto_tf.models.weights import keep_together
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Concerto(ContrastiveModel):
             from components only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
+        readout_offset: What the start adds to every unit of the embedding that holds a component,
+            in standard deviations. Seen from the middle of all cells, those that are there have no
+            direction; most users compare embeddings by cosine. Distances stay as they are. Not
+            with the readout ``both``.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, temperature,
             negatives, seed.
@@ -113,6 +118,7 @@ class Concerto(ContrastiveModel):
         "components": 0,
         "align_sources": False,
         "readout": "teacher",
+        "readout_offset": 0.0,
         "readout_activation": "relu",
         "temperature": 0.1,
         "negatives": "all",
@@ -122,7 +128,9 @@ class Concerto(ContrastiveModel):
     TRAINING = {"paper": {"learning_rate": 1e-3}}
     #: Small: the start is close to what training ends at.
     default_learning_rate = 1e-4
-    FORMER = {"scale_inputs": False, "denoise": 0.0, "align_sources": False}
+    FORMER = {
+        "scale_inputs": False, "denoise": 0.0, "align_sources": False, "readout_offset": 0.0,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -144,6 +152,7 @@ class Concerto(ContrastiveModel):
         denoise: float = 0.5,
         align_sources: bool = True,
         readout: str = "student",
+        readout_offset: float = READOUT_OFFSET,
         readout_activation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -170,6 +179,7 @@ class Concerto(ContrastiveModel):
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources and self.components)
         self.readout = readout
+        self.readout_offset = float(readout_offset)
         self.readout_activation = readout_activation
         self._build_layers()
 
@@ -240,6 +250,8 @@ class Concerto(ContrastiveModel):
         if self.modalities:
             n = len(self.branches)
             widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
+        #: What is added to an embedding; set at the start.
+        self.readout_origin = state_weight(self, "readout_origin", (self.hidden_units,))
         for branch in self.branches:
             prefix = "" if branch.name == self.modality else f"{branch.name}_"
             name = f"{prefix}gene_scale"
@@ -299,6 +311,17 @@ class Concerto(ContrastiveModel):
         return self.hidden_units * (2 if self.readout == "both" else 1)
 
     @property
+    def finetuning_rate(self) -> float:
+        # Weights that meet scaled inputs are larger, so that the same step changes less.
+        return 2e-3 if self.scale_inputs else 1e-3
+
+    @property
+    def origin(self) -> np.ndarray:
+        if self.readout == "both":
+            return super().origin
+        return np.array(tf.convert_to_tensor(self.readout_origin))
+
+    @property
     def most_epochs(self) -> int | None:
         return MOST_EPOCHS if self.components else None
 
@@ -339,7 +362,7 @@ class Concerto(ContrastiveModel):
         if self.readout_activation is not None:
             parts = [tf.nn.relu(part) for part in parts]
         if len(parts) == 1:
-            return parts[0]
+            return parts[0] + tf.cast(self.readout_origin, parts[0].dtype)
         return tf.concat([tf.math.l2_normalize(part, axis=-1) for part in parts], axis=-1)
 
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
@@ -502,5 +525,6 @@ class Concerto(ContrastiveModel):
             "denoise": self.denoise,
             "align_sources": self.align_sources,
             "readout": self.readout,
+            "readout_offset": self.readout_offset,
             "readout_activation": self.readout_activation,
         }

@@ -18,7 +18,7 @@ from concerto_tf.models.batches import Batch, first_cells, source_codes
 from concerto_tf.models.components import checked_share, standardize_by_source
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
+from concerto_tf.models.start import MOST_EPOCHS, READOUT_OFFSET, principal_mlp
 from concerto_tf.models.weights import keep_together
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
@@ -57,6 +57,8 @@ class DenseModel(ContrastiveModel):
         align_sources: Whether sources are aligned by the kinds of cells that they share
             (`models.alignment`), instead of each being centred whatever it holds. At the start
             from components, of standardised values.
+        readout_offset: What the start adds to every unit of the embedding that holds a component;
+            as for `Concerto`.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
@@ -93,7 +95,9 @@ class DenseModel(ContrastiveModel):
 
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
-    FORMER = {"scale_inputs": False, "denoise": 0.0, "align_sources": False}
+    FORMER = {
+        "scale_inputs": False, "denoise": 0.0, "align_sources": False, "readout_offset": 0.0,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class DenseModel(ContrastiveModel):
         components: int = 50,
         denoise: float = 0.5,
         align_sources: bool = True,
+        readout_offset: float = READOUT_OFFSET,
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
@@ -125,6 +130,7 @@ class DenseModel(ContrastiveModel):
         self.components = int(components)
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
+        self.readout_offset = float(readout_offset)
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
@@ -162,6 +168,8 @@ class DenseModel(ContrastiveModel):
         if len(x.shape) != 2:
             raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
         self._embedding_dim = int(x.shape[-1])
+        #: What is added to an embedding; set at the start.
+        self.readout_origin = state_weight(self, "readout_origin", (self._embedding_dim,))
         if self.head is not None:
             self.head(x, training=False)
         self._build_more()
@@ -174,6 +182,10 @@ class DenseModel(ContrastiveModel):
     @property
     def embedding_dim(self) -> int:
         return self._embedding_dim
+
+    @property
+    def origin(self) -> np.ndarray:
+        return np.array(tf.convert_to_tensor(self.readout_origin))
 
     @property
     def hidden_units(self) -> int:
@@ -253,12 +265,17 @@ class DenseModel(ContrastiveModel):
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Embeddings [B, d] of two views in training, otherwise twice those of the whole cells."""
         if not training:
-            z = self(batch)
+            z = self.read_out(batch)
             return z, z
         a, b = (self.encode(x, training=True) for x in self.view_inputs(batch))
         return a, b
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        z = self.read_out(batch)
+        return z + tf.cast(self.readout_origin, z.dtype)
+
+    def read_out(self, batch: Batch) -> tf.Tensor:
+        """What the encoder makes of the whole cells of a batch [B, d]."""
         return self.encode(self.standardized(batch))
 
     # --- start ------------------------------------------------------------------------------
@@ -289,11 +306,16 @@ class DenseModel(ContrastiveModel):
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
-            principal_mlp(
+            held = principal_mlp(
                 self.backbone.kernels, x, self.components, self.seed,
                 paired=self.head is not None, denoise=self.denoise,
                 gain=self.backbone.gain,
             )  # fmt: skip
+            self.place(held)
+
+    def place(self, held: int) -> None:
+        """Adds the offset to the embedding's first units, which hold components."""
+        self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.
@@ -326,6 +348,7 @@ class DenseModel(ContrastiveModel):
             "components": self.components,
             "denoise": self.denoise,
             "align_sources": self.align_sources,
+            "readout_offset": self.readout_offset,
         }
         return {key: value for key, value in config.items() if key not in self._MADE}
 

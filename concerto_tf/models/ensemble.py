@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable
@@ -65,6 +66,11 @@ class Ensemble(ContrastiveModel):
     @property
     def embedding_dim(self) -> int:
         return sum(member.embedding_dim for member in self.members)
+
+    @property
+    def origin(self) -> np.ndarray:
+        parts = [member.origin for member in self.members]
+        return np.concatenate(parts) / np.float32(math.sqrt(len(parts)))
 
     @property
     def most_epochs(self) -> int | None:

@@ -62,11 +62,13 @@ class Reference:
     """Embedded reference cells: nearest neighbours, votes on labels, and how far is too far.
 
     Args:
-        embeddings: Embeddings [N, d] of the reference cells; kept at unit length, float32.
+        embeddings: Embeddings [N, d] of the reference cells; kept at unit length, seen from
+            ``origin``, float32.
         labels: Labels by key.
         values: Values of further modalities by name.
         model: Fingerprint of the model that embedded the cells (`fingerprint`).
         cells: Fingerprint of the cells.
+        origin: Where cosines are taken from [d], `ContrastiveModel.origin`; ``None`` for 0.
 
     Example:
 
@@ -94,8 +96,17 @@ class Reference:
         *,
         model: str = "",
         cells: str = "",
+        origin: np.ndarray | None = None,
     ) -> None:
         embeddings = np.asarray(embeddings, np.float32)
+        width = embeddings.shape[1:]
+        self.origin = np.zeros(width, np.float32) if origin is None else origin
+        if self.origin.shape != width:
+            raise InputError(
+                f"an origin of shape {self.origin.shape} for embeddings of {width}; both come from "
+                "one model"
+            )
+        embeddings = embeddings - self.origin
         length = np.linalg.norm(embeddings, axis=1, keepdims=True)
         self.embeddings = embeddings / np.maximum(length, 1e-12)
         self.labels = dict(labels or {})
@@ -153,7 +164,9 @@ class Reference:
             A new reference. Values of modalities are left out.
         """
         labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
-        return Reference(self.embeddings[rows], labels, model=self.model, cells=self.cells)
+        part = Reference(self.embeddings[rows], labels, model=self.model, cells=self.cells)
+        part.origin = self.origin
+        return part
 
     def neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar reference cells of each cell by cosine.
@@ -179,11 +192,15 @@ class Reference:
                 "lie within 1 and that number"
             )
         z = np.asarray(z, np.float32)
-        if z.shape[1] != self.embeddings.shape[1]:
+        if z.shape[1] != len(self.origin):
             raise InputError(
                 f"embeddings of {z.shape[1]} dimensions for a reference of "
-                f"{self.embeddings.shape[1]}; embed both with one model"
+                f"{len(self.origin)}; embed both with one model"
             )
+        return self._neighbours(z - self.origin, k)
+
+    def _neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of embeddings that are seen from the origin already."""
         if self.n_cells > EXACT_CELLS and len(z) > FEW_CELLS:
             search = self._approximate()
             if search is not None:
@@ -219,6 +236,7 @@ class Reference:
         wide, judge = self._width(k), self._judge(key, k)
 
         def label(z: tf.Tensor) -> dict[str, tf.Tensor]:
+            z = tf.cast(z, tf.float32) - self.origin
             return judge(z, *nearest(z, self.blocks, self.n_cells, wide))
 
         return label
@@ -239,7 +257,7 @@ class Reference:
         parts = []
         for start in range(0, len(z), _BATCH_CELLS):
             rows = slice(start, start + _BATCH_CELLS)
-            given = (np.asarray(z[rows], np.float32), index[rows], cosine[rows])
+            given = (np.asarray(z[rows], np.float32) - self.origin, index[rows], cosine[rows])
             parts.append({name: x.numpy() for name, x in judge(*given).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -281,7 +299,7 @@ class Reference:
             near = np.ones(len(rows), np.float32)
             if self.n_cells > 1:
                 wide = min(NEAR_CELLS + 1, self.n_cells)
-                index, cosine = self.neighbours(self.embeddings[rows], wide)
+                index, cosine = self._neighbours(self.embeddings[rows], wide)
                 # A cell is its own nearest, unless another is just like it.
                 itself = index == rows[:, np.newaxis]
                 itself[~itself.any(axis=1), -1] = True

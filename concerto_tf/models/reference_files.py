@@ -81,6 +81,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             files[f"{name}.npy"] = _files.sha256(temporary / f"{name}.npy")
 
         keep("embeddings", reference.embeddings)
+        keep("origin", reference.origin)
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
@@ -164,6 +165,8 @@ def load_reference(folder: str | Path) -> Reference:
             array("embeddings"), labels, values, model=content["model"], cells=content["cells"]
         )
         reference.calibrations.update(calibrations)
+        if "origin.npy" in content["files"]:  # earlier versions had none
+            reference.origin = array("origin")
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: What is left of the random start beside the components.
 REMAINDER = 0.02
+#: What is added to the embedding's units that hold components, in their standard deviations.
+READOUT_OFFSET = 0.5
 #: Passes over the cells after such a start, at most. There is little to be found anew, and a few
 #: cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30
@@ -61,6 +63,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     if not k or not variance.mean() > 0:
         return
     typical = np.sqrt(variance.mean())
+    model.readout_origin.assign(model.readout_offset * (np.arange(model.hidden_units) < 2 * k))
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
@@ -212,7 +215,7 @@ def principal_mlp(
     paired: bool,
     denoise: float,
     gain: float,
-) -> None:
+) -> int:
     """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
 
     A component and its negative pass a ReLU without loss: c = relu(c) - relu(-c). So the first
@@ -228,13 +231,16 @@ def principal_mlp(
             otherwise its first columns are the components.
         denoise: Share of the noise that is taken out of the components.
         gain: What the first layer multiplies its inputs with.
+
+    Returns:
+        Number of the last layer's units that hold components, the first ones.
     """
     widths = [int(kernel.shape[1]) for kernel in kernels]
     room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
     loadings, variance = principal_components(x, min(components, *room), seed, denoise)
     k = len(variance)
     if not k or not variance.mean() > 0:
-        return
+        return 0
     part = loadings / np.sqrt(variance.mean()) / gain
     for i, kernel in enumerate(kernels):
         weights = np.array(kernel) * REMAINDER
@@ -244,6 +250,7 @@ def principal_mlp(
         weights[: len(columns), : columns.shape[1]] = columns
         kernel.assign(weights)
         part = np.concatenate([np.eye(k), -np.eye(k)]).astype(np.float32)
+    return columns.shape[1]
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:

@@ -31,7 +31,7 @@ def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
     """Takes all weights of a model from Keras' store; see `Layer.load_own_variables`."""
     for name, weight in _named(model).items():
         if name not in store.keys():  # Keras' store has no other way to ask
-            if name in model.LATER_WEIGHTS:
+            if name.rpartition(".")[2] in model.LATER_WEIGHTS:  # of an ensemble's members, too
                 continue
             raise ValueError(f"there are no weights {name!r}")
         found, wanted = tuple(store[name].shape), tuple(weight.shape)

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 
-#: Peak learning rate, as in the paper.
-LEARNING_RATE = 1e-3
 _BATCH_CELLS = 256
 #: Components in which types are compared, the first of these that the cells are enough for.
 _COMPONENTS = (50, 30, 20, 10)
@@ -91,7 +89,8 @@ def finetune(
             without principal components, as in the paper's comparison.
         epochs: Passes over the cells; ``None`` follows from their number.
         batch_size: Cells per minibatch over all devices.
-        learning_rate: Peak learning rate; it rises and falls along a cosine.
+        learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
+            model's ``finetuning_rate``.
         optimizer: As for `train`.
         strategy: As for `train`.
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds
@@ -151,7 +150,7 @@ def finetune(
             consistency=consistency, seed=seed,
         )  # fmt: skip
         fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
-        fine.compile(optimizer, learning_rate or LEARNING_RATE, steps=schedule.steps)
+        fine.compile(optimizer, learning_rate, steps=schedule.steps)
     begin(out, asked)
     try:
         with records.naming_damage():

@@ -184,6 +184,7 @@ def make_reference(
         labels,
         {name: read_values(records, name) for name in modalities},
         model=fingerprint(model),
+        origin=model.origin,
     )
 
 

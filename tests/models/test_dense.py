@@ -14,7 +14,7 @@ from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.layers import Augmentation, RandomMask
 from concerto_tf.losses import NTXent, VICReg, info_nce, nt_xent, vicreg
-from concerto_tf.models import Concerto, DenseModel, load_model, save_model
+from concerto_tf.models import Concerto, DenseModel, Ensemble, load_model, save_model
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.components import noise_edge
@@ -122,6 +122,20 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
     np.testing.assert_array_equal(before, plain.backbone.kernels[0].numpy())
 
 
+@pytest.mark.parametrize(("head", "held"), [(4, 12), (None, 6)])
+def test_offset_of_the_embedding_is_in_the_readout_alone(
+    make_batch: Callable, head: int | None, held: int
+) -> None:
+    cells = make_batch(64)
+    model = make(backbone=(14,), head=head, components=6, readout_offset=0.25)
+    model.initialize([cells])
+    np.testing.assert_array_equal(model.origin, 0.25 * (np.arange(14) < held))
+    inside, _ = model.represent(cells)
+    np.testing.assert_allclose(model(cells) - inside, np.tile(model.origin, (64, 1)), atol=1e-6)
+    many = Ensemble([model, model.with_sources(model.sources)])
+    np.testing.assert_allclose(many.origin, np.tile(model.origin, 2) / np.sqrt(2), atol=1e-6)
+
+
 def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) -> None:
     cells, found = make_batch(64), []
     for scaled in (True, False):
@@ -135,11 +149,12 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
     config = model.get_config()
     assert config.pop("scale_inputs") is False
     assert config.pop("denoise") == 0.5
+    assert config.pop("readout_offset") == 0.5
     config["component_power"] = 0.5  # of former versions, for their start alone
     again = DenseModel.from_config(config)
     again.set_weights(model.get_weights())
     np.testing.assert_array_equal(again(cells), plain_z)
-    assert again.denoise == 0
+    assert again.denoise == again.readout_offset == 0
 
 
 def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> None:

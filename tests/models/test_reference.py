@@ -49,6 +49,30 @@ def test_labels_are_transferred_and_the_new_kind_is_unfamiliar() -> None:
     np.testing.assert_allclose(low, [0.1, 0.3], atol=0.07)
 
 
+def test_cosines_are_taken_from_the_origin(tmp_path: Path) -> None:
+    z, kind = make_cells(300, seed=0)
+    query, _ = make_cells(50, seed=1)
+    origin = np.linspace(-2, 3, 8).astype(np.float32)
+    labels = {"type": Labels(kind, NAMES)}
+    here, there = Reference(z, labels), Reference(z + origin, labels, origin=origin)
+    save_reference(there, tmp_path / "reference")
+    rows = np.arange(0, 300, 2)
+    for a, b in (
+        (here, there), (here, load_reference(tmp_path / "reference")),
+        (here.part(rows), there.part(rows)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(a.embeddings, b.embeddings, atol=1e-6)
+        for x, y in zip(a.neighbours(query, 5), b.neighbours(query + origin, 5), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+        want, found = a.transfer(query, "type", 5), b.transfer(query + origin, "type", 5)
+        served = b.labeller("type", 5)(tf.constant(query + origin, tf.float32))
+        for name, values in want.items():
+            np.testing.assert_allclose(found[name], values, atol=0.01)
+            np.testing.assert_allclose(served[name], values, atol=0.01)
+    with pytest.raises(InputError, match="origin"):
+        Reference(z, origin=origin[:3])
+
+
 def test_familiarity_by_hand() -> None:
     """One label, so that everything can be computed with loops in float64."""
     z, _ = make_cells(60, seed=0, kinds=1)

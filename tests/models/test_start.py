@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
 
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.components import standardize_by_source
@@ -42,6 +45,37 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(
         kernels.append(np.array(model.student_dense.kernel))
     np.testing.assert_allclose(kernels[0], kernels[1] * np.sqrt(model.n_inputs), rtol=1e-4)
     np.testing.assert_allclose(embeddings[0], embeddings[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", ["student", "teacher"])
+def test_cells_in_the_middle_have_a_direction(
+    make_model: Callable, make_batch: Callable, readout: str
+) -> None:
+    # Three kinds, and equal parts of them: seen from the middle these have no direction.
+    rng = np.random.default_rng(0)
+    mean = np.kron(np.eye(3), np.full((1, 10), 12.0)) + 2
+    mean = np.r_[mean, mean.mean(0, keepdims=True)]
+    kind = rng.integers(0, 4, 400)
+    cells = {
+        "genes": np.tile(np.arange(30, dtype=np.int32), (400, 1)),
+        "values": rng.poisson(mean[kind]).astype(np.float32),
+        "source": np.zeros(400, np.int32),
+    }
+    embeddings, right = [], []
+    for offset in (0.0, 0.5):
+        model = make_model(
+            components=2, hidden_units=12, units=12, sources=("a",), readout=readout,
+            readout_offset=offset, denoise=0.0,
+        )  # fmt: skip
+        model.initialize([cells])
+        np.testing.assert_array_equal(model.origin, offset * (np.arange(12) < 4))
+        model.calibrate([cells])
+        embeddings.append(model(cells).numpy())
+        vote = KNeighborsClassifier(5, metric="cosine").fit(embeddings[-1][::2], kind[::2])
+        middle = kind[1::2] == 3
+        right.append((vote.predict(embeddings[-1][1::2]) == kind[1::2])[middle].mean())
+    np.testing.assert_allclose(*(pdist(z) for z in embeddings), rtol=1e-4, atol=1e-5)
+    assert right[0] < right[1] > 0.9, right
 
 
 def test_start_follows_from_the_seed_alone(make_model: Callable, make_batch: Callable) -> None:

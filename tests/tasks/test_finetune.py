@@ -154,6 +154,21 @@ def test_nothing_is_learned_of_the_part_held_out(
             np.testing.assert_allclose(np.array(x), np.array(y), atol=1e-4)
 
 
+def test_learning_rate_follows_from_how_inputs_are_scaled(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    for end_to_end, usual in ((False, 2e-3), (True, 1e-3)):
+        found = [
+            finetune(
+                pretrained, records, tmp_path / f"{end_to_end}-{rate}", end_to_end=end_to_end,
+                learning_rate=rate, **{**OPTIONS, "epochs": 1},
+            ).get_weights()
+            for rate in (None, usual)
+        ]  # fmt: skip
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.slow
 def test_end_to_end_starts_from_fresh_weights(
     pretrained: Path, records: Records, tmp_path: Path
@@ -167,7 +182,7 @@ def test_end_to_end_starts_from_fresh_weights(
     assert np.abs(np.array(fresh.encoder.student_dense.kernel) - kernel).max() > 0.1
     fresh_config, config = fresh.encoder.get_config(), given.get_config()
     differ = {key for key in config if config[key] != fresh_config[key]}
-    assert differ <= {"seed", "name"}
+    assert differ <= {"seed", "name", "scale_inputs"}
 
 
 @pytest.mark.slow
