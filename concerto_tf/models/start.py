@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: What is left of the random start beside the components.
 REMAINDER = 0.02
 #: What is added to the embedding's units that hold components, in their standard deviations.
-READOUT_OFFSET = 0.5
+READOUT_OFFSET = 0.4
 #: Passes over the cells after such a start, at most. There is little to be found anew, and a few
 #: cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30

@@ -149,7 +149,7 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
     config = model.get_config()
     assert config.pop("scale_inputs") is False
     assert config.pop("denoise") == 0.5
-    assert config.pop("readout_offset") == 0.5
+    assert config.pop("readout_offset") == 0.4
     config["component_power"] = 0.5  # of former versions, for their start alone
     again = DenseModel.from_config(config)
     again.set_weights(model.get_weights())

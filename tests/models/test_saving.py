@@ -74,9 +74,9 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
         "units": 5, "attention_units": 3, "hidden_units": 6, "head_units": None, "mask_rate": 0.25,
         "dropout": 0.125, "value_clip": None, "input_epsilon": 0.25, "scale_genes": False,
         "scale_inputs": False, "components": 2, "denoise": 0.25, "align_sources": False,
-        "readout": "both", "readout_offset": 0.25, "readout_activation": "relu", "temperature": 0.25,
-        "target_sum": None, "seed": 7, "sources": ("x", "y", "z"), "genes": (0, 2),
-        "modality": "gene", "modality_dropout": 0.5, "negatives": "source",
+        "readout": "both", "readout_offset": 0.25, "readout_activation": "relu",
+        "temperature": 0.25, "target_sum": None, "seed": 7, "sources": ("x", "y", "z"),
+        "genes": (0, 2), "modality": "gene", "modality_dropout": 0.5, "negatives": "source",
         "modalities": {"protein": {"vocabulary": ["CD3", "CD19"], "target_sum": None}},
     }  # fmt: skip
     standard = Concerto([f"G{i}" for i in range(30)])
