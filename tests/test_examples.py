@@ -111,7 +111,7 @@ def test_map_query() -> None:
 def test_impute() -> None:
     *lines, units = run(str(EXAMPLES / "impute.py")).splitlines()
     assert len(lines) == 3 and min(numbers(line)[-1] for line in lines) > 0.7
-    assert units == "units: log1p of counts scaled to 10,000"
+    assert units == "units: log1p of counts scaled to 10,000 per cell"
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 _READ = ("genes", "values", "total", "offset", "source", "row", "observed")
 
-#: Values of cells that a start looks at, at most (400 MB).
-SAMPLE_VALUES = 100_000_000
+#: Values, and cells, that a start looks at, at most (400 MB).
+SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
 
 Batch = dict[str, tf.Tensor]
 #: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
@@ -119,7 +119,7 @@ def in_order(
 def first_cells(
     look: Callable[[Batch], Sequence[tf.Tensor]], data: Iterable[Any], width: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What a model sees of the first cells of data, as many as fit into 400 MB.
+    """What a model sees of the first cells of data, as many as fit into 400 MB, 50,000 at most.
 
     Args:
         look: Gives tensors [B, ...] of a batch.
@@ -129,7 +129,7 @@ def first_cells(
     Returns:
         Arrays [n, ...], float32, and source codes [n]. Of no batch, no array.
     """
-    most = max(2, SAMPLE_VALUES // width)
+    most = max(2, min(SAMPLE_CELLS, SAMPLE_VALUES // width))
     found: list[Sequence[np.ndarray]] = []
     sources, n = [np.zeros(0, np.int32)], 0
     for batch in data:

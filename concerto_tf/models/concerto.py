@@ -337,7 +337,8 @@ class Concerto(ContrastiveModel):
         small data does not suffice for. No label is looked at.
 
         Args:
-            data: Batches of cells in random order; as many are looked at as fit into 400 MB.
+            data: Batches of cells in random order; as many are looked at as fit into 400 MB,
+                50,000 at most.
         """
         super().initialize(data)
         x, source = first_cells(self._spread, data, self.n_features)

@@ -287,7 +287,8 @@ class DenseModel(ContrastiveModel):
         small data does not suffice for. No label is looked at.
 
         Args:
-            data: Batches of cells in random order; as many are looked at as fit into 400 MB.
+            data: Batches of cells in random order; as many are looked at as fit into 400 MB,
+                50,000 at most.
         """
         super().initialize(data)
         xs, source = first_cells(lambda batch: [self.dense(batch)], data, self.n_inputs)

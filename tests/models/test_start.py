@@ -10,6 +10,7 @@ from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
+from concerto_tf.models import batches as batches_module
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.components import standardize_by_source
 
@@ -87,6 +88,18 @@ def test_start_follows_from_the_seed_alone(make_model: Callable, make_batch: Cal
         kernels.append(np.array(model.student_dense.kernel))
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])
+
+
+def test_sample_is_of_so_many_cells_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [
+        {"genes": np.zeros((6, 1), np.int32), "values": np.full((6, 2), i)} for i in range(9)
+    ]
+    for cells, values, most in ((20, 1000, 20), (1000, 30, 15), (1000, 1000, 54)):
+        monkeypatch.setattr(batches_module, "SAMPLE_CELLS", cells)
+        monkeypatch.setattr(batches_module, "SAMPLE_VALUES", values)
+        [x], source = first_cells(lambda batch: [batch["values"]], batches, 2)
+        assert len(x) == len(source) == most
+        np.testing.assert_array_equal(x[:, 0], np.arange(54)[:most] // 6)
 
 
 def test_padding_and_too_few_cells_are_no_sample(

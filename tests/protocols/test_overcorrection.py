@@ -46,7 +46,7 @@ def test_a_model_is_trained_once_for_each_removal(
     asked |= {"methods": ("concerto",), "types": ["v"]}
     result = overcorrection(make_cells(SIZES), tmp_path, **asked)
     assert result["methods"]["concerto"]["cases"] == 1
-    models = {p: p.stat().st_mtime_ns for p in tmp_path.glob("models/*/*/model.keras")}
+    models = {p: p.stat().st_mtime_ns for p in tmp_path.glob("models/*/*/*/model.keras")}
     assert len(models) == 2
     assert overcorrection(make_cells(SIZES), tmp_path, **asked) == result
     assert models == {p: p.stat().st_mtime_ns for p in models}

@@ -21,6 +21,6 @@ def test_cells_come_with_scanpy_and_are_log_normalised() -> None:
 @pytest.mark.slow
 def test_demo_runs_to_a_result(tmp_path: Path) -> None:
     found = demo(tmp_path / "demo")
-    assert found["cells"] == 700 and np.isfinite(found["leiden_ari"])
+    assert found["cells"] == 700 and np.isfinite(found["ari_leiden"])
     assert (tmp_path / "demo" / "result.h5ad").exists()
     assert (tmp_path / "demo-cells.h5ad").exists()
