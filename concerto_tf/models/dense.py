@@ -263,7 +263,10 @@ class DenseModel(ContrastiveModel):
         return a, b
 
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Embeddings [B, d] of two views in training, otherwise twice those of the whole cells."""
+        """Embeddings [B, d] of two views in training, otherwise twice those of the whole cells.
+
+        Without the offset of the embedding.
+        """
         if not training:
             z = self.read_out(batch)
             return z, z

@@ -100,7 +100,7 @@ class Reference:
     ) -> None:
         embeddings = np.asarray(embeddings, np.float32)
         width = embeddings.shape[1:]
-        self.origin = np.zeros(width, np.float32) if origin is None else origin
+        self.origin = np.zeros(width, np.float32) if origin is None else np.asarray(origin, "f4")
         if self.origin.shape != width:
             raise InputError(
                 f"an origin of shape {self.origin.shape} for embeddings of {width}; both come from "

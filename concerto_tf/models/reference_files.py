@@ -17,6 +17,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.familiarity import Calibration
 from concerto_tf.models.reference import Labels, Reference, Values
+from concerto_tf.models.weights import name_of
 
 FOLDER = "reference"
 FILE_NAME = "reference.json"
@@ -37,15 +38,25 @@ def fingerprint(model: ContrastiveModel) -> str:
     """
     config = {
         key: value
-        for key, value in model.get_config().items()
+        for key, value in _without(model.get_config(), "readout_offset").items()
         if key not in ("name", "concerto_tf", "saved_format", "seed", "temperature")
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     # Counters of masks advance in training alone; an embedding rests on floats.
-    for weight in model.get_weights():
-        if np.issubdtype(weight.dtype, np.floating):
-            digest.update(np.ascontiguousarray(weight).tobytes())
+    for weight, values in zip(model.weights, model.get_weights(), strict=True):
+        if np.issubdtype(values.dtype, np.floating) and name_of(weight) != "readout_origin":
+            digest.update(np.ascontiguousarray(values).tobytes())
+    # Models of earlier versions have none, and the references kept beside them are still theirs.
+    if model.origin.any():
+        digest.update(model.origin.tobytes())
     return digest.hexdigest()
+
+
+def _without(config: Any, name: str) -> Any:
+    """A configuration without an argument, that of an ensemble's members included."""
+    if isinstance(config, dict):
+        return {key: _without(value, name) for key, value in config.items() if key != name}
+    return [_without(value, name) for value in config] if isinstance(config, list) else config
 
 
 def is_reference(folder: str | Path) -> bool:
@@ -170,7 +181,6 @@ def load_reference(folder: str | Path) -> Reference:
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error
-
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -110,17 +110,19 @@ def _align_teacher(
     Its statistics are of views, in which features of a modality are hidden, or all of it.
     """
     has = np.stack([~np.isnan(x[:, 0]) for x in xs], axis=1)
-    rows = np.unique(np.concatenate([np.flatnonzero(own)[:_TEACHER_CELLS] for own in has.T]))
-    source, has = source[rows], has[rows]
     several = bool(model.modalities)
-    shown = show(tf.constant(has), model.teacher_hide, training=True).numpy() if several else has
-    whole, view = np.zeros((2, len(rows), model.units), np.float32)
+    # All modalities together are seen in the first cells, one that is rare in more.
+    shown = has[:_TEACHER_CELLS]
+    if several:
+        shown = show(tf.constant(shown), model.teacher_hide, training=True).numpy()
+    whole, view = np.zeros((2, len(shown), model.units), np.float32)
     for branch, x, own, having, in_view in zip(
         model.branches, xs, offsets, has.T, shown.T, strict=True
     ):
-        if not having.any():
+        rows = np.flatnonzero(having)[:_TEACHER_CELLS]
+        if not len(rows):
             continue
-        x, norm = x[rows[having]], branch.branch_norm or model.teacher_norm
+        x, norm = x[rows], branch.branch_norm or model.teacher_norm
         cells, views = (_attended(branch, x, training) for training in (False, True))
         # Were attention uniform, it would be this; it is nearly, but for a factor of each feature.
         linear = branch.attention.embeddings.numpy() / np.sqrt(branch.n_inputs)
@@ -129,11 +131,14 @@ def _align_teacher(
         uniform = x @ linear
         uniform = uniform - uniform.mean(0)
         slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
-        made, scale = align(norm, cells, source[having], (own @ linear) * slope, views)
-        whole[having] += made
-        view[having] += (made + (views - cells) / scale) * in_view[having, np.newaxis]
+        made, scale = align(norm, cells, source[rows], (own @ linear) * slope, views)
+        first = rows[rows < len(shown)]
+        whole[first] += made[: len(first)]
+        of_view = made + (views - cells) / scale
+        view[first] += of_view[: len(first)] * in_view[first, np.newaxis]
     if several:
-        align(model.teacher_norm, whole, source, np.zeros((len(model.sources), model.units)), view)
+        none = np.zeros((len(model.sources), model.units))
+        align(model.teacher_norm, whole, source[: len(shown)], none, view)
 
 
 def _attended(branch: Branch, x: np.ndarray, training: bool) -> np.ndarray:

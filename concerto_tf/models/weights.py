@@ -7,6 +7,7 @@ later version finds the weights of an older file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
     """Takes all weights of a model from Keras' store; see `Layer.load_own_variables`."""
     for name, weight in _named(model).items():
         if name not in store.keys():  # Keras' store has no other way to ask
-            if name.rpartition(".")[2] in model.LATER_WEIGHTS:  # of an ensemble's members, too
+            if re.sub(r".*\.|_\d+$", "", name) in model.LATER_WEIGHTS:  # of members too, and twins
                 continue
             raise ValueError(f"there are no weights {name!r}")
         found, wanted = tuple(store[name].shape), tuple(weight.shape)
@@ -60,7 +61,7 @@ def _named(model: Any) -> dict[str, Any]:
             collect(f"{prefix}{name}.", enumerate(_sublayers(layer)), layer.weights)
         for weight in weights:
             if id(weight) not in seen:
-                name, twins = prefix + _name(weight), 0
+                name, twins = prefix + name_of(weight), 0
                 while (unique := f"{name}_{twins}" if twins else name) in named:
                     twins += 1
                 named[unique] = weight
@@ -77,7 +78,7 @@ def _sublayers(layer: Any) -> list[Any]:
     return [layer for layer in found if layer.weights]
 
 
-def _name(weight: Any) -> str:
+def name_of(weight: Any) -> str:
     """Name of a weight within its layer, on every Keras."""
     return weight.name.rsplit("/")[-1].split(":")[0]
 

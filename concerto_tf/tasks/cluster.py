@@ -219,6 +219,7 @@ def _soft_kmeans(z: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
 
     from concerto_tf.models.soft_kmeans import SoftKMeans
 
+    z = z - z.mean(axis=0)  # a layer with a ReLU sees where the middle lies
     n, cells = len(z), min(len(z), SOFT_CELLS)
     model = SoftKMeans(int(start.max()) + 1, z.shape[1], seed=seed)
     model.start(z, start)

@@ -90,6 +90,11 @@ def find_reference(
             raise InputError(
                 "the reference was embedded by another model; embed both with one model"
             )
+        if cells.model and not np.array_equal(cells.origin, model.origin):
+            raise InputError(
+                "the reference compares from another origin than the model's; make it with "
+                "Reference(..., origin=model.origin)"
+            )
         return _with_all(cells, label_keys, modalities or {})
     # In records every modality has one place.
     wanted = {name: "" if is_records(cells) else of for name, of in (modalities or {}).items()}

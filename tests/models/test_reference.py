@@ -290,4 +290,7 @@ def test_fingerprint_tells_models_apart_and_survives_saving(
     save_model(model, tmp_path / "model.keras")
     assert fingerprint(load_model(tmp_path / "model.keras")) == fingerprint(model)
     assert fingerprint(make_model(seed=1)) != fingerprint(model)
+    before = fingerprint(model)
+    model.readout_origin.assign(np.full(model.hidden_units, 0.5))
+    assert fingerprint(model) != before
     assert fingerprint(make_model(sources=("a", "c"))) != fingerprint(model)

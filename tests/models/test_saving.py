@@ -15,8 +15,9 @@ import tensorflow as tf
 from concerto_tf import __version__
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
-from concerto_tf.models import Concerto, load_model, save_model
+from concerto_tf.models import Concerto, Ensemble, load_model, save_model
 from concerto_tf.models.base import SAVED_FORMAT
+from concerto_tf.models.reference_files import fingerprint
 from concerto_tf.models.saving import read_config
 
 pytestmark = pytest.mark.stack
@@ -149,6 +150,24 @@ def test_models_of_earlier_versions_load(version: str) -> None:
         z = model.embed([dict(cells)])
     np.testing.assert_allclose(z, np.load(folder / "embedding.npy"), atol=1e-5)
     assert np.ptp(z, axis=0).min() > 0.01
+    # A reference kept beside it in that version is still its own.
+    assert fingerprint(model).startswith({"v1": "2475c2fa632f"}[version])
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("same", "same")])
+def test_ensembles_of_versions_without_an_offset_load(
+    make_model: Callable, make_batch: Callable, names: tuple[str, str]
+) -> None:
+    members = [make_model(seed=i, name=name) for i, name in enumerate(names)]
+    model, store = Ensemble(members), {}
+    model.save_own_variables(store)
+    earlier = {key: value for key, value in store.items() if "readout_origin" not in key}
+    assert len(store) - len(earlier) == 2
+    again = Ensemble([make_model(seed=5, name=name) for name in names])
+    again.load_own_variables(earlier)
+    np.testing.assert_array_equal(again.embed([make_batch(9)]), model.embed([make_batch(9)]))
+    with pytest.raises(ValueError, match="there are no weights"):
+        again.load_own_variables({k: v for k, v in store.items() if "kernel" not in k})
 
 
 # --- what is not one of our models ------------------------------------------------------------

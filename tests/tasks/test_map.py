@@ -15,6 +15,7 @@ from anndata import AnnData
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
 from concerto_tf.models.reference import Reference
+from concerto_tf.models.reference_files import fingerprint
 from concerto_tf.records import convert
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.map import check_levels, map, relatives
@@ -143,6 +144,10 @@ def test_a_reference_of_another_model_or_damaged_is_refused(
         map(model, query, label_key="fine")
     with pytest.raises(InputError, match="embedded by another model"):
         map(loaded, query, reference=Reference(np.eye(16), model="other"), label_key="fine")
+    assert loaded.origin.any()
+    own = Reference(np.eye(16), model=fingerprint(loaded))
+    with pytest.raises(InputError, match=r"another origin.*origin=model\.origin"):
+        map(loaded, query, reference=own, label_key="fine")
 
 
 def test_every_way_to_give_cells_maps_the_same(
