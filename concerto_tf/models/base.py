@@ -83,6 +83,8 @@ class ContrastiveModel(BatchModel):
     #: How the preset trains where it says so: ``epochs``, ``batch_size``, ``learning_rate``,
     #: ``genes``, and ``cosine`` for a rate that falls along a cosine.
     TRAINING: dict[str, dict[str, Any]] = {}
+    #: What is added to an embedding [d], a weight of a method that has an offset.
+    readout_origin: Any = None
     #: Peak learning rate of fine-tuning to labels; the paper's.
     finetuning_rate = 1e-3
     #: Weights that files of earlier versions may lack.
@@ -174,7 +176,13 @@ class ContrastiveModel(BatchModel):
     @property
     def origin(self) -> np.ndarray:
         """Where a cell lies that is in the middle of all [d]: a reference compares from there."""
-        return np.zeros(self.embedding_dim, np.float32)
+        if self.readout_origin is None:
+            return np.zeros(self.embedding_dim, np.float32)
+        return np.array(tf.convert_to_tensor(self.readout_origin))
+
+    def place(self, held: int) -> None:
+        """Puts ``readout_offset`` on the embedding's first units, which hold components."""
+        self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
@@ -250,8 +249,7 @@ class Concerto(ContrastiveModel):
         if self.modalities:
             n = len(self.branches)
             widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
-        #: What is added to an embedding; set at the start.
-        self.readout_origin = state_weight(self, "readout_origin", (self.hidden_units,))
+        self.readout_origin = state_weight(self, "readout_origin", (self.embedding_dim,))
         for branch in self.branches:
             prefix = "" if branch.name == self.modality else f"{branch.name}_"
             name = f"{prefix}gene_scale"
@@ -314,12 +312,6 @@ class Concerto(ContrastiveModel):
     def finetuning_rate(self) -> float:
         # Weights that meet scaled inputs are larger, so that the same step changes less.
         return 2e-3 if self.scale_inputs else 1e-3
-
-    @property
-    def origin(self) -> np.ndarray:
-        if self.readout == "both":
-            return super().origin
-        return np.array(tf.convert_to_tensor(self.readout_origin))
 
     @property
     def most_epochs(self) -> int | None:

@@ -168,7 +168,6 @@ class DenseModel(ContrastiveModel):
         if len(x.shape) != 2:
             raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
         self._embedding_dim = int(x.shape[-1])
-        #: What is added to an embedding; set at the start.
         self.readout_origin = state_weight(self, "readout_origin", (self._embedding_dim,))
         if self.head is not None:
             self.head(x, training=False)
@@ -182,10 +181,6 @@ class DenseModel(ContrastiveModel):
     @property
     def embedding_dim(self) -> int:
         return self._embedding_dim
-
-    @property
-    def origin(self) -> np.ndarray:
-        return np.array(tf.convert_to_tensor(self.readout_origin))
 
     @property
     def hidden_units(self) -> int:
@@ -316,10 +311,6 @@ class DenseModel(ContrastiveModel):
                 gain=self.backbone.gain,
             )  # fmt: skip
             self.place(held)
-
-    def place(self, held: int) -> None:
-        """Adds the offset to the embedding's first units, which hold components."""
-        self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.

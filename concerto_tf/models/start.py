@@ -63,7 +63,8 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     if not k or not variance.mean() > 0:
         return
     typical = np.sqrt(variance.mean())
-    model.readout_origin.assign(model.readout_offset * (np.arange(model.hidden_units) < 2 * k))
+    if model.readout != "both":  # whose halves are of length 1, and so compared by cosine already
+        model.place(2 * k)
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)

@@ -150,7 +150,8 @@ def test_models_of_earlier_versions_load(version: str) -> None:
         z = model.embed([dict(cells)])
     np.testing.assert_allclose(z, np.load(folder / "embedding.npy"), atol=1e-5)
     assert np.ptp(z, axis=0).min() > 0.01
-    # A reference kept beside it in that version is still its own; Keras 2 orders weights otherwise.
+    # As before models had an offset, so that references kept then are still theirs; Keras 2 orders
+    # weights otherwise.
     if KERAS_MAJOR == 3:
         assert fingerprint(model).startswith({"v1": "2475c2fa632f"}[version])
 

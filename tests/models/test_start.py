@@ -49,9 +49,7 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(
 
 
 @pytest.mark.parametrize("readout", ["student", "teacher"])
-def test_cells_in_the_middle_have_a_direction(
-    make_model: Callable, make_batch: Callable, readout: str
-) -> None:
+def test_cells_in_the_middle_have_a_direction(make_model: Callable, readout: str) -> None:
     # Three kinds, and equal parts of them: seen from the middle these have no direction.
     rng = np.random.default_rng(0)
     mean = np.kron(np.eye(3), np.full((1, 10), 12.0)) + 2
