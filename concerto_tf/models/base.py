@@ -85,10 +85,12 @@ class ContrastiveModel(BatchModel):
     TRAINING: dict[str, dict[str, Any]] = {}
     #: What is added to an embedding [d], a weight of a method that has an offset.
     readout_origin: Any = None
+    #: What `spread` gives, a weight [2, d] of a method that knows; 0 until it does.
+    readout_spread: Any = None
     #: Peak learning rate of fine-tuning to labels; the paper's.
     finetuning_rate = 1e-3
     #: Weights that files of earlier versions may lack.
-    LATER_WEIGHTS = frozenset({"gene_share", "readout_origin"})
+    LATER_WEIGHTS = frozenset({"gene_share", "readout_origin", "readout_spread"})
     #: Steps at the start of a training whose losses do not compare with later ones.
     settling_steps = 0
     #: Arguments that files of earlier versions may lack, as those models had them.
@@ -180,9 +182,25 @@ class ContrastiveModel(BatchModel):
             return np.zeros(self.embedding_dim, np.float32)
         return np.array(tf.convert_to_tensor(self.readout_origin))
 
-    def place(self, held: int) -> None:
+    @property
+    def spread(self) -> np.ndarray | None:
+        """How far cells spread along each unit of an embedding [2, d].
+
+        In standard deviations, of the cells that the start saw and of cells left out of it; None
+        where it is not known.
+        """
+        if self.readout_spread is None:
+            return None
+        spread = np.array(tf.convert_to_tensor(self.readout_spread))
+        return spread if spread.any() else None
+
+    def place(self, held: int, spread: np.ndarray | None = None) -> None:
         """Puts ``readout_offset`` on the embedding's first units, which hold components."""
         self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
+        if spread is not None:
+            all_units = np.ones((2, self.embedding_dim), np.float32)
+            all_units[:, :held] = spread
+            self.readout_spread.assign(all_units)
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

@@ -19,7 +19,7 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
-from concerto_tf.models.components import principal_components
+from concerto_tf.models.components import held_out_spread, principal_components
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
@@ -276,7 +276,8 @@ class CICL(DenseModel):
             kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * REMAINDER
             kernel[:, :k] = loadings / np.sqrt(variance.mean())
             self.backbone.projection.assign(kernel)
-            self.place(k)
+            spread = np.sqrt(variance / variance.mean())
+            self.place(k, np.stack([spread, spread * held_out_spread(x, k, self.seed)]))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -250,6 +250,7 @@ class Concerto(ContrastiveModel):
             n = len(self.branches)
             widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
         self.readout_origin = state_weight(self, "readout_origin", (self.embedding_dim,))
+        self.readout_spread = state_weight(self, "readout_spread", (2, self.embedding_dim))
         for branch in self.branches:
             prefix = "" if branch.name == self.modality else f"{branch.name}_"
             name = f"{prefix}gene_scale"

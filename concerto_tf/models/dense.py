@@ -169,6 +169,7 @@ class DenseModel(ContrastiveModel):
             raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
         self._embedding_dim = int(x.shape[-1])
         self.readout_origin = state_weight(self, "readout_origin", (self._embedding_dim,))
+        self.readout_spread = state_weight(self, "readout_spread", (2, self._embedding_dim))
         if self.head is not None:
             self.head(x, training=False)
         self._build_more()
@@ -305,12 +306,12 @@ class DenseModel(ContrastiveModel):
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
-            held = principal_mlp(
+            held, spread = principal_mlp(
                 self.backbone.kernels, x, self.components, self.seed,
                 paired=self.head is not None, denoise=self.denoise,
                 gain=self.backbone.gain,
             )  # fmt: skip
-            self.place(held)
+            self.place(held, spread)
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.

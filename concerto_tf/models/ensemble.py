@@ -73,6 +73,13 @@ class Ensemble(ContrastiveModel):
         return np.concatenate(parts) / np.float32(math.sqrt(len(parts)))
 
     @property
+    def spread(self) -> np.ndarray | None:
+        parts = [member.spread for member in self.members]
+        if any(part is None for part in parts):
+            return None
+        return np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
+
+    @property
     def most_epochs(self) -> int | None:
         return self.members[0].most_epochs
 

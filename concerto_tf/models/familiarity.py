@@ -37,35 +37,37 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    unit: np.ndarray, codes: np.ndarray, n_labels: int, rows: np.ndarray, near: np.ndarray
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    unit: np.ndarray,
+    query: np.ndarray,
+    own: np.ndarray,
+    near: np.ndarray,
 ) -> Calibration:
     """Takes the measure of the reference's own cells, each against the others.
 
     Args:
-        unit: Unit embeddings of all reference cells [N, d].
-        codes: Their labels [N], all known.
-        n_labels: Number of labels L.
-        rows: Cells the quantiles are taken from [n].
+        sums: Sum of the unit embeddings of all cells of each label [L, d].
+        sizes: Their numbers [L].
+        unit: Unit embeddings of the cells that quantiles are taken from [n, d].
+        query: The same as they would be in a query [n, d].
+        own: Labels of these [n].
         near: Mean cosine of each of these to its nearest other reference cells [n].
 
     Returns:
         The calibration.
     """
-    sizes = np.bincount(codes, minlength=n_labels)
-    sums = np.zeros((n_labels, unit.shape[1]), np.float64)
-    np.add.at(sums, codes, unit)
-    own = codes[rows]
     # Without the cell itself, which would draw the centroid of a rare label to it.
-    rest = sums[own] - unit[rows]
+    rest = sums[own] - unit
     rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
-    centre = np.einsum("nd,nd->n", rest, unit[rows])
+    centre = np.einsum("nd,nd->n", rest, query)
     centre[sizes[own] < 2] = 1.0
     centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     made = Calibration(
         centroids.astype(np.float32),
-        np.bincount(own, minlength=n_labels).astype(np.float32),
-        _quantiles(near, own, n_labels),
-        _quantiles(centre, own, n_labels),
+        np.bincount(own, minlength=len(sums)).astype(np.float32),
+        _quantiles(near, own, len(sums)),
+        _quantiles(centre, own, len(sums)),
         np.zeros(len(_QUANTILES), np.float32),
     )
     joint = _joint(*(tf.constant(x, tf.float32) for x in (near, centre)), tf.constant(own), made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ EXACT_CELLS = 200_000
 FEW_CELLS = 2_000
 
 _BATCH_CELLS = 256
+_AT_ONCE = 100_000
+#: Units that spread less than this share in cells not trained on tell whether cells were.
+_TELLING = 0.9
+#: How far a calibration takes cells from as a model knows those it was trained on (0) to as it
+#: knows others (1). Queries are of other batches, too, and less typical for that.
+_QUERY_LIKE = 0.25
 #: Cells of each label at most that a calibration rests on.
 _CALIBRATION_CELLS = 500
 
@@ -61,14 +68,20 @@ class Values:
 class Reference:
     """Embedded reference cells: nearest neighbours, votes on labels, and how far is too far.
 
+    Cells that a model was trained on spread more than others do, as a model of few cells follows
+    their noise; of reference cells that spread so (told by the embeddings), this is taken back, so
+    that a query meets them as if none had been trained on.
+
     Args:
-        embeddings: Embeddings [N, d] of the reference cells; kept at unit length, seen from
-            ``origin``, float32.
+        embeddings: Embeddings [N, d] of the reference cells, float32. Kept as they are compared: at
+            unit length, beside ``lengths`` [N].
         labels: Labels by key.
         values: Values of further modalities by name.
         model: Fingerprint of the model that embedded the cells (`fingerprint`).
         cells: Fingerprint of the cells.
-        origin: Where cosines are taken from [d], `ContrastiveModel.origin`; ``None`` for 0.
+        origin: Where the middle of all cells lies [d], `ContrastiveModel.origin`; ``None`` for 0.
+        spread: `ContrastiveModel.spread` [2, d]; ``None`` where it is not known. Only if it is are
+            cells compared with the origin in their embeddings.
 
     Example:
 
@@ -97,6 +110,7 @@ class Reference:
         model: str = "",
         cells: str = "",
         origin: np.ndarray | None = None,
+        spread: np.ndarray | None = None,
     ) -> None:
         embeddings = np.asarray(embeddings, np.float32)
         width = embeddings.shape[1:]
@@ -106,9 +120,17 @@ class Reference:
                 f"an origin of shape {self.origin.shape} for embeddings of {width}; both come from "
                 "one model"
             )
+        self.spread = None if spread is None else np.asarray(spread, np.float32)
+        #: Where the middle of all cells lies in embeddings as they are compared.
+        self.middle = np.zeros_like(self.origin) if spread is None else self.origin
         embeddings = embeddings - self.origin
-        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        self.embeddings = embeddings / np.maximum(length, 1e-12)
+        #: What their units were multiplied by [d].
+        self.factor = np.ones_like(self.origin)
+        if spread is not None:
+            self.factor = as_unseen(embeddings, self.spread)
+        embeddings = embeddings * self.factor + self.middle
+        self.lengths = np.linalg.norm(embeddings, axis=1)
+        self.embeddings = embeddings / np.maximum(self.lengths, 1e-12)[:, np.newaxis]
         self.labels = dict(labels or {})
         self.values = dict(values or {})
         self.model, self.cells = model, cells
@@ -163,9 +185,14 @@ class Reference:
         Returns:
             A new reference. Values of modalities are left out.
         """
-        labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
-        part = Reference(self.embeddings[rows], labels, model=self.model, cells=self.cells)
-        part.origin = self.origin
+        part = copy.copy(self)
+        part.embeddings, part.lengths = self.embeddings[rows], self.lengths[rows]
+        part.labels = {
+            key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()
+        }
+        part.values, part.calibrations, part._searches = {}, {}, {}
+        for name in ("blocks", "_lies"):
+            part.__dict__.pop(name, None)
         return part
 
     def neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -197,10 +224,10 @@ class Reference:
                 f"embeddings of {z.shape[1]} dimensions for a reference of "
                 f"{len(self.origin)}; embed both with one model"
             )
-        return self._neighbours(z - self.origin, k)
+        return self._neighbours(z - self.origin + self.middle, k)
 
     def _neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of embeddings that are seen from the origin already."""
+        """The same of embeddings as they are compared."""
         if self.n_cells > EXACT_CELLS and len(z) > FEW_CELLS:
             search = self._approximate()
             if search is not None:
@@ -236,7 +263,7 @@ class Reference:
         wide, judge = self._width(k), self._judge(key, k)
 
         def label(z: tf.Tensor) -> dict[str, tf.Tensor]:
-            z = tf.cast(z, tf.float32) - self.origin
+            z = tf.cast(z, tf.float32) - self.origin + self.middle
             return judge(z, *nearest(z, self.blocks, self.n_cells, wide))
 
         return label
@@ -257,8 +284,9 @@ class Reference:
         parts = []
         for start in range(0, len(z), _BATCH_CELLS):
             rows = slice(start, start + _BATCH_CELLS)
-            given = (np.asarray(z[rows], np.float32) - self.origin, index[rows], cosine[rows])
-            parts.append({name: x.numpy() for name, x in judge(*given).items()})
+            compared = np.asarray(z[rows], np.float32) - self.origin + self.middle
+            found = judge(compared, index[rows], cosine[rows])
+            parts.append({name: x.numpy() for name, x in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _width(self, k: int) -> int:
@@ -275,14 +303,33 @@ class Reference:
             p = vote(codes, cosine[:, :k], len(held.names))
             probability = tf.reduce_max(p, axis=1)
             code = tf.where(probability > 0, tf.argmax(p, axis=1, output_type=tf.int32), -1)
-            near = tf.reduce_mean(cosine[:, :n_near], axis=1)
+            near = self._nearness(z, index[:, :n_near], cosine[:, :n_near])
             return {
                 "code": code,
                 "probability": probability,
-                "familiarity": familiarity(z, near, code, calibration),
+                "familiarity": familiarity(z - self.middle, near, code, calibration),
             }
 
         return judge
+
+    @cached_property
+    def _lies(self) -> np.ndarray:
+        """How far each cell lies towards the middle, and its distance from there [N, 2]."""
+        along = self.embeddings @ self.middle
+        square = self.lengths**2 - 2 * self.lengths * along + self.middle @ self.middle
+        return np.stack([along, np.sqrt(np.maximum(square, 1e-24))], axis=1)
+
+    def _nearness(self, z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor) -> tf.Tensor:
+        """Mean cosine [B] to neighbours [B, k] seen from the middle, given those of `nearest`."""
+        if not self.middle.any():
+            return tf.reduce_mean(cosine, axis=1)
+        length = tf.gather(tf.constant(self.lengths), index)
+        along, distance = tf.unstack(tf.gather(tf.constant(self._lies), index), axis=-1)
+        own = z - self.middle
+        product = length * (cosine * tf.norm(z, axis=1, keepdims=True) - along)
+        product -= tf.reduce_sum(own * self.middle, axis=1, keepdims=True)
+        between = tf.maximum(distance * tf.norm(own, axis=1, keepdims=True), 1e-12)
+        return tf.reduce_mean(product / between, axis=1)
 
     def calibrated(self, key: str) -> Calibration:
         """The calibration of `familiarity` for the labels of a key; made when first asked for."""
@@ -297,16 +344,25 @@ class Reference:
                 for code in range(len(held.names))
             ]))  # fmt: skip
             near = np.ones(len(rows), np.float32)
+            own = self.embeddings[rows] * self.lengths[rows, np.newaxis] - self.middle
+            query = own * self.factor ** (_QUERY_LIKE - 1)
             if self.n_cells > 1:
                 wide = min(NEAR_CELLS + 1, self.n_cells)
-                index, cosine = self._neighbours(self.embeddings[rows], wide)
+                index, cosine = self._neighbours(query + self.middle, wide)
                 # A cell is its own nearest, unless another is just like it.
                 itself = index == rows[:, np.newaxis]
                 itself[~itself.any(axis=1), -1] = True
-                near = cosine[~itself].reshape(len(rows), wide - 1).mean(axis=1)
+                index, cosine = (x[~itself].reshape(len(rows), wide - 1) for x in (index, cosine))
+                near = self._nearness(tf.constant(query + self.middle), index, cosine).numpy()
+            sums = np.zeros((len(held.names), len(self.middle)), np.float64)
+            for start in range(0, self.n_cells, _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                whole = self.embeddings[part] * self.lengths[part, np.newaxis] - self.middle
+                np.add.at(sums, held.codes[part], _unit(whole))
             self.calibrations[key] = calibrate(
-                self.embeddings, held.codes, len(held.names), rows, near
-            )
+                sums, np.bincount(held.codes, minlength=len(held.names)),
+                _unit(own), _unit(query), held.codes[rows], near,
+            )  # fmt: skip
         return self.calibrations[key]
 
     def _approximate(self) -> ApproximateSearch | None:
@@ -321,3 +377,28 @@ class Reference:
                 )  # fmt: skip
                 self._searches["approximate"] = None
         return self._searches["approximate"]
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+
+
+def as_unseen(embeddings: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """What takes embeddings of cells that were trained on to those of cells that were not.
+
+    Args:
+        embeddings: Of the cells of a reference [n, d], seen from the middle.
+        spread: Standard deviations of the units in cells trained on, and in others [2, d].
+
+    Returns:
+        Factor of each unit [d]; ones where the cells spread as those do that were not trained on.
+    """
+    seen, unseen = np.maximum(spread, 1e-12)
+    share = np.minimum(unseen / seen, 1)
+    telling = share < _TELLING
+    if not telling.any():
+        return share
+    here = np.maximum(embeddings[:, telling].std(0), 1e-12) / seen[telling]
+    # 0 where a unit spreads as in cells trained on, 1 where as in others.
+    position = np.log(here) / np.log(share[telling])
+    return share if np.median(position) < 0.5 else np.ones_like(share)

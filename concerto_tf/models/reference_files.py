@@ -24,6 +24,8 @@ FILE_NAME = "reference.json"
 #: Version of what a saved reference holds.
 SAVED_FORMAT = 1
 
+#: Weights of a model that say how embeddings compare.
+_COMPARING = ("readout_origin", "readout_spread")
 _CSR = ("data", "indices", "indptr")
 
 
@@ -44,11 +46,13 @@ def fingerprint(model: ContrastiveModel) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     # Counters of masks advance in training alone; an embedding rests on floats.
     for weight, values in zip(model.weights, model.get_weights(), strict=True):
-        if np.issubdtype(values.dtype, np.floating) and name_of(weight) != "readout_origin":
+        if np.issubdtype(values.dtype, np.floating) and name_of(weight) not in _COMPARING:
             digest.update(np.ascontiguousarray(values).tobytes())
     # Models of earlier versions have none, and the references kept beside them are still theirs.
     if model.origin.any():
         digest.update(model.origin.tobytes())
+    if model.spread is not None:
+        digest.update(model.spread.tobytes())
     return digest.hexdigest()
 
 
@@ -92,7 +96,11 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             files[f"{name}.npy"] = _files.sha256(temporary / f"{name}.npy")
 
         keep("embeddings", reference.embeddings)
+        keep("lengths", reference.lengths)
         keep("origin", reference.origin)
+        if reference.spread is not None:
+            keep("spread", reference.spread)
+            keep("factor", reference.factor)
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
@@ -176,8 +184,14 @@ def load_reference(folder: str | Path) -> Reference:
             array("embeddings"), labels, values, model=content["model"], cells=content["cells"]
         )
         reference.calibrations.update(calibrations)
-        if "origin.npy" in content["files"]:  # earlier versions had none
+        # Earlier versions had some of these or none.
+        if "origin.npy" in content["files"]:
             reference.origin = array("origin")
+        if "spread.npy" in content["files"]:
+            reference.spread, reference.factor = array("spread"), array("factor")
+            reference.middle = reference.origin
+        if "lengths.npy" in content["files"]:
+            reference.lengths = array("lengths")
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

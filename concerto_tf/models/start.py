@@ -10,7 +10,11 @@ import tensorflow as tf
 
 from concerto_tf.models.alignment import align, modality_offsets
 from concerto_tf.models.branches import Branch, show
-from concerto_tf.models.components import principal_components, standardize_by_source
+from concerto_tf.models.components import (
+    held_out_spread,
+    principal_components,
+    standardize_by_source,
+)
 
 if TYPE_CHECKING:
     from concerto_tf.models.concerto import Concerto
@@ -51,11 +55,12 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         if model.modalities:  # a sample of cells takes 400 MB
             inputs.append(y)
         del y
-    widths = _shares([len(variance) for _, variance in found], most)
+    widths = _shares([len(variance) for _, variance, _ in found], most)
     found = [
-        (loadings[:, :k], variance[:k])
-        for (loadings, variance), k in zip(found, widths, strict=True)
+        tuple(part[..., :k] for part in parts) for parts, k in zip(found, widths, strict=True)
     ]
+    share = np.concatenate([share for *_, share in found])
+    found = [(loadings, variance) for loadings, variance, _ in found]
     if len(found) > 1:
         found = [(part, variance / max(variance.sum(), 1e-12)) for part, variance in found]
     variance = np.concatenate([variance for _, variance in found])
@@ -64,7 +69,8 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         return
     typical = np.sqrt(variance.mean())
     if model.readout != "both":  # whose halves are of length 1, and so compared by cosine already
-        model.place(2 * k)
+        spread = np.sqrt(variance) / typical
+        model.place(2 * k, np.tile([spread, spread * share], 2))
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
@@ -188,8 +194,8 @@ def _components(
     x: np.ndarray,
     source: np.ndarray,
     offsets: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loadings [F, k] and variances [k] of a modality, and the student's input [n, F].
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Loadings [F, k], variances and held-out spread [k] of a modality; the student's input [n, F].
 
     Also scales the teacher's values.
     """
@@ -197,7 +203,8 @@ def _components(
     inputs = np.full_like(x, np.nan) if model.modalities else x
     x, source = x[having], source[having]
     if len(x) < 3:
-        return np.zeros((branch.n_inputs, 0), np.float32), np.zeros(0, np.float32), inputs
+        none = np.zeros(0, np.float32)
+        return np.zeros((branch.n_inputs, 0), np.float32), none, none, inputs
     y, within = standardize_by_source(x, source, model.input_epsilon)
     if branch.scale is not None:
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
@@ -207,10 +214,11 @@ def _components(
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)
     loadings, variance = principal_components(y, most, model.seed, model.denoise)
+    share = held_out_spread(y, len(variance), model.seed)
     if not model.modalities:
-        return loadings, variance, y
+        return loadings, variance, share, y
     inputs[having] = y
-    return loadings, variance, inputs
+    return loadings, variance, share, inputs
 
 
 def principal_mlp(
@@ -221,7 +229,7 @@ def principal_mlp(
     paired: bool,
     denoise: float,
     gain: float,
-) -> int:
+) -> tuple[int, np.ndarray]:
     """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
 
     A component and its negative pass a ReLU without loss: c = relu(c) - relu(-c). So the first
@@ -239,15 +247,18 @@ def principal_mlp(
         gain: What the first layer multiplies its inputs with.
 
     Returns:
-        Number of the last layer's units that hold components, the first ones.
+        Number of the last layer's units that hold components, the first ones, and how far cells
+        spread along these (`ContrastiveModel.place`).
     """
     widths = [int(kernel.shape[1]) for kernel in kernels]
     room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
     loadings, variance = principal_components(x, min(components, *room), seed, denoise)
     k = len(variance)
     if not k or not variance.mean() > 0:
-        return 0
-    part = loadings / np.sqrt(variance.mean()) / gain
+        return 0, np.zeros((2, 0), np.float32)
+    typical = np.sqrt(variance.mean())
+    spread = np.sqrt(variance) / typical * np.stack([np.ones(k), held_out_spread(x, k, seed)])
+    part = loadings / typical / gain
     for i, kernel in enumerate(kernels):
         weights = np.array(kernel) * REMAINDER
         last = i == len(kernels) - 1
@@ -256,7 +267,8 @@ def principal_mlp(
         weights[: len(columns), : columns.shape[1]] = columns
         kernel.assign(weights)
         part = np.concatenate([np.eye(k), -np.eye(k)]).astype(np.float32)
-    return columns.shape[1]
+    held = columns.shape[1]
+    return held, np.tile(spread, 2)[:, :held]
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:

@@ -90,10 +90,13 @@ def find_reference(
             raise InputError(
                 "the reference was embedded by another model; embed both with one model"
             )
-        if cells.model and not np.array_equal(cells.origin, model.origin):
+        if cells.model and not (
+            np.array_equal(cells.origin, model.origin)
+            and np.array_equal(cells.spread, model.spread)
+        ):
             raise InputError(
-                "the reference compares from another origin than the model's; make it with "
-                "Reference(..., origin=model.origin)"
+                "the reference has another origin or spread than the model; make it with "
+                "Reference(..., origin=model.origin, spread=model.spread)"
             )
         return _with_all(cells, label_keys, modalities or {})
     # In records every modality has one place.
@@ -190,6 +193,7 @@ def make_reference(
         {name: read_values(records, name) for name in modalities},
         model=fingerprint(model),
         origin=model.origin,
+        spread=model.spread,
     )
 
 

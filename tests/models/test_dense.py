@@ -134,6 +134,11 @@ def test_offset_of_the_embedding_is_in_the_readout_alone(
     np.testing.assert_allclose(model(cells) - inside, np.tile(model.origin, (64, 1)), atol=1e-6)
     many = Ensemble([model, model.with_sources(model.sources)])
     np.testing.assert_allclose(many.origin, np.tile(model.origin, 2) / np.sqrt(2), atol=1e-6)
+    model.calibrate([cells])
+    seen = model(cells).numpy().std(0)[:held]
+    np.testing.assert_allclose(model.spread[0, :held], seen, rtol=0.1)
+    assert (model.spread[1, :held] < model.spread[0, :held]).all()
+    np.testing.assert_allclose(many.spread, np.tile(model.spread, 2) / np.sqrt(2), atol=1e-6)
 
 
 def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) -> None:

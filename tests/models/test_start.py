@@ -77,6 +77,37 @@ def test_cells_in_the_middle_have_a_direction(make_model: Callable, readout: str
     assert right[0] < right[1] > 0.9, right
 
 
+@pytest.mark.parametrize("readout", ["student", "teacher", "both"])
+def test_a_model_knows_how_far_unseen_cells_spread(make_model: Callable, readout: str) -> None:
+    rng = np.random.default_rng(0)
+    mean = rng.gamma(2, 1, (3, 30)) * 4
+    batches = [
+        {
+            "genes": np.tile(np.arange(30, dtype=np.int32), (n, 1)),
+            "values": rng.poisson(mean[rng.integers(0, 3, n)]).astype(np.float32),
+            "source": np.zeros(n, np.int32),
+        }
+        for n in (200, 3000)
+    ]
+    model = make_model(
+        components=6, hidden_units=16, units=16, sources=("a",), readout=readout, scale_genes=False
+    )
+    assert model.spread is None
+    model.initialize(batches[:1])
+    if readout == "both":  # of length 1
+        assert model.spread is None
+        return
+    model.calibrate(batches[:1])
+    seen, unseen = (model(cells).numpy().std(0)[:12] for cells in batches)
+    if readout == "student":  # the teacher's attention is not quite uniform
+        np.testing.assert_allclose(model.spread[0, :12], seen, rtol=0.05)
+    share = model.spread[1] / model.spread[0]
+    np.testing.assert_array_equal(share[12:], 1)
+    np.testing.assert_array_equal(share[:6], share[6:12])
+    assert share[:2].min() > 0.9 > 0.85 > share[2:6].max()
+    np.testing.assert_allclose(share[:12], unseen / seen, atol=0.15)
+
+
 def test_start_follows_from_the_seed_alone(make_model: Callable, make_batch: Callable) -> None:
     cells = make_batch(50)
     kernels = []

@@ -148,6 +148,9 @@ def test_a_reference_of_another_model_or_damaged_is_refused(
     own = Reference(np.eye(16), model=fingerprint(loaded))
     with pytest.raises(InputError, match=r"another origin.*origin=model\.origin"):
         map(loaded, query, reference=own, label_key="fine")
+    own = Reference(np.eye(16), model=fingerprint(loaded), origin=loaded.origin)
+    with pytest.raises(InputError, match=r"spread.*spread=model\.spread"):
+        map(loaded, query, reference=own, label_key="fine")
 
 
 def test_every_way_to_give_cells_maps_the_same(
