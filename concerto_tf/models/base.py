@@ -194,13 +194,17 @@ class ContrastiveModel(BatchModel):
         spread = np.array(tf.convert_to_tensor(self.readout_spread))
         return spread if spread.any() else None
 
-    def place(self, held: int, spread: np.ndarray | None = None) -> None:
-        """Puts ``readout_offset`` on the embedding's first units, which hold components."""
+    def place(self, held: int, spread: np.ndarray) -> None:
+        """Notes that the embedding's first units hold components, and puts the offset on them.
+
+        Args:
+            held: Number of units that hold components.
+            spread: How far cells spread along these, as `spread` has it [2, held].
+        """
         self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
-        if spread is not None:
-            all_units = np.ones((2, self.embedding_dim), np.float32)
-            all_units[:, :held] = spread
-            self.readout_spread.assign(all_units)
+        all_units = np.ones((2, self.embedding_dim), np.float32)
+        all_units[:, :held] = spread
+        self.readout_spread.assign(all_units)
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

@@ -28,6 +28,8 @@ _BATCH_CELLS = 256
 _AT_ONCE = 100_000
 #: Units that spread less than this share in cells not trained on tell whether cells were.
 _TELLING = 0.9
+#: The least that a unit is multiplied by.
+_LEAST = 0.01
 #: How far a calibration takes cells from as a model knows those it was trained on (0) to as it
 #: knows others (1). Queries are of other batches, too, and less typical for that.
 _QUERY_LIKE = 0.25
@@ -113,6 +115,8 @@ class Reference:
         spread: np.ndarray | None = None,
     ) -> None:
         embeddings = np.asarray(embeddings, np.float32)
+        if not len(embeddings):
+            raise InputError("a reference needs at least one cell")
         width = embeddings.shape[1:]
         self.origin = np.zeros(width, np.float32) if origin is None else np.asarray(origin, "f4")
         if self.origin.shape != width:
@@ -121,6 +125,11 @@ class Reference:
                 "one model"
             )
         self.spread = None if spread is None else np.asarray(spread, np.float32)
+        if spread is not None and self.spread.shape != (2, *width):
+            raise InputError(
+                f"a spread of shape {self.spread.shape} for embeddings of {width}; both come from "
+                "one model"
+            )
         #: Where the middle of all cells lies in embeddings as they are compared.
         self.middle = np.zeros_like(self.origin) if spread is None else self.origin
         embeddings = embeddings - self.origin
@@ -128,17 +137,17 @@ class Reference:
         self.factor = np.ones_like(self.origin)
         if spread is not None:
             self.factor = as_unseen(embeddings, self.spread)
-        embeddings = embeddings * self.factor + self.middle
+        embeddings *= self.factor  # in place: there may be millions of cells
+        embeddings += self.middle
         self.lengths = np.linalg.norm(embeddings, axis=1)
-        self.embeddings = embeddings / np.maximum(self.lengths, 1e-12)[:, np.newaxis]
+        embeddings /= np.maximum(self.lengths, 1e-12)[:, np.newaxis]
+        self.embeddings = embeddings
         self.labels = dict(labels or {})
         self.values = dict(values or {})
         self.model, self.cells = model, cells
         self.calibrations: dict[str, Calibration] = {}
         self._searches: dict[Any, Any] = {}
         n = len(self.embeddings)
-        if not n:
-            raise InputError("a reference needs at least one cell")
         for name, held in (*self.labels.items(), *self.values.items()):
             rows = len(held.codes) if isinstance(held, Labels) else held.matrix.shape[0]
             if rows != n:
@@ -394,7 +403,7 @@ def as_unseen(embeddings: np.ndarray, spread: np.ndarray) -> np.ndarray:
         Factor of each unit [d]; ones where the cells spread as those do that were not trained on.
     """
     seen, unseen = np.maximum(spread, 1e-12)
-    share = np.minimum(unseen / seen, 1)
+    share = np.clip(unseen / seen, _LEAST, 1)
     telling = share < _TELLING
     if not telling.any():
         return share
