@@ -95,9 +95,8 @@ class Answer:
         held = reference.labels[key]
         known = np.flatnonzero(held.codes >= 0)
         part = reference if len(known) == reference.n_cells else reference.part(known)
-        # A variable, since constants have to fit into one message.
-        part.blocks = tf.Variable(part.blocks, trainable=False)
-        self.variables.append(part.blocks)
+        part, variables = part.as_variables(key)
+        self.variables += variables
         self.labels[key] = (part.n_cells, len(held.names))
         label = part.labeller(key, min(self.k, part.n_cells))
 

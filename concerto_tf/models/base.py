@@ -194,17 +194,19 @@ class ContrastiveModel(BatchModel):
         spread = np.array(tf.convert_to_tensor(self.readout_spread))
         return spread if spread.any() else None
 
-    def place(self, held: int, spread: np.ndarray) -> None:
+    def place(self, held: int, spread: np.ndarray | None) -> None:
         """Notes that the embedding's first units hold components, and puts the offset on them.
 
         Args:
             held: Number of units that hold components.
-            spread: How far cells spread along these, as `spread` has it [2, held].
+            spread: How far cells spread along these, as `spread` has it [2, held]; None where
+                that is not known.
         """
         self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
-        all_units = np.ones((2, self.embedding_dim), np.float32)
-        all_units[:, :held] = spread
-        self.readout_spread.assign(all_units)
+        if spread is not None:
+            all_units = np.ones((2, self.embedding_dim), np.float32)
+            all_units[:, :held] = spread
+            self.readout_spread.assign(all_units)
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

@@ -120,8 +120,8 @@ def held_out_spread(x: np.ndarray, k: int, seed: int) -> np.ndarray:
             turn where there are few cells.
 
     Returns:
-        Standard deviation of held-out cells along each component as a share of that of the
-        others [k], 1 at most.
+        Root mean square of held-out cells along each component as a share of the others'
+        standard deviation [k], 1 at most.
     """
     from sklearn.decomposition import PCA
 
@@ -129,14 +129,16 @@ def held_out_spread(x: np.ndarray, k: int, seed: int) -> np.ndarray:
     if n < 2 * _FOLDS or not k:
         return np.ones(k, np.float32)
     fold = np.random.default_rng(seed).permutation(n) % _FOLDS
-    shares = []
+    squares, variances = np.zeros(k), np.zeros(k)
     for held_out in range(min(_FOLDS, -(-_HELD_OUT_CELLS * _FOLDS // n))):
         seen, unseen = x[fold != held_out], x[fold == held_out]
         most = min(k, len(seen) - 1)
         pca = PCA(
             most, svd_solver="randomized", iterated_power=4, random_state=seed, copy=False
         ).fit(seen)
-        spread = np.sqrt(np.maximum(pca.explained_variance_, 1e-24))
-        share = pca.transform(unseen).std(0) / spread
-        shares.append(np.pad(share, (0, k - most), mode="edge"))
-    return np.minimum(np.mean(shares, axis=0), 1).astype(np.float32)
+        # Of few cells there are fewer components than asked for; the others are like the last.
+        wide = {"pad_width": (0, k - most), "mode": "edge"}
+        squares += np.pad((pca.transform(unseen) ** 2).sum(0, dtype=np.float64), **wide)
+        variances += np.pad(pca.explained_variance_, **wide) * len(unseen)
+    share = np.sqrt(squares / np.maximum(variances, 1e-24))
+    return np.minimum(share, 1).astype(np.float32)

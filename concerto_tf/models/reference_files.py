@@ -22,7 +22,7 @@ from concerto_tf.models.weights import name_of
 FOLDER = "reference"
 FILE_NAME = "reference.json"
 #: Version of what a saved reference holds.
-SAVED_FORMAT = 1
+SAVED_FORMAT = 2
 
 #: Weights of a model that say how embeddings compare.
 _COMPARING = ("readout_origin", "readout_spread")
@@ -96,11 +96,10 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             files[f"{name}.npy"] = _files.sha256(temporary / f"{name}.npy")
 
         keep("embeddings", reference.embeddings)
-        keep("lengths", reference.lengths)
         keep("origin", reference.origin)
         if reference.spread is not None:
-            keep("spread", reference.spread)
-            keep("factor", reference.factor)
+            for name in ("lengths", "spread", "factor"):
+                keep(name, getattr(reference, name))
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
@@ -114,7 +113,8 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                 keep(f"values-{i}", held.matrix)
         _files.write_json(temporary / FILE_NAME, _checked({
             "concerto_tf": __version__,
-            "saved_format": SAVED_FORMAT,
+            # Older versions take the embeddings of a reference without a spread for what they are.
+            "saved_format": SAVED_FORMAT if reference.spread is not None else 1,
             "n_cells": reference.n_cells,
             "model": reference.model,
             "cells": reference.cells,
@@ -189,9 +189,7 @@ def load_reference(folder: str | Path) -> Reference:
             reference.origin = array("origin")
         if "spread.npy" in content["files"]:
             reference.spread, reference.factor = array("spread"), array("factor")
-            reference.middle = reference.origin
-        if "lengths.npy" in content["files"]:
-            reference.lengths = array("lengths")
+            reference.lengths, reference.middle = array("lengths"), reference.origin
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

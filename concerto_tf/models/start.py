@@ -70,7 +70,8 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     typical = np.sqrt(variance.mean())
     if model.readout != "both":  # whose halves are of length 1, and so compared by cosine already
         spread = np.sqrt(variance) / typical
-        model.place(2 * k, np.tile([spread, spread * share], 2))
+        whole = model.readout_activation is None  # a ReLU leaves half of it
+        model.place(2 * k, np.tile([spread, spread * share], 2) if whole else None)
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)

@@ -119,11 +119,15 @@ def test_cells_that_were_not_trained_on_stay_as_they_are() -> None:
     np.testing.assert_allclose(
         reference.embeddings * reference.lengths[:, np.newaxis], query, atol=1e-5
     )
-    # And where there is hardly a difference, it is made.
-    close = spread[:1] * np.array([[1], [0.95]])
-    np.testing.assert_allclose(
-        Reference(query, spread=close).lengths, np.linalg.norm(0.95 * query, axis=1), rtol=1e-5
-    )
+    # A training that has stretched all units is told from that.
+    for z, shrunk in ((make_fitted(60, 9, seed=1)[0], True), (query, False)):
+        made = Reference(1.5 * z, spread=spread)
+        assert (made.factor < 0.9).any() == shrunk
+    # Where all units have one share there is no slope, and the shares themselves tell.
+    same = spread[:1] * np.array([[1], [0.5]])
+    for factor in (1.0, 0.5):
+        made = Reference(make_fitted(60, 9, seed=1)[0] * factor, spread=same)
+        np.testing.assert_array_equal(made.factor, 0.5 if factor == 1 else 1)
 
 
 def test_nearness_is_seen_from_the_middle() -> None:
@@ -141,6 +145,9 @@ def test_nearness_is_seen_from_the_middle() -> None:
     want = np.einsum("nkd,nd->nk", unit[0][index], unit[1]).mean(1)
     found = reference._nearness(tf.constant(query + origin), index, cosine)
     np.testing.assert_allclose(found, want, atol=1e-5)
+    middle = reference.transfer(origin[np.newaxis], "type", 5)
+    near = reference._nearness(tf.constant(origin[np.newaxis]), index[:1], cosine[:1])
+    assert near.numpy().tolist() == [0.0] and middle["familiarity"] < 0.1
 
 
 def test_reference_cells_are_judged_as_cells_of_a_query_would_be() -> None:
