@@ -177,7 +177,7 @@ class ContrastiveModel(BatchModel):
 
     @property
     def origin(self) -> np.ndarray:
-        """Where a cell lies that is in the middle of all [d]: a reference compares from there."""
+        """Where a cell lies that is in the middle of all [d]."""
         if self.readout_origin is None:
             return np.zeros(self.embedding_dim, np.float32)
         return np.array(tf.convert_to_tensor(self.readout_origin))
@@ -186,8 +186,8 @@ class ContrastiveModel(BatchModel):
     def spread(self) -> np.ndarray | None:
         """How far cells spread along each unit of an embedding [2, d].
 
-        In standard deviations, of the cells that the start saw and of cells left out of it; None
-        where it is not known.
+        In standard deviations, of the cells that the start saw and of cells left out of it; 0 for
+        units that hold no component. None where it is not known.
         """
         if self.readout_spread is None:
             return None
@@ -204,7 +204,7 @@ class ContrastiveModel(BatchModel):
         """
         self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
         if spread is not None:
-            all_units = np.ones((2, self.embedding_dim), np.float32)
+            all_units = np.zeros((2, self.embedding_dim), np.float32)
             all_units[:, :held] = spread
             self.readout_spread.assign(all_units)
 

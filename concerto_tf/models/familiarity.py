@@ -80,12 +80,12 @@ def familiarity(
     """Share of cells, itself and those of the reference, no more typical of their label than each.
 
     Two things are looked at, each against the reference cells of the label: the mean cosine to
-    the nearest reference cells, and the cosine to the label's centroid. Of cells like those of
-    the reference, a share of about alpha at most lies below alpha; those of a type that the
+    the nearest reference cells, and the cosine to the label's centroid. Of cells like those that
+    the calibration rests on, a share of about alpha lies below alpha; those of a type that the
     reference lacks lie near 1 / (1 + n), where n reference cells were looked at.
 
     Args:
-        z: Embeddings [B, d].
+        z: Embeddings [B, d], seen from the middle of all cells, as are all cosines here.
         near: Mean cosine to the nearest `NEAR_CELLS` reference cells [B].
         codes: Label that each cell is given [B], int; -1 gives 0.
         calibration: From `calibrate`.

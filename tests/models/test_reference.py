@@ -123,6 +123,14 @@ def test_cells_that_were_not_trained_on_stay_as_they_are() -> None:
     for z, shrunk in ((make_fitted(60, 9, seed=1)[0], True), (query, False)):
         made = Reference(1.5 * z, spread=spread)
         assert (made.factor < 0.9).any() == shrunk
+    # So are single kinds, which spread less where kinds lie apart, and units without components.
+    z, z_kind = make_fitted(60, 9, seed=1)[:2]
+    wide = np.pad(spread, ((0, 0), (0, 12))) / np.sqrt(2)
+    for cells, of, trained in ((z, z_kind, True), (query, kind, False)):
+        for code in (0, 1, 2):
+            made = Reference(np.pad(cells[of == code], ((0, 0), (0, 12))) / np.sqrt(2), spread=wide)
+            assert (made.factor < 0.9).any() == trained
+            np.testing.assert_array_equal(made.factor[30:], 1)
     # Where all units have one share there is no slope, and the shares themselves tell.
     same = spread[:1] * np.array([[1], [0.5]])
     for factor in (1.0, 0.5):
