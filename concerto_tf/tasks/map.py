@@ -63,10 +63,10 @@ def map(  # noqa: A001 - the command's name
     of the reference's own cells are, by its nearness to the reference and to the label's centroid.
     Of new cells of known types fewer are rejected where the model was trained on the reference, as
     queries of other batches are allowed for; about that share where it was trained on neither, and
-    more where it was trained on the query too. With the default 0.1 and the first it is 0.04 of them
-    on the mean of 14 data sets (at most 0.14, on a plate of another technology), and 0.38 of cells of
-    unseen types. A query of another technology that holds about the same types is told better from
-    new types with ``batch_aware``.
+    more where it was trained on the query too. With the default 0.1 and the first it is 0.04 of
+    them on the mean of 14 data sets (at most 0.14, on a plate of another technology), and 0.38 of
+    cells of unseen types. A query of another technology that holds about the same types is told
+    better from new types with ``batch_aware``.
 
     Without labels to transfer (neither ``label_key`` nor ``levels``) cells are only embedded.
 
