@@ -30,6 +30,7 @@ from concerto_tf.models.batches import (
     in_order,
     source_codes,
 )
+from concerto_tf.models.readout import Readout
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 from concerto_tf.records.writer import TARGET_SUM
@@ -45,7 +46,7 @@ NEGATIVES = ("all", "source")
 _MOST_MISSING = 0.99
 
 
-class ContrastiveModel(BatchModel):
+class ContrastiveModel(Readout, BatchModel):
     """Base of the contrastive models: two views of each cell, pulled together by a loss.
 
     It takes the batches of `Records.dataset`: a dict with ``genes`` int32 [B, K] (indices in
@@ -83,10 +84,6 @@ class ContrastiveModel(BatchModel):
     #: How the preset trains where it says so: ``epochs``, ``batch_size``, ``learning_rate``,
     #: ``genes``, and ``cosine`` for a rate that falls along a cosine.
     TRAINING: dict[str, dict[str, Any]] = {}
-    #: What is added to an embedding [d], a weight of a method that has an offset.
-    readout_origin: Any = None
-    #: What `spread` gives, a weight [2, d] of a method that knows; 0 until it does.
-    readout_spread: Any = None
     #: Peak learning rate of fine-tuning to labels; the paper's.
     finetuning_rate = 1e-3
     #: Weights that files of earlier versions may lack.
@@ -174,39 +171,6 @@ class ContrastiveModel(BatchModel):
     def embedding_dim(self) -> int:
         """Width of an embedding."""
         raise NotImplementedError
-
-    @property
-    def origin(self) -> np.ndarray:
-        """Where a cell lies that is in the middle of all [d]."""
-        if self.readout_origin is None:
-            return np.zeros(self.embedding_dim, np.float32)
-        return np.array(tf.convert_to_tensor(self.readout_origin))
-
-    @property
-    def spread(self) -> np.ndarray | None:
-        """How far cells spread along each unit of an embedding [2, d].
-
-        In standard deviations, of the cells that the start saw and of cells left out of it; 0 for
-        units that hold no component. None where it is not known.
-        """
-        if self.readout_spread is None:
-            return None
-        spread = np.array(tf.convert_to_tensor(self.readout_spread))
-        return spread if spread.any() else None
-
-    def place(self, held: int, spread: np.ndarray | None) -> None:
-        """Notes that the embedding's first units hold components, and puts the offset on them.
-
-        Args:
-            held: Number of units that hold components.
-            spread: How far cells spread along these, as `spread` has it [2, held]; None where
-                that is not known.
-        """
-        self.readout_origin.assign(self.readout_offset * (np.arange(self.embedding_dim) < held))
-        if spread is not None:
-            all_units = np.zeros((2, self.embedding_dim), np.float32)
-            all_units[:, :held] = spread
-            self.readout_spread.assign(all_units)
 
     def nonzeros(self, batch: Batch) -> Cells:
         """Normalised values of the genes the model looks at.

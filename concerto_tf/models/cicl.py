@@ -19,9 +19,10 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
-from concerto_tf.models.components import held_out_spread, principal_components
+from concerto_tf.models.components import principal_components
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
+from concerto_tf.models.spread import held_out_share, unit_spread
 from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
@@ -276,8 +277,7 @@ class CICL(DenseModel):
             kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * REMAINDER
             kernel[:, :k] = loadings / np.sqrt(variance.mean())
             self.backbone.projection.assign(kernel)
-            spread = np.sqrt(variance / variance.mean())
-            self.place(k, np.stack([spread, spread * held_out_spread(x, k, self.seed)]))
+            self.place(k, unit_spread(variance, held_out_share(x, k, self.seed)))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -6,9 +6,6 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 
-#: Parts of the cells of which one is held out, and cells to be held out in all at least.
-_FOLDS, _HELD_OUT_CELLS = 5, 500
-
 
 def standardize_by_source(
     x: np.ndarray, source: np.ndarray, epsilon: float
@@ -105,40 +102,3 @@ def principal_components(
         signal = 1 - denoise * noise
         loadings, variance = loadings * np.sqrt(signal), variance * signal
     return loadings.astype(np.float32), variance.astype(np.float32)
-
-
-def held_out_spread(x: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Spread of unseen cells along principal components, as a share of that of the cells seen.
-
-    Components of few cells with many genes follow their noise: along the j-th component cells that
-    it was not found from spread less, and lie nearer to the middle, than those it was found from.
-
-    Args:
-        x: Values [n, features].
-        k: Number of components.
-        seed: Seed of the solver, and of which cells are held out: a fifth, or several fifths in
-            turn where there are few cells.
-
-    Returns:
-        Root mean square of held-out cells along each component as a share of the others'
-        standard deviation [k], 1 at most.
-    """
-    from sklearn.decomposition import PCA
-
-    n = len(x)
-    if n < 2 * _FOLDS or not k:
-        return np.ones(k, np.float32)
-    fold = np.random.default_rng(seed).permutation(n) % _FOLDS
-    squares, variances = np.zeros(k), np.zeros(k)
-    for held_out in range(min(_FOLDS, -(-_HELD_OUT_CELLS * _FOLDS // n))):
-        seen, unseen = x[fold != held_out], x[fold == held_out]
-        most = min(k, len(seen) - 1)
-        pca = PCA(
-            most, svd_solver="randomized", iterated_power=4, random_state=seed, copy=False
-        ).fit(seen)
-        # Of few cells there are fewer components than asked for; the others are like the last.
-        wide = {"pad_width": (0, k - most), "mode": "edge"}
-        squares += np.pad((pca.transform(unseen) ** 2).sum(0, dtype=np.float64), **wide)
-        variances += np.pad(pca.explained_variance_, **wide) * len(unseen)
-    share = np.sqrt(squares / np.maximum(variances, 1e-24))
-    return np.minimum(share, 1).astype(np.float32)

@@ -15,8 +15,9 @@ from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities, show
 from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, READOUT_OFFSET, principal_start
+from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
 
 if TYPE_CHECKING:
@@ -249,8 +250,7 @@ class Concerto(ContrastiveModel):
         if self.modalities:
             n = len(self.branches)
             widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
-        self.readout_origin = state_weight(self, "readout_origin", (self.embedding_dim,))
-        self.readout_spread = state_weight(self, "readout_spread", (2, self.embedding_dim))
+        self.build_readout()
         for branch in self.branches:
             prefix = "" if branch.name == self.modality else f"{branch.name}_"
             name = f"{prefix}gene_scale"

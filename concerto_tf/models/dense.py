@@ -17,8 +17,9 @@ from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import Batch, first_cells, source_codes
 from concerto_tf.models.components import checked_share, standardize_by_source
 from concerto_tf.models.mlp import MLP
+from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, READOUT_OFFSET, principal_mlp
+from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
 from concerto_tf.models.weights import keep_together
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
@@ -168,8 +169,7 @@ class DenseModel(ContrastiveModel):
         if len(x.shape) != 2:
             raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
         self._embedding_dim = int(x.shape[-1])
-        self.readout_origin = state_weight(self, "readout_origin", (self._embedding_dim,))
-        self.readout_spread = state_weight(self, "readout_spread", (2, self._embedding_dim))
+        self.build_readout()
         if self.head is not None:
             self.head(x, training=False)
         self._build_more()

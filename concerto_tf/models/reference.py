@@ -17,6 +17,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.familiarity import NEAR_CELLS, Calibration, calibrate, familiarity
 from concerto_tf.models.neighbours import in_blocks, nearest, vote
 from concerto_tf.models.search import ApproximateSearch
+from concerto_tf.models.spread import as_unseen
 
 _log = logging.getLogger("concerto_tf")
 #: Reference cells past which the search is approximate, where faiss is installed, and query cells
@@ -24,14 +25,8 @@ _log = logging.getLogger("concerto_tf")
 EXACT_CELLS = 200_000
 FEW_CELLS = 2_000
 
-_BATCH_CELLS = 256
-_AT_ONCE = 100_000
-#: How much a line that tells whether cells were trained on is drawn to 0, and its slope from which
-#: on they were not: over all methods it was 0.16 at most for those trained on, 0.43 at least for
-#: others.
-_THROUGH_0, _UNSEEN_SLOPE, _SWEEPS = 0.05, 0.3, 30
-#: The least that a unit is multiplied by.
-_LEAST = 0.01
+#: Cells of a query, and of the reference, that are looked at together.
+_BATCH_CELLS, _AT_ONCE = 256, 100_000
 #: How far a calibration takes cells from as a model knows those it was trained on (0) to as it
 #: knows others (1). Queries are of other batches, too, and less typical for that.
 _QUERY_LIKE = 0.25
@@ -133,8 +128,6 @@ class Reference:
                 f"a spread of shape {self.spread.shape} for embeddings of {width}; both come from "
                 "one model"
             )
-        #: Where the middle of all cells lies in embeddings as they are compared.
-        self.middle = np.zeros_like(self.origin) if spread is None else self.origin
         embeddings = embeddings - self.origin
         #: What their units were multiplied by [d].
         self.factor = np.ones_like(self.origin)
@@ -155,6 +148,11 @@ class Reference:
             rows = len(held.codes) if isinstance(held, Labels) else held.matrix.shape[0]
             if rows != n:
                 raise InputError(f"{name!r} has {rows} rows for {n} reference cells")
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Where the middle of all cells lies in embeddings as they are compared [d]."""
+        return np.zeros_like(self.origin) if self.spread is None else self.origin
 
     @property
     def n_cells(self) -> int:
@@ -236,7 +234,11 @@ class Reference:
                 f"embeddings of {z.shape[1]} dimensions for a reference of "
                 f"{len(self.origin)}; embed both with one model"
             )
-        return self._neighbours(z - self.origin + self.middle, k)
+        return self._neighbours(self._compared(z), k)
+
+    def _compared(self, z: Any) -> Any:
+        """Embeddings of a query [n, d] as they are compared."""
+        return z - (self.origin - self.middle)
 
     def _neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The same of embeddings as they are compared."""
@@ -275,7 +277,7 @@ class Reference:
         wide, judge = self._width(k), self._judge(key, k)
 
         def label(z: tf.Tensor) -> dict[str, tf.Tensor]:
-            z = tf.cast(z, tf.float32) - self.origin + self.middle
+            z = self._compared(tf.cast(z, tf.float32))
             return judge(z, *nearest(z, self.blocks, self.n_cells, wide))
 
         return label
@@ -296,7 +298,7 @@ class Reference:
         parts = []
         for start in range(0, len(z), _BATCH_CELLS):
             rows = slice(start, start + _BATCH_CELLS)
-            compared = np.asarray(z[rows], np.float32) - self.origin + self.middle
+            compared = self._compared(np.asarray(z[rows], np.float32))
             found = judge(compared, index[rows], cosine[rows])
             parts.append({name: x.numpy() for name, x in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -343,6 +345,10 @@ class Reference:
 
         return judge
 
+    def _own(self, rows: Any) -> np.ndarray:
+        """Embeddings [n, d] of reference cells, seen from the middle."""
+        return self.embeddings[rows] * self.lengths[rows, np.newaxis] - self.middle
+
     @cached_property
     def _from_middle(self) -> np.ndarray:
         """How far each cell lies towards the middle, and its distance from there [N, 2]."""
@@ -381,7 +387,7 @@ class Reference:
                 for code in range(len(held.names))
             ]))  # fmt: skip
             near = np.ones(len(rows), np.float32)
-            own = self.embeddings[rows] * self.lengths[rows, np.newaxis] - self.middle
+            own = self._own(rows)
             query = own * self.factor ** (_QUERY_LIKE - 1)
             if self.n_cells > 1:
                 wide = min(NEAR_CELLS + 1, self.n_cells)
@@ -394,8 +400,7 @@ class Reference:
             sums = np.zeros((len(held.names), len(self.middle)), np.float64)
             for start in range(0, self.n_cells, _AT_ONCE):
                 part = slice(start, start + _AT_ONCE)
-                whole = self.embeddings[part] * self.lengths[part, np.newaxis] - self.middle
-                np.add.at(sums, held.codes[part], _unit(whole))
+                np.add.at(sums, held.codes[part], _unit(self._own(part)))
             self.calibrations[key] = calibrate(
                 sums, np.bincount(held.codes, minlength=len(held.names)),
                 _unit(own), _unit(query), held.codes[rows], near,
@@ -418,54 +423,3 @@ class Reference:
 
 def _unit(z: np.ndarray) -> np.ndarray:
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-
-
-def as_unseen(embeddings: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """What takes embeddings of cells that were trained on to those of cells that were not.
-
-    Args:
-        embeddings: Of the cells of a reference [n, d], seen from the middle.
-        spread: Standard deviations of the units in cells trained on, and in others [2, d].
-
-    Returns:
-        Factor of each unit [d]; ones where the cells spread as those do that were not trained on.
-    """
-    seen, unseen = spread
-    held = seen > 1e-6  # the units that hold components
-    share = np.ones_like(seen)
-    share[held] = np.clip(unseen[held] / seen[held], _LEAST, 1)
-    if (share == 1).all():
-        return share
-    moments = np.zeros((2, len(seen)))
-    for start in range(0, len(embeddings), _AT_ONCE):
-        part = embeddings[start : start + _AT_ONCE].astype(np.float64)
-        moments += [part.sum(0), (part**2).sum(0)]
-    mean, square = moments / len(embeddings)
-    here = np.sqrt(np.maximum(square - mean**2, 1e-24))
-    slope = _slope(np.log(share[held]), np.log(here[held] / seen[held]))
-    trained = slope < _UNSEEN_SLOPE
-    _log.debug("reference cells spread as cells %strained on", "" if trained else "not ")
-    return share if trained else np.ones_like(share)
-
-
-def _slope(expected: np.ndarray, found: np.ndarray) -> float:
-    """How far units spread as expected of cells not trained on: 0 if they were, 1 if not.
-
-    The slope of a line of least absolute deviations: in a few units kinds of cells lie apart, of
-    which a reference may lack some. Training may have stretched all units, so that the line need
-    not go through 0, but nearly.
-
-    Args:
-        expected: Logarithms of the shares that units of cells not trained on spread by [n].
-        found: The same as found in a reference [n].
-    """
-    weight, slope = np.ones(len(expected)), 0.0
-    for _ in range(_SWEEPS):
-        weight /= weight.sum()
-        centre, level = weight @ expected, weight @ found
-        within = weight @ ((expected - centre) * (found - level))
-        variance = weight @ (expected - centre) ** 2
-        slope = (within + _THROUGH_0 * centre * level) / (variance + _THROUGH_0 * centre**2)
-        line = (level - slope * centre) * (1 - _THROUGH_0) + slope * expected
-        weight = 1 / np.maximum(np.abs(found - line), 0.05)
-    return float(slope)

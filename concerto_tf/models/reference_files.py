@@ -26,6 +26,8 @@ SAVED_FORMAT = 2
 
 #: Weights of a model that say how embeddings compare.
 _COMPARING = ("readout_origin", "readout_spread")
+#: What a reference holds whose model knows how far cells spread.
+_SPREAD_OUT = ("spread", "factor", "lengths")
 _CSR = ("data", "indices", "indptr")
 
 
@@ -49,10 +51,9 @@ def fingerprint(model: ContrastiveModel) -> str:
         if np.issubdtype(values.dtype, np.floating) and name_of(weight) not in _COMPARING:
             digest.update(np.ascontiguousarray(values).tobytes())
     # Models of earlier versions have none, and the references kept beside them are still theirs.
-    if model.origin.any():
-        digest.update(model.origin.tobytes())
-    if model.spread is not None:
-        digest.update(model.spread.tobytes())
+    for found in (model.origin, model.spread):
+        if found is not None and found.any():
+            digest.update(found.tobytes())
     return digest.hexdigest()
 
 
@@ -98,7 +99,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
         keep("embeddings", reference.embeddings)
         keep("origin", reference.origin)
         if reference.spread is not None:
-            for name in ("lengths", "spread", "factor"):
+            for name in _SPREAD_OUT:
                 keep(name, getattr(reference, name))
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
@@ -188,8 +189,8 @@ def load_reference(folder: str | Path) -> Reference:
         if "origin.npy" in content["files"]:
             reference.origin = array("origin")
         if "spread.npy" in content["files"]:
-            reference.spread, reference.factor = array("spread"), array("factor")
-            reference.lengths, reference.middle = array("lengths"), reference.origin
+            for name in _SPREAD_OUT:
+                setattr(reference, name, array(name))
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

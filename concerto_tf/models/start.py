@@ -10,19 +10,14 @@ import tensorflow as tf
 
 from concerto_tf.models.alignment import align, modality_offsets
 from concerto_tf.models.branches import Branch, show
-from concerto_tf.models.components import (
-    held_out_spread,
-    principal_components,
-    standardize_by_source,
-)
+from concerto_tf.models.components import principal_components, standardize_by_source
+from concerto_tf.models.spread import held_out_share, unit_spread
 
 if TYPE_CHECKING:
     from concerto_tf.models.concerto import Concerto
 
 #: What is left of the random start beside the components.
 REMAINDER = 0.02
-#: What is added to the embedding's units that hold components, in their standard deviations.
-READOUT_OFFSET = 0.4
 #: Passes over the cells after such a start, at most. There is little to be found anew, and a few
 #: cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30
@@ -69,9 +64,8 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         return
     typical = np.sqrt(variance.mean())
     if model.readout != "both":  # whose halves are of length 1, and so compared by cosine already
-        spread = np.sqrt(variance) / typical
         whole = model.readout_activation is None  # a ReLU leaves half of it
-        model.place(2 * k, np.tile([spread, spread * share], 2) if whole else None)
+        model.place(2 * k, np.tile(unit_spread(variance, share), 2) if whole else None)
     model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
     teacher = model.teacher_dense.kernel.numpy() * REMAINDER
     teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
@@ -196,9 +190,9 @@ def _components(
     source: np.ndarray,
     offsets: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Loadings [F, k], variances and held-out spread [k] of a modality; the student's input [n, F].
+    """Loadings [F, k], variances and `held_out_share` [k] of a modality, and the student's input.
 
-    Also scales the teacher's values.
+    That is [n, F]. Also scales the teacher's values.
     """
     having = ~np.isnan(x[:, 0])
     inputs = np.full_like(x, np.nan) if model.modalities else x
@@ -215,7 +209,7 @@ def _components(
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)
     loadings, variance = principal_components(y, most, model.seed, model.denoise)
-    share = held_out_spread(y, len(variance), model.seed)
+    share = held_out_share(y, len(variance), model.seed)
     if not model.modalities:
         return loadings, variance, share, y
     inputs[having] = y
@@ -257,9 +251,8 @@ def principal_mlp(
     k = len(variance)
     if not k or not variance.mean() > 0:
         return 0, np.zeros((2, 0), np.float32)
-    typical = np.sqrt(variance.mean())
-    spread = np.sqrt(variance) / typical * np.stack([np.ones(k), held_out_spread(x, k, seed)])
-    part = loadings / typical / gain
+    spread = unit_spread(variance, held_out_share(x, k, seed))
+    part = loadings / np.sqrt(variance.mean()) / gain
     for i, kernel in enumerate(kernels):
         weights = np.array(kernel) * REMAINDER
         last = i == len(kernels) - 1

@@ -272,3 +272,42 @@ def test_the_reference_kept_with_a_model_is_found_by_its_file_and_stale_ones_are
     served = export(tmp_path, tmp_path / "stale")
     outputs = tf.saved_model.load(str(served)).signatures["by_index"].structured_outputs
     assert "label" not in outputs and "is left out" in caplog.text
+
+
+def test_a_reference_of_cells_that_were_trained_on_is_served_as_it_is_mapped(
+    tmp_path: Path,
+) -> None:
+    model = make_model(components=3, readout="student")
+    cells, query = make_cells(60, seed=1), make_cells(40, seed=2)
+    model.initialize([cells])
+    model.calibrate([cells])
+    save_model(model, tmp_path / "model.keras")
+    labels = {
+        "type": Labels(np.arange(60, dtype=np.int32) % 2, ("B", "T")),
+        "part": Labels(np.arange(60, dtype=np.int32) % 4 - 1, ("C", "D", "E")),  # some have none
+    }
+    reference = Reference(
+        model.embed([cells]), labels, model=fingerprint(model), origin=model.origin,
+        spread=model.spread,
+    )  # fmt: skip
+    assert reference.factor.min() < 0.95 and reference.middle.any()
+    save_reference(reference, tmp_path / "reference")
+    served = tf.saved_model.load(str(export(tmp_path, tmp_path / "served"))).signatures["by_index"]
+    got = served(genes=tf.constant(query["genes"]), values=tf.constant(query["values"]))
+    z = model.embed([{**query, "source": np.full(40, -1, np.int32)}])
+    for key, held in labels.items():
+        part = reference.part(np.flatnonzero(held.codes >= 0))
+        want = part.transfer(z, key, 5)
+        predicted = [name.decode() for name in got[f"predicted_{key}"].numpy()]
+        assert predicted == [held.names[code] for code in want["code"]]
+        near(got[f"familiarity_{key}"], want["familiarity"])
+    # Constants have to fit into one message: of each cell they hold the code of its label alone.
+    graph = served.graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    per_cell = {
+        node.attr["dtype"].type
+        for node in nodes
+        if node.op == "Const"
+        and {60, 45} & {dim.size for dim in node.attr["value"].tensor.tensor_shape.dim}
+    }
+    assert per_cell == {tf.int32.as_datatype_enum}

@@ -9,7 +9,6 @@ from sklearn.decomposition import PCA
 from concerto_tf.errors import InputError
 from concerto_tf.models.components import (
     checked_share,
-    held_out_spread,
     noise_edge,
     principal_components,
     standardize_by_source,
@@ -69,29 +68,3 @@ def test_only_a_share_can_be_taken_out() -> None:
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(InputError, match="denoise must be a share"):
             checked_share(wrong)
-
-
-@pytest.mark.parametrize(("n", "genes"), [(150, 900), (600, 1200)])
-def test_unseen_cells_spread_as_random_matrices_have_it(n: int, genes: int) -> None:
-    """A component of signal s (in variances of the noise) holds s (1 + g / s)^-2 of new cells.
-
-    As a share of what it holds of those it was found from, with g genes per cell; below the edge,
-    s = g^.5, all components are noise. Benaych-Georges and Nadakuditi (2011), worked out.
-    """
-    rng = np.random.default_rng(n)
-    g = genes / (0.8 * n)  # four fifths of the cells are seen
-    signals = np.array([20.0, 6.0, 2.5]) * np.sqrt(g)
-    axes = np.linalg.qr(rng.normal(size=(genes, 3)))[0]
-    x = rng.normal(size=(n, genes)) + rng.normal(size=(n, 3)) * np.sqrt(signals) @ axes.T
-    share = held_out_spread(x.astype(np.float32), 40, seed=0)
-    want = 1 / (1 + g / np.maximum(signals, np.sqrt(g)))
-    np.testing.assert_allclose(share[:3], want, rtol=0.12)
-    np.testing.assert_allclose(share[3:8].mean(), 1 / (1 + np.sqrt(g)), rtol=0.12)
-    assert share.dtype == np.float32 and share.shape == (40,)
-
-
-def test_spread_of_unseen_cells_needs_cells() -> None:
-    x = np.random.default_rng(0).normal(size=(12, 30))
-    np.testing.assert_array_equal(held_out_spread(x[:9], 5, seed=0), np.ones(5))
-    assert held_out_spread(x, 11, seed=0).shape == (11,)  # of 9 cells, there are 8 components
-    assert held_out_spread(x, 0, seed=0).shape == (0,)
