@@ -507,7 +507,7 @@ def target_sum_of(records: Records, modality: str, wanted: float | None = None) 
         modality: One of theirs.
         wanted: The total that is asked for; None for what suits.
     """
-    if records.manifest.modalities[modality].units != "counts":
+    if not records.manifest.modalities[modality].scales_with_depth:
         return None
     if wanted is not None:
         return wanted

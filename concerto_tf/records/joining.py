@@ -12,7 +12,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.inputs import Input
 from concerto_tf.records.orthologs import Orthologs
 from concerto_tf.records.overlap import Match, check_overlap, match, union
-from concerto_tf.records.units import detect_units
+from concerto_tf.records.units import COUNTS, LINEAR, detect_units
 from concerto_tf.records.vocabulary import Vocabulary
 from concerto_tf.records.writer import Chunk, Target
 
@@ -108,10 +108,18 @@ def join(
         for columns, part in zip(integers, codes, strict=True):
             columns[f"label/{key}"] = part
     for modality, kind in units.items():
-        if kind != "counts":
-            report["lines"].append(
-                f"{modality}: normalised already ({kind}); stored as it is, not normalised again"
-            )
+        if kind == COUNTS:
+            continue
+        line = (
+            f"{modality}: fractions on the scale of counts (TPM, expected counts); scaled per cell "
+            "and logarithmised as counts are"
+            if kind == LINEAR
+            else f"{modality}: normalised already ({kind}); stored as it is, not normalised again"
+        )
+        others = list(dict.fromkeys(name for cells in inputs for name in cells.layers))
+        if modality == "rna" and others:
+            line += f"; if the counts are in one of {', '.join(others)}, name it (--layer)"
+        report["lines"].append(line)
     return Joined(
         inputs=inputs,
         vocabularies=vocabularies,
@@ -196,7 +204,9 @@ def _units(inputs: Sequence[Input], modalities: Sequence[str]) -> dict[str, str]
                 found[name].append(detect_units(matrices))
                 who[name].append(cells.name)
     for name, kinds in found.items():
-        if len(set(kinds)) > 1:
+        if set(kinds) == {COUNTS, LINEAR}:
+            found[name] = [LINEAR]
+        elif len(set(kinds)) > 1:
             each = ", ".join(
                 f"{cells} {kind}" for cells, kind in zip(who[name], kinds, strict=True)
             )

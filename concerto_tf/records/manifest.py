@@ -12,10 +12,11 @@ from typing import Any
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.records.units import COUNTS, LINEAR, LOGNORM, VALUES, scales_with_depth
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-UNITS = ("counts", "lognorm", "values")
+UNITS = (COUNTS, LINEAR, LOGNORM, VALUES)
 _GENE_DTYPES = ("uint16", "uint32")
 _VALUE_DTYPES = ("uint8", "uint16", "uint32", "float32")
 _SIZES = ("n_genes", "max_nonzeros")
@@ -32,7 +33,8 @@ class ModalityInfo:
         gene_dtype: Little-endian dtype of the indices: uint16, or uint32 past 65,535 genes.
         value_dtype: Little-endian dtype of the values: uint8, uint16, uint32 or float32.
         max_nonzeros: Most nonzeros of any cell.
-        units: "counts"; "lognorm" (log1p of values scaled to one sum per cell); "values" (others).
+        units: "counts"; "linear" (fractions on the scale of counts, such as TPM); "lognorm" (log1p
+            of values scaled to one sum per cell); "values" (others).
         sha256: Checksum of the vocabulary file in hexadecimal.
     """
 
@@ -43,6 +45,11 @@ class ModalityInfo:
     max_nonzeros: int
     units: str
     sha256: str
+
+    @property
+    def scales_with_depth(self) -> bool:
+        """Whether cells are to be scaled to one total and log1p is to be taken."""
+        return scales_with_depth(self.units)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.spool import Part, key_bounds, open_part
+from concerto_tf.records.units import scales_with_depth
 from concerto_tf.records.workers import Workers
 from concerto_tf.records.writer import (
     TARGET_SUM,
@@ -203,12 +204,12 @@ def finish(
             units=joined.units[name],
             sha256=sha256(out / file),
         )
-    counts = joined.units["rna"] == "counts"
+    normalised = scales_with_depth(joined.units["rna"])
     Manifest(
         package_version=__version__,
         n_cells=n_cells,
         modalities=modalities,
-        normalisation={"target_sum": TARGET_SUM, "log1p": True} if counts else {},
+        normalisation={"target_sum": TARGET_SUM, "log1p": True} if normalised else {},
         sources=joined.sources,
         labels=joined.labels,
         inputs=tuple({"name": cells.name, "n_cells": cells.n_cells} for cells in joined.inputs),

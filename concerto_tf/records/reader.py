@@ -105,7 +105,7 @@ class Records:
 
     @property
     def units(self) -> str:
-        """What the RNA values are: "counts", "lognorm" or "values"."""
+        """What the RNA values are: "counts", "linear", "lognorm" or "values"."""
         return self.manifest.modalities["rna"].units
 
     @property

@@ -18,6 +18,7 @@ from concerto_tf.records.manifest import ShardInfo
 from concerto_tf.records.overlap import Match
 from concerto_tf.records.spool import Part, random_keys, write_part
 from concerto_tf.records.tfrecord import write_tfrecord
+from concerto_tf.records.units import scales_with_depth
 
 TARGET_SUM = 10_000
 _BLOCK_CELLS = 512
@@ -29,7 +30,7 @@ class Target:
 
     Attributes:
         match: The input's genes among those of the records.
-        units: "counts", "lognorm" or "values".
+        units: "counts", "linear", "lognorm" or "values".
     """
 
     match: Match
@@ -80,8 +81,8 @@ def moments(block: sp.csr_matrix, units: str) -> np.ndarray:
 
     Args:
         block: [n, genes], non-negative.
-        units: Counts are scaled to 10,000 per cell, "lognorm" values go back through expm1 to that
-            scale, other values are taken as they are.
+        units: Counts and "linear" values are scaled to 10,000 per cell, "lognorm" ones go back
+            through expm1 to that scale, other values are taken as they are.
 
     Returns:
         float64 [3, genes]: number of nonzero cells, sum, sum of squares.
@@ -92,7 +93,7 @@ def moments(block: sp.csr_matrix, units: str) -> np.ndarray:
     if units == "lognorm":
         np.expm1(values, out=values)
     factors = np.ones(n_cells)
-    if units == "counts":
+    if scales_with_depth(units):
         totals = block @ np.ones(n_genes)
         np.divide(TARGET_SUM, totals, out=factors, where=totals > 0)
     sums = np.empty((3, n_genes))

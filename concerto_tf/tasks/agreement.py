@@ -85,7 +85,7 @@ def check_units(model: ContrastiveModel, records: Records) -> None:
     for name, target_sum in sums.items():
         if name not in records.manifest.modalities:
             continue
-        counts = records.manifest.modalities[name].units == "counts"
+        counts = records.manifest.modalities[name].scales_with_depth
         if counts != (target_sum is not None):
             where = records.name if name == "rna" else f"{records.name}: {name}"
             raise InputError(

@@ -225,7 +225,6 @@ def read_values(records: Records, modality: str) -> Values:
         of anything else what is stored.
     """
     info = records.manifest.modalities[modality]
-    counts = info.units == "counts"
     dense = info.n_genes <= _DENSE_FEATURES
     rows, parts = [], []
     data = records.dataset(
@@ -236,7 +235,7 @@ def read_values(records: Records, modality: str) -> Values:
             row = batch["row"].numpy()
             genes = batch[f"{modality}/genes"].numpy()[row >= 0]
             values = batch[f"{modality}/values"].numpy()[row >= 0]
-            if counts:
+            if info.scales_with_depth:
                 total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
                 values = np.log1p(values * (TARGET_SUM / total))
             cell = np.repeat(np.arange(len(values)), values.shape[1])
@@ -248,7 +247,7 @@ def read_values(records: Records, modality: str) -> Values:
             rows.append(row[row >= 0])
     order = np.argsort(np.concatenate(rows))
     matrix = np.concatenate(parts) if dense else sp.vstack(parts, "csr")
-    units = "log1p of counts scaled to 10,000 per cell" if counts else "as given"
+    units = "log1p of counts scaled to 10,000 per cell" if info.scales_with_depth else "as given"
     vocabulary = records.vocabulary_of(modality)
     return Values(matrix[order], tuple(vocabulary.symbols or vocabulary.ids), units)
 

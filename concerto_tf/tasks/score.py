@@ -14,7 +14,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.cells import Input
-from concerto_tf.records.units import COUNTS, detect_units
+from concerto_tf.records.units import detect_units, scales_with_depth
 from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.tasks.result import check_target, write_result
 
@@ -225,7 +225,8 @@ def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     """Normalised values [cells, genes], read in chunks."""
     size = min(_SAMPLE_CELLS, cells.n_cells)
     starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-    counts = detect_units(cells.chunk(start, start + size)["rna"] for start in starts) == COUNTS
+    units = detect_units(cells.chunk(start, start + size)["rna"] for start in starts)
+    counts = scales_with_depth(units)
     if not counts:
         _log.info("%s: normalised already; scored as it is", cells.name)
     parts = []

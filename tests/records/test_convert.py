@@ -329,7 +329,45 @@ def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
     records = convert(cells, tmp_path / "r")
     assert records.units == "lognorm" and records.manifest.normalisation == {}
     assert np.array_equal(counts_of(records), cells.X.toarray())
-    assert "normalised already" in records.manifest.report["lines"][0]
+    [line] = records.manifest.report["lines"]
+    assert "normalised already" in line and "--layer" not in line
+
+
+def test_normalised_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(40)
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = cells.X.multiply(1e4 / cells.X.sum(1)).log1p().tocsr()
+    [line] = convert(cells, tmp_path / "r").manifest.report["lines"]
+    assert "one of counts, name it (--layer)" in line
+    assert not convert(cells, tmp_path / "counts", layer="counts").manifest.report["lines"]
+
+
+def test_fractions_on_the_scale_of_counts_are_scaled_as_counts_are(
+    make_cells, tmp_path: Path
+) -> None:
+    counts = make_cells(40)
+    tpm = counts.copy()
+    tpm.X = tpm.X.multiply(1e6 / tpm.X.sum(1)).tocsr().astype(np.float32)
+    expected, records = convert(counts, tmp_path / "counts"), convert(tpm, tmp_path / "tpm")
+    assert (expected.units, records.units) == ("counts", "linear")
+    assert records.manifest.normalisation == expected.manifest.normalisation != {}
+    assert np.array_equal(counts_of(records), tpm.X.toarray())
+    assert "logarithmised as counts are" in records.manifest.report["lines"][0]
+    for name in ("mean", "variance"):
+        ours, theirs = getattr(records.gene_stats, name), getattr(expected.gene_stats, name)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_counts_and_fractions_are_joined_as_fractions(make_cells, tmp_path: Path) -> None:
+    counts, tpm = make_cells(20), make_cells(20, seed=1)
+    tpm.X = tpm.X.multiply(1e6 / tpm.X.sum(1)).tocsr()
+    for cells, name in ((counts, "a.h5ad"), (tpm, "b.h5ad")):
+        cells.obs_names = [f"{name}{i}" for i in range(20)]
+        cells.write_h5ad(tmp_path / name)
+    records = convert([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "r")
+    assert records.units == "linear"
+    np.testing.assert_allclose(counts_of(records)[:20], counts.X.toarray())
+    np.testing.assert_allclose(counts_of(records)[20:], tpm.X.toarray(), rtol=1e-6)
 
 
 def test_a_fraction_that_the_sample_does_not_show(make_cells, tmp_path: Path) -> None:

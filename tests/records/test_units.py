@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from concerto_tf.records.units import detect_units
+from concerto_tf.records.units import detect_units, scales_with_depth
 
 
 def counts(n_cells: int = 200, n_genes: int = 100) -> np.ndarray:
@@ -36,17 +36,37 @@ def test_empty_cells_among_them_do_not_matter() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        counts() / counts().sum(axis=1, keepdims=True) * 1e4,
         lognorm()[:, :60],
         np.log1p(counts()),
         np.log2(1 + counts() / counts().sum(axis=1, keepdims=True) * 1e4),
         counts() * 0.37,
         lognorm()[:1],
     ],
-    ids=["cpm", "selected genes", "log without totals", "log2", "corrected counts", "one cell"],
+    ids=["selected genes", "log without totals", "log2", "small fractions", "one cell"],
 )
 def test_anything_else_is_values(values: np.ndarray) -> None:
     assert detect_units([sp.csr_matrix(values)]) == "values"
+
+
+@pytest.mark.parametrize("target", [1e4, 1e6, None], ids=["10,000", "TPM", "corrected"])
+def test_fractions_beyond_any_logarithm_are_linear(target: float | None) -> None:
+    raw = counts()
+    values = raw / raw.sum(axis=1, keepdims=True) * target if target else raw * 15.3
+    assert detect_units([sp.csr_matrix(values)]) == "linear"
+    # In a single cell too, and whatever cells without values there are.
+    assert detect_units([sp.csr_matrix(values[:1]), sp.csr_matrix((3, 100))]) == "linear"
+
+
+def test_linear_and_logarithmic_cells_in_one_input_are_neither() -> None:
+    blocks = [sp.csr_matrix(counts() * 15.3), sp.csr_matrix(lognorm())]
+    assert detect_units(blocks) == detect_units(blocks[::-1]) == "values"
+
+
+@pytest.mark.parametrize(
+    ("units", "scaled"), [("counts", True), ("linear", True), ("lognorm", False), ("values", False)]
+)
+def test_what_is_scaled_with_depth(units: str, scaled: bool) -> None:
+    assert scales_with_depth(units) is scaled
 
 
 def test_one_block_that_is_not_whole_decides() -> None:
