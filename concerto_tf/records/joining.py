@@ -95,7 +95,7 @@ def join(
     """
     report: dict = {"lines": []}
     vocabularies, places = _genes(inputs, like, orthologs, report)
-    units = _units(inputs, list(vocabularies))
+    units, own_units = _units(inputs, list(vocabularies))
     alone = source_name or ("all" if not like else None)
     sources, codes = _sources(inputs, source_key, alone)
     integers: list[dict[str, np.ndarray]] = [{"source": part} for part in codes]
@@ -127,8 +127,11 @@ def join(
         sources=sources,
         labels=labels,
         targets=[
-            {modality: Target(found, units[modality]) for modality, found in place.items()}
-            for place in places
+            {
+                modality: Target(found, own.get(modality, units[modality]))
+                for modality, found in place.items()
+            }
+            for place, own in zip(places, own_units, strict=True)
         ],
         integers=integers,
         suffixes=_suffixes(inputs, report),
@@ -190,31 +193,39 @@ def _genes(
     return vocabularies, places
 
 
-def _units(inputs: Sequence[Input], modalities: Sequence[str]) -> dict[str, str]:
-    """The units of each modality, from cells of the beginning, middle and end of each input."""
-    found: dict[str, list[str]] = {name: [] for name in modalities}
-    who: dict[str, list[str]] = {name: [] for name in modalities}
+def _units(
+    inputs: Sequence[Input], modalities: Sequence[str]
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The units of each modality in all, and in each of the inputs that have it.
+
+    From cells of the beginning, middle and end of each input.
+    """
+    own_units: list[dict[str, str]] = []
     for cells in inputs:
         size = min(_SAMPLE_CELLS, cells.n_cells)
         starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
         samples = [cells.chunk(start, start + size) for start in starts]
-        for name in modalities:
-            if name == "rna" or name in cells.modalities:
-                matrices: list[sp.csr_matrix] = [sample[name] for sample in samples]
-                found[name].append(detect_units(matrices))
-                who[name].append(cells.name)
-    for name, kinds in found.items():
-        if set(kinds) == {COUNTS, LINEAR}:
-            found[name] = [LINEAR]
-        elif len(set(kinds)) > 1:
-            each = ", ".join(
-                f"{cells} {kind}" for cells, kind in zip(who[name], kinds, strict=True)
-            )
+        own_units.append({
+            name: detect_units([sample[name] for sample in samples])
+            for name in modalities
+            if name == "rna" or name in cells.modalities
+        })  # fmt: skip
+    units = {}
+    for name in modalities:
+        found = [
+            (cells.name, own[name])
+            for cells, own in zip(inputs, own_units, strict=True)
+            if name in own
+        ]
+        kinds = {kind for _, kind in found}
+        units[name] = LINEAR if LINEAR in kinds else found[0][1]
+        if len(kinds) > 1 and kinds != {COUNTS, LINEAR}:
+            each = ", ".join(f"{cells} {kind}" for cells, kind in found)
             raise InputError(
                 f"the inputs hold {name} values in different units ({each}); "
                 "convert them apart, or name the layer with the counts"
             )
-    return {name: kinds[0] for name, kinds in found.items()}
+    return units, own_units
 
 
 def _sources(

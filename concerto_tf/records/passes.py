@@ -6,7 +6,7 @@ Each step skips what an interrupted conversion with the same plan has finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.spool import Part, key_bounds, open_part
-from concerto_tf.records.units import scales_with_depth
+from concerto_tf.records.units import COUNTS, scales_with_depth
 from concerto_tf.records.workers import Workers
 from concerto_tf.records.writer import (
     TARGET_SUM,
     ShardPlan,
+    Target,
     gene_dtype,
     spool_chunk,
     write_shard,
@@ -59,10 +60,21 @@ def first_pass(
     done.add(sum(stop - start for path, _, start, stop in tasks if path.exists()))
     if any(cells.path is None for cells in joined.inputs):
         workers = Workers(1)  # sending what is in memory takes longer than its conversion
-    missing = [task for task in tasks if not task[0].exists()]
+    missing = [task for task in tasks if not _is_spooled(task[0], joined.targets[task[1]])]
     for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed), missing, spool):
         done.add(stop - start)
     return [open_part(path) for path, *_ in tasks]
+
+
+def _is_spooled(path: Path, targets: Mapping[str, Target]) -> bool:
+    """Whether a part is there, of values in the units that these targets have.
+
+    An earlier version may have begun it, which told other units by the same values.
+    """
+    if not path.exists():
+        return False
+    found = open_part(path).summary["modalities"]
+    return all(found[name].get("units") == target.units for name, target in targets.items())
 
 
 def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None:
@@ -83,7 +95,7 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         report["lines"].append(f"{empty} cells without any count were left out")
     report["cells_dropped"] = empty
     report["cells_blank"] = 0
-    for name, units in joined.units.items():
+    for name in joined.units:
         found = [part.summary["modalities"][name] for part in parts]
         blank = sum(entry["n_blank"] for entry in found)
         if blank and name == "rna":
@@ -95,8 +107,11 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
             )
         elif blank and name != "rna":
             report["lines"].append(f"{blank} cells have no value of {name}: they lack it")
-        fractional = [np.dtype(entry["value_dtype"]).kind == "f" for entry in found]
-        if units == "counts" and any(fractional):
+        fractional = [
+            entry["units"] == COUNTS and np.dtype(entry["value_dtype"]).kind == "f"
+            for entry in found
+        ]
+        if any(fractional):
             rows = parts[fractional.index(True)].read("row")
             raise InputError(
                 f"{name}: most values are counts, but not all between cells {rows.min()} and "

@@ -12,8 +12,11 @@ LINEAR = "linear"
 LOGNORM = "lognorm"
 VALUES = "values"
 
-# log1p of more than this is more than 10^13 counts.
-_LARGEST_LOG = 30.0
+# log1p of this is more than 10^8 counts, and a logarithm to base 2 more than a million.
+_LARGEST_LOG = 20.0
+# Least share of cells with a larger value where there are no logarithms. A few odd ones may be
+# among log-normalised cells, which are told by their totals if there are some at least.
+_LINEAR_CELLS, _LOGNORM_CELLS = 0.02, 10
 # How far the totals of log-normalised cells may lie from their median, for 90% of the cells.
 _TOTAL_TOLERANCE = 0.02
 
@@ -27,8 +30,8 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
 
     Returns:
         "counts": whole numbers, in whatever dtype. "linear": fractions on the scale of counts (TPM,
-        expected or corrected counts, counts scaled to a total without a logarithm), told by values
-        that no logarithm reaches. "lognorm": exp(value) - 1 adds up to the same
+        expected or corrected counts, counts scaled to a total without a logarithm), told by cells
+        with values that no logarithm reaches. "lognorm": exp(value) - 1 adds up to the same
         total in nearly every cell, so log1p of values normalised per cell. "values": anything else
         (other logarithms, or a selection of genes after normalisation).
 
@@ -46,32 +49,31 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
         'values'
     """
     whole = True
-    beyond_logs = []
-    totals = []
+    largest, totals = [np.zeros(0)], [np.zeros(0)]
     for block in blocks:
         values = block.data
         if whole and not np.array_equal(values, np.rint(values)):
             whole = False
         if not values.size:
             continue
-        beyond_logs.append(values.max() > _LARGEST_LOG)
-        if beyond_logs[-1]:
-            continue
-        counts = sp.csr_matrix(
-            (np.expm1(values.astype(np.float64)), block.indices, block.indptr), block.shape
-        )
-        total = np.asarray(counts.sum(axis=1)).ravel()
-        totals.append(total[total > 0])
+        filled = np.diff(block.indptr) > 0
+        top = block.max(axis=1).toarray().ravel()[filled].astype(np.float64)
+        logs = np.minimum(values.astype(np.float64), _LARGEST_LOG)
+        counts = sp.csr_matrix((np.expm1(logs), block.indices, block.indptr), block.shape)
+        largest.append(top)
+        totals.append(np.asarray(counts.sum(axis=1)).ravel()[filled])
     if whole:
         return COUNTS
-    if all(beyond_logs):
-        return LINEAR
-    total = np.concatenate(totals)
+    beyond = np.concatenate(largest) > _LARGEST_LOG
     # One cell has a constant total whatever its units are.
-    if len(total) < 2 or any(beyond_logs):
-        return VALUES
-    deviation = np.abs(total / np.median(total) - 1)
-    return LOGNORM if np.quantile(deviation, 0.9) <= _TOTAL_TOLERANCE else VALUES
+    total = np.concatenate(totals)[~beyond]
+    total = total[total > 0]
+    constant = len(total) >= (_LOGNORM_CELLS if beyond.any() else 2) and (
+        np.quantile(np.abs(total / np.median(total) - 1), 0.9) <= _TOTAL_TOLERANCE
+    )
+    if not beyond.any():
+        return LOGNORM if constant else VALUES
+    return LINEAR if beyond.mean() >= _LINEAR_CELLS and not constant else VALUES
 
 
 def scales_with_depth(units: str) -> bool:

@@ -30,7 +30,7 @@ class Target:
 
     Attributes:
         match: The input's genes among those of the records.
-        units: "counts", "linear", "lognorm" or "values".
+        units: "counts", "linear", "lognorm" or "values", as this input has them.
     """
 
     match: Match
@@ -144,6 +144,7 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
         arrays[f"{name}/values"], arrays[f"{name}/moments"] = values, sums.ravel()
         lengths = np.diff(offsets)
         summary["modalities"][name] = {
+            "units": target.units,
             "value_dtype": values.dtype.str,
             "max_nonzeros": int(lengths.max(initial=0)),
             "n_blank": int((lengths == 0).sum()),

@@ -9,6 +9,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary
+from concerto_tf.records.units import LINEAR
 
 if TYPE_CHECKING:
     from concerto_tf.models import ContrastiveModel
@@ -80,15 +81,20 @@ def seen_modalities(model: ContrastiveModel, records: Records) -> list[str]:
 def check_units(model: ContrastiveModel, records: Records) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
     kinds = {True: "raw counts", False: "values that are normalised already"}
+    mend = {
+        True: "give it those (for example --layer counts)",
+        False: "give it those (--layer NAME), or train a model on these cells",
+    }
     sums = {model.modality: model.target_sum}
     sums.update((name, of["target_sum"]) for name, of in model.modalities.items())
     for name, target_sum in sums.items():
         if name not in records.manifest.modalities:
             continue
-        counts = records.manifest.modalities[name].scales_with_depth
-        if counts != (target_sum is not None):
+        info = records.manifest.modalities[name]
+        counts, wants = info.scales_with_depth, target_sum is not None
+        if counts != wants:
             where = records.name if name == "rna" else f"{records.name}: {name}"
+            held = "fractions on the scale of counts" if info.units == LINEAR else kinds[counts]
             raise InputError(
-                f"{where}: holds {kinds[counts]}, but the model was trained on "
-                f"{kinds[target_sum is not None]}; give it those (for example --layer counts)"
+                f"{where}: holds {held}, but the model was trained on {kinds[wants]}; {mend[wants]}"
             )

@@ -370,6 +370,33 @@ def test_counts_and_fractions_are_joined_as_fractions(make_cells, tmp_path: Path
     np.testing.assert_allclose(counts_of(records)[20:], tpm.X.toarray(), rtol=1e-6)
 
 
+def test_counts_beside_fractions_are_looked_at_by_themselves(make_cells, tmp_path: Path) -> None:
+    counts, tpm = make_cells(2000), make_cells(20, seed=1, prefix="TPM")
+    counts.X.data[counts.X.indptr[500]] = 0.5
+    tpm.X = tpm.X.multiply(1e6 / tpm.X.sum(1)).tocsr()
+    for cells, name in ((counts, "a.h5ad"), (tpm, "b.h5ad")):
+        cells.write_h5ad(tmp_path / name)
+    with pytest.raises(InputError, match="cells 500 and 599 are whole"):
+        convert([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "r", chunk_cells=100)
+
+
+def test_parts_of_other_units_are_spooled_again(make_cells, tmp_path: Path) -> None:
+    """An earlier version took TPM as they are; what it had begun is not gone on with."""
+    from concerto_tf.records.passes import _is_spooled
+    from concerto_tf.records.spool import open_part, write_part
+    from concerto_tf.records.writer import Target
+
+    match = None  # not looked at
+    summary = {"modalities": {"rna": {"units": "values"}}}
+    write_part(tmp_path / "part", {"key": np.zeros(2, np.uint64)}, summary)
+    assert open_part(tmp_path / "part").summary == summary
+    assert _is_spooled(tmp_path / "part", {"rna": Target(match, "values")})
+    assert not _is_spooled(tmp_path / "part", {"rna": Target(match, "linear")})
+    assert not _is_spooled(tmp_path / "none", {"rna": Target(match, "values")})
+    write_part(tmp_path / "old", {}, {"modalities": {"rna": {}}})
+    assert not _is_spooled(tmp_path / "old", {"rna": Target(match, "values")})
+
+
 def test_a_fraction_that_the_sample_does_not_show(make_cells, tmp_path: Path) -> None:
     cells = make_cells(2000)
     cells.X.data[cells.X.indptr[500]] = 0.5
@@ -406,7 +433,7 @@ def test_missing_sources_duplicate_barcodes_and_mixed_units(make_cells, tmp_path
     with pytest.raises(InputError, match="missing for 25 of 50 cells"):
         convert(cells, tmp_path / "r", source_key="donor")
     half = make_cells(50)
-    half.X = half.X * 0.5
+    half.X = half.X.log1p()
     with pytest.raises(InputError, match="different units"):
         convert([make_cells(50), half], tmp_path / "r")
     cells.obs_names = ["same", *cells.obs_names[1:-1], "same"]

@@ -60,6 +60,26 @@ def test_fractions_beyond_any_logarithm_are_linear(target: float | None) -> None
 def test_linear_and_logarithmic_cells_in_one_input_are_neither() -> None:
     blocks = [sp.csr_matrix(counts() * 15.3), sp.csr_matrix(lognorm())]
     assert detect_units(blocks) == detect_units(blocks[::-1]) == "values"
+    mixed = lognorm()
+    mixed[::2] = counts()[::2] * 15.3
+    assert detect_units([sp.csr_matrix(mixed)]) == "values"
+
+
+def test_an_odd_value_makes_no_linear_cells_of_logarithmic_ones() -> None:
+    values = np.log1p(counts())  # not of one total, so that only the values tell
+    assert detect_units([sp.csr_matrix(values)]) == "values"
+    values[3, 7] = 31.5
+    assert detect_units([sp.csr_matrix(values)]) == "values"
+    values = lognorm()
+    values[:20, 7] = 31.5
+    assert detect_units([sp.csr_matrix(values)]) == "values"
+
+
+def test_shallow_cells_are_linear_where_some_values_say_so() -> None:
+    shallow, deep = counts() * 0.93, counts() * 0.93
+    deep[::10, 0] = 27.9
+    assert detect_units([sp.csr_matrix(shallow), sp.csr_matrix(deep)]) == "linear"
+    assert detect_units([sp.csr_matrix(deep), sp.csr_matrix(shallow)]) == "linear"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
 from concerto_tf.models.callbacks import Checkpoint, has_ended, saved_rounds, trim_log
 from concerto_tf.records import Records, convert
+from concerto_tf.tasks.agreement import check_units
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
 
@@ -371,6 +372,12 @@ def test_models_and_records_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
         train(normalised, tmp_path / "out", start=undisturbed)
     assert not (tmp_path / "out").exists()
+    model = load_model(undisturbed / "model.keras")
+    model.target_sum = None  # as of an earlier version, which took TPM as they are
+    cells.X = np.expm1(cells.X) * 100
+    tpm = convert(cells, tmp_path / "tpm", like=records)
+    with pytest.raises(InputError, match="tpm: holds fractions on the scale.*or train a model"):
+        check_units(model, tpm)
 
 
 def test_normalised_records_make_a_model_of_normalised_values(tmp_path: Path) -> None:
