@@ -15,7 +15,6 @@ from concerto_tf.protocols.baselines import cells_of, log_normalized
 from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import Records, convert
-from concerto_tf.records.units import scales_with_depth
 from concerto_tf.tasks.annotate import annotate_records
 from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.labels import known_labels
@@ -170,7 +169,7 @@ def _validate(
                     options["finetuning"],
                 )[test]  # fmt: skip
             else:
-                counts = scales_with_depth(records.units)
+                counts = records.scales_with_depth
                 told = BASELINES[method](cells, counts, codes, learn, test, seed)
             yield {
                 "fold": fold, "method": method, **scores(codes[test], told),

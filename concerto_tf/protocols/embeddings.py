@@ -23,7 +23,6 @@ from concerto_tf.protocols.baselines import (
     scvi,
 )
 from concerto_tf.records import Records
-from concerto_tf.records.units import scales_with_depth
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import METHODS, check_arguments, train
 
@@ -188,5 +187,5 @@ def embed_by(
             raise InputError(f"{records.path}: scVI needs counts; leave scvi out of the methods")
         source_key = "source" if len(records.sources) > 1 else None
         return scvi(cells, source_key, seed, n_genes=n_genes)
-    z = pca(log_normalized(cells, scales_with_depth(records.units)), seed, n_genes=n_genes)
+    z = pca(log_normalized(cells, records.scales_with_depth), seed, n_genes=n_genes)
     return harmony(z, cells.obs["source"], seed) if variant.method == "harmony" else z

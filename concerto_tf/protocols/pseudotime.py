@@ -17,7 +17,6 @@ from concerto_tf.protocols.charts import strips
 from concerto_tf.protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.protocols.scores import Scores, summary
-from concerto_tf.records.units import scales_with_depth
 from concerto_tf.tasks.pseudotime import KEY
 from concerto_tf.tasks.pseudotime import pseudotime as infer
 
@@ -198,7 +197,7 @@ def _root(
 
 def _from_root(records: Records, labels: np.ndarray, first: str) -> list[str]:
     """Types by how far their mean profile is from that of the first."""
-    x = log_normalized(cells_of(records), scales_with_depth(records.units)).X
+    x = log_normalized(cells_of(records), records.scales_with_depth).X
     types = sorted(set(labels) - {None})
     means = np.array([np.asarray(x[labels == name].mean(axis=0)).ravel() for name in types])
     means = means[:, means.std(axis=0) > 0]

@@ -13,7 +13,6 @@ from concerto_tf.protocols.baselines import cells_of, log_normalized
 from concerto_tf.protocols.embeddings import check_training
 from concerto_tf.protocols.report import check_folder, leave, plain
 from concerto_tf.records import Records, convert
-from concerto_tf.records.units import scales_with_depth
 from concerto_tf.tasks.explain import sums_of_groups
 from concerto_tf.tasks.train import train
 
@@ -175,7 +174,7 @@ def _wilcoxon(model: Any, records: Records, key: str, groups: list[str]) -> np.n
     """Ranks [groups, genes] of the model's genes by scanpy's test on the values it sees."""
     import scanpy as sc
 
-    cells = log_normalized(cells_of(records), scales_with_depth(records.units))
+    cells = log_normalized(cells_of(records), records.scales_with_depth)
     if model.genes is not None:
         cells = cells[:, list(model.genes)]
     cells = cells[cells.obs[key].notna()].copy()

@@ -57,10 +57,10 @@ def first_pass(
         for start in range(0, cells.n_cells, chunk_cells):
             stop = min(start + chunk_cells, cells.n_cells)
             tasks.append((spool / f"part-{len(tasks):05d}", number, start, stop))
-    done.add(sum(stop - start for path, _, start, stop in tasks if path.exists()))
     if any(cells.path is None for cells in joined.inputs):
         workers = Workers(1)  # sending what is in memory takes longer than its conversion
     missing = [task for task in tasks if not _is_spooled(task[0], joined.targets[task[1]])]
+    done.add(joined.n_cells - sum(stop - start for *_, start, stop in missing))
     for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed), missing, spool):
         done.add(stop - start)
     return [open_part(path) for path, *_ in tasks]

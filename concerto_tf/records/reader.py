@@ -109,6 +109,11 @@ class Records:
         return self.manifest.modalities["rna"].units
 
     @property
+    def scales_with_depth(self) -> bool:
+        """Whether cells' RNA values are to be scaled to one total, and log1p to be taken."""
+        return self.manifest.modalities["rna"].scales_with_depth
+
+    @property
     def max_nonzeros(self) -> int:
         """Most RNA nonzeros of any cell."""
         return self.manifest.modalities["rna"].max_nonzeros

@@ -14,8 +14,8 @@ VALUES = "values"
 
 # log1p of this is more than 10^8 counts, and a logarithm to base 2 more than a million.
 _LARGEST_LOG = 20.0
-# Least share of cells with a larger value where there are no logarithms. A few odd ones may be
-# among log-normalised cells, which are told by their totals if there are some at least.
+# Cells with a larger value are linear if they are this share at least and the others, where there
+# are this many, are not log-normalised: among those there are odd values at times.
 _LINEAR_CELLS, _LOGNORM_CELLS = 0.02, 10
 # How far the totals of log-normalised cells may lie from their median, for 90% of the cells.
 _TOTAL_TOLERANCE = 0.02

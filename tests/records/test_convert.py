@@ -19,6 +19,7 @@ import pytest
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert, workers
+from concerto_tf.records import joining as joining_module
 from concerto_tf.records import passes as passes_module
 
 
@@ -380,21 +381,23 @@ def test_counts_beside_fractions_are_looked_at_by_themselves(make_cells, tmp_pat
         convert([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], tmp_path / "r", chunk_cells=100)
 
 
-def test_parts_of_other_units_are_spooled_again(make_cells, tmp_path: Path) -> None:
-    """An earlier version took TPM as they are; what it had begun is not gone on with."""
-    from concerto_tf.records.passes import _is_spooled
-    from concerto_tf.records.spool import open_part, write_part
-    from concerto_tf.records.writer import Target
-
-    match = None  # not looked at
-    summary = {"modalities": {"rna": {"units": "values"}}}
-    write_part(tmp_path / "part", {"key": np.zeros(2, np.uint64)}, summary)
-    assert open_part(tmp_path / "part").summary == summary
-    assert _is_spooled(tmp_path / "part", {"rna": Target(match, "values")})
-    assert not _is_spooled(tmp_path / "part", {"rna": Target(match, "linear")})
-    assert not _is_spooled(tmp_path / "none", {"rna": Target(match, "values")})
-    write_part(tmp_path / "old", {}, {"modalities": {"rna": {}}})
-    assert not _is_spooled(tmp_path / "old", {"rna": Target(match, "values")})
+def test_what_another_version_began_with_other_units_is_spooled_again(
+    make_cells, tmp_path: Path, monkeypatch
+) -> None:
+    cells = make_cells(300)
+    cells.X = cells.X.multiply(1e6 / cells.X.sum(1)).tocsr()
+    cells.write_h5ad(tmp_path / "tpm.h5ad")
+    expected = content(convert(tmp_path / "tpm.h5ad", tmp_path / "whole", **OPTIONS).path)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(joining_module, "detect_units", lambda blocks: "values")  # as it used to be
+        patch.setattr(passes_module, "write_shard", lambda *a: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            convert(tmp_path / "tpm.h5ad", out, **OPTIONS)
+    seen: list[tuple[int, int]] = []
+    options = {**OPTIONS, "progress": lambda done, total: seen.append((done, total))}
+    assert content(convert(tmp_path / "tpm.h5ad", out, **options).path) == expected
+    assert max(done for done, _ in seen) == seen[-1][0] == seen[-1][1]
 
 
 def test_a_fraction_that_the_sample_does_not_show(make_cells, tmp_path: Path) -> None:
