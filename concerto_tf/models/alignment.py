@@ -3,7 +3,8 @@
 Centred each by itself, two sources of which one lacks the B cells come to lie apart: their means
 differ by the B cells too. Here sources are moved so that cells of the same kind meet. Kinds are
 not known; that cells are alike is seen across sources, first from mutual nearest neighbours, then
-from clusters. What is moved are values of genes, so that a layer holds it and new cells need no
+from clusters. Cells are compared as they are to begin with, and not each source centred: a source
+of B cells alone would lie in the middle of all others. What is moved are values of genes, so that a layer holds it and new cells need no
 further work.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.models.components import principal_components, standardize_by_source
+from concerto_tf.models.components import principal_components
 
 if TYPE_CHECKING:
     from concerto_tf.layers import SourceBatchNormalization
@@ -33,7 +34,7 @@ _MOST_CLUSTERS, _CELLS_PER_CLUSTER = 50, 20
 _ENOUGH = 20
 #: Cells that say that a source is not off: what a few cells say hardly counts.
 _PRIOR = 50.0
-_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
+_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 3, 2
 #: Of the least squares, which converge quickly where sources share clusters.
 _SWEEPS = 60
 
@@ -173,12 +174,10 @@ def source_offsets(
 
     x, source = x[:_MOST_CELLS], source[:_MOST_CELLS]
     n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
-    y, _ = standardize_by_source(x, source, epsilon)
     offsets = np.zeros((n_sources, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
-        if turn:
-            rest = x - offsets[source]
-            y = (rest - rest.mean(0)) / np.sqrt(rest.var(0) + epsilon)
+        rest = x - offsets[source]
+        y = (rest - rest.mean(0)) / np.sqrt(rest.var(0) + epsilon)
         if clip is not None:
             np.clip(y, -clip, clip, out=y)
         loadings, _ = principal_components(y, components, seed, denoise=0.5)

@@ -285,7 +285,9 @@ class ContrastiveModel(Readout, BatchModel):
             target_sum=target_sum_of(records, modality, kwargs.pop("target_sum", None)),
             **kwargs,
         )
-        mean = records.gene_stats_of(modality).mean
+        # Means are over all cells, those included that were not measured for the gene.
+        share_measured = np.maximum(records.share_measured(modality), 1e-12)
+        mean = records.gene_stats_of(modality).mean / share_measured
         model.gene_share.assign((mean / max(mean.sum(), 1e-12)).astype(np.float32))
         return model
 

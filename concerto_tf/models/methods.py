@@ -13,7 +13,7 @@ from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
 
 #: Raised when what is made of the same arguments changes: the start, the length of a training.
-DEFAULTS = 7
+DEFAULTS = 8
 #: Genes that a model looks at where nothing is said.
 DEFAULT_GENES = "hvg:5000"
 METHODS: dict[str, type[ContrastiveModel]] = {

@@ -62,6 +62,9 @@ def model_file(path: str | Path) -> Path:
     if path.is_dir():
         path = path / FILE_NAME
         if not path.exists():
+            of_run = path.parent / "model"
+            if (of_run / FILE_NAME).exists():
+                raise InputError(f"{path.parent}: holds no {FILE_NAME}; its model is {of_run}")
             raise InputError(
                 f"{path.parent}: holds no {FILE_NAME}; name a folder that concerto train finished "
                 "(run the same concerto train again to finish it), or a .keras file"

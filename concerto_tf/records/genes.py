@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +15,11 @@ from concerto_tf.errors import InputError
 if TYPE_CHECKING:
     from concerto_tf.records.reader import GeneStats, Records
 
+_log = logging.getLogger("concerto_tf")
 _BINS = 20
 _FEWEST_CELLS = 3
+#: With fewer genes in all inputs, the others are looked at too.
+_FEWEST_SHARED = 50
 
 
 def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
@@ -67,7 +72,8 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
     """Reads the option `--genes`.
 
     Args:
-        wanted: "all", "hvg:N", or the path of a text file with one gene per line.
+        wanted: "all"; "hvg:N", the most variable of the genes that all inputs of the records were
+            measured for; or the path of a text file with one gene per line.
         records: The records whose genes are meant.
 
     Returns:
@@ -77,15 +83,26 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         InputError: Not one of these, or no gene of the list is in the records.
     """
     if wanted == "all":
+        share = records.share_measured()
+        lacking = (share > 0) & (share < 1)
+        if lacking.any():
+            _log.warning(
+                "%s: %d genes are not in all inputs and read as zero there, which sets inputs "
+                "apart; %s leaves them out", records.path, lacking.sum(), f"hvg:{len(lacking)}",
+            )  # fmt: skip
         return None
     number = re.fullmatch(r"hvg:(\d+)", wanted)
     if number:
         n_top = int(number[1])
         if n_top < 1:
             raise InputError(f"--genes {wanted}: ask for at least one gene")
-        if n_top >= records.n_genes:
+        stats, shared = records.gene_stats, records.share_measured() == 1
+        if n_top >= records.n_genes and shared.all():
             return None
-        chosen = highly_variable(records.gene_stats, n_top)
+        if shared.sum() >= min(_FEWEST_SHARED, records.n_genes):
+            # A gene that some cells were not measured for would tell these from the others.
+            stats = replace(stats, n_cells=np.where(shared, stats.n_cells, 0))
+        chosen = highly_variable(stats, n_top)
         if not len(chosen):
             raise InputError(
                 f"{records.path}: no gene is seen in {_FEWEST_CELLS} cells and varies; look at all "

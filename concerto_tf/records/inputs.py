@@ -151,6 +151,10 @@ def _named(name: str, open_it: Any) -> Input:
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
+    except PermissionError as error:
+        raise InputError(
+            f"{name}: you are not permitted to read it; ask its owner, or copy it"
+        ) from error
     except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
         raise InputError(
             f"{name}: cannot be read ({first_line(error)}); it is damaged or not what its name says"

@@ -179,11 +179,19 @@ def _genes(
                 report["lines"].append(f"{name}: has no {modality}; its cells lack it")
         if modality not in like and len(inputs) == 1:
             continue
-        if modality in like and len({tuple(np.unique(m.reference_index)) for m in matches}) > 1:
-            report["lines"].append(
-                f"{modality}: genes that some inputs lack and others have read as zero where they "
-                "are missing; convert such inputs apart to have them told from zero"
+        held = [set(found.reference_index.tolist()) for found in matches]
+        some, every = set.union(*held), set.intersection(*held)
+        if some != every:
+            line = f"{modality}: {len(every):,} of {len(some):,} genes are in all inputs; "
+            line += (
+                "the others read as zero where they are missing; convert such inputs apart to have "
+                "them told from zero"
+                if modality in like
+                else "a new model looks at these unless --genes names others"
+                if modality == "rna"
+                else "the others read as zero where they are missing"
             )
+            report["lines"].append(line)
         for name, found in zip(who, matches, strict=True):
             report["lines"].append(f"{name}: {modality}: {found.report()}")
             report["overlap"].append({

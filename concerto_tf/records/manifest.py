@@ -88,6 +88,8 @@ class Manifest:
         compression: "none" or "gzip", for every shard.
         shards: The files, in order.
         report: What conversion found worth saying: {"lines": [...], ...}.
+        coverage: Expected share of a cell's RNA that the genes which its source was measured for
+            hold, in the order of the sources; empty where all inputs have the same genes.
         plan: Fingerprint of inputs and options, empty if the inputs were in memory.
         schema_version: Version of this format.
     """
@@ -103,6 +105,7 @@ class Manifest:
     compression: str
     shards: tuple[ShardInfo, ...]
     report: dict[str, Any] = field(default_factory=dict)
+    coverage: tuple[float, ...] = ()
     plan: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -187,6 +190,7 @@ def _build(content: dict[str, Any]) -> Manifest:
     values["labels"] = {key: tuple(names) for key, names in content["labels"].items()}
     values["sources"] = tuple(content["sources"])
     values["inputs"] = tuple(content["inputs"])
+    values["coverage"] = tuple(content.get("coverage", ()))
     return Manifest(**values)
 
 
@@ -198,6 +202,10 @@ def _problem(manifest: Manifest) -> str | None:
         numbers += [shard.n_cells, shard.bytes, *shard.cells_per_source]
     if any(type(number) is not int or number < 0 for number in numbers):
         return "has something else where a number is due"
+    if not all(isinstance(share, float) and 0 < share <= 1 for share in manifest.coverage):
+        return "has something else where shares from 0 to 1 are due"
+    if len(manifest.coverage) not in (0, len(manifest.sources)):
+        return f"has the coverage of {len(manifest.coverage)} sources"
     texts = [manifest.compression, *manifest.sources, *(info.sha256 for info in infos)]
     texts += [name for names in manifest.labels.values() for name in names]
     texts += [text for shard in shards for text in (shard.file, shard.sha256)]

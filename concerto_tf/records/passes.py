@@ -77,21 +77,35 @@ def _is_spooled(path: Path, targets: Mapping[str, Target]) -> bool:
     return all(found[name].get("units") == target.units for name, target in targets.items())
 
 
+def _inputs_of(parts: Sequence[Part], joined: Joined) -> np.ndarray:
+    """Number of the input that each part is of, int [parts]."""
+    cells = [part.summary["n_cells"] + part.summary["n_empty"] for part in parts]
+    ends = np.cumsum([cells.n_cells for cells in joined.inputs])
+    return np.searchsorted(ends, np.cumsum(cells))
+
+
 def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None:
     """Refuses or reports what only a look at every cell can tell."""
     empty = sum(part.summary["n_empty"] for part in parts)
     report = joined.report
-    if empty:
-        names = [name for part in parts for name in part.summary["empty"]][:3]
-        if empty == joined.n_cells:
-            raise InputError("no cell has any count; check that the right layer is named")
-        if not drop_empty:
-            have = "cell has" if empty == 1 else "cells have"
+    input_of = _inputs_of(parts, joined)
+    for number, cells in enumerate(joined.inputs):
+        own = [part.summary for part, of in zip(parts, input_of, strict=True) if of == number]
+        n_empty = sum(summary["n_empty"] for summary in own)
+        if n_empty == cells.n_cells and (empty == joined.n_cells or not drop_empty):
             raise InputError(
-                f"{empty} {have} no counts at all ({', '.join(names)}{', ...' * (empty > 3)}); "
-                "run sc.pp.filter_cells(adata, min_counts=1) or leave them out (drop_empty=True, "
-                "--drop-empty)"
+                f"{cells.name}: no cell has any count; check that the right layer is named"
             )
+        if n_empty and not drop_empty:
+            suffix = joined.suffixes[number]
+            names = [name.removesuffix(suffix) for summary in own for name in summary["empty"]][:3]
+            have = "cell has" if n_empty == 1 else "cells have"
+            raise InputError(
+                f"{cells.name}: {n_empty} {have} no counts at all ({', '.join(names)}"
+                f"{', ...' * (n_empty > 3)}); run sc.pp.filter_cells(adata, min_counts=1) or leave "
+                "them out (drop_empty=True, --drop-empty)"
+            )
+    if empty:
         report["lines"].append(f"{empty} cells without any count were left out")
     report["cells_dropped"] = empty
     report["cells_blank"] = 0
@@ -112,10 +126,12 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
             for entry in found
         ]
         if any(fractional):
-            rows = parts[fractional.index(True)].read("row")
+            first = fractional.index(True)
+            rows, cells = parts[first].read("row"), joined.inputs[input_of[first]]
             raise InputError(
-                f"{name}: most values are counts, but not all between cells {rows.min()} and "
-                f"{rows.max()} are whole; name the layer with the counts"
+                f"{cells.name}: {name}: most values are counts, but not all between cells "
+                f"{rows.min()} and {rows.max()} are whole numbers of at most 4,294,967,295; name "
+                "the layer with the counts"
             )
 
 
@@ -183,6 +199,32 @@ def _measured(joined: Joined, modality: str) -> np.ndarray:
     return cells_with
 
 
+def _coverage(joined: Joined, parts: Sequence[Part]) -> tuple[float, ...]:
+    """Share of a cell's RNA that the genes measured in its source hold; () where it is all in all.
+
+    What genes hold beside those that all inputs have is taken from the inputs that have them. A
+    source of several inputs has the mean over its cells.
+    """
+    n_genes = len(joined.vocabularies["rna"])
+    has = np.zeros((len(joined.inputs), n_genes), bool)
+    for row, targets in zip(has, joined.targets, strict=True):
+        row[targets["rna"].match.reference_index] = True
+    shared = has.all(axis=0)
+    if not scales_with_depth(joined.units["rna"]) or (has == has[0]).all() or not shared.any():
+        return ()
+    amount = np.zeros(has.shape)
+    for number, part in zip(_inputs_of(parts, joined), parts, strict=True):
+        amount[number] += part.read("rna/moments").reshape(3, n_genes)[1]
+    of_shared = has.T @ amount[:, shared].sum(axis=1)
+    relative = np.divide(amount.sum(axis=0), of_shared, where=of_shared > 0, out=np.zeros(n_genes))
+    of_input = has @ relative / max(relative.sum(), 1e-12)
+    cells = np.array([
+        np.bincount(codes["source"], minlength=len(joined.sources)) for codes in joined.integers
+    ])  # fmt: skip
+    of_source = of_input @ cells / np.maximum(cells.sum(axis=0), 1)
+    return tuple(round(float(share), 6) for share in np.clip(of_source, 1e-6, 1))
+
+
 def finish(
     out: Path,
     parts: Sequence[Part],
@@ -232,5 +274,6 @@ def finish(
         compression=compression,
         shards=tuple(infos),
         report=joined.report,
+        coverage=_coverage(joined, parts),
         plan=plan,
     ).save(out)

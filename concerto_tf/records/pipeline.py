@@ -188,6 +188,9 @@ class _Parser:
             # The last entry is the one that padding (-1) takes.
             own = [code.get(name, -1) for name in manifest.sources]
             self._sources = np.array([*own, -1], np.int32)
+        self._coverage: np.ndarray | None = None
+        if manifest.coverage:
+            self._coverage = np.array([*manifest.coverage, 1], np.float32)
 
         self._features = {
             name: tf.io.FixedLenFeature([], tf.int64, -1)
@@ -199,7 +202,7 @@ class _Parser:
 
     def __call__(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_example(serialized, self._features)
-        source = tf.cast(parsed["source"], tf.int32)
+        own = source = tf.cast(parsed["source"], tf.int32)
         if self._sources is not None:
             source = tf.gather(self._sources, source % len(self._sources))
         batch = {"row": parsed["row"], "source": source}
@@ -213,6 +216,9 @@ class _Parser:
                     _decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
                 )
             batch[f"{prefix}genes"], batch[f"{prefix}values"] = genes, values
+        if self._coverage is not None and "total" in batch:
+            # What cells hold of genes that they were not measured for is missing in their sum.
+            batch["total"] /= tf.gather(self._coverage, own % len(self._coverage))
         for key in self._labels:
             batch[f"label/{key}"] = parsed[f"label/{key}"]
         if self._cells:

@@ -182,10 +182,19 @@ class Records:
         Args:
             modality: Whose genes.
         """
+        return self.share_measured(modality) > 0
+
+    def share_measured(self, modality: str = "rna") -> np.ndarray:
+        """Share of the cells whose input has each gene, float64 [genes].
+
+        Args:
+            modality: Whose genes.
+        """
         table = read_table(self._vocabulary_file(modality))
         if "measured" not in table:  # written before this was noted
-            return np.ones(len(table["id"]), bool)
-        return np.array(table["measured"], np.int64) > 0
+            return np.ones(len(table["id"]))
+        n_cells = sum(cells["n_cells"] for cells in self.manifest.inputs)
+        return np.array(table["measured"], np.int64) / n_cells
 
     def dataset(
         self,
@@ -241,7 +250,8 @@ class Records:
             "values" float32 [B, K], padded with 0;
             "offset" int32 [B, K], with `packed`: how many rows further down the cell stands that a
             value belongs to;
-            "total" float32 [B], sum of all values of a cell, before `genes` selects;
+            "total" float32 [B], sum of all values of a cell, before `genes` selects; over the
+            source's `Manifest.coverage` where inputs were measured for different genes;
             "row" int64 [B], position in the input;
             "source" int32 [B];
             "label/<key>" int64 [B], -1 where missing;

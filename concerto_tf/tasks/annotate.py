@@ -77,7 +77,7 @@ def annotate(
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as in 0.05")
     if out is not None:
-        check_target(out)
+        check_target(out, cells, drop_empty)
     model = as_classifier(model)
     with as_records(
         model.encoder, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,

@@ -94,7 +94,7 @@ def write_embeddings(
     Returns:
         The embeddings, on disk.
     """
-    check_target(out)
+    check_target(out, cells, reading.get("drop_empty", False))
     model = encoder_of(model)
     with as_records(model, cells, layer=layer, **reading) as records:
         place = as_path(out)

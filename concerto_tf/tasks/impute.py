@@ -96,7 +96,7 @@ def impute(
     if modalities is not None and not modalities:
         raise InputError("no modality is named; name one as in protein=obsm:protein")
     if out is not None:
-        check_target(out)
+        check_target(out, query, drop_empty)
     folder, model = model_folder(model), encoder_of(model)
     if modalities is None:
         modalities = _modalities_of(reference)

@@ -117,7 +117,7 @@ def map(  # noqa: A001 - the command's name
     _check_arguments(keys, k, alpha, finetune, batch_aware, reference, groupby, figure)
     for target in (out, figure):
         if target is not None:
-            check_target(target)
+            check_target(target, query, drop_empty)
     if figure is not None:
         check_figure(figure)
     folder, model = model_folder(model), encoder_of(model)

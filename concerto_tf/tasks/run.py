@@ -191,7 +191,7 @@ def _finish(
     """Everything after training."""
     from anndata import AnnData
 
-    from concerto_tf.metrics import evaluate
+    from concerto_tf.metrics import agreement, evaluate
     from concerto_tf.tasks.cluster import cluster, umap
 
     out, seed = state.out, state.asked["seed"]
@@ -219,6 +219,10 @@ def _finish(
         labels = None
     if labels is not None or "source" in colors:
         scores = evaluate(z, labels, colors.get("source"), seed=seed)
+    if labels is not None:  # those above look for the best of several clusterings
+        has = np.array([name is not None for name in labels])
+        found = agreement(labels[has].astype(str), adata.obs["concerto_cluster"].to_numpy()[has])
+        scores |= {f"{key}_clusters": found[key] for key in ("ari", "nmi")}
     titles = {"label": label_key, "concerto_cluster": "cluster"}
     _draw(adata, {name: titles.get(name, name) for name in [*colors, "concerto_cluster"]}, out)
     _log.info("writing %s", out / "result.h5ad")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
 from concerto_tf.models import Concerto, DenseModel, load_model, start
@@ -121,6 +122,26 @@ def test_sources_that_hold_other_kinds_are_aligned_by_those_they_share(
         apart[aligned] = max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread
     # One and the same kind in both sources: apart by this share of the spread of all cells.
     assert apart[True] < 0.25 < 0.5 < apart[False], apart
+
+
+@pytest.mark.parametrize(("sorted_kind", "share"), [(0, 0.5), (0, 1.0), (3, 0.5), (3, 1.0)])
+def test_a_source_of_one_kind_alone_stays_with_this_kind(sorted_kind: int, share: float) -> None:
+    """Cells that were sorted, half or all of their kind, without a technology of their own."""
+    rng = np.random.default_rng(1)
+    kind = rng.integers(0, 6, 800)
+    profile = rng.gamma(2.0, 0.5, (6, 120)) * np.where(rng.random((6, 120)) < 0.05, 4, 1)
+    cells = {
+        "genes": np.tile(np.arange(120, dtype=np.int32), (800, 1)),
+        "values": rng.poisson(profile[kind]).astype(np.float32),
+        "source": ((kind == sorted_kind) & (rng.random(800) < share)).astype(np.int32),
+    }
+    z, own = started(cells)(cells).numpy(), cells["source"] == 1
+    votes = KNeighborsClassifier(5).fit(z[~own], kind[~own]).predict(z[own])
+    if share < 1:
+        assert (votes == sorted_kind).mean() > 0.95
+    centres = np.stack([z[kind == k].mean(0) for k in range(6)])
+    nearest = np.linalg.norm(z[:, np.newaxis] - centres, axis=2).argmin(1)
+    assert (nearest == kind).mean() > 0.95
 
 
 def test_offsets_follow_from_the_seed(lacking: tuple[dict[str, np.ndarray], np.ndarray]) -> None:

@@ -240,6 +240,12 @@ def test_empty_cells(make_cells, tmp_path: Path, caplog) -> None:
     cells.X = before
     with pytest.raises(InputError, match=r"4 cells .*\(CELL3, CELL20, CELL30, ...\).*filter_cells"):
         convert(cells, tmp_path / "r", chunk_cells=16)
+    # Of several inputs the one is named whose cells they are, by the names that they have there.
+    for name, part in {"good": make_cells(40), "poor": cells}.items():
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    both = [tmp_path / "good.h5ad", tmp_path / "poor.h5ad"]
+    with pytest.raises(InputError, match=r"^poor.h5ad: 4 cells .*\(CELL3, CELL20, CELL30, "):
+        convert(both, tmp_path / "r", chunk_cells=16)
     assert not (tmp_path / "r").exists()
     with caplog.at_level(logging.INFO, "concerto_tf"):
         records = convert(cells, tmp_path / "r", chunk_cells=16, drop_empty=True)
@@ -251,6 +257,73 @@ def test_empty_cells(make_cells, tmp_path: Path, caplog) -> None:
     cells.X = np.zeros((50, 60), np.float32)
     with pytest.raises(InputError, match="no cell has any count"):
         convert(cells, tmp_path / "none", drop_empty=True)
+    cells.write_h5ad(both[1])
+    with pytest.raises(InputError, match="^poor.h5ad: no cell has any count; check .* layer"):
+        convert(both, tmp_path / "none", chunk_cells=16)
+    records = convert(both, tmp_path / "good", chunk_cells=16, drop_empty=True)
+    assert records.n_cells == 40
+
+
+def test_counts_beside_what_is_none_are_told_by_file(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(1000)
+    cells.X = cells.X.toarray()
+    for name, value in {"whole": 1.0, "halves": 0.5, "large": 2.0**33}.items():
+        cells.X[300, 0] = value  # not among those that units are told by
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    for name in ("halves", "large"):
+        with pytest.raises(InputError, match=rf"^{name}.h5ad: rna: .*whole numbers of at most"):
+            convert([tmp_path / "whole.h5ad", tmp_path / f"{name}.h5ad"], tmp_path / "r",
+                    drop_empty=True)  # fmt: skip
+
+
+def reference_coverage(inputs: list[anndata.AnnData], genes: list[str]) -> np.ndarray:
+    """Share of all genes' RNA that each input's genes hold, one gene at a time."""
+    tables = [
+        pd.DataFrame(cells.X.toarray(), columns=cells.var_names).astype(float) for cells in inputs
+    ]
+    tables = [table.div(table.sum(axis=1), axis=0) for table in tables]
+    shared = [gene for gene in genes if all(gene in table for table in tables)]
+    beside = {}
+    for gene in genes:
+        having = [table for table in tables if gene in table]
+        of_shared = sum(table[shared].to_numpy().sum() for table in having)
+        beside[gene] = sum(table[gene].sum() for table in having) / of_shared
+    whole = sum(beside.values())
+    return np.array([sum(beside[gene] for gene in table) / whole for table in tables])
+
+
+def test_totals_make_up_for_genes_that_a_source_was_not_measured_for(
+    make_cells, tmp_path: Path
+) -> None:
+    whole = make_cells(4000, prefix="A")
+    inputs = [whole[:1500].copy(), whole[1500:3000, ::2].copy(), whole[3000:, :40].copy()]
+    inputs = [part[np.flatnonzero(part.X.sum(axis=1))].copy() for part in inputs]
+    records = convert(inputs, tmp_path / "r", chunk_cells=700)
+    want = reference_coverage(inputs, list(whole.var_names))
+    np.testing.assert_allclose(records.manifest.coverage, want, atol=1e-5)
+    assert want[0] == pytest.approx(1) and 0.4 < want[1] < 0.6 and 0.6 < want[2] < 0.75
+    totals = {source: [] for source in range(3)}
+    for batch in records.dataset(100, sources=records.sources, pad_last=False, genes=np.arange(3)):
+        for total, source in zip(batch["total"].numpy(), batch["source"].numpy(), strict=True):
+            totals[source].append(total)
+    np.testing.assert_allclose(
+        np.sort(totals[1]), np.sort(inputs[1].X.sum(axis=1).A1) / want[1], rtol=1e-5
+    )
+    # Means of 1,000 and more cells, whose standard error is about 2%: 5 of them.
+    means = [np.mean(totals[source]) for source in range(3)]
+    np.testing.assert_allclose(means, means[0], rtol=0.1)
+    assert "rna: 20 of 60 genes are in all inputs; a new model looks at these" in " ".join(
+        records.manifest.report["lines"]
+    )
+
+    # A source of several inputs has their mean, and no input lacks anything where all are alike.
+    for cells in inputs:
+        cells.obs["donor"] = "one"
+    [one] = convert(inputs, tmp_path / "one", source_key="donor").manifest.coverage
+    mean = np.average(want, weights=[len(cells) for cells in inputs])
+    assert one == pytest.approx(mean, abs=1e-5)
+    alike = convert([inputs[0], make_cells(20, prefix="B")], tmp_path / "alike")
+    assert alike.manifest.coverage == ()
 
 
 def test_several_inputs_over_the_union_of_genes(make_cells, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import scanpy as sc
 
 from concerto_tf.errors import InputError
+from concerto_tf.models import Concerto
 from concerto_tf.records import Records, Vocabulary, convert, highly_variable, resolve_genes
 from concerto_tf.records.reader import GeneStats
 
@@ -101,3 +102,36 @@ def test_a_list_without_any_of_the_genes(records: Records, tmp_path: Path, text:
     path.write_text(text)
     with pytest.raises(InputError, match="none of its genes .*AB0C"):
         resolve_genes(str(path), records)
+
+
+def test_variable_genes_are_those_that_all_inputs_have(
+    cells: anndata.AnnData, tmp_path: Path, caplog
+) -> None:
+    first, second = cells[:250].copy(), cells[250:, 300:].copy()
+    second.obs_names = [f"second{i}" for i in range(250)]
+    joined = convert([first, second], tmp_path / "r")
+    chosen = resolve_genes("hvg:1000", joined)
+    assert len(chosen) == 1000 and chosen.min() >= 300
+    # More than there are: all that both have and that are seen at all.
+    assert resolve_genes("hvg:5000", joined).min() >= 300
+    assert "read as zero" not in caplog.text
+    assert resolve_genes("all", joined) is None
+    assert "300 genes are not in all inputs and read as zero there" in caplog.text
+    # None at all: the others are looked at.
+    places = (range(200, 400), range(300, 500), [*range(200, 300), *range(400, 500)])
+    parts = [cells[100 * i : 100 * i + 100, list(place)].copy() for i, place in enumerate(places)]
+    none = convert(parts, tmp_path / "none", drop_empty=True)
+    assert not (none.share_measured() == 1).any() and none.manifest.coverage == ()
+    assert len(resolve_genes("hvg:100", none)) == 100
+
+
+def test_share_of_a_gene_is_of_the_cells_that_were_measured_for_it(
+    cells: anndata.AnnData, tmp_path: Path
+) -> None:
+    first, second = cells[:250].copy(), cells[250:, 300:].copy()
+    second.obs_names = [f"second{i}" for i in range(250)]
+    joined = convert([first, second], tmp_path / "r")
+    share = np.array(Concerto.from_records(joined).gene_share)
+    alone = np.array(Concerto.from_records(convert(first, tmp_path / "first")).gene_share)
+    # Of 300 genes in 250 and all cells, whose means have an error of about a tenth.
+    assert share[:300].sum() == pytest.approx(alone[:300].sum(), rel=0.3)

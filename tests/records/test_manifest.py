@@ -69,6 +69,8 @@ def test_comes_back_the_same(tmp_path: Path) -> None:
         (lambda c: c["modalities"]["rna"].update(units="apples"), "unknown units"),
         (lambda c: c["modalities"].clear(), "no modality 'rna'"),
         (lambda c: c.update(compression="zip"), "unknown compression"),
+        (lambda c: c.update(coverage=[1.0, 1.5]), "shares from 0 to 1"),
+        (lambda c: c.update(coverage=[1.0]), "the coverage of 1 sources"),
         (lambda c: c.pop("labels"), "expected content"),
         (lambda c: c["shards"][0].pop("sha256"), "expected content"),
         (lambda c: c.pop("schema_version"), "no manifest"),

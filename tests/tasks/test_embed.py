@@ -135,3 +135,26 @@ def test_what_does_not_fit_is_refused_and_nothing_written(
     with pytest.raises(InputError, match="no such folder"):
         embed(model, make_cells(), tmp_path / "none" / "out.h5ad")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["records"]
+
+
+def test_cells_are_not_taken_out_of_the_file_that_is_read(model: Concerto, tmp_path: Path) -> None:
+    path, cells = tmp_path / "cells.h5ad", make_cells()
+    cells.X[3] = 0
+    cells.write_h5ad(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is what is read, and would lose its cells"):
+        embed(model, path, path, drop_empty=True)
+    assert path.read_bytes() == before
+    embed(model, path, tmp_path / "out.h5ad", drop_empty=True)
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").n_obs == 49
+    # Where nothing is left out, it gains the embedding.
+    make_cells().write_h5ad(path)
+    embed(model, path, path)
+    assert set(anndata.read_h5ad(path).obsm) == {"X_concerto"}
+
+
+def test_folder_of_a_run_says_where_its_model_is(model: Concerto, tmp_path: Path) -> None:
+    (tmp_path / "result" / "model").mkdir(parents=True)
+    save_model(model, tmp_path / "result" / "model" / "model.keras")
+    with pytest.raises(InputError, match="result: holds no model.keras; its model is .*result/mod"):
+        embed(tmp_path / "result", make_cells())

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import tensorflow as tf  # noqa: E402
 
 from concerto_tf._keras import keras, serializable  # noqa: E402
-from concerto_tf.layers import kmeans  # noqa: E402
+from concerto_tf.layers import Augmentation, kmeans  # noqa: E402
 from concerto_tf.losses import cluster_aware, nt_xent  # noqa: E402
 from concerto_tf.models import METHODS, Concerto  # noqa: E402
 from concerto_tf.models.batches import source_codes  # noqa: E402
@@ -138,6 +138,26 @@ class Deep(Concerto):
         return z + self.outer(self.inner(z))
 
 
+@serializable
+class Augmented(Concerto):
+    """The student sees CLEAR's augmentations of the normalised values instead of half of them."""
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        [branch] = self.branches
+        self.student_mask = branch.student_mask = Augmentation(seed=self.seed)
+        self.student_mask.build((None, self.n_inputs))
+
+
+@serializable
+class WholeTeacher(Concerto):
+    """Genes are hidden from the student alone."""
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        self.teacher_mask.rate = 0.0
+
+
 LEVERS = {
     "concerto-decoupled": Decoupled,
     "concerto-balanced": Balanced,
@@ -146,6 +166,8 @@ LEVERS = {
     "concerto-neighbours": Neighbours,
     "concerto-mutual-neighbours": MutualNeighbours,
     "concerto-deep": Deep,
+    "concerto-augmented": Augmented,
+    "concerto-whole-teacher": WholeTeacher,
 }
 
 if __name__ == "__main__":
