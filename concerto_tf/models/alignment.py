@@ -1,11 +1,11 @@
 """What sources differ in, told apart from which kinds of cells they hold.
 
 Centred each by itself, two sources of which one lacks the B cells come to lie apart: their means
-differ by the B cells too. Here sources are moved so that cells of the same kind meet. Kinds are
-not known; that cells are alike is seen across sources, first from mutual nearest neighbours, then
-from clusters. Cells are compared as they are to begin with, and not each source centred: a source
-of B cells alone would lie in the middle of all others. What is moved are values of genes, so that a layer holds it and new cells need no
-further work.
+differ by the B cells too, and a source of B cells alone would lie in the middle of all others. Here
+sources are moved so that cells of the same kind meet. Kinds are not known; that cells are alike is
+seen across sources, first from mutual nearest neighbours, of the cells as they are to begin with,
+then from clusters. What is moved are values of genes, so that a layer holds it and new cells need
+no further work.
 """
 
 from __future__ import annotations
