@@ -34,7 +34,7 @@ _MOST_CLUSTERS, _CELLS_PER_CLUSTER = 50, 20
 _ENOUGH = 20
 #: Cells that say that a source is not off: what a few cells say hardly counts.
 _PRIOR = 50.0
-_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 3, 2
+_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
 #: Of the least squares, which converge quickly where sources share clusters.
 _SWEEPS = 60
 
