@@ -11,6 +11,7 @@ import numpy as np
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.records.overlap import FEWEST_SHARED
 
 if TYPE_CHECKING:
     from concerto_tf.records.reader import GeneStats, Records
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 _BINS = 20
 _FEWEST_CELLS = 3
-#: With fewer genes in all inputs, the others are looked at too.
-_FEWEST_SHARED = 50
 
 
 def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
@@ -96,10 +95,22 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         n_top = int(number[1])
         if n_top < 1:
             raise InputError(f"--genes {wanted}: ask for at least one gene")
-        stats, shared = records.gene_stats, records.share_measured() == 1
-        if n_top >= records.n_genes and shared.all():
+        stats, share = records.gene_stats, records.share_measured()
+        shared = share == 1
+        partly = bool(((share > 0) & ~shared).any())
+        if n_top >= records.n_genes and not partly:
             return None
-        if shared.sum() >= min(_FEWEST_SHARED, records.n_genes):
+        if partly and shared.sum() < FEWEST_SHARED:
+            _log.warning(
+                "%s: only %d genes are in all inputs; those that some lack are looked at too, and "
+                "set inputs apart; leave out inputs of few genes", records.path, shared.sum(),
+            )  # fmt: skip
+        elif partly:
+            if shared.sum() < min(n_top, records.n_genes) / 2:
+                _log.warning(
+                    "%s: the model looks at the %d genes that all inputs have; leave out inputs of "
+                    "few genes to have it look at more", records.path, shared.sum(),
+                )  # fmt: skip
             # A gene that some cells were not measured for would tell these from the others.
             stats = replace(stats, n_cells=np.where(shared, stats.n_cells, 0))
         chosen = highly_variable(stats, n_top)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs import Input
 from concerto_tf.records.orthologs import Orthologs
-from concerto_tf.records.overlap import Match, check_overlap, match, union
+from concerto_tf.records.overlap import FEWEST_SHARED, Match, check_overlap, match, union
 from concerto_tf.records.units import COUNTS, LINEAR, detect_units
 from concerto_tf.records.vocabulary import Vocabulary
 from concerto_tf.records.writer import Chunk, Target
@@ -188,7 +188,7 @@ def _genes(
                 "them told from zero"
                 if modality in like
                 else "a new model looks at these unless --genes names others"
-                if modality == "rna"
+                if modality == "rna" and len(every) >= FEWEST_SHARED
                 else "the others read as zero where they are missing"
             )
             report["lines"].append(line)

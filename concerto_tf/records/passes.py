@@ -16,6 +16,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
+from concerto_tf.records.overlap import FEWEST_SHARED
 from concerto_tf.records.spool import Part, key_bounds, open_part
 from concerto_tf.records.units import COUNTS, scales_with_depth
 from concerto_tf.records.workers import Workers
@@ -29,6 +30,8 @@ from concerto_tf.records.writer import (
 )
 
 SHARD_CELLS = 16_384
+#: Least share of an input's RNA that genes which all inputs have must hold to compare them by.
+_LEAST_SHARED = 0.05
 
 
 class Progress:
@@ -191,38 +194,59 @@ def _widest(parts: Sequence[Part], name: str) -> np.dtype:
     return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
 
 
-def _measured(joined: Joined, modality: str) -> np.ndarray:
-    """Cells of the inputs that have each gene at all, int [genes]."""
+def _measured(joined: Joined, modality: str, n_cells: np.ndarray) -> np.ndarray:
+    """Cells whose input has each gene at all, int [genes].
+
+    Args:
+        joined: The inputs.
+        modality: Whose genes.
+        n_cells: Cells that are kept of each input, int [inputs].
+    """
     cells_with = np.zeros(len(joined.vocabularies[modality]), int)
-    for cells, targets in zip(joined.inputs, joined.targets, strict=True):
-        cells_with[np.unique(targets[modality].match.reference_index)] += cells.n_cells
+    for n, targets in zip(n_cells, joined.targets, strict=True):
+        cells_with[np.unique(targets[modality].match.reference_index)] += n
     return cells_with
 
 
-def _coverage(joined: Joined, parts: Sequence[Part]) -> tuple[float, ...]:
-    """Share of a cell's RNA that the genes measured in its source hold; () where it is all in all.
+def _coverage(joined: Joined, parts: Sequence[Part], n_cells: np.ndarray) -> np.ndarray:
+    """Share of a cell's RNA that the genes which its input has are expected to hold [inputs].
 
-    What genes hold beside those that all inputs have is taken from the inputs that have them. A
-    source of several inputs has the mean over its cells.
+    What genes hold beside those that all inputs have is taken from the inputs that have them. 1
+    where all have the same, or where those that all have are too little to compare inputs by.
+
+    Args:
+        joined: The inputs.
+        parts: What was spooled.
+        n_cells: Cells that are kept of each input, int [inputs].
     """
     n_genes = len(joined.vocabularies["rna"])
+    coverage = np.ones(len(joined.inputs))
     has = np.zeros((len(joined.inputs), n_genes), bool)
     for row, targets in zip(has, joined.targets, strict=True):
         row[targets["rna"].match.reference_index] = True
-    shared = has.all(axis=0)
-    if not scales_with_depth(joined.units["rna"]) or (has == has[0]).all() or not shared.any():
-        return ()
-    amount = np.zeros(has.shape)
+    having = n_cells > 0
+    shared = has[having].all(axis=0)
+    same = (has[having] == shared).all()
+    if same or not scales_with_depth(joined.units["rna"]) or shared.sum() < FEWEST_SHARED:
+        return coverage
+    amount, of_shared = np.zeros(n_genes), np.zeros(len(joined.inputs))
     for number, part in zip(_inputs_of(parts, joined), parts, strict=True):
-        amount[number] += part.read("rna/moments").reshape(3, n_genes)[1]
-    of_shared = has.T @ amount[:, shared].sum(axis=1)
-    relative = np.divide(amount.sum(axis=0), of_shared, where=of_shared > 0, out=np.zeros(n_genes))
-    of_input = has @ relative / max(relative.sum(), 1e-12)
-    cells = np.array([
-        np.bincount(codes["source"], minlength=len(joined.sources)) for codes in joined.integers
-    ])  # fmt: skip
-    of_source = of_input @ cells / np.maximum(cells.sum(axis=0), 1)
-    return tuple(round(float(share), 6) for share in np.clip(of_source, 1e-6, 1))
+        own = part.read("rna/moments").reshape(3, n_genes)[1]
+        amount += own
+        of_shared[number] += own[shared].sum()
+    if (of_shared < _LEAST_SHARED * TARGET_SUM * n_cells)[having].any():
+        return coverage
+    relative = amount / np.maximum(has.T @ of_shared, 1e-12)
+    coverage[having] = has[having] @ relative / relative.sum()
+    return np.minimum(coverage, 1)
+
+
+def _by_source(coverage: np.ndarray, n_cells: np.ndarray) -> tuple[float, ...]:
+    """Mean coverage [inputs] of the cells of each source [inputs, sources]; () if all is 1."""
+    if (coverage == 1).all():
+        return ()
+    mean = coverage @ n_cells / np.maximum(n_cells.sum(axis=0), 1)
+    return tuple(round(float(share), 6) if share else 1.0 for share in mean)
 
 
 def finish(
@@ -236,16 +260,24 @@ def finish(
 ) -> None:
     """Writes the vocabularies and the manifest."""
     n_cells = sum(info.n_cells for info in infos)
+    input_of = _inputs_of(parts, joined)
+    by_source = np.zeros((len(joined.inputs), len(joined.sources)))
+    for number, part in zip(input_of, parts, strict=True):
+        by_source[number] += np.bincount(part.read("source"), minlength=len(joined.sources))
+    of_input = by_source.sum(axis=1).astype(int)
+    coverage = _coverage(joined, parts, of_input)
     modalities = {}
     for name, vocabulary in joined.vocabularies.items():
         file = "vocabulary.tsv" if name == "rna" else f"vocabulary-{name}.tsv"
         sums = np.zeros((3, len(vocabulary)))
-        for part in parts:
-            sums += part.read(f"{name}/moments").reshape(sums.shape)
+        for number, part in zip(input_of, parts, strict=True):
+            # Values are scaled to 10,000 of what was measured, which is less where genes lack.
+            power = coverage[number] ** np.arange(3) if name == "rna" else np.ones(3)
+            sums += part.read(f"{name}/moments").reshape(sums.shape) * power[:, np.newaxis]
         mean = sums[1] / n_cells
         variance = np.maximum(sums[2] - n_cells * mean**2, 0) / max(n_cells - 1, 1)
         columns = {
-            "measured": _measured(joined, name),
+            "measured": _measured(joined, name, of_input),
             "n_cells": sums[0].astype(int),
             "mean": [f"{value:.9g}" for value in mean],
             "variance": [f"{value:.9g}" for value in variance],
@@ -274,6 +306,6 @@ def finish(
         compression=compression,
         shards=tuple(infos),
         report=joined.report,
-        coverage=_coverage(joined, parts),
+        coverage=_by_source(coverage, by_source),
         plan=plan,
     ).save(out)

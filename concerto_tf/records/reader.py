@@ -185,7 +185,7 @@ class Records:
         return self.share_measured(modality) > 0
 
     def share_measured(self, modality: str = "rna") -> np.ndarray:
-        """Share of the cells whose input has each gene, float64 [genes].
+        """Share of the cells whose input has each gene, float64 [genes]; 1 where all have it.
 
         Args:
             modality: Whose genes.
@@ -193,8 +193,9 @@ class Records:
         table = read_table(self._vocabulary_file(modality))
         if "measured" not in table:  # written before this was noted
             return np.ones(len(table["id"]))
-        n_cells = sum(cells["n_cells"] for cells in self.manifest.inputs)
-        return np.array(table["measured"], np.int64) / n_cells
+        measured = np.array(table["measured"], np.int64)
+        # Earlier versions counted cells that were left out, too.
+        return measured / max(self.n_cells, measured.max(initial=0))
 
     def dataset(
         self,

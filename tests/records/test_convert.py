@@ -295,13 +295,13 @@ def reference_coverage(inputs: list[anndata.AnnData], genes: list[str]) -> np.nd
 def test_totals_make_up_for_genes_that_a_source_was_not_measured_for(
     make_cells, tmp_path: Path
 ) -> None:
-    whole = make_cells(4000, prefix="A")
-    inputs = [whole[:1500].copy(), whole[1500:3000, ::2].copy(), whole[3000:, :40].copy()]
+    whole = make_cells(4000, n_genes=200, prefix="A")
+    inputs = [whole[:1500].copy(), whole[1500:3000, ::2].copy(), whole[3000:, :140].copy()]
     inputs = [part[np.flatnonzero(part.X.sum(axis=1))].copy() for part in inputs]
     records = convert(inputs, tmp_path / "r", chunk_cells=700)
     want = reference_coverage(inputs, list(whole.var_names))
     np.testing.assert_allclose(records.manifest.coverage, want, atol=1e-5)
-    assert want[0] == pytest.approx(1) and 0.4 < want[1] < 0.6 and 0.6 < want[2] < 0.75
+    assert want[0] == pytest.approx(1) and 0.4 < want[1] < 0.6 and 0.6 < want[2] < 0.8
     totals = {source: [] for source in range(3)}
     for batch in records.dataset(100, sources=records.sources, pad_last=False, genes=np.arange(3)):
         for total, source in zip(batch["total"].numpy(), batch["source"].numpy(), strict=True):
@@ -312,7 +312,7 @@ def test_totals_make_up_for_genes_that_a_source_was_not_measured_for(
     # Means of 1,000 and more cells, whose standard error is about 2%: 5 of them.
     means = [np.mean(totals[source]) for source in range(3)]
     np.testing.assert_allclose(means, means[0], rtol=0.1)
-    assert "rna: 20 of 60 genes are in all inputs; a new model looks at these" in " ".join(
+    assert "rna: 70 of 200 genes are in all inputs; a new model looks at these" in " ".join(
         records.manifest.report["lines"]
     )
 
@@ -322,8 +322,42 @@ def test_totals_make_up_for_genes_that_a_source_was_not_measured_for(
     [one] = convert(inputs, tmp_path / "one", source_key="donor").manifest.coverage
     mean = np.average(want, weights=[len(cells) for cells in inputs])
     assert one == pytest.approx(mean, abs=1e-5)
-    alike = convert([inputs[0], make_cells(20, prefix="B")], tmp_path / "alike")
+    alike = convert([inputs[0], make_cells(20, n_genes=200, prefix="B")], tmp_path / "alike")
     assert alike.manifest.coverage == ()
+
+    # Statistics are on the scale of all genes, as the share that a query lacks is reckoned from.
+    alone = convert(whole, tmp_path / "whole").gene_stats
+    at = [records.vocabulary.positions[gene] for gene in whole.var_names]
+    of_all = records.gene_stats.mean[at] / records.share_measured()[at]
+    # 200 means of at least 1,500 cells each: their sum within 2%, each within 30%.
+    np.testing.assert_allclose(of_all.sum(), alone.mean.sum(), rtol=0.02)
+    np.testing.assert_allclose(of_all, alone.mean, rtol=0.3)
+
+
+def test_cells_that_are_left_out_count_nothing(make_cells, tmp_path: Path) -> None:
+    full, half = make_cells(60, n_genes=200), make_cells(60, n_genes=200, seed=1, prefix="H")
+    half = half[:, :100].copy()
+    half = half[np.flatnonzero(half.X.sum(axis=1))].copy()
+    want = convert([full, half], tmp_path / "want", source_name="one", source_key="donor")
+    empty = make_cells(500, n_genes=200, prefix="E")
+    empty.X = empty.X * 0
+    empty.X.eliminate_zeros()
+    drops = anndata.concat([full, empty])
+    found = convert([drops, half], tmp_path / "r", source_key="donor", drop_empty=True)
+    assert found.manifest.coverage == want.manifest.coverage
+    np.testing.assert_array_equal(found.share_measured(), want.share_measured())
+    # An input of which nothing is kept takes no genes away from the others.
+    found = convert([full, empty[:, :60].copy()], tmp_path / "none", drop_empty=True)
+    assert (found.share_measured() == 1).all() and found.manifest.coverage == ()
+
+
+def test_inputs_that_share_too_little_are_not_compared(make_cells, tmp_path: Path) -> None:
+    cells = make_cells(90, n_genes=300)
+    cells.X = cells.X.toarray()
+    cells.X[:, 100:160] = 0  # what all inputs share is silent
+    parts = [cells[:30, :160].copy(), cells[30:60, 100:].copy(), cells[60:, 100:200].copy()]
+    records = convert(parts, tmp_path / "r", drop_empty=True)
+    assert (records.share_measured() == 1).sum() == 60 and records.manifest.coverage == ()
 
 
 def test_several_inputs_over_the_union_of_genes(make_cells, tmp_path: Path) -> None:
