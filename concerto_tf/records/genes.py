@@ -67,6 +67,31 @@ def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
     return np.sort(present[best])
 
 
+def _of_all_inputs(records: Records, share: np.ndarray, n_top: int) -> GeneStats:
+    """Statistics by which no gene is chosen that some inputs were not measured for.
+
+    Such a gene would tell these from the others. Where hardly any is in all inputs, all remain.
+
+    Args:
+        records: The records.
+        share: `Records.share_measured`, some of it between 0 and 1.
+        n_top: Number of genes that are to be chosen.
+    """
+    stats, shared = records.gene_stats, int((share == 1).sum())
+    if shared < FEWEST_SHARED:
+        _log.warning(
+            "%s: only %d genes are in all inputs; those that some lack are looked at too, and "
+            "set inputs apart; leave out inputs of few genes", records.path, shared,
+        )  # fmt: skip
+        return stats
+    if shared < min(n_top, records.n_genes) / 2:
+        _log.warning(
+            "%s: the model looks at the %d genes that all inputs have; leave out inputs of few "
+            "genes to have it look at more", records.path, shared,
+        )  # fmt: skip
+    return replace(stats, n_cells=np.where(share == 1, stats.n_cells, 0))
+
+
 def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
     """Reads the option `--genes`.
 
@@ -81,13 +106,13 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
     Raises:
         InputError: Not one of these, or no gene of the list is in the records.
     """
+    share = records.share_measured()
+    partly = (share > 0) & (share < 1)
     if wanted == "all":
-        share = records.share_measured()
-        lacking = (share > 0) & (share < 1)
-        if lacking.any():
+        if partly.any():
             _log.warning(
                 "%s: %d genes are not in all inputs and read as zero there, which sets inputs "
-                "apart; %s leaves them out", records.path, lacking.sum(), f"hvg:{len(lacking)}",
+                "apart; hvg:%d leaves them out", records.path, partly.sum(), len(partly),
             )  # fmt: skip
         return None
     number = re.fullmatch(r"hvg:(\d+)", wanted)
@@ -95,24 +120,9 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         n_top = int(number[1])
         if n_top < 1:
             raise InputError(f"--genes {wanted}: ask for at least one gene")
-        stats, share = records.gene_stats, records.share_measured()
-        shared = share == 1
-        partly = bool(((share > 0) & ~shared).any())
-        if n_top >= records.n_genes and not partly:
+        if n_top >= records.n_genes and not partly.any():
             return None
-        if partly and shared.sum() < FEWEST_SHARED:
-            _log.warning(
-                "%s: only %d genes are in all inputs; those that some lack are looked at too, and "
-                "set inputs apart; leave out inputs of few genes", records.path, shared.sum(),
-            )  # fmt: skip
-        elif partly:
-            if shared.sum() < min(n_top, records.n_genes) / 2:
-                _log.warning(
-                    "%s: the model looks at the %d genes that all inputs have; leave out inputs of "
-                    "few genes to have it look at more", records.path, shared.sum(),
-                )  # fmt: skip
-            # A gene that some cells were not measured for would tell these from the others.
-            stats = replace(stats, n_cells=np.where(shared, stats.n_cells, 0))
+        stats = _of_all_inputs(records, share, n_top) if partly.any() else records.gene_stats
         chosen = highly_variable(stats, n_top)
         if not len(chosen):
             raise InputError(

@@ -182,16 +182,14 @@ def _genes(
         held = [set(found.reference_index.tolist()) for found in matches]
         some, every = set.union(*held), set.intersection(*held)
         if some != every:
-            line = f"{modality}: {len(every):,} of {len(some):,} genes are in all inputs; "
-            line += (
-                "the others read as zero where they are missing; convert such inputs apart to have "
-                "them told from zero"
-                if modality in like
-                else "a new model looks at these unless --genes names others"
-                if modality == "rna" and len(every) >= FEWEST_SHARED
-                else "the others read as zero where they are missing"
+            what = "the others read as zero where they are missing"
+            if modality in like:
+                what += "; convert such inputs apart to have them told from zero"
+            elif modality == "rna" and len(every) >= FEWEST_SHARED:
+                what = "a new model looks at these unless --genes names others"
+            report["lines"].append(
+                f"{modality}: {len(every):,} of {len(some):,} genes are in all inputs; {what}"
             )
-            report["lines"].append(line)
         for name, found in zip(who, matches, strict=True):
             report["lines"].append(f"{name}: {modality}: {found.report()}")
             report["overlap"].append({

@@ -130,11 +130,12 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         ]
         if any(fractional):
             first = fractional.index(True)
-            rows, cells = parts[first].read("row"), joined.inputs[input_of[first]]
+            number = input_of[first]
+            rows = parts[first].read("row") - sum(c.n_cells for c in joined.inputs[:number])
             raise InputError(
-                f"{cells.name}: {name}: most values are counts, but not all between cells "
-                f"{rows.min()} and {rows.max()} are whole numbers of at most 4,294,967,295; name "
-                "the layer with the counts"
+                f"{joined.inputs[number].name}: {name}: most values are counts, but not all "
+                f"between cells {rows.min()} and {rows.max()} are whole numbers of at most "
+                "4,294,967,295; name the layer with the counts"
             )
 
 
@@ -194,21 +195,17 @@ def _widest(parts: Sequence[Part], name: str) -> np.dtype:
     return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
 
 
-def _measured(joined: Joined, modality: str, n_cells: np.ndarray) -> np.ndarray:
-    """Cells whose input has each gene at all, int [genes].
-
-    Args:
-        joined: The inputs.
-        modality: Whose genes.
-        n_cells: Cells that are kept of each input, int [inputs].
-    """
-    cells_with = np.zeros(len(joined.vocabularies[modality]), int)
-    for n, targets in zip(n_cells, joined.targets, strict=True):
-        cells_with[np.unique(targets[modality].match.reference_index)] += n
-    return cells_with
+def _having(joined: Joined, modality: str, of_input: np.ndarray) -> np.ndarray:
+    """Sum of what each input has [inputs] over those that have each gene at all [genes]."""
+    total = np.zeros(len(joined.vocabularies[modality]), of_input.dtype)
+    for own, targets in zip(of_input, joined.targets, strict=True):
+        total[np.unique(targets[modality].match.reference_index)] += own
+    return total
 
 
-def _coverage(joined: Joined, parts: Sequence[Part], n_cells: np.ndarray) -> np.ndarray:
+def _coverage(
+    joined: Joined, parts: Sequence[Part], input_of: np.ndarray, n_cells: np.ndarray
+) -> np.ndarray:
     """Share of a cell's RNA that the genes which its input has are expected to hold [inputs].
 
     What genes hold beside those that all inputs have is taken from the inputs that have them. 1
@@ -217,34 +214,39 @@ def _coverage(joined: Joined, parts: Sequence[Part], n_cells: np.ndarray) -> np.
     Args:
         joined: The inputs.
         parts: What was spooled.
+        input_of: Number of the input that each part is of, int [parts].
         n_cells: Cells that are kept of each input, int [inputs].
     """
-    n_genes = len(joined.vocabularies["rna"])
     coverage = np.ones(len(joined.inputs))
-    has = np.zeros((len(joined.inputs), n_genes), bool)
-    for row, targets in zip(has, joined.targets, strict=True):
-        row[targets["rna"].match.reference_index] = True
-    having = n_cells > 0
-    shared = has[having].all(axis=0)
-    same = (has[having] == shared).all()
+    measured = _having(joined, "rna", n_cells)
+    shared = measured == n_cells.sum()
+    same = (shared | (measured == 0)).all()
     if same or not scales_with_depth(joined.units["rna"]) or shared.sum() < FEWEST_SHARED:
         return coverage
-    amount, of_shared = np.zeros(n_genes), np.zeros(len(joined.inputs))
-    for number, part in zip(_inputs_of(parts, joined), parts, strict=True):
-        own = part.read("rna/moments").reshape(3, n_genes)[1]
+    # Sums of each input would take memory; the parts' own are read again later instead.
+    amount, of_shared = np.zeros(len(shared)), np.zeros(len(joined.inputs))
+    for number, part in zip(input_of, parts, strict=True):
+        own = part.read("rna/moments").reshape(3, -1)[1]
         amount += own
         of_shared[number] += own[shared].sum()
-    if (of_shared < _LEAST_SHARED * TARGET_SUM * n_cells)[having].any():
+    if (of_shared < _LEAST_SHARED * TARGET_SUM * n_cells).any():
         return coverage
-    relative = amount / np.maximum(has.T @ of_shared, 1e-12)
-    coverage[having] = has[having] @ relative / relative.sum()
-    return np.minimum(coverage, 1)
+    relative = amount / np.maximum(_having(joined, "rna", of_shared), 1e-12)
+    for number in np.flatnonzero(n_cells):
+        own = np.unique(joined.targets[number]["rna"].match.reference_index)
+        coverage[number] = min(relative[own].sum() / relative.sum(), 1)
+    return coverage
 
 
-def _by_source(coverage: np.ndarray, n_cells: np.ndarray) -> tuple[float, ...]:
-    """Mean coverage [inputs] of the cells of each source [inputs, sources]; () if all is 1."""
+def _by_source(
+    coverage: np.ndarray, joined: Joined, parts: Sequence[Part], input_of: np.ndarray
+) -> tuple[float, ...]:
+    """Mean coverage [inputs] of the cells of each source; () where it is 1 in all."""
     if (coverage == 1).all():
         return ()
+    n_cells = np.zeros((len(coverage), len(joined.sources)))
+    for number, part in zip(input_of, parts, strict=True):
+        n_cells[number] += np.bincount(part.read("source"), minlength=len(joined.sources))
     mean = coverage @ n_cells / np.maximum(n_cells.sum(axis=0), 1)
     return tuple(round(float(share), 6) if share else 1.0 for share in mean)
 
@@ -261,11 +263,9 @@ def finish(
     """Writes the vocabularies and the manifest."""
     n_cells = sum(info.n_cells for info in infos)
     input_of = _inputs_of(parts, joined)
-    by_source = np.zeros((len(joined.inputs), len(joined.sources)))
-    for number, part in zip(input_of, parts, strict=True):
-        by_source[number] += np.bincount(part.read("source"), minlength=len(joined.sources))
-    of_input = by_source.sum(axis=1).astype(int)
-    coverage = _coverage(joined, parts, of_input)
+    kept = np.zeros(len(joined.inputs), int)
+    np.add.at(kept, input_of, [part.summary["n_cells"] for part in parts])
+    coverage = _coverage(joined, parts, input_of, kept)
     modalities = {}
     for name, vocabulary in joined.vocabularies.items():
         file = "vocabulary.tsv" if name == "rna" else f"vocabulary-{name}.tsv"
@@ -277,7 +277,7 @@ def finish(
         mean = sums[1] / n_cells
         variance = np.maximum(sums[2] - n_cells * mean**2, 0) / max(n_cells - 1, 1)
         columns = {
-            "measured": _measured(joined, name, of_input),
+            "measured": _having(joined, name, kept),
             "n_cells": sums[0].astype(int),
             "mean": [f"{value:.9g}" for value in mean],
             "variance": [f"{value:.9g}" for value in variance],
@@ -306,6 +306,6 @@ def finish(
         compression=compression,
         shards=tuple(infos),
         report=joined.report,
-        coverage=_by_source(coverage, by_source),
+        coverage=_by_source(coverage, joined, parts, input_of),
         plan=plan,
     ).save(out)

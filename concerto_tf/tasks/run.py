@@ -211,16 +211,15 @@ def _finish(
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
-    unlabelled = 0 if labels is None else sum(name is None for name in labels)
-    if unlabelled:
-        _log.info("%s: %d cells without one are left out of the scores", label_key, unlabelled)
-    if labels is not None and len({name for name in labels if name is not None}) < 2:
+    has = np.array([name is not None for name in ([] if labels is None else labels)], bool)
+    if not has.all():
+        _log.info("%s: %d cells without one are left out of the scores", label_key, (~has).sum())
+    if labels is not None and len(set(labels[has])) < 2:
         _log.warning("%s: fewer than two labels; nothing to score by them", label_key)
         labels = None
     if labels is not None or "source" in colors:
         scores = evaluate(z, labels, colors.get("source"), seed=seed)
-    if labels is not None:  # those above look for the best of several clusterings
-        has = np.array([name is not None for name in labels])
+    if labels is not None:  # the scores so far are of other clusterings than this
         found = agreement(labels[has].astype(str), adata.obs["concerto_cluster"].to_numpy()[has])
         scores |= {f"{key}_clusters": found[key] for key in ("ari", "nmi")}
     titles = {"label": label_key, "concerto_cluster": "cluster"}
