@@ -26,6 +26,15 @@ def test_missing_file(tmp_path: Path) -> None:
     assert str(error.value) == f"{path}: there is no such file or folder; check the path"
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "closed.h5ad"
+    make().write_h5ad(path)
+    path.chmod(0)
+    with pytest.raises(InputError, match="^closed.h5ad: you are not permitted to read it; ask"):
+        open_input(path)
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
 def test_truncated_h5ad(tmp_path: Path, share: float) -> None:
     path = tmp_path / "cut.h5ad"
