@@ -97,7 +97,12 @@ _HOMES = {
     "layers": ("GeneAttention", "LogNormalize", "RandomMask", "SourceBatchNormalization"),
     "losses": ("Alignment", "EffectiveRank", "NTXent", "Uniformity", "nt_xent"),
     "models": (
-        "Classifier", "Concerto", "Reference", "load_model", "load_reference", "save_model",
+        "Classifier",
+        "Concerto",
+        "Reference",
+        "load_model",
+        "load_reference",
+        "save_model",
         "save_reference",
     ),
     "records": ("Records", "convert"),

@@ -105,10 +105,12 @@ def assign_everywhere(
         update: The new value of a variable, from its old one and its counterpart in ``values``.
     """
     pairs = [
-        (getattr(v, "value", v) if KERAS_MAJOR >= 3 else v,
-         getattr(x, "value", x) if KERAS_MAJOR >= 3 else x)
+        (
+            getattr(v, "value", v) if KERAS_MAJOR >= 3 else v,
+            getattr(x, "value", x) if KERAS_MAJOR >= 3 else x,
+        )
         for v, x in zip(variables, values, strict=True)
-    ]  # fmt: skip
+    ]
     if replica_count() == 1:
         for variable, value in pairs:
             variable.assign(update(variable, value))
@@ -116,9 +118,7 @@ def assign_everywhere(
 
     def merged(strategy: tf.distribute.Strategy) -> None:
         for variable, value in pairs:
-            strategy.extended.update(
-                variable, lambda v, x: v.assign(update(v, x)), args=(value,)
-            )
+            strategy.extended.update(variable, lambda v, x: v.assign(update(v, x)), args=(value,))
 
     tf.distribute.get_replica_context().merge_call(merged)
 

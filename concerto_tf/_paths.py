@@ -124,9 +124,13 @@ class RemotePath(type(Path())):
         return SimpleNamespace(st_size=found.length, st_mtime_ns=found.mtime_nsec)
 
     def open(
-        self, mode: str = "r", buffering: int = -1, encoding: str | None = None,
-        errors: str | None = None, newline: str | None = None,
-    ) -> IO[Any]:  # fmt: skip
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
         kind = mode.replace("b", "").replace("t", "")
         if kind == "w":  # to what is there, ram:// would append
             self.unlink(missing_ok=True)

@@ -73,9 +73,13 @@ class Reporter:
 
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), Rate(),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+                TextColumn("{task.description:8}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                Rate(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._bar.start()
         self._task = self._bar.add_task(stage, total=total)
 

@@ -55,9 +55,12 @@ def main() -> None:
         n_cells=1024, n_genes=300, group_sizes=(1, 1, 1), batch_sizes=(1, 1), seed=0
     )
     records = concerto_tf.convert(
-        simulate(params), tempfile.mkdtemp(), source_key="batch", label_keys=["group"],
+        simulate(params),
+        tempfile.mkdtemp(),
+        source_key="batch",
+        label_keys=["group"],
         drop_empty=True,
-    )  # fmt: skip
+    )
     batches = records.dataset(128, shuffle=True, labels=["group"])
     cells = batches.map(lambda b: {key: b[key] for key in ("genes", "values", "source")})
     labels = batches.map(lambda b: b["label/group"])

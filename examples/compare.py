@@ -31,9 +31,14 @@ dense[np.ix_(treated, cells.var_names.get_indexer(risen))] *= 3
 cells.X = dense
 
 tables = concerto_tf.compare(
-    cells, folder, condition="given", control="placebo", label_key="group", sample_key="donor",
+    cells,
+    folder,
+    condition="given",
+    control="placebo",
+    label_key="group",
+    sample_key="donor",
     sets={"risen": risen},  # or the name of a GMT file
-)  # fmt: skip
+)
 for name in ("composition", "markers", "modules"):
     found = tables[name][tables[name]["significant"]]
     where = ", ".join(found["cell_type"].unique()) or "none"

@@ -27,9 +27,12 @@ model.compile()
 model.fit(records.dataset(256, shuffle=True, repeat=True), steps_per_epoch=10, epochs=10, verbose=2)
 
 table = explain(
-    model, records, folder / "signatures.tsv", groupby="bulk_labels",
+    model,
+    records,
+    folder / "signatures.tsv",
+    groupby="bulk_labels",
     figure=folder / "signatures.png",
-)  # fmt: skip
+)
 for group, genes in table[table["rank"] <= 5].groupby("group", sort=False)["gene"]:
     print(f"{group}: {', '.join(genes)}")
 

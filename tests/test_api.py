@@ -44,11 +44,13 @@ def test_name_is_there(name: str) -> None:
 
 def test_commands_without_a_model_start_without_tensorflow() -> None:
     tasks = ("files", "cluster", "score", "compare", "pseudotime", "simulate", "result")
-    code = "; ".join([
-        "import sys, concerto_tf.cli.commands",
-        *(f"import concerto_tf.tasks.{name}" for name in tasks),
-        "sys.exit('tensorflow' in sys.modules)",
-    ])  # fmt: skip
+    code = "; ".join(
+        [
+            "import sys, concerto_tf.cli.commands",
+            *(f"import concerto_tf.tasks.{name}" for name in tasks),
+            "sys.exit('tensorflow' in sys.modules)",
+        ]
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -46,9 +46,7 @@ def on_both(strategy: tf.distribute.Strategy, x: np.ndarray, run: Callable) -> l
             return run(part)
 
         parts = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(
-                x[context.replica_id_in_sync_group * size :][:size]
-            )
+            lambda context: tf.constant(x[context.replica_id_in_sync_group * size :][:size])
         )
         return strategy.run(of_replica, (parts,))
 
@@ -125,9 +123,15 @@ def trained(
 ) -> tuple[Concerto, list[float], list[np.ndarray]]:
     """A model after 10 steps, its losses, and its weights before calibration."""
     small = {
-        "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 0,
-        "mask_rate": 0.0, "dropout": 0.0, "sources": ("large", "small"),
-    }  # fmt: skip
+        "units": 8,
+        "hidden_units": 8,
+        "attention_units": 4,
+        "head_units": 6,
+        "components": 0,
+        "mask_rate": 0.0,
+        "dropout": 0.0,
+        "sources": ("large", "small"),
+    }
     names = [str(i) for i in range(N_GENES)]
     with strategy.scope() if strategy else nullcontext():
         model = Concerto(names, **{**small, **arguments})
@@ -174,14 +178,24 @@ def test_plain_fit_with_views_works_on_two_replicas(
     records: Records, strategy: tf.distribute.Strategy
 ) -> None:
     data = records.dataset(
-        B, shuffle=True, repeat=True, sources=("large", "small"), packed=True, replicas=2,
+        B,
+        shuffle=True,
+        repeat=True,
+        sources=("large", "small"),
+        packed=True,
+        replicas=2,
         cells=True,
-    )  # fmt: skip
+    )
     with strategy.scope():
         model = Concerto(
-            records.vocabulary.ids, sources=("large", "small"), units=8, hidden_units=8,
-            attention_units=4, head_units=8, components=3,
-        )  # fmt: skip
+            records.vocabulary.ids,
+            sources=("large", "small"),
+            units=8,
+            hidden_units=8,
+            attention_units=4,
+            head_units=8,
+            components=3,
+        )
         model.compile()
     history = model.fit(data, steps_per_epoch=5, epochs=6, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]

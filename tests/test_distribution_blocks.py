@@ -42,14 +42,17 @@ CLUSTERS = 3 * D  # the column that holds them
 
 LOSSES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "info_nce": lambda x: info_nce(
-        x[:, :D], x[:, D : 2 * D], tf.constant(QUEUE), own_key=x[:, 2 * D : 3 * D],
+        x[:, :D],
+        x[:, D : 2 * D],
+        tf.constant(QUEUE),
+        own_key=x[:, 2 * D : 3 * D],
         filled=tf.constant(6),
     ),
     "vicreg": lambda x: vicreg(x[:, :D], x[:, D : 2 * D]),
     "cluster_aware": lambda x: cluster_aware(
         x[:, :D], x[:, D : 2 * D], tf.cast(x[:, CLUSTERS], tf.int32)
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)

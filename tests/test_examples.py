@@ -93,9 +93,10 @@ def test_annotate(tmp_path: Path) -> None:
     lines = run(str(EXAMPLES / "annotate.py"), str(tmp_path / "out.h5ad")).splitlines()
     (told, _), (seen,), (unseen, _), (auroc,) = (
         [float(x) for x in re.findall(r"\b\d+(?:\.\d+)?\b", line.partition(": ")[2])][:2]
-        if i in (0, 2) else numbers(line)[:1]
+        if i in (0, 2)
+        else numbers(line)[:1]
         for i, line in enumerate(lines)
-    )  # fmt: skip
+    )
     assert told > 0.7 and seen < 0.2 and unseen > 0.5 and auroc > 0.85
 
 
@@ -130,9 +131,9 @@ def test_simulate(tmp_path: Path) -> None:
 
 
 def test_compare(tmp_path: Path) -> None:
-    composition, markers, modules = run(
-        str(EXAMPLES / "compare.py"), str(tmp_path)
-    ).splitlines()[-3:]  # fmt: skip
+    composition, markers, modules = run(str(EXAMPLES / "compare.py"), str(tmp_path)).splitlines()[
+        -3:
+    ]
     assert composition == "composition: 0 significant, in none"
     assert markers.startswith("markers: 10 significant, in Group1")
     assert modules == "modules: 1 significant, in Group1"

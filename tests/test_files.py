@@ -60,6 +60,7 @@ def test_what_a_killed_process_left_of_the_same_name_goes_in_time(tmp_path: Path
 def test_json_and_checksum(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"µ": [1, None]})
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"µ": [1, None]}
-    assert sha256(tmp_path / "a.json") == hashlib.sha256(
-        (tmp_path / "a.json").read_bytes()
-    ).hexdigest()
+    assert (
+        sha256(tmp_path / "a.json")
+        == hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
+    )

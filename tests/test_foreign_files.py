@@ -79,9 +79,12 @@ def test_a_pickled_array_of_a_reference_is_not_read(sprung: Path, tmp_path: Path
     folder = tmp_path / "reference"
     concerto_tf.save_reference(Reference(np.eye(3)), folder)
     np.save(folder / "embeddings.npy", np.array([Trap(sprung)], object), allow_pickle=True)
-    reseal(folder / "reference.json", lambda content: content["files"].update(
-        {"embeddings.npy": sha256(folder / "embeddings.npy")}
-    ))  # fmt: skip
+    reseal(
+        folder / "reference.json",
+        lambda content: content["files"].update(
+            {"embeddings.npy": sha256(folder / "embeddings.npy")}
+        ),
+    )
     with pytest.raises(InputError, match="embeddings.npy"):
         load_reference(folder)
     assert not sprung.exists()
@@ -220,9 +223,10 @@ def test_a_forged_length_of_a_compressed_record(tmp_path: Path) -> None:
     bomb = pack.compress(head + checksum(head))
     bomb += b"".join(pack.compress(bytes(2**20)) for _ in range(128)) + pack.flush()
     path.write_bytes(bomb)
-    reseal(records.path / "manifest.json", lambda of: of["shards"][0].update(
-        sha256=sha256(path), bytes=len(bomb)
-    ))  # fmt: skip
+    reseal(
+        records.path / "manifest.json",
+        lambda of: of["shards"][0].update(sha256=sha256(path), bytes=len(bomb)),
+    )
     with pytest.raises(InputError, match=f"{shard.file} is forged .*{2**27} bytes"):
         list(Records(records.path).dataset(8))
 
@@ -230,9 +234,10 @@ def test_a_forged_length_of_a_compressed_record(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bounded")
 def test_a_forged_number_of_genes(records: Records) -> None:
     """Batches are as wide as the cell with the most genes."""
-    reseal(records.path / "manifest.json", lambda content: content["modalities"]["rna"].update(
-        n_genes=ENDLESS, max_nonzeros=ENDLESS
-    ))  # fmt: skip
+    reseal(
+        records.path / "manifest.json",
+        lambda content: content["modalities"]["rna"].update(n_genes=ENDLESS, max_nonzeros=ENDLESS),
+    )
     with pytest.raises(InputError, match="does not hold 1000000000000 genes"):
         list(Records(records.path).dataset(8))
     assert len(Records(records.path).verify()) == 1
@@ -269,9 +274,10 @@ def test_a_forged_size_in_a_reference(tmp_path: Path) -> None:
     concerto_tf.save_reference(Reference(np.eye(3)), folder)
     path = folder / "embeddings.npy"
     path.write_bytes(path.read_bytes().replace(b"(3, 3)", b"(%d, 3)" % ENDLESS))
-    reseal(folder / "reference.json", lambda content: content["files"].update(
-        {path.name: sha256(path)}
-    ))  # fmt: skip
+    reseal(
+        folder / "reference.json",
+        lambda content: content["files"].update({path.name: sha256(path)}),
+    )
     with pytest.raises(InputError, match="embeddings.npy"):
         load_reference(folder)
 

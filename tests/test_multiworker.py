@@ -30,9 +30,14 @@ pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[1]
 #: Without chance, so that one replica can do what two do.
 PLAIN = {
-    "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 3,
-    "mask_rate": 0.0, "dropout": 0.0,
-}  # fmt: skip
+    "units": 8,
+    "hidden_units": 8,
+    "attention_units": 4,
+    "head_units": 6,
+    "components": 3,
+    "mask_rate": 0.0,
+    "dropout": 0.0,
+}
 B = 32
 
 
@@ -63,11 +68,16 @@ def workers() -> Iterator[Callable[..., list[subprocess.Popen]]]:
         for index in range(2):
             task = {"type": "worker", "index": index}
             config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-            both.append(subprocess.Popen(
-                [sys.executable, *map(str, arguments)], cwd=ROOT, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={**os.environ, "TF_CONFIG": config, "PYTHONPATH": str(ROOT)},
-            ))  # fmt: skip
+            both.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, arguments)],
+                    cwd=ROOT,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, "TF_CONFIG": config, "PYTHONPATH": str(ROOT)},
+                )
+            )
         started.extend(both)
         return both
 
@@ -93,7 +103,11 @@ def together(records: Records, model: Concerto, epochs: int) -> None:
     """Trains a model in this process on the batches that two workers have together."""
     shares = [
         records.dataset(
-            B // 2, shuffle=True, repeat=True, shard_of=(index, 2), sources=model.sources,
+            B // 2,
+            shuffle=True,
+            repeat=True,
+            shard_of=(index, 2),
+            sources=model.sources,
             packed=True,
         )
         for index in range(2)
@@ -139,9 +153,22 @@ def test_a_killed_worker_is_restarted_and_the_result_is_the_same(
 ) -> None:
     out, epochs = tmp_path / "model", 100
     command = [
-        "-m", "concerto_tf.cli", "train", records.path, "-o", out, "--strategy", "multiworker",
-        "--epochs", epochs, "--batch-size", B, "--genes", "all", "--quiet",
-    ]  # fmt: skip
+        "-m",
+        "concerto_tf.cli",
+        "train",
+        records.path,
+        "-o",
+        out,
+        "--strategy",
+        "multiworker",
+        "--epochs",
+        epochs,
+        "--batch-size",
+        B,
+        "--genes",
+        "all",
+        "--quiet",
+    ]
     for killed, number in ((1, signal.SIGKILL), (0, signal.SIGTERM)):
         before, both = saved_rounds(out / "checkpoint"), workers(*command)
         limit = time.monotonic() + 120

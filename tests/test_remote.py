@@ -44,9 +44,10 @@ def file(tmp_path: Path) -> Path:
         index=[f"CELL{i}" for i in range(120)],
     )
     cells = anndata.AnnData(
-        sp.csr_matrix(counts.astype(np.float32)), obs=obs,
+        sp.csr_matrix(counts.astype(np.float32)),
+        obs=obs,
         var=pd.DataFrame(index=[f"AB{i}C" for i in range(60)]),
-    )  # fmt: skip
+    )
     cells.layers["twice"] = cells.X * 2
     cells.write_h5ad(tmp_path / "cells.h5ad")
     return tmp_path / "cells.h5ad"
@@ -130,9 +131,7 @@ def test_records(store: Path, file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [5, 130])
-def test_records_after_an_interruption(
-    store: Path, file: Path, tmp_path: Path, step: int
-) -> None:
+def test_records_after_an_interruption(store: Path, file: Path, tmp_path: Path, step: int) -> None:
     def stop(done: int, total: int) -> None:
         if done >= step / 2:
             raise KeyboardInterrupt

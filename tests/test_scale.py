@@ -16,10 +16,18 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 def scale(folder: Path, *options: object) -> tuple[dict[tuple[str, int], dict], str]:
     """What a run of the tool measured, by stage and cells, and what it printed."""
     ran = subprocess.run(
-        [sys.executable, str(TOOL), "--results", folder / "scale.jsonl", "--folder", folder,
-         *map(str, options)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(TOOL),
+            "--results",
+            folder / "scale.jsonl",
+            "--folder",
+            folder,
+            *map(str, options),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     rows = map(json.loads, (folder / "scale.jsonl").read_text().splitlines())
     return {(row["stage"], row["cells"]): row for row in rows}, ran.stdout

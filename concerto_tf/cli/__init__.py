@@ -22,9 +22,17 @@ from concerto_tf.errors import InputError, Interrupted
 
 # What the system says where the user can mend it: no space, no right, no such place.
 _USERS_OWN = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EFBIG,
-)  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.EFBIG,
+)
 
 _AGAIN = "run the same command to continue"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -84,13 +92,17 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
         # Of a copy that failed, the second name is the one that was written.
         names = [getattr(error, name, None) for name in ("filename2", "filename")]
         where = next(filter(None, [*names, getattr(options, "output", None)]), "")
-        print(f"concerto: {where}: {system}; make room or name a place that can be written",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"concerto: {where}: {system}; make room or name a place that can be written",
+            file=sys.stderr,
+        )
         return UNSUITABLE
     print(f"concerto: a fault of ours: {type(error).__name__}: {text}", file=sys.stderr)
     if not options.debug:
-        print("concerto: run again with --debug for the details, and please report them",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "concerto: run again with --debug for the details, and please report them",
+            file=sys.stderr,
+        )
     return FAULT
 
 

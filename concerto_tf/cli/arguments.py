@@ -92,28 +92,43 @@ def make_parser() -> argparse.ArgumentParser:
             made.add_argument("--label-key", metavar="KEY", help="obs column of cell types")
         elif labels:
             made.add_argument(
-                "--label-key", metavar="KEY", action="append",
+                "--label-key",
+                metavar="KEY",
+                action="append",
                 help="obs column of cell types; may be given several times",
-            )  # fmt: skip
+            )
 
     def reading(made: argparse.ArgumentParser) -> None:
         made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
         made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
-        made.add_argument("--modality", type=_modality, action="append", metavar="NAME=PLACE",
-                          help="where a further modality lies, as protein=obsm:protein")
+        made.add_argument(
+            "--modality",
+            type=_modality,
+            action="append",
+            metavar="NAME=PLACE",
+            help="where a further modality lies, as protein=obsm:protein",
+        )
 
     def workers(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--workers", type=int, metavar="N",
-                          help="processes that convert (all processors, if there are many cells)")
-        made.add_argument("--dask", metavar="ADDRESS",
-                          help="scheduler of a dask cluster that converts instead")
+        made.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="processes that convert (all processors, if there are many cells)",
+        )
+        made.add_argument(
+            "--dask", metavar="ADDRESS", help="scheduler of a dask cluster that converts instead"
+        )
 
     def orthologs(made: argparse.ArgumentParser) -> None:
         made.add_argument("--orthologs", metavar="TSV", help="table of genes of two species")
 
     def skipping(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--skip-damaged", action="store_true",
-                          help="go on without cells of records that are damaged, and count them")
+        made.add_argument(
+            "--skip-damaged",
+            action="store_true",
+            help="go on without cells of records that are damaged, and count them",
+        )
 
     def model_and_input(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="folder of a model, or a .keras file")
@@ -122,21 +137,32 @@ def make_parser() -> argparse.ArgumentParser:
 
     def model_and_reference(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="folder of a model, or a .keras file")
-        made.add_argument("--reference", metavar="REF",
-                          help="records or cells; by default those kept with the model")
+        made.add_argument(
+            "--reference",
+            metavar="REF",
+            help="records or cells; by default those kept with the model",
+        )
         made.add_argument("--query", required=True, metavar="Q", help="records or cells")
-        made.add_argument("--reference-source-key", metavar="KEY",
-                          help="as --source-key, of the reference (by default the same)")
+        made.add_argument(
+            "--reference-source-key",
+            metavar="KEY",
+            help="as --source-key, of the reference (by default the same)",
+        )
         made.add_argument("--reference-layer", metavar="NAME", help="as --layer, of the reference")
         skipping(made)
 
     def training(made: argparse.ArgumentParser) -> None:
         made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:5000)")
-        made.add_argument("--method", metavar="NAME",
-                          help="concerto (the default), clear, contrastive-sc or cicl")
+        made.add_argument(
+            "--method", metavar="NAME", help="concerto (the default), clear, contrastive-sc or cicl"
+        )
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
-        made.add_argument("--members", type=int, metavar="N",
-                          help="networks with seeds of their own whose embeddings are joined (1)")
+        made.add_argument(
+            "--members",
+            type=int,
+            metavar="N",
+            help="networks with seeds of their own whose embeddings are joined (1)",
+        )
         steps(made)
 
     def steps(made: argparse.ArgumentParser) -> None:
@@ -144,8 +170,9 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
         made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
-        made.add_argument("--strategy", metavar="NAME",
-                          help="auto, one, mirrored, or multiworker (train)")
+        made.add_argument(
+            "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
+        )
 
     def output(made: argparse.ArgumentParser, what: str) -> None:
         made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
@@ -187,8 +214,12 @@ def make_parser() -> argparse.ArgumentParser:
     output(made, "MODEL")
     training(made)
     skipping(made)
-    made.add_argument("--modality", action="append", metavar="NAME",
-                      help="a modality to look at; by default all that the records hold")
+    made.add_argument(
+        "--modality",
+        action="append",
+        metavar="NAME",
+        help="a modality to look at; by default all that the records hold",
+    )
     made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
 
     made = command("embed", commands.embed, "embeddings of cells by a model")
@@ -198,8 +229,12 @@ def make_parser() -> argparse.ArgumentParser:
     made = command("cluster", commands.cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
-    made.add_argument("--algorithm", choices=["leiden", "kmeans", "soft-kmeans", "consensus"],
-                      default="leiden", help="leiden by default")
+    made.add_argument(
+        "--algorithm",
+        choices=["leiden", "kmeans", "soft-kmeans", "consensus"],
+        default="leiden",
+        help="leiden by default",
+    )
     made.add_argument("--resolution", type=float, default=1.0, help="of leiden")
     made.add_argument("--k", type=int, metavar="N", help="number of clusters, but for leiden")
     made.add_argument("--runs", type=int, metavar="N", help="clusterings in a consensus (20)")
@@ -220,27 +255,45 @@ def make_parser() -> argparse.ArgumentParser:
     skipping(made)
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
     made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
-    made.add_argument("--calibration", type=float, default=0.2, metavar="X",
-                      help="share of the labelled cells held out to calibrate on (0.2)")
+    made.add_argument(
+        "--calibration",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="share of the labelled cells held out to calibrate on (0.2)",
+    )
 
     made = command("annotate", commands.annotate, "cell types, `unknown` where they are new")
     model_and_input(made)
     about_cells(made, "OUT.h5ad")
-    made.add_argument("--alpha", type=float, default=0.05, metavar="X",
-                      help="share of cells of known types that may be rejected (0.05)")
+    made.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="share of cells of known types that may be rejected (0.05)",
+    )
 
     made = command("map", commands.map, "labels of a reference for query cells")
     model_and_reference(made)
     about_cells(made, "OUT.h5ad")
     made.add_argument("--levels", metavar="COARSE,FINE", help="labels to map one within the other")
     made.add_argument("--k", type=int, default=5, metavar="N", help="neighbours that vote (5)")
-    made.add_argument("--alpha", type=float, metavar="X",
-                      help="share of reference cells below which a cell is unknown")
+    made.add_argument(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="share of reference cells below which a cell is unknown",
+    )
     made.add_argument("--finetune", action="store_true", help="train on the query first")
-    made.add_argument("--batch-aware", action="store_true",
-                      help="normalise the query by its own statistics")
-    made.add_argument("--groupby", metavar="KEY",
-                      help="column of the query, or leiden: its groups beside reference labels")
+    made.add_argument(
+        "--batch-aware", action="store_true", help="normalise the query by its own statistics"
+    )
+    made.add_argument(
+        "--groupby",
+        metavar="KEY",
+        help="column of the query, or leiden: its groups beside reference labels",
+    )
     made.add_argument("--figure", metavar="FILE", help="Sankey figure of these")
 
     made = command("impute", commands.impute, "a missing modality from reference neighbours")
@@ -258,18 +311,31 @@ def make_parser() -> argparse.ArgumentParser:
     made = command("score", commands.score, "gene-set signature scores of cells")
     made.add_argument("input", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "OUT.h5ad")
-    made.add_argument("--set", dest="genes", required=True, metavar="NAME|FILE",
-                      help="exhaustion, a file with one gene per line, or a GMT file")
+    made.add_argument(
+        "--set",
+        dest="genes",
+        required=True,
+        metavar="NAME|FILE",
+        help="exhaustion, a file with one gene per line, or a GMT file",
+    )
     made.add_argument("--name", metavar="NAME", help="what to call the set, or which of a GMT file")
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
 
     made = command("pseudotime", commands.pseudotime, "order of cells from a root, and PAGA")
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
-    made.add_argument("--root", required=True, metavar="CELL_OR_LABEL",
-                      help="name of a cell, or of a group: the cell in its midst")
-    made.add_argument("--groupby", "--label-key", metavar="KEY",
-                      help="obs column of the groups (concerto_cluster)")
+    made.add_argument(
+        "--root",
+        required=True,
+        metavar="CELL_OR_LABEL",
+        help="name of a cell, or of a group: the cell in its midst",
+    )
+    made.add_argument(
+        "--groupby",
+        "--label-key",
+        metavar="KEY",
+        help="obs column of the groups (concerto_cluster)",
+    )
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
     made = command("compare", commands.compare, "what differs between conditions, type by type")
@@ -277,18 +343,37 @@ def make_parser() -> argparse.ArgumentParser:
     output(made, "DIR")
     made.add_argument("--condition", required=True, metavar="KEY", help="obs column of conditions")
     made.add_argument("--control", required=True, metavar="VALUE", help="what to compare with")
-    made.add_argument("--label-key", metavar="KEY",
-                      help="obs column of cell types (concerto_label, or concerto_cluster)")
-    made.add_argument("--sample-key", metavar="KEY",
-                      help="obs column of samples or donors, to test between these")
+    made.add_argument(
+        "--label-key",
+        metavar="KEY",
+        help="obs column of cell types (concerto_label, or concerto_cluster)",
+    )
+    made.add_argument(
+        "--sample-key", metavar="KEY", help="obs column of samples or donors, to test between these"
+    )
     made.add_argument("--sets", metavar="FILE.gmt", help="gene sets, for modules and enrichment")
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
-    made.add_argument("--alpha", type=float, default=0.05, metavar="X",
-                      help="share of false findings in each table (0.05)")
-    made.add_argument("--log-fold-change", type=float, default=0.25, metavar="X",
-                      help="of a marker, base 2, at least (0.25)")
-    made.add_argument("--min-cells", type=int, default=10, metavar="N",
-                      help="cells of a type that each condition must have (10)")
+    made.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="share of false findings in each table (0.05)",
+    )
+    made.add_argument(
+        "--log-fold-change",
+        type=float,
+        default=0.25,
+        metavar="X",
+        help="of a marker, base 2, at least (0.25)",
+    )
+    made.add_argument(
+        "--min-cells",
+        type=int,
+        default=10,
+        metavar="N",
+        help="cells of a type that each condition must have (10)",
+    )
 
     made = command("simulate", commands.simulate, "cells of known groups, batches or paths")
     output(made, "OUT")
@@ -298,16 +383,25 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--sizes", type=_numbers, metavar="X,X", help="relative sizes of the groups")
     made.add_argument("--batches", type=int, metavar="N", help="batches of one size (1)")
     made.add_argument("--batch-scale", type=float, metavar="X", help="how much they differ (0.1)")
-    made.add_argument("--de-prob", type=float, metavar="X",
-                      help="share of genes that differ in a group (0.1)")
+    made.add_argument(
+        "--de-prob", type=float, metavar="X", help="share of genes that differ in a group (0.1)"
+    )
     made.add_argument("--de-scale", type=float, metavar="X", help="how much they differ (0.4)")
-    made.add_argument("--dropout-mid", type=float, metavar="X",
-                      help="log expression at which half of the counts are lost (no dropout)")
+    made.add_argument(
+        "--dropout-mid",
+        type=float,
+        metavar="X",
+        help="log expression at which half of the counts are lost (no dropout)",
+    )
     made.add_argument("--dropout-shape", type=float, metavar="X", help="its steepness (-1)")
     made.add_argument("--counts", type=float, metavar="X", help="counts of a cell, median (2,800)")
     made.add_argument("--paths", action="store_true", help="groups are paths of a trajectory")
-    made.add_argument("--path-from", type=_numbers, metavar="N,N",
-                      help="where each path begins: 0, or the number of an earlier path")
+    made.add_argument(
+        "--path-from",
+        type=_numbers,
+        metavar="N,N",
+        help="where each path begins: 0, or the number of an earlier path",
+    )
     made.add_argument("--shards", type=int, metavar="N", help="number of files, of records")
     made.add_argument("--compression", choices=["none", "gzip"], default="none", help="of records")
     made.add_argument("--overwrite", action="store_true", help="replace other records")

@@ -22,15 +22,28 @@ def run(options: argparse.Namespace) -> Any:
 
     with Reporter(options.quiet) as progress:
         found = run(
-            options.input, options.output, source_key=options.source_key,
-            label_key=options.label_key, layer=options.layer, genes=options.genes,
-            resolution=options.resolution, drop_empty=options.drop_empty,
-            modalities=_places(options), workers=options.workers, dask=options.dask,
-            seed=options.seed, skip_damaged=options.skip_damaged, progress=progress,
+            options.input,
+            options.output,
+            source_key=options.source_key,
+            label_key=options.label_key,
+            layer=options.layer,
+            genes=options.genes,
+            resolution=options.resolution,
+            drop_empty=options.drop_empty,
+            modalities=_places(options),
+            workers=options.workers,
+            dask=options.dask,
+            seed=options.seed,
+            skip_damaged=options.skip_damaged,
+            progress=progress,
             **_training(options),
-        )  # fmt: skip
-    say(options, table(found), f"result: {as_path(options.output) / 'result.h5ad'}",
-         f"figures: {as_path(options.output) / 'figures'}")  # fmt: skip
+        )
+    say(
+        options,
+        table(found),
+        f"result: {as_path(options.output) / 'result.h5ad'}",
+        f"figures: {as_path(options.output) / 'figures'}",
+    )
     return found
 
 
@@ -41,14 +54,15 @@ def demo(options: argparse.Namespace) -> Any:
         found = demo(options.output, seed=options.seed, progress=progress)
     out = as_path(options.output)
     say(
-        options, table(found),
+        options,
+        table(found),
         f"result: {out / 'result.h5ad'} (scanpy.read_h5ad opens it)",
         f"figures: {out / 'figures'}",
         "next:",
         "  concerto run YOUR.h5ad -o result --label-key cell_type --source-key batch",
         f"  concerto embed {out / 'model'} OTHER.h5ad -o embedded.h5ad",
         f"  concerto export {out / 'model'} -o {out / 'served'}",
-    )  # fmt: skip
+    )
     return found
 
 
@@ -58,13 +72,23 @@ def convert(options: argparse.Namespace) -> Any:
 
     with Reporter(options.quiet) as progress:
         records = convert(
-            options.input, options.output, layer=options.layer, source_key=options.source_key,
-            label_keys=options.label_key or [], like=_like(options.like),
-            orthologs=options.orthologs, modalities=_places(options),
-            shards=options.shards, compression=options.compression, workers=options.workers,
-            dask=options.dask, seed=options.seed, drop_empty=options.drop_empty,
-            overwrite=options.overwrite, progress=progress.stage("convert"),
-        )  # fmt: skip
+            options.input,
+            options.output,
+            layer=options.layer,
+            source_key=options.source_key,
+            label_keys=options.label_key or [],
+            like=_like(options.like),
+            orthologs=options.orthologs,
+            modalities=_places(options),
+            shards=options.shards,
+            compression=options.compression,
+            workers=options.workers,
+            dask=options.dask,
+            seed=options.seed,
+            drop_empty=options.drop_empty,
+            overwrite=options.overwrite,
+            progress=progress.stage("convert"),
+        )
     found = inspect(records.path)
     say(options, table(found))
     return found
@@ -89,10 +113,15 @@ def train(options: argparse.Namespace) -> Any:
     lost = _skip_damaged(options, "records")
     with Reporter(options.quiet) as progress:
         train(
-            options.records, options.output, genes=options.genes, start=options.start,
-            modalities=options.modality, seed=options.seed, progress=progress.stage("train"),
+            options.records,
+            options.output,
+            genes=options.genes,
+            start=options.start,
+            modalities=options.modality,
+            seed=options.seed,
+            progress=progress.stage("train"),
             **_training(options),
-        )  # fmt: skip
+        )
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
     say(options, table(found), f"model: {options.output}")
@@ -105,9 +134,12 @@ def embed(options: argparse.Namespace) -> Any:
     lost = _skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
         z = write_embeddings(
-            options.model, options.input, options.output, progress=progress.stage("embed"),
+            options.model,
+            options.input,
+            options.output,
+            progress=progress.stage("embed"),
             **_reading(options),
-        )  # fmt: skip
+        )
     found = {"cells": z.shape[0], "dimensions": z.shape[1], **lost, "output": str(options.output)}
     say(options, table(found))
     return found
@@ -117,10 +149,16 @@ def cluster(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.files import cluster
 
     adata = cluster(
-        options.input, options.output, rep=options.rep, algorithm=options.algorithm,
-        resolution=options.resolution, k=options.k, seed=options.seed, runs=options.runs,
+        options.input,
+        options.output,
+        rep=options.rep,
+        algorithm=options.algorithm,
+        resolution=options.resolution,
+        k=options.k,
+        seed=options.seed,
+        runs=options.runs,
         clusterings=None if options.clusterings is None else _names(options.clusterings),
-    )  # fmt: skip
+    )
     sizes = adata.obs["concerto_cluster"].value_counts()
     found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
     say(options, table(found))
@@ -131,9 +169,12 @@ def evaluate(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.files import evaluate
 
     found = evaluate(
-        options.input, label_key=options.label_key, source_key=options.source_key,
-        rep=options.rep, seed=options.seed,
-    )  # fmt: skip
+        options.input,
+        label_key=options.label_key,
+        source_key=options.source_key,
+        rep=options.rep,
+        seed=options.seed,
+    )
     say(options, table(found))
     return found
 
@@ -145,11 +186,17 @@ def finetune(options: argparse.Namespace) -> Any:
     lost = _skip_damaged(options, "records", "target")
     with Reporter(options.quiet) as progress:
         finetune(
-            options.model, options.records, options.output, label_key=options.label_key,
-            target=options.target, end_to_end=options.end_to_end,
-            calibration=options.calibration, seed=options.seed,
-            progress=progress.stage("train"), **_training(options),
-        )  # fmt: skip
+            options.model,
+            options.records,
+            options.output,
+            label_key=options.label_key,
+            target=options.target,
+            end_to_end=options.end_to_end,
+            calibration=options.calibration,
+            seed=options.seed,
+            progress=progress.stage("train"),
+            **_training(options),
+        )
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
     say(options, table(found), f"model: {options.output}")
@@ -166,9 +213,13 @@ def annotate(options: argparse.Namespace) -> Any:
     with Reporter(options.quiet) as progress:
         model = as_classifier(options.model)
         labels = annotate(
-            model, options.input, options.output, alpha=options.alpha,
-            progress=progress.stage("annotate"), **_reading(options),
-        )  # fmt: skip
+            model,
+            options.input,
+            options.output,
+            alpha=options.alpha,
+            progress=progress.stage("annotate"),
+            **_reading(options),
+        )
     found = _labelled(labels, options.output) | lost
     if truth is not None:
         found["agreement"] = compare(labels, truth.reindex(labels.index), model.classes)
@@ -182,13 +233,23 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
     lost = _skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         labels = map(
-            options.model, options.query, options.output, reference=options.reference,
-            label_key=options.label_key, levels=_names(options.levels), k=options.k,
-            alpha=ALPHA if options.alpha is None else options.alpha, finetune=options.finetune,
-            batch_aware=options.batch_aware, groupby=options.groupby, figure=options.figure,
-            seed=options.seed, progress=progress.stage("map"), **_of_reference(options),
+            options.model,
+            options.query,
+            options.output,
+            reference=options.reference,
+            label_key=options.label_key,
+            levels=_names(options.levels),
+            k=options.k,
+            alpha=ALPHA if options.alpha is None else options.alpha,
+            finetune=options.finetune,
+            batch_aware=options.batch_aware,
+            groupby=options.groupby,
+            figure=options.figure,
+            seed=options.seed,
+            progress=progress.stage("map"),
+            **_of_reference(options),
             **_reading(options),
-        )  # fmt: skip
+        )
     found = _labelled(labels, options.output) | lost
     say(options, table(found))
     return found
@@ -200,10 +261,15 @@ def impute(options: argparse.Namespace) -> Any:
     lost = _skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         values = impute(
-            options.model, options.query, options.output, reference=options.reference,
-            k=options.k, progress=progress.stage("impute"),
-            **_of_reference(options), **_reading(options),
-        )  # fmt: skip
+            options.model,
+            options.query,
+            options.output,
+            reference=options.reference,
+            k=options.k,
+            progress=progress.stage("impute"),
+            **_of_reference(options),
+            **_reading(options),
+        )
     found = {
         "cells": len(next(iter(values.values()))),
         "features": {name: frame.shape[1] for name, frame in values.items()},
@@ -220,10 +286,15 @@ def explain(options: argparse.Namespace) -> Any:
     lost = _skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
         rows = explain(
-            options.model, options.input, options.output, groupby=options.groupby,
-            top=options.top, figure=options.figure, progress=progress.stage("explain"),
+            options.model,
+            options.input,
+            options.output,
+            groupby=options.groupby,
+            top=options.top,
+            figure=options.figure,
+            progress=progress.stage("explain"),
             **_reading(options),
-        )  # fmt: skip
+        )
     found = {"rows": len(rows), **lost, "output": str(options.output)}
     if options.groupby:
         best = rows[rows["rank"] <= 5].groupby("group", sort=False)["gene"]
@@ -252,9 +323,13 @@ def pseudotime(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.pseudotime import KEY, pseudotime
 
     adata = pseudotime(
-        options.input, options.root, options.output, groupby=options.groupby, rep=options.rep,
+        options.input,
+        options.root,
+        options.output,
+        groupby=options.groupby,
+        rep=options.rep,
         seed=options.seed,
-    )  # fmt: skip
+    )
     found = {
         "cells": adata.n_obs,
         "root": str(adata.obs_names[adata.uns["iroot"]]),
@@ -269,11 +344,18 @@ def compare(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.compare import SUMMARY, compare
 
     compare(
-        options.input, options.output, condition=options.condition, control=options.control,
-        label_key=options.label_key, sample_key=options.sample_key, sets=options.sets,
-        layer=options.layer, alpha=options.alpha, log_fold_change=options.log_fold_change,
+        options.input,
+        options.output,
+        condition=options.condition,
+        control=options.control,
+        label_key=options.label_key,
+        sample_key=options.sample_key,
+        sets=options.sets,
+        layer=options.layer,
+        alpha=options.alpha,
+        log_fold_change=options.log_fold_change,
         min_cells=options.min_cells,
-    )  # fmt: skip
+    )
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
     shown = ("cells", "conditions", "tested_on", "tested", "significant")
     say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
@@ -284,22 +366,40 @@ def simulate(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.simulate import parameters, simulate
 
     names = (
-        "cells", "genes", "groups", "sizes", "batches", "batch_scale", "de_prob", "de_scale",
-        "dropout_mid", "dropout_shape", "counts", "paths", "path_from", "seed",
-    )  # fmt: skip
+        "cells",
+        "genes",
+        "groups",
+        "sizes",
+        "batches",
+        "batch_scale",
+        "de_prob",
+        "de_scale",
+        "dropout_mid",
+        "dropout_shape",
+        "counts",
+        "paths",
+        "path_from",
+        "seed",
+    )
     given = {name: getattr(options, name) for name in names}
     params = parameters(**{key: value for key, value in given.items() if value is not None})
     with Reporter(options.quiet) as progress:
         simulate(
-            params, options.output, shards=options.shards, compression=options.compression,
-            workers=options.workers, overwrite=options.overwrite,
+            params,
+            options.output,
+            shards=options.shards,
+            compression=options.compression,
+            workers=options.workers,
+            overwrite=options.overwrite,
             progress=progress.stage("simulate"),
-        )  # fmt: skip
+        )
     found = {
-        "cells": params.n_cells, "genes": params.n_genes,
-        "paths" if params.paths else "groups": params.n_groups, "batches": params.n_batches,
+        "cells": params.n_cells,
+        "genes": params.n_genes,
+        "paths" if params.paths else "groups": params.n_groups,
+        "batches": params.n_batches,
         "output": str(options.output),
-    }  # fmt: skip
+    }
     say(options, table(found))
     return found
 
@@ -316,9 +416,15 @@ def export(options: argparse.Namespace) -> Any:
 def _training(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `train` that were given."""
     names = (
-        "method", "preset", "members", "epochs", "batch_size", "learning_rate", "optimizer",
+        "method",
+        "preset",
+        "members",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "optimizer",
         "strategy",
-    )  # fmt: skip
+    )
     given = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -326,10 +432,12 @@ def _training(options: argparse.Namespace) -> dict[str, Any]:
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of whatever reads cells with the genes of a model."""
     return {
-        "source_key": options.source_key, "layer": options.layer,
-        "drop_empty": options.drop_empty, "modalities": _places(options) or None,
+        "source_key": options.source_key,
+        "layer": options.layer,
+        "drop_empty": options.drop_empty,
+        "modalities": _places(options) or None,
         "orthologs": options.orthologs,
-    }  # fmt: skip
+    }
 
 
 def _skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:

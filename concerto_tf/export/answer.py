@@ -77,10 +77,16 @@ class Answer:
             found = {"embedding": tf.cast(self.model(batch, training=False), tf.float32)}
         else:
             outcome = self.model.outcome(batch)
-            found = {"embedding": outcome["embedding"], **self._told(
-                tf.constant(self.classes), outcome["code"], outcome["probability"],
-                outcome["familiarity"], self.model.rejected(outcome["familiarity"], self.alpha),
-            )}  # fmt: skip
+            found = {
+                "embedding": outcome["embedding"],
+                **self._told(
+                    tf.constant(self.classes),
+                    outcome["code"],
+                    outcome["probability"],
+                    outcome["familiarity"],
+                    self.model.rejected(outcome["familiarity"], self.alpha),
+                ),
+            }
         for key, transfer in self._transfers.items():
             told = transfer(found["embedding"])
             if len(self._transfers) == 1 and not self.classes:
@@ -104,9 +110,12 @@ class Answer:
             found = label(z)
             rejected = found["familiarity"] < self.alpha_of_reference
             return self._told(
-                tf.constant(held.names), found["code"], found["probability"],
-                found["familiarity"], rejected | (found["code"] < 0),
-            )  # fmt: skip
+                tf.constant(held.names),
+                found["code"],
+                found["probability"],
+                found["familiarity"],
+                rejected | (found["code"] < 0),
+            )
 
         return transfer
 

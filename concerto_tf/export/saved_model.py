@@ -109,9 +109,7 @@ class _Served(tf.Module):
         self._n_genes = len(encoder.vocabulary)
         # Where there is one source, all cells are of it.
         self._default_source = 0 if len(encoder.sources) == 1 else -1
-        self._prefixes = {
-            name: "" if name == "rna" else f"{name}/" for name in encoder.looks_at
-        }
+        self._prefixes = {name: "" if name == "rna" else f"{name}/" for name in encoder.looks_at}
         self.genes = _table(_gene_names(encoder.vocabulary, encoder.symbols))
         self.features = {
             name: _table(_gene_names(of["vocabulary"], None))
@@ -176,12 +174,14 @@ class _Served(tf.Module):
         if source is None:
             source = tf.fill(tf.shape(index)[:1], self._default_source)
         prefix = self._prefixes[self._main]
-        outcome = self._outcome({
-            f"{prefix}genes": tf.where(known, index, 0),
-            f"{prefix}values": tf.where(known, values, 0.0),
-            "source": source,
-            **(further or {}),
-        })
+        outcome = self._outcome(
+            {
+                f"{prefix}genes": tf.where(known, index, 0),
+                f"{prefix}values": tf.where(known, values, 0.0),
+                "source": source,
+                **(further or {}),
+            }
+        )
         unknown = tf.cast(given & (index < 0), tf.float32)
         share = tf.math.divide_no_nan(
             tf.reduce_sum(unknown, 1), tf.reduce_sum(tf.cast(given, tf.float32), 1)

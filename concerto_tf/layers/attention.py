@@ -153,9 +153,7 @@ class GeneAttention(keras.layers.Layer):
             shape=(self.units, self.attention_units),
             initializer=self.kernel_initializer,
         )
-        self.bias = self.add_weight(
-            name="bias", shape=(self.attention_units,), initializer="zeros"
-        )
+        self.bias = self.add_weight(name="bias", shape=(self.attention_units,), initializer="zeros")
         self.context = self.add_weight(
             name="context",
             shape=(self.attention_units, 1),
@@ -244,9 +242,7 @@ class GeneAttention(keras.layers.Layer):
             )
             wide_shift = tf.cast(shift, wide)
             mass = weight * tf.cast(shifted, wide) - listed * own_zero * wide_shift
-            all_zero = tf.matmul(
-                tf.cast(zero_weight * wide_shift, dtype)[tf.newaxis], embeddings
-            )
+            all_zero = tf.matmul(tf.cast(zero_weight * wide_shift, dtype)[tf.newaxis], embeddings)
             background = rescale[:, tf.newaxis] * tf.cast(all_zero, wide)
         else:
             zero_weight = tf.exp(zero_score - largest)

@@ -79,9 +79,11 @@ class Augmentation(keras.layers.Layer):
 
         def options(name: str) -> dict[str, Any]:
             return {
-                "probability": probability, "seed": next(seeds), "name": name,
+                "probability": probability,
+                "seed": next(seeds),
+                "name": name,
                 "dtype": kwargs.get("dtype"),
-            }  # fmt: skip
+            }
 
         self.mask = RandomMask(mask, rescale=False, exact=True, **options("mask"))
         self.noise = GaussianNoise(stddev, noise, **options("noise"))

@@ -74,9 +74,7 @@ class EmbeddingQueue(keras.layers.Layer):
         self.filled = state_weight(self, "filled", (), "int32")
         super().build(input_shape)
 
-    def call(
-        self, inputs: tf.Tensor, training: bool | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         # Copies: a variable that was read may change under the reader.
         earlier = tf.identity(tf.convert_to_tensor(self.embeddings))
         filled = tf.identity(tf.convert_to_tensor(self.filled))

@@ -162,9 +162,7 @@ class GeneAugmentation(RandomLayer):
         **kwargs: Of `keras.layers.Layer`.
     """
 
-    def __init__(
-        self, fraction: float, probability: float, seed: int = 0, **kwargs: Any
-    ) -> None:
+    def __init__(self, fraction: float, probability: float, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
         self.fraction = share("fraction", fraction)
         self.probability = share("probability", probability)

@@ -99,9 +99,7 @@ class _ViewsMean(keras.metrics.Mean):
     def __init__(self, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name or self.default_name, **kwargs)
 
-    def update_state(
-        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any = None
-    ) -> Any:
+    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any = None) -> Any:
         """Takes the two views of a minibatch [B, d]; ``sample_weight`` is not used."""
         return super().update_state(tf.stop_gradient(self.measure(y_true, y_pred)))
 

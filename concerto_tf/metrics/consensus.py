@@ -140,8 +140,9 @@ def _majority(groups: _Groups, seed: int) -> np.ndarray:
     """Clusters of the groups in which no move of a group to another cluster helps."""
     starts = sorted(
         (np.unique(codes, return_inverse=True)[1] for codes in groups.codes.T),
-        key=groups.gain, reverse=True,
-    )[:_STARTS]  # fmt: skip
+        key=groups.gain,
+        reverse=True,
+    )[:_STARTS]
     rng = np.random.default_rng(seed)
     return _without_crumbs(
         groups, max((_improved(groups, start, rng) for start in starts), key=groups.gain)

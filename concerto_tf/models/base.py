@@ -232,9 +232,7 @@ class ContrastiveModel(Readout, BatchModel):
         self.started.assign(1)
 
     @classmethod
-    def choose_modalities(
-        cls, records: Records, wanted: Sequence[str] | None = None
-    ) -> list[str]:
+    def choose_modalities(cls, records: Records, wanted: Sequence[str] | None = None) -> list[str]:
         """The modalities of records that a new model looks at.
 
         Args:

@@ -146,18 +146,19 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if not self._save:
             return
-        arrays = {
-            f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())
-        }
+        arrays = {f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())}
         stopping = self._early_stopping
         state = {}
         if stopping is not None:  # which knows no best yet where it waits for a start
             best = None if stopping.best is None else float(stopping.best)
             state = {"wait": stopping.wait, "best": best}
         counts = {
-            "rounds": epoch + 1, "count": len(arrays), "ended": self.model.stop_training,
-            "steps": self._steps, "model": self._digest(),
-        }  # fmt: skip
+            "rounds": epoch + 1,
+            "count": len(arrays),
+            "ended": self.model.stop_training,
+            "steps": self._steps,
+            "model": self._digest(),
+        }
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
 

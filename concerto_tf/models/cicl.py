@@ -90,25 +90,27 @@ class CICL(DenseModel):
 
     #: Arguments of the class by name of the preset: ``paper`` holds what is printed. Not printed
     #: are the number of heads, their width, and the number of clusters of a minibatch.
-    PRESETS = {"paper": {
-        "depth": 4,
-        "width": None,
-        "heads": 4,
-        "key_dim": 128,
-        "units": 1024,
-        "normalize_first": False,
-        "identity_start": False,
-        "head_units": (1024, 512),
-        "mask_rate": 0.0,
-        "noise": 1.0,
-        "cluster_weight": 0.1,
-        "temperature": 0.5,
-        "input_epsilon": 1e-3,
-        "value_clip": None,
-        "components": 0,
-        "target_sum": 1e4,
-        "negatives": "all",
-    }}
+    PRESETS = {
+        "paper": {
+            "depth": 4,
+            "width": None,
+            "heads": 4,
+            "key_dim": 128,
+            "units": 1024,
+            "normalize_first": False,
+            "identity_start": False,
+            "head_units": (1024, 512),
+            "mask_rate": 0.0,
+            "noise": 1.0,
+            "cluster_weight": 0.1,
+            "temperature": 0.5,
+            "input_epsilon": 1e-3,
+            "value_clip": None,
+            "components": 0,
+            "target_sum": 1e4,
+            "negatives": "all",
+        }
+    }
 
     TRAINING = {
         "paper": {"epochs": 1000, "batch_size": 6000, "learning_rate": 1e-5, "genes": "hvg:500"}
@@ -164,13 +166,25 @@ class CICL(DenseModel):
             name="augmentation",
         )
         backbone = CellTransformer(
-            depth, width, heads, key_dim, units, normalize_first, identity_start,
-            seed=first + 2, name="backbone",
-        )  # fmt: skip
+            depth,
+            width,
+            heads,
+            key_dim,
+            units,
+            normalize_first,
+            identity_start,
+            seed=first + 2,
+            name="backbone",
+        )
         head = MLP(self.head_units, seed=first + 3, name="head")
         super().__init__(
-            vocabulary, augmentation=augmentation, augment_first=False, backbone=backbone,
-            head=head, seed=seed, **kwargs,
+            vocabulary,
+            augmentation=augmentation,
+            augment_first=False,
+            backbone=backbone,
+            head=head,
+            seed=seed,
+            **kwargs,
         )
 
     def _build_more(self) -> None:

@@ -251,11 +251,7 @@ class Classifier(BatchModel):
     @property
     def learned_variables(self) -> list[Any]:
         """What fine-tuning changes: not the projections that the contrastive loss was taken on."""
-        heads = {
-            id(weight)
-            for head in self.encoder.heads
-            for weight in head.trainable_weights
-        }  # fmt: skip
+        heads = {id(weight) for head in self.encoder.heads for weight in head.trainable_weights}
         return [weight for weight in self.trainable_variables if id(weight) not in heads]
 
     @staticmethod

@@ -128,11 +128,22 @@ class CLEAR(DenseModel):
         super().__init__(
             vocabulary,
             augmentation=Augmentation(
-                mask, noise, swap, crossover, crossover_many, probability, stddev, partners,
-                seed=Seeds(seed)() + 1_000, name="augmentation",
+                mask,
+                noise,
+                swap,
+                crossover,
+                crossover_many,
+                probability,
+                stddev,
+                partners,
+                seed=Seeds(seed)() + 1_000,
+                name="augmentation",
             ),
-            backbone=backbone, temperature=temperature, seed=seed, **kwargs,
-        )  # fmt: skip
+            backbone=backbone,
+            temperature=temperature,
+            seed=seed,
+            **kwargs,
+        )
 
     def _build_more(self) -> None:
         self.key_backbone = _twin(self.backbone, (2, self.n_inputs))
@@ -177,8 +188,9 @@ class CLEAR(DenseModel):
         if self.key_head is not None:
             pairs += zip(self.key_head.weights, self.head.weights, strict=True)
         # Counters behind random layers are each encoder's own.
-        slow, fast = zip(*((k, q) for k, q in pairs if tf.as_dtype(q.dtype).is_floating),
-                         strict=True)  # fmt: skip
+        slow, fast = zip(
+            *((k, q) for k, q in pairs if tf.as_dtype(q.dtype).is_floating), strict=True
+        )
         assign_everywhere(
             slow, fast, lambda k, q: tf.cast(momentum, q.dtype) * k + (1 - momentum) * q
         )
@@ -214,9 +226,15 @@ class CLEAR(DenseModel):
     def get_config(self) -> dict[str, Any]:
         of_views = self.augmentation.get_config()
         names = (
-            "mask", "noise", "swap", "crossover", "crossover_many", "probability", "stddev",
+            "mask",
+            "noise",
+            "swap",
+            "crossover",
+            "crossover_many",
+            "probability",
+            "stddev",
             "partners",
-        )  # fmt: skip
+        )
         return {
             **super().get_config(),
             **{name: of_views[name] for name in names},

@@ -66,8 +66,10 @@ def noise_edge(variances: np.ndarray, n: int) -> float:
     v = np.asarray(variances, np.float64) / np.max(variances)
     found = minimize_scalar(
         lambda u: 1 / u + np.sum(v / (1 - v * u)) / n,
-        bounds=(0, 1), method="bounded", options={"xatol": 1e-9},
-    )  # fmt: skip
+        bounds=(0, 1),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
     return float(found.fun * np.max(variances))
 
 

@@ -103,34 +103,39 @@ class Concerto(ContrastiveModel):
     """
 
     #: Arguments of the class by name of the preset: ``paper`` holds what is printed.
-    PRESETS = {"paper": {
-        "units": 128,
-        "attention_units": 128,
-        "hidden_units": 128,
-        "head_units": None,
-        "mask_rate": 0.0,
-        "dropout": 0.2,
-        "value_clip": None,
-        "input_epsilon": 1e-3,
-        "scale_genes": False,
-        "scale_inputs": False,
-        "modality_dropout": 0.0,
-        "components": 0,
-        "align_sources": False,
-        "readout": "teacher",
-        "readout_offset": 0.0,
-        "readout_activation": "relu",
-        "temperature": 0.1,
-        "negatives": "all",
-        "target_sum": 1e4,
-    }}
+    PRESETS = {
+        "paper": {
+            "units": 128,
+            "attention_units": 128,
+            "hidden_units": 128,
+            "head_units": None,
+            "mask_rate": 0.0,
+            "dropout": 0.2,
+            "value_clip": None,
+            "input_epsilon": 1e-3,
+            "scale_genes": False,
+            "scale_inputs": False,
+            "modality_dropout": 0.0,
+            "components": 0,
+            "align_sources": False,
+            "readout": "teacher",
+            "readout_offset": 0.0,
+            "readout_activation": "relu",
+            "temperature": 0.1,
+            "negatives": "all",
+            "target_sum": 1e4,
+        }
+    }
 
     TRAINING = {"paper": {"learning_rate": 1e-3}}
     #: Small: the start is close to what training ends at.
     default_learning_rate = 1e-4
     FORMER = {
-        "scale_inputs": False, "denoise": 0.0, "align_sources": False, "readout_offset": 0.0,
-    }  # fmt: skip
+        "scale_inputs": False,
+        "denoise": 0.0,
+        "align_sources": False,
+        "readout_offset": 0.0,
+    }
 
     def __init__(
         self,
@@ -189,13 +194,22 @@ class Concerto(ContrastiveModel):
 
         def branch(prefix: str, name: str, n_inputs: int, normalize: Any) -> Branch:
             return build_branch(
-                prefix, name, n_inputs, n_sources=sources, units=self.units,
-                attention_units=self.attention_units, hidden_units=self.hidden_units,
-                mask_rate=self.mask_rate, input_epsilon=self.input_epsilon, clip=self.value_clip,
-                normalize=normalize, several=bool(self.modalities),
+                prefix,
+                name,
+                n_inputs,
+                n_sources=sources,
+                units=self.units,
+                attention_units=self.attention_units,
+                hidden_units=self.hidden_units,
+                mask_rate=self.mask_rate,
+                input_epsilon=self.input_epsilon,
+                clip=self.value_clip,
+                normalize=normalize,
+                several=bool(self.modalities),
                 aligned=self.align_sources,
-                scale_inputs=self.scale_inputs, seed=rng,
-            )  # fmt: skip
+                scale_inputs=self.scale_inputs,
+                seed=rng,
+            )
 
         def dense(name: str, width: int, gain: float = 1.0) -> keras.layers.Layer:
             return keras.layers.Dense(width, kernel_initializer=wide_start(gain, rng()), name=name)
@@ -230,9 +244,11 @@ class Concerto(ContrastiveModel):
                 for side in ("teacher", "student")
             )
         self._own_layers = [
-            layer for branch in branches for layer in vars(branch).values()
+            layer
+            for branch in branches
+            for layer in vars(branch).values()
             if isinstance(layer, keras.layers.Layer)
-        ]  # fmt: skip
+        ]
         self.branches: tuple[Branch, ...] = tuple(branches)
         self.build()
 
@@ -272,9 +288,7 @@ class Concerto(ContrastiveModel):
         self.built = True
 
     @classmethod
-    def choose_modalities(
-        cls, records: Records, wanted: Sequence[str] | None = None
-    ) -> list[str]:
+    def choose_modalities(cls, records: Records, wanted: Sequence[str] | None = None) -> list[str]:
         """The modalities of records that a new model looks at: by default all."""
         chosen = list(records.manifest.modalities if wanted is None else wanted)
         for name in chosen:
@@ -299,8 +313,9 @@ class Concerto(ContrastiveModel):
                 "vocabulary": records.vocabulary_of(name).ids,
                 "target_sum": target_sum_of(records, name),
             }
-            for name in looks_at if name != main
-        }  # fmt: skip
+            for name in looks_at
+            if name != main
+        }
         return super().from_records(
             records, genes=genes, modality=main, modalities=further, **kwargs
         )

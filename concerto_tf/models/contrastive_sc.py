@@ -50,20 +50,22 @@ class ContrastiveSC(DenseModel):
         contrastive-sc, Methods, "Representation learning"; Figure 8 for the share of genes kept.
     """
 
-    PRESETS = {"paper": {
-        "mask_rate": 0.8,
-        "rescale": True,
-        "backbone": (512, 128, 32),
-        "head": None,
-        "standardize": True,
-        "input_epsilon": 1e-3,
-        "value_clip": None,
-        "augment_first": False,
-        "scale_inputs": False,
-        "components": 0,
-        "target_sum": 1e4,
-        "temperature": 0.07,
-    }}
+    PRESETS = {
+        "paper": {
+            "mask_rate": 0.8,
+            "rescale": True,
+            "backbone": (512, 128, 32),
+            "head": None,
+            "standardize": True,
+            "input_epsilon": 1e-3,
+            "value_clip": None,
+            "augment_first": False,
+            "scale_inputs": False,
+            "components": 0,
+            "target_sum": 1e4,
+            "temperature": 0.07,
+        }
+    }
     TRAINING = {"paper": {"epochs": 100, "batch_size": 300, "genes": "hvg:1500"}}
     _MADE = frozenset({"augmentation"})
 
@@ -83,9 +85,13 @@ class ContrastiveSC(DenseModel):
             mask_rate, rescale, seed=Seeds(seed)() + 1_000, exact=True, name="augmentation"
         )
         super().__init__(
-            vocabulary, augmentation=mask, backbone=backbone, temperature=temperature, seed=seed,
+            vocabulary,
+            augmentation=mask,
+            backbone=backbone,
+            temperature=temperature,
+            seed=seed,
             **kwargs,
-        )  # fmt: skip
+        )
 
     def get_config(self) -> dict[str, Any]:
         mask = self.augmentation

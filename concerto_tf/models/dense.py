@@ -97,8 +97,11 @@ class DenseModel(ContrastiveModel):
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
     FORMER = {
-        "scale_inputs": False, "denoise": 0.0, "align_sources": False, "readout_offset": 0.0,
-    }  # fmt: skip
+        "scale_inputs": False,
+        "denoise": 0.0,
+        "align_sources": False,
+        "readout_offset": 0.0,
+    }
 
     def __init__(
         self,
@@ -137,9 +140,11 @@ class DenseModel(ContrastiveModel):
         self.input_norm = None
         if self.standardize:
             self.input_norm = SourceBatchNormalization(
-                len(self.sources), epsilon=self.input_epsilon, aligned=self.align_sources,
+                len(self.sources),
+                epsilon=self.input_epsilon,
+                aligned=self.align_sources,
                 name="input_norm",
-            )  # fmt: skip
+            )
         # What makes the default layers again; others are serialised themselves.
         self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
@@ -227,8 +232,8 @@ class DenseModel(ContrastiveModel):
         if self.input_norm is None:
             return x
         x = self.input_norm(x, source=source_codes(batch), training=training)
-        return x if self.value_clip is None else tf.clip_by_value(
-            x, -self.value_clip, self.value_clip
+        return (
+            x if self.value_clip is None else tf.clip_by_value(x, -self.value_clip, self.value_clip)
         )
 
     def standardized(self, batch: Batch) -> tf.Tensor:
@@ -307,10 +312,14 @@ class DenseModel(ContrastiveModel):
         """
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
             held, spread = principal_mlp(
-                self.backbone.kernels, x, self.components, self.seed,
-                paired=self.head is not None, denoise=self.denoise,
+                self.backbone.kernels,
+                x,
+                self.components,
+                self.seed,
+                paired=self.head is not None,
+                denoise=self.denoise,
                 gain=self.backbone.gain,
-            )  # fmt: skip
+            )
             self.place(held, spread)
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -49,10 +49,16 @@ class Ensemble(ContrastiveModel):
             if any(getattr(member, key) != getattr(first, key) for member in members[1:]):
                 raise InputError(f"the models of an ensemble differ in their {key}")
         super().__init__(
-            first.vocabulary, symbols=first.symbols, genes=first.genes, modality=first.modality,
-            sources=first.sources, target_sum=first.target_sum, temperature=first.temperature,
-            seed=first.seed, **kwargs,
-        )  # fmt: skip
+            first.vocabulary,
+            symbols=first.symbols,
+            genes=first.genes,
+            modality=first.modality,
+            sources=first.sources,
+            target_sum=first.target_sum,
+            temperature=first.temperature,
+            seed=first.seed,
+            **kwargs,
+        )
         self.modalities = first.modalities
         self.default_learning_rate = first.default_learning_rate
         self.members = list(members)

@@ -47,7 +47,11 @@ def configuration(method: str, preset: str | None = None) -> str:
     # Named, or Keras would number the models that it makes.
     config = cls(["a", "b"], name=method, **options).get_config()
     whole = [
-        __version__, config, cls.default_learning_rate, cls.TRAINING.get(preset or ""),
-        DEFAULT_GENES, DEFAULTS,
-    ]  # fmt: skip
+        __version__,
+        config,
+        cls.default_learning_rate,
+        cls.TRAINING.get(preset or ""),
+        DEFAULT_GENES,
+        DEFAULTS,
+    ]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]

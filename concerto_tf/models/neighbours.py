@@ -30,9 +30,7 @@ def in_blocks(unit: np.ndarray, block_cells: int = BLOCK_CELLS) -> np.ndarray:
     return blocks
 
 
-def nearest(
-    z: tf.Tensor, blocks: tf.Tensor, n_cells: int, k: int
-) -> tuple[tf.Tensor, tf.Tensor]:
+def nearest(z: tf.Tensor, blocks: tf.Tensor, n_cells: int, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The k reference cells most similar to each cell, exactly.
 
     Memory is bounded by batch times block. Within a block the maxima of groups of columns decide
@@ -85,9 +83,12 @@ def nearest(
     start = (tf.constant(0), tf.fill([b, k], _NEVER), tf.zeros([b, k], tf.int32))
     pair = tf.TensorShape([z.shape[0], k])
     _, cosine, index = tf.while_loop(
-        lambda i, *_: i < n_blocks, step, start, maximum_iterations=n_blocks,
+        lambda i, *_: i < n_blocks,
+        step,
+        start,
+        maximum_iterations=n_blocks,
         shape_invariants=(tf.TensorShape([]), pair, pair),
-    )  # fmt: skip
+    )
     return index, cosine
 
 

@@ -382,10 +382,14 @@ class Reference:
                 raise InputError(f"reference cells without {key!r}; leave them out with `part`")
             # The same cells every time; which ones hardly matters.
             order = np.random.default_rng(0).permutation(self.n_cells)
-            rows = np.sort(np.concatenate([
-                order[held.codes[order] == code][:_CALIBRATION_CELLS]
-                for code in range(len(held.names))
-            ]))  # fmt: skip
+            rows = np.sort(
+                np.concatenate(
+                    [
+                        order[held.codes[order] == code][:_CALIBRATION_CELLS]
+                        for code in range(len(held.names))
+                    ]
+                )
+            )
             near = np.ones(len(rows), np.float32)
             own = self._own(rows)
             query = own * self.factor ** (_QUERY_LIKE - 1)
@@ -402,9 +406,13 @@ class Reference:
                 part = slice(start, start + _AT_ONCE)
                 np.add.at(sums, held.codes[part], _unit(self._own(part)))
             self.calibrations[key] = calibrate(
-                sums, np.bincount(held.codes, minlength=len(held.names)),
-                _unit(own), _unit(query), held.codes[rows], near,
-            )  # fmt: skip
+                sums,
+                np.bincount(held.codes, minlength=len(held.names)),
+                _unit(own),
+                _unit(query),
+                held.codes[rows],
+                near,
+            )
         return self.calibrations[key]
 
     def _approximate(self) -> ApproximateSearch | None:
@@ -415,8 +423,9 @@ class Reference:
             except ImportError:
                 _log.warning(
                     "%d reference cells: pip install faiss-cpu makes the search many times "
-                    "faster; it goes on in TensorFlow", self.n_cells,
-                )  # fmt: skip
+                    "faster; it goes on in TensorFlow",
+                    self.n_cells,
+                )
                 self._searches["approximate"] = None
         return self._searches["approximate"]
 

@@ -112,26 +112,38 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                     keep(f"values-{i}-{part}", getattr(held.matrix, part))
             else:
                 keep(f"values-{i}", held.matrix)
-        _files.write_json(temporary / FILE_NAME, _checked({
-            "concerto_tf": __version__,
-            # Older versions take the embeddings of a reference without a spread for what they are.
-            "saved_format": SAVED_FORMAT if reference.spread is not None else 1,
-            "n_cells": reference.n_cells,
-            "model": reference.model,
-            "cells": reference.cells,
-            "labels": [
-                {"key": key, "names": list(held.names), "calibrated": key in reference.calibrations}
-                for key, held in reference.labels.items()
-            ],
-            "values": [
+        _files.write_json(
+            temporary / FILE_NAME,
+            _checked(
                 {
-                    "modality": name, "features": list(held.features), "units": held.units,
-                    "place": held.place, "sparse": sp.issparse(held.matrix),
+                    "concerto_tf": __version__,
+                    # Older versions take embeddings without a spread for what they are.
+                    "saved_format": SAVED_FORMAT if reference.spread is not None else 1,
+                    "n_cells": reference.n_cells,
+                    "model": reference.model,
+                    "cells": reference.cells,
+                    "labels": [
+                        {
+                            "key": key,
+                            "names": list(held.names),
+                            "calibrated": key in reference.calibrations,
+                        }
+                        for key, held in reference.labels.items()
+                    ],
+                    "values": [
+                        {
+                            "modality": name,
+                            "features": list(held.features),
+                            "units": held.units,
+                            "place": held.place,
+                            "sparse": sp.issparse(held.matrix),
+                        }
+                        for name, held in reference.values.items()
+                    ],
+                    "files": files,
                 }
-                for name, held in reference.values.items()
-            ],
-            "files": files,
-        }))  # fmt: skip
+            ),
+        )
 
 
 def load_reference(folder: str | Path) -> Reference:

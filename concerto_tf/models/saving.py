@@ -25,9 +25,17 @@ _NO_SIZES = ("seed", "shared_object_id", "target_sum")
 
 #: What reading the configuration raises where there is none.
 _NO_MODEL = (
-    OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError,
-    ValueError, TypeError, AttributeError,
-)  # fmt: skip
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 
 
 def save_model(model: ContrastiveModel, path: str | Path) -> None:

@@ -83,9 +83,12 @@ class ApproximateSearch:
             lists = math.ceil(_STEP * lists)
         _log.info(
             "%d reference cells: approximate search in %d of %d lists, which finds %.1f%% of the "
-            "true neighbours", len(self._unit), self._index.nprobe, self._index.nlist,
+            "true neighbours",
+            len(self._unit),
+            self._index.nprobe,
+            self._index.nlist,
             100 * self.recall,
-        )  # fmt: skip
+        )
 
 
 def exact(z: np.ndarray, unit: np.ndarray, k: int) -> tuple[Any, Any]:

@@ -51,9 +51,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
             inputs.append(y)
         del y
     widths = _shares([len(variance) for _, variance, _ in found], most)
-    found = [
-        tuple(part[..., :k] for part in parts) for parts, k in zip(found, widths, strict=True)
-    ]
+    found = [tuple(part[..., :k] for part in parts) for parts, k in zip(found, widths, strict=True)]
     share = np.concatenate([share for *_, share in found])
     found = [(loadings, variance) for loadings, variance, _ in found]
     if len(found) > 1:
@@ -147,10 +145,12 @@ def _attended(branch: Branch, x: np.ndarray, training: bool) -> np.ndarray:
     """What the teacher's attention gives [n, units] of values [n, features], or of a view."""
     genes = np.arange(branch.n_inputs, dtype=np.int32)
     parts = np.array_split(x, -(-len(x) // _TEACHER_BATCH))
-    return np.concatenate([
-        branch.attended((np.tile(genes, (len(part), 1)), part, None), training).numpy()
-        for part in parts
-    ]).astype(np.float32)  # fmt: skip
+    return np.concatenate(
+        [
+            branch.attended((np.tile(genes, (len(part), 1)), part, None), training).numpy()
+            for part in parts
+        ]
+    ).astype(np.float32)
 
 
 def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) -> None:

@@ -82,13 +82,15 @@ def ablation(
             scores.add(chosen, cells, seed, score, training=training, data=name)
     table = scores.table()
     means = table.groupby("method", sort=False)[["ari_kmeans", "ari_leiden"]].mean()
-    result = plain({
-        "seeds": list(seeds),
-        "data": summary(table, ["data", "method"]),
-        "change": {
-            name: (means.loc[f"without {name}"] - means.loc["all"]).to_dict()
-            for name in dict.fromkeys(leave_out)
-        },
-    })
+    result = plain(
+        {
+            "seeds": list(seeds),
+            "data": summary(table, ["data", "method"]),
+            "change": {
+                name: (means.loc[f"without {name}"] - means.loc["all"]).to_dict()
+                for name in dict.fromkeys(leave_out)
+            },
+        }
+    )
     leave(out, table, result, strips(table, "data", SHOWN))
     return result

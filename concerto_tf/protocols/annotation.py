@@ -99,9 +99,12 @@ def annotation(
         name = Path(path).stem
         with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
             records = convert(
-                path, Path(folder) / "all", source_key=source_key, label_keys=[label_key],
+                path,
+                Path(folder) / "all",
+                source_key=source_key,
+                label_keys=[label_key],
                 layer=layer,
-            )  # fmt: skip
+            )
             classes, codes = known_labels(records, label_key)
             rare = [
                 c for i, c in enumerate(classes) if c in leave_out or (codes == i).sum() < folds
@@ -115,23 +118,31 @@ def annotation(
                 )
             for seed in seeds:
                 found = _validate(
-                    records, codes, label_key, methods, (folds, most_folds or folds), seed, folder,
+                    records,
+                    codes,
+                    label_key,
+                    methods,
+                    (folds, most_folds or folds),
+                    seed,
+                    folder,
                     options,
-                )  # fmt: skip
+                )
                 rows += [{"data": name, "seed": seed, **row} for row in found]
     table = pd.DataFrame(rows)
     means = table.groupby(["data", "method"], sort=False)[[*MEASURES, "seconds"]].mean()
     overall = means.groupby("method", sort=False)[list(MEASURES)].mean()
-    result = plain({
-        "folds": folds,
-        "seeds": list(seeds),
-        "left_out": left_out,
-        "data": {
-            name: {method: row.to_dict() for (_, method), row in part.iterrows()}
-            for name, part in means.groupby("data", sort=False)
-        },
-        "mean": {method: row.to_dict() for method, row in overall.iterrows()},
-    })  # fmt: skip
+    result = plain(
+        {
+            "folds": folds,
+            "seeds": list(seeds),
+            "left_out": left_out,
+            "data": {
+                name: {method: row.to_dict() for (_, method), row in part.iterrows()}
+                for name, part in means.groupby("data", sort=False)
+            },
+            "mean": {method: row.to_dict() for method, row in overall.iterrows()},
+        }
+    )
     leave(out, table, result, _figure_of(result))
     return result
 
@@ -154,9 +165,7 @@ def _validate(
     parts = StratifiedKFold(folds[0], shuffle=True, random_state=seed)
     trained = None
     if {"concerto", "end_to_end"} & set(methods):
-        trained = train(
-            records, Path(folder) / f"model{seed}", seed=seed, **options["training"]
-        )
+        trained = train(records, Path(folder) / f"model{seed}", seed=seed, **options["training"])
     for fold, (rest, own) in enumerate(parts.split(labelled, codes[labelled])):
         if fold == folds[1]:
             return
@@ -165,16 +174,25 @@ def _validate(
             began = time.perf_counter()
             if method in ("concerto", "end_to_end"):
                 told = _concerto(
-                    trained, records, cells, codes, learn, label_key, seed, method,
+                    trained,
+                    records,
+                    cells,
+                    codes,
+                    learn,
+                    label_key,
+                    seed,
+                    method,
                     options["finetuning"],
-                )[test]  # fmt: skip
+                )[test]
             else:
                 counts = records.scales_with_depth
                 told = BASELINES[method](cells, counts, codes, learn, test, seed)
             yield {
-                "fold": fold, "method": method, **scores(codes[test], told),
+                "fold": fold,
+                "method": method,
+                **scores(codes[test], told),
                 "seconds": round(time.perf_counter() - began, 2),
-            }  # fmt: skip
+            }
 
 
 def scores(truth: np.ndarray, told: np.ndarray) -> dict[str, float]:
@@ -215,13 +233,21 @@ def _concerto(
         part = cells[learn].copy()
         part.obs[label_key] = [f"{code:06d}" for code in codes[learn]]
         own = convert(
-            part, Path(folder) / "learn", source_key="source", label_keys=[label_key],
+            part,
+            Path(folder) / "learn",
+            source_key="source",
+            label_keys=[label_key],
             like=records,
-        )  # fmt: skip
+        )
         fine = finetune(
-            model, own, Path(folder) / "model", label_key=label_key, seed=seed,
-            end_to_end=method == "end_to_end", **{"calibration": 0.0, **finetuning},
-        )  # fmt: skip
+            model,
+            own,
+            Path(folder) / "model",
+            label_key=label_key,
+            seed=seed,
+            end_to_end=method == "end_to_end",
+            **{"calibration": 0.0, **finetuning},
+        )
         told = annotate_records(fine, records)["code"]
         return np.array([int(name) for name in fine.classes])[told]
 

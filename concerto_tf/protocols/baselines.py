@@ -181,9 +181,12 @@ def scvi(
         chosen.write_h5ad(cells)
         call = [sys.executable, str(Path(__file__).with_name("scvi_alone.py")), cells, out]
         done = subprocess.run(
-            [*map(str, call), source_key or "", str(seed)], cwd=folder, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
+            [*map(str, call), source_key or "", str(seed)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode or not out.exists():
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             raise InputError(f"scVI failed: {last}; leave scvi out of the methods")

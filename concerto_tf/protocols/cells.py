@@ -66,9 +66,14 @@ def prepare(
         InputError: The cells are unsuitable, a column is not there, or there is one type only.
     """
     records = convert(
-        cells, out, label_keys=[label_key, *further_keys], source_key=source_key, layer=layer,
-        drop_empty=drop_empty, overwrite=True,
-    )  # fmt: skip
+        cells,
+        out,
+        label_keys=[label_key, *further_keys],
+        source_key=source_key,
+        layer=layer,
+        drop_empty=drop_empty,
+        overwrite=True,
+    )
     types = set(labels_of(records, label_key)) - {None}
     if len(types) < 2:
         found = f"has one type only, {types.pop()!r}" if types else "is empty in all cells"
@@ -107,9 +112,7 @@ def prepare_all(
             "leave the source key out"
         )
     return {
-        name: prepare(
-            cells, out / name, label_key=label_key, source_key=sources[name], layer=layer
-        )
+        name: prepare(cells, out / name, label_key=label_key, source_key=sources[name], layer=layer)
         for name, cells in named.items()
     }
 

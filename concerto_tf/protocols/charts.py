@@ -49,14 +49,24 @@ def strips(
                 own = table.loc[(table[by] == choice) & (table[x] == place), name].dropna()
                 where = at + step * (i - (len(choices) - 1) / 2)
                 ax.plot([where] * len(own), own, "o", color=color, ms=3.5, alpha=0.6, mew=0)
-                ax.plot(where, own.mean() if len(own) else float("nan"), "_", color=color, ms=9,
-                        mew=2.2, label=str(choice) if at == 0 else None)  # fmt: skip
+                ax.plot(
+                    where,
+                    own.mean() if len(own) else float("nan"),
+                    "_",
+                    color=color,
+                    ms=9,
+                    mew=2.2,
+                    label=str(choice) if at == 0 else None,
+                )
                 for value in (v for *what, v in beside if what == [place, choice, name]):
                     ax.plot(where, value, "D", color=color, ms=4.5, mfc="none")
         ax.set_xticks(
-            range(len(places)), [short_name(str(place), 24) for place in places], fontsize=8,
-            rotation=25 if len(places) > 2 else 0, ha="right" if len(places) > 2 else "center",
-        )  # fmt: skip
+            range(len(places)),
+            [short_name(str(place), 24) for place in places],
+            fontsize=8,
+            rotation=25 if len(places) > 2 else 0,
+            ha="right" if len(places) > 2 else "center",
+        )
         _dress(ax, title)
     _legend(figure, axes[0])
     return figure
@@ -102,8 +112,13 @@ def curves(
             at = [levels.index(level) for level in own[x]]
             ax.plot(at, own[name], "o", color=color, ms=3.5, alpha=0.5, mew=0)
             means = own.groupby(x, sort=False)[name].mean()
-            ax.plot([levels.index(level) for level in means.index], means, color=color, lw=1.6,
-                    label=str(choice))  # fmt: skip
+            ax.plot(
+                [levels.index(level) for level in means.index],
+                means,
+                color=color,
+                lw=1.6,
+                label=str(choice),
+            )
         ax.set_xticks(range(len(levels)), [str(level) for level in levels], fontsize=8)
         ax.set_xlabel(label, fontsize=8)
         _dress(ax, title)
@@ -134,5 +149,11 @@ def _dress(ax: Axes, title: str) -> None:
 
 def _legend(figure: Figure, ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", ncols=min(4, max(1, len(names))),
-                  frameon=False, fontsize=8)  # fmt: skip
+    figure.legend(
+        handles,
+        names,
+        loc="outside upper right",
+        ncols=min(4, max(1, len(names))),
+        frameon=False,
+        fontsize=8,
+    )

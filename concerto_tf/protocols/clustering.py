@@ -88,12 +88,14 @@ def clustering(
             scores.add(chosen, cells, seed, score, training=training, data=name)
     table = scores.table()
     means = table.groupby(["data", "method"], sort=False).mean(numeric_only=True).reset_index()
-    result = plain({
-        "seeds": list(seeds),
-        "data": summary(table, ["data", "method"]),
-        "mean": summary(means, ["method"], over=["seed", "data"]),
-        "printed": {name: found for name, found in in_papers.items() if found},
-    })
+    result = plain(
+        {
+            "seeds": list(seeds),
+            "data": summary(table, ["data", "method"]),
+            "mean": summary(means, ["method"], over=["seed", "data"]),
+            "printed": {name: found for name, found in in_papers.items() if found},
+        }
+    )
     beside = [
         (name, method, score, value)
         for name, found in in_papers.items()

@@ -103,24 +103,38 @@ def dropout(
                 of["zeros"][rate].append(1 - left.X.nnz / np.prod(left.shape))
                 of["emptied"][rate].append(records.n_cells - part.n_cells)
                 scores.add(
-                    chosen, part, seed, of_clusters(part, label_key, seed), training=training,
-                    keep_models=False, data=name, rate=rate,
-                )  # fmt: skip
+                    chosen,
+                    part,
+                    seed,
+                    of_clusters(part, label_key, seed),
+                    training=training,
+                    keep_models=False,
+                    data=name,
+                    rate=rate,
+                )
     table = scores.table()
-    result = plain({
-        "seeds": list(seeds),
-        "rates": list(rates),
-        **{
-            key: {name: {f"{r:g}": np.mean(v) for r, v in by.items()} for name, by in of.items()}
-            for key, of in counts.items()
-        },
-        "data": summary(table.assign(rate=[f"{r:g}" for r in table["rate"]]),
-                        ["data", "rate", "method"]),
-    })  # fmt: skip
+    result = plain(
+        {
+            "seeds": list(seeds),
+            "rates": list(rates),
+            **{
+                key: {
+                    name: {f"{r:g}": np.mean(v) for r, v in by.items()} for name, by in of.items()
+                }
+                for key, of in counts.items()
+            },
+            "data": summary(
+                table.assign(rate=[f"{r:g}" for r in table["rate"]]), ["data", "rate", "method"]
+            ),
+        }
+    )
     figure = curves(
-        table.sort_values("rate", kind="stable"), "rate", SHOWN, panel="data",
+        table.sort_values("rate", kind="stable"),
+        "rate",
+        SHOWN,
+        panel="data",
         label="share of nonzero entries masked",
-    )  # fmt: skip
+    )
     leave(out, table, result, figure)
     return result
 

@@ -81,11 +81,14 @@ def imputation(
     table = pd.concat(tables, ignore_index=True)
     methods = ["concerto", "pca"]
     result = {
-        "modality": modality, "k": k, "multimodal": multimodal, "seeds": list(seeds),
+        "modality": modality,
+        "k": k,
+        "multimodal": multimodal,
+        "seeds": list(seeds),
         "cells": {"train": n_train, "test": adata.n_obs - n_train},
         "mean": {name: table[name].mean() for name in methods},
         "features": table.groupby("feature", sort=False)[methods].mean().T.to_dict(),
-    }  # fmt: skip
+    }
     leave(out, table, result, new_figure(table))
     return result
 
@@ -112,26 +115,29 @@ def _compare(
     train_cells, test_cells = train_cells.copy(), test_cells.copy()
     with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
         records = convert(train_cells, f"{folder}/train", modalities={modality: place})
-        held_out = convert(
-            test_cells, f"{folder}/test", modalities={modality: place}, like=records
-        )
+        held_out = convert(test_cells, f"{folder}/test", modalities={modality: place}, like=records)
         measured, known = read_values(held_out, modality), read_values(records, modality)
         bare = test_cells.copy()
         for key in list(bare.obsm):
             del bare.obsm[key]
         model = train(
-            records, f"{folder}/model", modalities=None if multimodal else ["rna"], seed=seed,
+            records,
+            f"{folder}/model",
+            modalities=None if multimodal else ["rna"],
+            seed=seed,
             **training,
-        )  # fmt: skip
+        )
         found = impute(model, bare, reference=records, modalities={modality: place}, k=k)[modality]
     pca = _by_pca(train_cells, test_cells, _dense(known.matrix), k, seed)
     truth = _dense(measured.matrix)
-    return pd.DataFrame({
-        "feature": measured.features,
-        "seed": seed,
-        "concerto": correlations(found.to_numpy(), truth),
-        "pca": correlations(pca, truth),
-    })
+    return pd.DataFrame(
+        {
+            "feature": measured.features,
+            "seed": seed,
+            "concerto": correlations(found.to_numpy(), truth),
+            "pca": correlations(pca, truth),
+        }
+    )
 
 
 def correlations(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

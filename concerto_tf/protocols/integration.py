@@ -63,9 +63,13 @@ def integration(
     check_training(training, chosen=chosen)
     out = check_folder(out)
     records = convert(
-        cells, out / "records", source_key=source_key, layer=layer,
-        label_keys=[label_key] if label_key else [], overwrite=True,
-    )  # fmt: skip
+        cells,
+        out / "records",
+        source_key=source_key,
+        layer=layer,
+        label_keys=[label_key] if label_key else [],
+        overwrite=True,
+    )
     sizes = dict(zip(records.sources, records.manifest.cells_per_source, strict=True))
     if len(sizes) < 2:
         raise InputError(
@@ -83,12 +87,14 @@ def integration(
             rows.append({"method": variant.name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_method = table.drop(columns="seed").groupby("method", sort=False)
-    result = plain({
-        "sources": sizes,
-        "seeds": list(seeds),
-        "mean": of_method.mean().T.to_dict(),
-        "standard_deviation": of_method.std(ddof=0).T.to_dict(),
-    })
+    result = plain(
+        {
+            "sources": sizes,
+            "seeds": list(seeds),
+            "mean": of_method.mean().T.to_dict(),
+            "standard_deviation": of_method.std(ddof=0).T.to_dict(),
+        }
+    )
     panels = {"cell types kept": OF_LABELS, "sources mixed": OF_SOURCES}
     leave(out, table, result, dots(table, "method", panels))
     return result

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 #: Arguments of `concerto_tf.map` by name of the way that cells are mapped.
 WAYS: dict[str, dict[str, Any]] = {
-    "frozen": {}, "batch-aware": {"batch_aware": True}, "fine-tuned": {"finetune": True},
-}  # fmt: skip
+    "frozen": {},
+    "batch-aware": {"batch_aware": True},
+    "fine-tuned": {"finetune": True},
+}
 
 
 def mapping(
@@ -88,9 +90,7 @@ def mapping(
         else:
             taken = list(absent)
         for name in taken:
-            found = _map_all(
-                reference, queries, name, label_key, ways, seed, k, alpha, training
-            )
+            found = _map_all(reference, queries, name, label_key, ways, seed, k, alpha, training)
             for (which, way), (truth, known, table) in found.items():
                 row = score(truth, known, table)
                 rows.append({"query": which, "absent": name, "way": way, "seed": seed, **row})
@@ -99,9 +99,11 @@ def mapping(
     keys = ["query", "absent", "way"]
     means = table.drop(columns="seed").groupby(keys, dropna=False, sort=False).mean()
     result = {
-        "k": k, "alpha": alpha, "seeds": list(seeds),
+        "k": k,
+        "alpha": alpha,
+        "seeds": list(seeds),
         "means": means.reset_index().astype({"absent": object}).to_dict("records"),
-    }  # fmt: skip
+    }
     leave(out, table, result, new_figure(scores))
     return result
 
@@ -124,15 +126,28 @@ def score(truth: np.ndarray, known: np.ndarray, table: pd.DataFrame) -> dict[str
 
     label, before = table["label"].to_numpy(), table["predicted"].to_numpy()
     confidence = table["confidence"].to_numpy()
-    found = dict.fromkeys((
-        "accuracy", "macro_f1", "accuracy_unrejected", "rejected_known", "rejected_unseen", "auroc",
-    ), float("nan"))  # fmt: skip
+    found = dict.fromkeys(
+        (
+            "accuracy",
+            "macro_f1",
+            "accuracy_unrejected",
+            "rejected_known",
+            "rejected_unseen",
+            "auroc",
+        ),
+        float("nan"),
+    )
     if known.any():
         found["accuracy"] = float((label == truth)[known].mean())
-        found["macro_f1"] = float(f1_score(
-            truth[known], label[known], labels=np.unique(truth[known]), average="macro",
-            zero_division=0,
-        ))  # fmt: skip
+        found["macro_f1"] = float(
+            f1_score(
+                truth[known],
+                label[known],
+                labels=np.unique(truth[known]),
+                average="macro",
+                zero_division=0,
+            )
+        )
         found["accuracy_unrejected"] = float((before == truth)[known].mean())
         found["rejected_known"] = float((label == UNKNOWN)[known].mean())
     if (~known).any():
@@ -173,9 +188,15 @@ def _map_all(
             known = np.isin(truth, list(held))
             for way in ways:
                 table = map(
-                    model, cells, reference=records, label_key=label_key, k=k, alpha=alpha,
-                    seed=seed, **WAYS[way],
-                )  # fmt: skip
+                    model,
+                    cells,
+                    reference=records,
+                    label_key=label_key,
+                    k=k,
+                    alpha=alpha,
+                    seed=seed,
+                    **WAYS[way],
+                )
                 found[name, way] = (truth, known, table)
     return found
 
@@ -237,9 +258,14 @@ def new_figure(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> Figure:
     for of, name, color in ((known, "type in the reference", 0), (~known, "type not in it", 1)):
         if of.any():
             axes.hist(
-                confidence[of], bins, density=True, histtype="stepfilled", alpha=0.55,
-                color=PALETTE[color], label=f"{name} ({of.sum():,} cells)",
-            )  # fmt: skip
+                confidence[of],
+                bins,
+                density=True,
+                histtype="stepfilled",
+                alpha=0.55,
+                color=PALETTE[color],
+                label=f"{name} ({of.sum():,} cells)",
+            )
     axes.set_xlabel("confidence")
     axes.set_ylabel("density of cells")
     axes.legend(frameon=False, fontsize=8)

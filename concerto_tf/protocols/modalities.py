@@ -59,9 +59,13 @@ def modalities(
     check_training(training, "modalities")
     out = check_folder(out)
     records = convert(
-        cells, out / "records", modalities=modalities, label_keys=[label_key],
-        source_key=source_key, layer=layer,
-    )  # fmt: skip
+        cells,
+        out / "records",
+        modalities=modalities,
+        label_keys=[label_key],
+        source_key=source_key,
+        layer=layer,
+    )
     known = records.obs()
     every = list(records.manifest.modalities)
     rows = []
@@ -69,18 +73,23 @@ def modalities(
         for chosen in (*([name] for name in every), every):
             name = "+".join(chosen)
             model = train(
-                records, out / "models" / f"{name}-seed{seed}", modalities=chosen, seed=seed,
+                records,
+                out / "models" / f"{name}-seed{seed}",
+                modalities=chosen,
+                seed=seed,
                 **training,
-            )  # fmt: skip
+            )
             scores = evaluate(embed_records(model, records), known[f"label/{label_key}"], seed=seed)
             rows.append({"modalities": name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_choice = table.drop(columns="seed").groupby("modalities", sort=False)
-    result = plain({
-        "cells": records.n_cells,
-        "seeds": list(seeds),
-        "mean": of_choice.mean().T.to_dict(),
-        "standard_deviation": of_choice.std(ddof=0).T.to_dict(),
-    })
+    result = plain(
+        {
+            "cells": records.n_cells,
+            "seeds": list(seeds),
+            "mean": of_choice.mean().T.to_dict(),
+            "standard_deviation": of_choice.std(ddof=0).T.to_dict(),
+        }
+    )
     leave(out, table, result, dots(table, "modalities", {"cell types kept": SCORES}))
     return result

@@ -85,9 +85,13 @@ def overcorrection(
     check_training(training, chosen=embedders)
     out = check_folder(out)
     records = convert(
-        cells, out / "records" / "all", source_key=source_key, layer=layer,
-        label_keys=[label_key], overwrite=True,
-    )  # fmt: skip
+        cells,
+        out / "records" / "all",
+        source_key=source_key,
+        layer=layer,
+        label_keys=[label_key],
+        overwrite=True,
+    )
     whole = cells_of(records)
     chosen = _types(whole, label_key, types)
     rows = []
@@ -96,9 +100,12 @@ def overcorrection(
         kept = ~of_type | (whole.obs["source"] == source).to_numpy()
         left = whole[kept].copy()
         part = convert(
-            left, out / "records" / f"without{number}", source_key="source",
-            label_keys=[label_key], overwrite=True,
-        )  # fmt: skip
+            left,
+            out / "records" / f"without{number}",
+            source_key="source",
+            label_keys=[label_key],
+            overwrite=True,
+        )
         for seed in seeds:
             folder = out / "models" / f"seed{seed}"
             for variant in embedders:
@@ -202,8 +209,9 @@ def _figure_of(table: pd.DataFrame) -> Figure:
                 ends = before[name, method], after[name, method]
                 ax.plot(ends, [y, y], color=PALETTE[i], lw=1.2)
                 ax.plot(ends[0], y, "o", ms=4.5, mfc="white", color=PALETTE[i])
-                ax.plot(ends[1], y, "o", ms=4.5, color=PALETTE[i],
-                        label=method if at == 0 else None)  # fmt: skip
+                ax.plot(
+                    ends[1], y, "o", ms=4.5, color=PALETTE[i], label=method if at == 0 else None
+                )
         if key != "silhouette":
             ax.axvline(MERGED, color="0.6", lw=0.8, ls=":")
             ax.set_xlim(-0.03, 1.03)

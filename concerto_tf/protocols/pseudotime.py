@@ -94,9 +94,13 @@ def pseudotime(
         raise InputError("nothing says where to begin; name a root, or a column with the order")
     out = check_folder(out)
     records = prepare(
-        cells, out / "records", label_key=label_key, source_key=source_key, layer=layer,
+        cells,
+        out / "records",
+        label_key=label_key,
+        source_key=source_key,
+        layer=layer,
         further_keys=[order_key] if order_key else [],
-    )  # fmt: skip
+    )
     names, labels = records.obs()["cell"], labels_of(records, label_key)
     stage = _stages(records, labels, label_key, order_key, order)
     root = _root(names, labels, stage, root, label_key)
@@ -109,12 +113,14 @@ def pseudotime(
     for seed in seeds:
         scores.add(chosen, records, seed, partial(score, seed=seed), training=training)
     table = scores.table()
-    result = plain({
-        "root": root,
-        "from_root": types,
-        "seeds": list(seeds),
-        "methods": summary(table, ["method"]),
-    })
+    result = plain(
+        {
+            "root": root,
+            "from_root": types,
+            "seeds": list(seeds),
+            "methods": summary(table, ["method"]),
+        }
+    )
     leave(out, table, result, strips(table.assign(data=label_key), "data", SHOWN))
     return result
 
@@ -205,9 +211,7 @@ def _from_root(records: Records, labels: np.ndarray, first: str) -> list[str]:
     return [types[i] for i in np.argsort(distance, kind="stable")]
 
 
-def _time(
-    z: np.ndarray, names: np.ndarray, labels: np.ndarray, root: str, seed: int
-) -> np.ndarray:
+def _time(z: np.ndarray, names: np.ndarray, labels: np.ndarray, root: str, seed: int) -> np.ndarray:
     """Pseudotime [n] of the cells of an embedding, NaN where there is none."""
     import pandas as pd
     from anndata import AnnData

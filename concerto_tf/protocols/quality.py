@@ -56,8 +56,10 @@ class Trial:
 
     def key(self) -> Key:
         """What tells its row in the results file; changed defaults make another."""
-        asked = [_defaults(self.variant.method, self.variant.training.get("preset")),
-                 dict(self.data.settings)]  # fmt: skip
+        asked = [
+            _defaults(self.variant.method, self.variant.training.get("preset")),
+            dict(self.data.settings),
+        ]
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         return self.data.name, self.variant.name, digest, self.seed
 
@@ -119,8 +121,9 @@ def configured(text: str) -> Variant:
     training = {**({"preset": preset} if colon else {}), **own}
     made = Variant(
         ",".join([head, *(f"{name}={_write(given[name])}" for name in sorted(given))]),
-        method, training | ({"options": options} if options else {}),
-    )  # fmt: skip
+        method,
+        training | ({"options": options} if options else {}),
+    )
     try:
         _check(made, options)
     except (TypeError, ValueError) as error:  # Keras says so of an option that is not there
@@ -211,12 +214,17 @@ def run(trials: Iterable[Trial], results: Path) -> dict[Key, dict[str, Any]]:
                 began = time.perf_counter()
                 z = embed_by(trial.variant, records, trial.seed, folder / f"model{number}")
                 seconds = time.perf_counter() - began
-                row = plain({
-                    **dict(zip(_KEY, trial.key(), strict=True)),
-                    "cells": len(z), "seconds": round(seconds, 1),
-                    **{key: round(float(v), 4) for key, v in scores(z, data, cells.obs).items()},
-                    "command": trial.command(),
-                })  # fmt: skip
+                row = plain(
+                    {
+                        **dict(zip(_KEY, trial.key(), strict=True)),
+                        "cells": len(z),
+                        "seconds": round(seconds, 1),
+                        **{
+                            key: round(float(v), 4) for key, v in scores(z, data, cells.obs).items()
+                        },
+                        "command": trial.command(),
+                    }
+                )
                 append_line(results, row)
                 done[trial.key()] = row
                 _log.info("%d of %d: %s", number, len(missing), json.dumps(row))
@@ -278,12 +286,16 @@ def scib(z: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> dict[str, fl
         cells.obsm["Z"], cells.obsm["X_pre"] = z, z[:, :50]
         try:
             benchmark = Benchmarker(
-                cells, "batch", "label", ["Z"], n_jobs=2,
+                cells,
+                "batch",
+                "label",
+                ["Z"],
+                n_jobs=2,
                 pre_integrated_embedding_obsm_key="X_pre",
                 bio_conservation_metrics=BioConservation(isolated_labels=False),
                 batch_correction_metrics=BatchCorrection(pcr_comparison=False),
                 progress_bar=False,
-            )  # fmt: skip
+            )
             benchmark.benchmark()
             found = benchmark.get_results(min_max_scale=False).loc["Z"]
         except Exception as error:  # a package of others must not lose the rest

@@ -21,36 +21,75 @@ SIMULATED_PREFIX = "sim:"
 LABEL, SOURCE = "label", "source"
 #: The simulated sets, as `SplatParams` that are drawn once. `rare` is drawn with more cells than it
 #: keeps, see `RARE_CELLS`. Of `lacking` each batch is without two of the groups.
-SIMULATED: Mapping[str, SplatParams] = MappingProxyType({
-    "unbalanced": SplatParams.droplet(
-        n_cells=3000, n_genes=8000, group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1),
-        de_prob=0.13, de_scale=0.5, seed=1,
-    ),
-    "dropout": SplatParams.droplet(
-        n_cells=2000, n_genes=8000, group_sizes=(1,) * 6, de_prob=0.17, de_scale=0.5,
-        dropout_mid=0.0, seed=2,
-    ),
-    "batches": SplatParams.droplet(
-        n_cells=3000, n_genes=8000, group_sizes=(4, 3, 2, 2, 1, 1), de_prob=0.14, de_scale=0.5,
-        batch_sizes=(2, 1, 1), batch_loc=0.1, batch_scale=0.15, seed=3,
-    ),
-    "lacking": SplatParams.droplet(
-        n_cells=3000, n_genes=8000, group_sizes=(4, 3, 2, 2, 1, 1), de_prob=0.14, de_scale=0.5,
-        batch_sizes=(2, 1, 1), batch_loc=0.1, batch_scale=0.15, seed=7,
-    ),
-    "rare": SplatParams.droplet(
-        n_cells=3600, n_genes=8000, group_sizes=(1000, 800, 600, 400, 180, 60),
-        de_prob=(0.17, 0.17, 0.17, 0.17, 0.17, 0.3), de_scale=(0.5, 0.5, 0.5, 0.5, 0.5, 0.8),
-        seed=4,
-    ),
-    "trajectory": SplatParams.droplet(
-        n_cells=2500, n_genes=8000, group_sizes=(1,) * 5, de_prob=0.25, de_scale=0.5, paths=True,
-        path_from=(0, 1, 1, 2, 2), seed=5,
-    ),
-    "easy": SplatParams.droplet(
-        n_cells=1000, n_genes=8000, group_sizes=(1,) * 8, de_prob=0.25, de_scale=0.5, seed=6,
-    ),
-})  # fmt: skip
+SIMULATED: Mapping[str, SplatParams] = MappingProxyType(
+    {
+        "unbalanced": SplatParams.droplet(
+            n_cells=3000,
+            n_genes=8000,
+            group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1),
+            de_prob=0.13,
+            de_scale=0.5,
+            seed=1,
+        ),
+        "dropout": SplatParams.droplet(
+            n_cells=2000,
+            n_genes=8000,
+            group_sizes=(1,) * 6,
+            de_prob=0.17,
+            de_scale=0.5,
+            dropout_mid=0.0,
+            seed=2,
+        ),
+        "batches": SplatParams.droplet(
+            n_cells=3000,
+            n_genes=8000,
+            group_sizes=(4, 3, 2, 2, 1, 1),
+            de_prob=0.14,
+            de_scale=0.5,
+            batch_sizes=(2, 1, 1),
+            batch_loc=0.1,
+            batch_scale=0.15,
+            seed=3,
+        ),
+        "lacking": SplatParams.droplet(
+            n_cells=3000,
+            n_genes=8000,
+            group_sizes=(4, 3, 2, 2, 1, 1),
+            de_prob=0.14,
+            de_scale=0.5,
+            batch_sizes=(2, 1, 1),
+            batch_loc=0.1,
+            batch_scale=0.15,
+            seed=7,
+        ),
+        "rare": SplatParams.droplet(
+            n_cells=3600,
+            n_genes=8000,
+            group_sizes=(1000, 800, 600, 400, 180, 60),
+            de_prob=(0.17, 0.17, 0.17, 0.17, 0.17, 0.3),
+            de_scale=(0.5, 0.5, 0.5, 0.5, 0.5, 0.8),
+            seed=4,
+        ),
+        "trajectory": SplatParams.droplet(
+            n_cells=2500,
+            n_genes=8000,
+            group_sizes=(1,) * 5,
+            de_prob=0.25,
+            de_scale=0.5,
+            paths=True,
+            path_from=(0, 1, 1, 2, 2),
+            seed=5,
+        ),
+        "easy": SplatParams.droplet(
+            n_cells=1000,
+            n_genes=8000,
+            group_sizes=(1,) * 8,
+            de_prob=0.25,
+            de_scale=0.5,
+            seed=6,
+        ),
+    }
+)
 #: Of `rare`: cells of the last group, and of all groups.
 RARE_CELLS = (20, 3000)
 
@@ -130,11 +169,13 @@ def _simulated(name: str) -> DataSet:
     return DataSet(
         name,
         {
-            "simulated": repr(params), "cells": RARE_CELLS if rare else None,
+            "simulated": repr(params),
+            "cells": RARE_CELLS if rare else None,
             **({"lacking": 2} if kind == "lacking" else {}),
         },
-        has_sources=params.n_batches > 1, rare=f"Group{params.n_groups}" if rare else None,
-    )  # fmt: skip
+        has_sources=params.n_batches > 1,
+        rare=f"Group{params.n_groups}" if rare else None,
+    )
 
 
 def _in_file(path: Path, label_key: str, source_key: str) -> DataSet:

@@ -56,9 +56,10 @@ class Findings:
         columns = ["data", "configuration", "seed", "cells", "seconds", *SHOWN]
         columns += dict.fromkeys(k for row in found for k in row if k not in columns)
         return cls(
-            pd.DataFrame(found, columns=columns), sets,
+            pd.DataFrame(found, columns=columns),
+            sets,
             {made.name: made.method for made in configurations},
-        )  # fmt: skip
+        )
 
     @property
     def real(self) -> list[str]:
@@ -141,9 +142,12 @@ def figure(findings: Findings) -> Figure | None:
     order = {data.name: i for i, data in enumerate(findings.sets)}
     table = table.sort_values("data", key=lambda names: names.map(order), kind="stable")
     drawn = strips(
-        table, "data", {score: f"{SHOWN[score]}, less that of PCA" for score in ARIS},
-        by="configuration", columns=1,
-    )  # fmt: skip
+        table,
+        "data",
+        {score: f"{SHOWN[score]}, less that of PCA" for score in ARIS},
+        by="configuration",
+        columns=1,
+    )
     for ax in drawn.axes:
         ax.axhline(0, color="0.4", lw=1)
     return drawn
@@ -153,27 +157,36 @@ def _by_set(findings: Findings) -> str:
     means = {score: findings.means(score) for score in SHOWN}
     spreads = {score: findings.over_seeds(score, "std") for score in ARIS}
     rows = [
-        [name, *(
-            " · ".join(
-                _number(means[score].loc[name, made])
-                + (_spread(spreads[score].loc[name, made]) if score in spreads else "")
-                for score in SHOWN
-            )
-            for made in findings.methods
-        )]
+        [
+            name,
+            *(
+                " · ".join(
+                    _number(means[score].loc[name, made])
+                    + (_spread(spreads[score].loc[name, made]) if score in spreads else "")
+                    for score in SHOWN
+                )
+                for made in findings.methods
+            ),
+        ]
         for name in (data.name for data in findings.sets)
-    ]  # fmt: skip
+    ]
     for what, names in (("mean, real", findings.real), ("mean, simulated", findings.simulated)):
         if names:
-            rows.append([what, *(
-                " · ".join(_number(_mean(means[score], names)[made]) for score in SHOWN)
-                for made in findings.methods
-            )])  # fmt: skip
+            rows.append(
+                [
+                    what,
+                    *(
+                        " · ".join(_number(_mean(means[score], names)[made]) for score in SHOWN)
+                        for made in findings.methods
+                    ),
+                ]
+            )
     return _markdown(
         f"{' · '.join(SHOWN.values())}; means over seeds, ± their standard deviation. Harmony's "
         "are PCA's where there are no sources.",
-        ["data set", *findings.methods], rows,
-    )  # fmt: skip
+        ["data set", *findings.methods],
+        rows,
+    )
 
 
 def _summary(findings: Findings) -> str:
@@ -187,18 +200,20 @@ def _summary(findings: Findings) -> str:
     for name in findings.methods:
         own = findings.table[findings.table["configuration"] == name]
         simulated = [_number(_mean(means[s], findings.simulated)[name]) for s in SHOWN]
-        rows.append([
-            name,
-            " · ".join(_number(real[score][name]) for score in SHOWN),
-            " · ".join(simulated),
-            " · ".join(
-                _signed(real[s][name] - best[s].max()) if len(best[s]) else "-" for s in SHOWN
-            ),
-            " · ".join(_worst(means[s], name) for s in ARIS),
-            " · ".join(_largest_spread(findings, s, name) for s in ARIS),
-            _recovery(own),
-            f"{own['seconds'].mean():.0f}" if len(own) else "-",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                " · ".join(_number(real[score][name]) for score in SHOWN),
+                " · ".join(simulated),
+                " · ".join(
+                    _signed(real[s][name] - best[s].max()) if len(best[s]) else "-" for s in SHOWN
+                ),
+                " · ".join(_worst(means[s], name) for s in ARIS),
+                " · ".join(_largest_spread(findings, s, name) for s in ARIS),
+                _recovery(own),
+                f"{own['seconds'].mean():.0f}" if len(own) else "-",
+            ]
+        )
     said = "; ".join(
         f"{SHOWN[s]} {best[s].idxmax()} {_number(best[s].max())}" for s in SHOWN if len(best[s])
     )
@@ -207,8 +222,9 @@ def _summary(findings: Findings) -> str:
         f"{' · '.join(SHOWN.values())}; "
         f"worst and spread (sets of more than {MANY_CELLS:,} cells) of the ARIs alone; recovered "
         f"is a Leiden cluster with an F1 of {RECOVERED} or more.",
-        heads, rows,
-    )  # fmt: skip
+        heads,
+        rows,
+    )
 
 
 def _scib(findings: Findings) -> str:
@@ -217,14 +233,24 @@ def _scib(findings: Findings) -> str:
         return ""
     means = {score: findings.over_seeds(score).loc[names] for score in SCIB}
     rows = [
-        [name, *(" · ".join(_number(means[s].loc[name, made]) for s in SCIB)
-                 for made in findings.methods)]
+        [
+            name,
+            *(
+                " · ".join(_number(means[s].loc[name, made]) for s in SCIB)
+                for made in findings.methods
+            ),
+        ]
         for name in names
-    ]  # fmt: skip
-    rows.append(["mean", *(
-        " · ".join(_number(_mean(means[s], names)[made]) for s in SCIB)
-        for made in findings.methods
-    )])  # fmt: skip
+    ]
+    rows.append(
+        [
+            "mean",
+            *(
+                " · ".join(_number(_mean(means[s], names)[made]) for s in SCIB)
+                for made in findings.methods
+            ),
+        ]
+    )
     heads = ["data set", *findings.methods]
     return _markdown(f"scIB: {' · '.join(SCIB.values())}.", heads, rows)
 
@@ -238,24 +264,32 @@ def _left_out(findings: Findings) -> str:
         return ""
     got = {s: [means[s].loc[name, made] for name, made in chosen.items()] for s in SHOWN}
     rows = [
-        [name, made, " · ".join(_number(got[score][i]) for score in SHOWN),
-         " · ".join(_signed(got[s][i] - means[s].loc[name, "pca"]) if "pca" in means[s] else "-"
-                    for s in SHOWN)]
+        [
+            name,
+            made,
+            " · ".join(_number(got[score][i]) for score in SHOWN),
+            " · ".join(
+                _signed(got[s][i] - means[s].loc[name, "pca"]) if "pca" in means[s] else "-"
+                for s in SHOWN
+            ),
+        ]
         for i, (name, made) in enumerate(chosen.items())
-    ]  # fmt: skip
+    ]
     less = [
         _signed(np.mean(got[s]) - _mean(means[s], findings.real)["pca"])
-        if "pca" in means[s] else "-"
+        if "pca" in means[s]
+        else "-"
         for s in SHOWN
-    ]  # fmt: skip
+    ]
     mean = " · ".join(_number(np.mean(got[score])) for score in SHOWN)
     rows.append(["mean", "", mean, " · ".join(less)])
     heads = ["left out", "chosen by all others", " · ".join(SHOWN.values()), "less PCA"]
     return _markdown(
         "Leaving one out: for each real set the configuration with the best mean of both ARIs "
         "over all other sets, scored on the set that was left out.",
-        heads, rows,
-    )  # fmt: skip
+        heads,
+        rows,
+    )
 
 
 def _mean(means: pd.DataFrame, names: Sequence[str]) -> pd.Series:

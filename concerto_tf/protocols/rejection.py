@@ -103,32 +103,44 @@ def rejection(
                 work = Path(folder) / f"{seed}-{i}"
                 work.mkdir()
                 reference = convert(
-                    adata[~aside].copy(), work / "records", source_key="source",
+                    adata[~aside].copy(),
+                    work / "records",
+                    source_key="source",
                     label_keys=[label_key],
-                )  # fmt: skip
+                )
                 model = train(reference, work / "pretrained", seed=seed, **dict(training or {}))
                 fine = finetune(
-                    model, reference, work / "model", label_key=label_key, seed=seed,
+                    model,
+                    reference,
+                    work / "model",
+                    label_key=label_key,
+                    seed=seed,
                     **dict(finetuning or {}),
-                )  # fmt: skip
+                )
                 table = annotate(fine, adata[aside].copy(), alpha=alpha, source_key="source")
                 found = compare(table, labels[aside], fine.classes)
                 name = " + ".join(group)
-                rows.append({
-                    "seed": seed, "unseen": name, "calibration_cells": len(fine.calibration),
-                    **{key: found[key] for key in ("cells", "cells_unseen", *_SHOWN)},
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "seed": seed,
+                        "unseen": name,
+                        "calibration_cells": len(fine.calibration),
+                        **{key: found[key] for key in ("cells", "cells_unseen", *_SHOWN)},
+                    }
+                )
                 unseen = np.isin(labels[aside], group)
                 familiar = table["familiarity"].to_numpy()
                 curves.setdefault(name, []).append((familiar[~unseen], familiar[unseen]))
     table = pd.DataFrame(rows)
     means = table.groupby("unseen", sort=False)[list(_SHOWN)].mean()
-    result = plain({
-        "alpha": alpha,
-        "seeds": list(seeds),
-        "unseen": {name: row.to_dict() for name, row in means.iterrows()},
-        "mean": means.mean().to_dict(),
-    })
+    result = plain(
+        {
+            "alpha": alpha,
+            "seeds": list(seeds),
+            "unseen": {name: row.to_dict() for name, row in means.iterrows()},
+            "mean": means.mean().to_dict(),
+        }
+    )
     leave(out, table, result, _figure_of(curves, result, alpha))
     return result
 
@@ -161,16 +173,21 @@ def _figure_of(
         for i, label in enumerate(("types seen", "unseen")):
             values = np.concatenate([pair[i] for pair in pairs])
             axis.hist(
-                values, bins, density=True, histtype="stepfilled", alpha=0.5, color=PALETTE[i],
+                values,
+                bins,
+                density=True,
+                histtype="stepfilled",
+                alpha=0.5,
+                color=PALETTE[i],
                 label=label,
-            )  # fmt: skip
+            )
         axis.axvline(alpha, color="black", lw=0.8, ls="--", label=f"alpha {alpha:g}")
         auroc = result["unseen"][name]["auroc_familiarity"]
         axis.set_title(f"{short_name(name, 30)}\nAUROC {auroc:.2f}", size=9)
         axis.set_yticks([])
         axis.set_xlim(0, 1)
         axis.set_xlabel("familiarity", fontsize=9)
-    for axis in axes[len(curves):]:
+    for axis in axes[len(curves) :]:
         axis.set_axis_off()
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False

@@ -116,8 +116,15 @@ def dots(table: pd.DataFrame, by: str, panels: Mapping[str, Sequence[str]]) -> F
             for at, name in enumerate(names):
                 x = at + min(0.22, 0.8 / len(choices)) * (i - (len(choices) - 1) / 2)
                 ax.plot([x] * len(own), own[name], "o", color=PALETTE[i], ms=3.5, alpha=0.6, mew=0)
-                ax.plot(x, own[name].mean(), "_", color=PALETTE[i], ms=12, mew=2.2,
-                        label=choice if at == 0 else None)  # fmt: skip
+                ax.plot(
+                    x,
+                    own[name].mean(),
+                    "_",
+                    color=PALETTE[i],
+                    ms=12,
+                    mew=2.2,
+                    label=choice if at == 0 else None,
+                )
         ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
         ax.set_title(title, fontsize=10, loc="left")
         ax.tick_params(axis="y", labelsize=8)
@@ -127,7 +134,11 @@ def dots(table: pd.DataFrame, by: str, panels: Mapping[str, Sequence[str]]) -> F
     axes[0].set_ylabel("score (higher is better)", fontsize=8)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="outside upper right", ncols=min(4, len(choices)), frameon=False,
+        handles,
+        names,
+        loc="outside upper right",
+        ncols=min(4, len(choices)),
+        frameon=False,
         fontsize=8,
-    )  # fmt: skip
+    )
     return figure

@@ -98,13 +98,18 @@ def robustness(
     if source_key is not None and not data:
         raise InputError("a source key belongs to data; name some, or leave the key out")
     base = {
-        "n_cells": n_cells, "n_genes": n_genes, "group_sizes": (1.0,) * 5, "dropout_shape": -1.0,
-    }  # fmt: skip
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "group_sizes": (1.0,) * 5,
+        "dropout_shape": -1.0,
+    }
     simulated = [
         *(("de_scale", s, SplatParams(**base, de_scale=s, dropout_mid=1.0)) for s in de_scales),
-        *(("dropout_mid", m, SplatParams(**base, de_scale=0.2, dropout_mid=m))
-          for m in dropout_mids),
-    ]  # fmt: skip
+        *(
+            ("dropout_mid", m, SplatParams(**base, de_scale=0.2, dropout_mid=m))
+            for m in dropout_mids
+        ),
+    ]
     if not simulated and not data:
         raise InputError("no ladder is left; name de scales, dropout mids, or data")
     out = check_folder(out)
@@ -118,9 +123,11 @@ def robustness(
     for (ladder, level, params), seed in product(simulated, seeds):
         with TemporaryDirectory(prefix="concerto-") as folder:
             records = prepare(
-                simulate(replace(params, seed=seed)), Path(folder), label_key="group",
+                simulate(replace(params, seed=seed)),
+                Path(folder),
+                label_key="group",
                 drop_empty=True,
-            )  # fmt: skip
+            )
             score = of_clusters(records, "group", seed)
             add(chosen, records, seed, score, ladder=ladder, level=f"{level:g}")
     for name, records in real.items():
@@ -130,10 +137,12 @@ def robustness(
                 score = of_clusters(records, label_key, seed)
                 add(own, records, seed, score, ladder=f"hvg, {name}", level=level)
     table = scores.table()
-    result = plain({
-        "seeds": list(seeds),
-        "ladders": summary(table, ["ladder", "level", "method"]),
-    })
+    result = plain(
+        {
+            "seeds": list(seeds),
+            "ladders": summary(table, ["ladder", "level", "method"]),
+        }
+    )
     leave(out, table, result, curves(table, "level", SHOWN, panel="ladder"))
     return result
 

@@ -66,11 +66,17 @@ class Scores:
             **columns: What the rows are named by, ahead of ``method`` and ``seed``.
         """
         for variant in chosen:
-            asked = plain({
-                **self._about, **columns, "method": variant.method, "seed": seed,
-                "training": variant.asked(training or {}), "records": fingerprint(records),
-                "configuration": variant.configuration(),
-            })  # fmt: skip
+            asked = plain(
+                {
+                    **self._about,
+                    **columns,
+                    "method": variant.method,
+                    "seed": seed,
+                    "training": variant.asked(training or {}),
+                    "records": fingerprint(records),
+                    "configuration": variant.configuration(),
+                }
+            )
             if _key(asked) not in self._kept:
                 parts = (*columns.values(), variant.name, f"seed{seed}")
                 model = self._models / "-".join(re.sub(r"[^\w.]+", "_", str(p)) for p in parts)

@@ -81,9 +81,13 @@ def signatures(
     if not seeds:
         raise InputError("no seed is given; name at least one")
     records = convert(
-        cells, out / "records", source_key=source_key, label_keys=[groupby], layer=layer,
+        cells,
+        out / "records",
+        source_key=source_key,
+        label_keys=[groupby],
+        layer=layer,
         overwrite=True,
-    )  # fmt: skip
+    )
     known = records.labels[groupby]
     strange = [group for group in dict.fromkeys(wanted["group"]) if group not in known]
     if strange:
@@ -108,10 +112,15 @@ def signatures(
         place = {gene: i for i, gene in enumerate(part.features)}
         for group, gene in wanted.itertuples(index=False):
             at = groups.index(group), place.get(gene)
-            parts.append({
-                "group": group, "gene": gene, "seed": seed, "genes": len(place),
-                **{f"rank_{k}": None if at[1] is None else int(ranks[k][at]) for k in RANKINGS},
-            })  # fmt: skip
+            parts.append(
+                {
+                    "group": group,
+                    "gene": gene,
+                    "seed": seed,
+                    "genes": len(place),
+                    **{f"rank_{k}": None if at[1] is None else int(ranks[k][at]) for k in RANKINGS},
+                }
+            )
     import pandas as pd
 
     table = pd.DataFrame(parts)
@@ -213,10 +222,13 @@ def _summary(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
             "largest_rank": float(ranks.max()),
         }
     for (group, gene), ranks in ranked.iterrows():
-        result["ranks"].append({
-            "group": group, "gene": gene,
-            **{name: ranks[column] for name, column in zip(RANKINGS, columns, strict=True)},
-        })  # fmt: skip
+        result["ranks"].append(
+            {
+                "group": group,
+                "gene": gene,
+                **{name: ranks[column] for name, column in zip(RANKINGS, columns, strict=True)},
+            }
+        )
     return result
 
 
@@ -233,9 +245,15 @@ def _figure_of(result: dict[str, Any]) -> Figure:
     for color, (name, title) in zip(PALETTE, RANKINGS.items(), strict=False):
         hollow = {} if name in ("weight", "attention") else {"mfc": "none"}
         axes.plot(
-            [row[name] for row in rows], range(len(rows)), styles[name], color=color, ms=6,
-            label=title, clip_on=False, **hollow,
-        )  # fmt: skip
+            [row[name] for row in rows],
+            range(len(rows)),
+            styles[name],
+            color=color,
+            ms=6,
+            label=title,
+            clip_on=False,
+            **hollow,
+        )
     labels = [f"{short_name(str(row['group']), 20)}  {row['gene']}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_xscale("log")

@@ -99,9 +99,12 @@ def simulations(
     ]
     drawn = {
         case: splat(
-            case, n_genes=n_genes, cells_per_cluster=cells_per_cluster,
-            unbalanced_cells=unbalanced_cells, de_scale=de_scale,
-        )  # fmt: skip
+            case,
+            n_genes=n_genes,
+            cells_per_cluster=cells_per_cluster,
+            unbalanced_cells=unbalanced_cells,
+            de_scale=de_scale,
+        )
         for case in cases
     }  # an unsuitable argument is said before any work
     out = check_folder(out)
@@ -114,16 +117,25 @@ def simulations(
         with TemporaryDirectory(prefix="concerto-") as folder:
             records = prepare(cells, Path(folder), label_key="group", drop_empty=True)
             scores.add(
-                chosen, records, seed, of_clusters(records, "group", seed), training=training,
-                keep_models=False, design=design, clusters=k, dropout_mid=mid,
-            )  # fmt: skip
+                chosen,
+                records,
+                seed,
+                of_clusters(records, "group", seed),
+                training=training,
+                keep_models=False,
+                design=design,
+                clusters=k,
+                dropout_mid=mid,
+            )
     table = scores.table()
-    result = plain({
-        "seeds": list(seeds),
-        "zeros": {mid: np.mean(shares) for mid, shares in zeros.items()},
-        "designs": summary(table, ["design", "clusters", "dropout_mid", "method"]),
-        "mean": summary(table, ["design", "method"], over=["seed", "clusters", "dropout_mid"]),
-    })
+    result = plain(
+        {
+            "seeds": list(seeds),
+            "zeros": {mid: np.mean(shares) for mid, shares in zeros.items()},
+            "designs": summary(table, ["design", "clusters", "dropout_mid", "method"]),
+            "mean": summary(table, ["design", "method"], over=["seed", "clusters", "dropout_mid"]),
+        }
+    )
     panels = table.assign(
         panel=table["design"] + ", mid " + table["dropout_mid"].map("{:g}".format)
     )
@@ -151,6 +163,11 @@ def splat(
             f"clusters; ask for {least} cells or more"
         )
     return SplatParams(
-        n_cells=n_cells, n_genes=n_genes, seed=seed, group_sizes=tuple(sizes), de_scale=de_scale,
-        dropout_mid=mid, dropout_shape=-1.0,
-    )  # fmt: skip
+        n_cells=n_cells,
+        n_genes=n_genes,
+        seed=seed,
+        group_sizes=tuple(sizes),
+        de_scale=de_scale,
+        dropout_mid=mid,
+        dropout_shape=-1.0,
+    )

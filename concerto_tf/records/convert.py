@@ -125,11 +125,21 @@ def convert(
     plan = _fingerprint(
         inputs,
         out,
-        options=[layer, source_key, label_keys, dict(modalities or {}), shards, compression, seed,
-                 chunk_cells, drop_empty, table and table.pairs,
-                 {name: genes.digest for name, genes in vocabularies.items()},
-                 *([source_name] if source_name else [])],
-    )  # fmt: skip
+        options=[
+            layer,
+            source_key,
+            label_keys,
+            dict(modalities or {}),
+            shards,
+            compression,
+            seed,
+            chunk_cells,
+            drop_empty,
+            table and table.pairs,
+            {name: genes.digest for name, genes in vocabularies.items()},
+            *([source_name] if source_name else []),
+        ],
+    )
     with ExitStack() as stack:
         pool = stack.enter_context(Workers(workers, dask))  # before there is anything to clear away
         finished = _take_over(out, plan, overwrite, skip_damaged)
@@ -147,17 +157,24 @@ def convert(
                 opened = [
                     files.enter_context(
                         open_input(
-                            item, layer=layer, modalities=modalities, lenient=len(inputs) > 1,
+                            item,
+                            layer=layer,
+                            modalities=modalities,
+                            lenient=len(inputs) > 1,
                             scratch=None if is_remote(spool) else spool,
                         )
                     )
                     for item in inputs
-                ]  # fmt: skip
+                ]
                 _check_modalities(opened, modalities)
                 joined = join(
-                    opened, source_key=source_key, source_name=source_name, label_keys=label_keys,
-                    like=vocabularies, orthologs=table,
-                )  # fmt: skip
+                    opened,
+                    source_key=source_key,
+                    source_name=source_name,
+                    label_keys=label_keys,
+                    like=vocabularies,
+                    orthologs=table,
+                )
                 if shards is not None and shards > joined.n_cells:
                     raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
                 done = Progress(joined.n_cells, progress)
@@ -252,9 +269,7 @@ def _fingerprint(inputs: Sequence[Path | AnnData | Input], out: Path, options: l
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _take_over(
-    out: Path, plan: str, overwrite: bool, skip_damaged: bool
-) -> Records | None:
+def _take_over(out: Path, plan: str, overwrite: bool, skip_damaged: bool) -> Records | None:
     """Makes `out` ready: the finished records if they are the ones wanted, or else room for them.
 
     What an interrupted conversion left is kept if it had the same plan, and removed if not.

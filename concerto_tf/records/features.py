@@ -31,6 +31,7 @@ class MissingModality(InputError):
         super().__init__(f"modality {modality}: {reason}")
         self.modality, self.reason = modality, reason
 
+
 # Columns of var in which the field's tools leave the other name of a gene.
 _SYMBOL_COLUMNS = (
     "gene_symbols",

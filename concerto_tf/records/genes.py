@@ -81,14 +81,18 @@ def _of_all_inputs(records: Records, share: np.ndarray, n_top: int) -> GeneStats
     if shared < FEWEST_SHARED:
         _log.warning(
             "%s: only %d genes are in all inputs; those that some lack are looked at too, and "
-            "set inputs apart; leave out inputs of few genes", records.path, shared,
-        )  # fmt: skip
+            "set inputs apart; leave out inputs of few genes",
+            records.path,
+            shared,
+        )
         return stats
     if shared < min(n_top, records.n_genes) / 2:
         _log.warning(
             "%s: the model looks at the %d genes that all inputs have; leave out inputs of few "
-            "genes to have it look at more", records.path, shared,
-        )  # fmt: skip
+            "genes to have it look at more",
+            records.path,
+            shared,
+        )
     return replace(stats, n_cells=np.where(share == 1, stats.n_cells, 0))
 
 
@@ -112,8 +116,11 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         if partly.any():
             _log.warning(
                 "%s: %d genes are not in all inputs and read as zero there, which sets inputs "
-                "apart; hvg:%d leaves them out", records.path, partly.sum(), len(partly),
-            )  # fmt: skip
+                "apart; hvg:%d leaves them out",
+                records.path,
+                partly.sum(),
+                len(partly),
+            )
         return None
     number = re.fullmatch(r"hvg:(\d+)", wanted)
     if number:

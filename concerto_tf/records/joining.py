@@ -155,8 +155,9 @@ def _genes(
         having = [modality == "rna" or modality in cells.modalities for cells in inputs]
         own = [
             cells.genes if modality == "rna" else cells.modalities[modality]
-            for cells, has in zip(inputs, having, strict=True) if has
-        ]  # fmt: skip
+            for cells, has in zip(inputs, having, strict=True)
+            if has
+        ]
         who = [name for name, has in zip(names, having, strict=True) if has]
         if modality in like:
             vocabularies[modality] = like[modality]
@@ -192,10 +193,16 @@ def _genes(
             )
         for name, found in zip(who, matches, strict=True):
             report["lines"].append(f"{name}: {modality}: {found.report()}")
-            report["overlap"].append({
-                "input": name, "modality": modality, "how": found.how, "shared": found.shared,
-                "missing": found.missing, "extra": found.extra,
-            })  # fmt: skip
+            report["overlap"].append(
+                {
+                    "input": name,
+                    "modality": modality,
+                    "how": found.how,
+                    "shared": found.shared,
+                    "missing": found.missing,
+                    "extra": found.extra,
+                }
+            )
     return vocabularies, places
 
 
@@ -211,11 +218,13 @@ def _units(
         size = min(_SAMPLE_CELLS, cells.n_cells)
         starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
         samples = [cells.chunk(start, start + size) for start in starts]
-        own_units.append({
-            name: detect_units([sample[name] for sample in samples])
-            for name in modalities
-            if name == "rna" or name in cells.modalities
-        })  # fmt: skip
+        own_units.append(
+            {
+                name: detect_units([sample[name] for sample in samples])
+                for name in modalities
+                if name == "rna" or name in cells.modalities
+            }
+        )
     units = {}
     for name in modalities:
         found = [

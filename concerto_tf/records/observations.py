@@ -114,9 +114,7 @@ class StoredFrame:
     def _old_categories(self, column: Any) -> Any:
         """A categorical as anndata 0.7 wrote it: codes that refer to names stored elsewhere."""
         reference = column.attrs["categories"]
-        stored = (
-            self._group[reference] if isinstance(reference, str) else column.file[reference]
-        )
+        stored = self._group[reference] if isinstance(reference, str) else column.file[reference]
         return _categorical(column, stored)
 
 

@@ -230,16 +230,12 @@ class _Parser:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Genes and values [B, K]; adds "total" and, where packed, "offset" to the batch."""
         if self._kept is None and self._width is None:
-            genes, values = (
-                _decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
-            )
+            genes, values = (_decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True))
             batch["total"] = tf.reduce_sum(values, 1)
             return genes, values
         n_cells = raw[0].shape[0]
         lengths = tf.strings.length(raw[0]) // np.dtype(info.gene_dtype).itemsize
-        genes, values = (
-            _decode_flat(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
-        )
+        genes, values = (_decode_flat(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True))
         ends = tf.cumsum(lengths)
         # Differences of a running sum, exact for counts, cost far less than a segment sum.
         running = tf.pad(tf.cumsum(tf.cast(values, tf.float64)), [[1, 0]])

@@ -162,9 +162,12 @@ class Records:
         parts = max(1, min(len(self.manifest.shards), self.n_cells // cells))
         with self.naming_damage():
             batches = self.dataset(
-                min(256, cells), genes=np.zeros(0, np.int64), modalities=["rna"], pad_last=False,
+                min(256, cells),
+                genes=np.zeros(0, np.int64),
+                modalities=["rna"],
+                pad_last=False,
                 shard_of=(0, parts),
-            )  # fmt: skip
+            )
             totals, n = [np.zeros(0, np.float32)], 0
             for batch in batches:
                 totals.append(batch["total"].numpy())
@@ -270,13 +273,24 @@ class Records:
         self._check_dataset(batch_size, labels, shard_of, drop)
         self.check(share(self.manifest, shard_of)[0])
         return build(
-            self.path, self.manifest, batch_size=batch_size, shuffle=shuffle, seed=seed,
-            repeat=repeat, first_epoch=first_epoch, genes=genes,
+            self.path,
+            self.manifest,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            repeat=repeat,
+            first_epoch=first_epoch,
+            genes=genes,
             modalities=list(self.manifest.modalities) if modalities is None else modalities,
-            sources=sources, labels=labels,
-            cells=cells, shard_of=shard_of, drop_remainder=drop, pad_last=pad_last,
-            gene_cells=self.gene_stats.n_cells if packed else None, replicas=replicas,
-        )  # fmt: skip
+            sources=sources,
+            labels=labels,
+            cells=cells,
+            shard_of=shard_of,
+            drop_remainder=drop,
+            pad_last=pad_last,
+            gene_cells=self.gene_stats.n_cells if packed else None,
+            replicas=replicas,
+        )
 
     def obs(self) -> dict[str, np.ndarray]:
         """What is known of the cells, in the order of the input.
@@ -292,7 +306,10 @@ class Records:
         with self.naming_damage():
             none = np.zeros(0, np.int64)
             for batch in self.dataset(
-                min(4096, self.n_cells), genes=none, labels=list(self.labels), cells=True,
+                min(4096, self.n_cells),
+                genes=none,
+                labels=list(self.labels),
+                cells=True,
                 pad_last=False,
             ):
                 cells.extend(name.decode() for name in batch["cell"].numpy())
@@ -344,8 +361,11 @@ class Records:
         try:
             yield
         except (
-            tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError,
-            tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError,
+            tf.errors.DataLossError,
+            tf.errors.NotFoundError,
+            tf.errors.OutOfRangeError,
+            tf.errors.InvalidArgumentError,
+            tf.errors.FailedPreconditionError,
         ) as error:
             # Other causes raise these too; only what is wrong with the files is ours to explain.
             problems = self.verify()

@@ -53,18 +53,28 @@ def adapt(
     schedule = plan_training(cells, epochs, batch_size)
     adapted.compile("adam", _LEARNING_RATE)
     adapted.fit(
-        _mixed([
-            of.dataset(
-                batch_size, shuffle=True, seed=seed, repeat=True, genes=model.genes,
-                sources=adapted.sources, modalities=seen_modalities(model, of), packed=True,
-            )
-            for of in records
-        ], [of.n_cells / cells for of in records], seed),
+        _mixed(
+            [
+                of.dataset(
+                    batch_size,
+                    shuffle=True,
+                    seed=seed,
+                    repeat=True,
+                    genes=model.genes,
+                    sources=adapted.sources,
+                    modalities=seen_modalities(model, of),
+                    packed=True,
+                )
+                for of in records
+            ],
+            [of.n_cells / cells for of in records],
+            seed,
+        ),
         epochs=schedule.rounds,
         steps_per_epoch=schedule.steps_per_round,
         verbose=0,
         callbacks=[Report(schedule, progress), StopOnNaN()],
-    )  # fmt: skip
+    )
     return adapted
 
 
@@ -92,8 +102,11 @@ def with_own_statistics(model: ContrastiveModel, records: Records) -> Contrastiv
     own = model.with_sources(records.sources)
     own.calibrate(
         records.dataset(
-            min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=own.sources,
-            modalities=seen_modalities(model, records), packed=True,
+            min(_BATCH_CELLS, records.n_cells),
+            genes=model.genes,
+            sources=own.sources,
+            modalities=seen_modalities(model, records),
+            packed=True,
         )
-    )  # fmt: skip
+    )
     return own

@@ -62,8 +62,11 @@ def check_measured(model: ContrastiveModel, records: Records) -> np.ndarray | No
     if seen.mean() < _FEW_MEASURED:
         _log.warning(
             "%s: only %d of the %d genes that the model looks at were measured; the others are "
-            "taken at their mean", records.name, seen.sum(), len(seen),
-        )  # fmt: skip
+            "taken at their mean",
+            records.name,
+            seen.sum(),
+            len(seen),
+        )
     return None if measured.all() else measured
 
 

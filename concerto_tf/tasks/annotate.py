@@ -80,9 +80,14 @@ def annotate(
         check_target(out, cells, drop_empty)
     model = as_classifier(model)
     with as_records(
-        model.encoder, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
-        modalities=modalities, orthologs=orthologs,
-    ) as records:  # fmt: skip
+        model.encoder,
+        cells,
+        source_key=source_key,
+        layer=layer,
+        drop_empty=drop_empty,
+        modalities=modalities,
+        orthologs=orthologs,
+    ) as records:
         found = annotate_records(model, records, progress)
         table = _table(model, found, records.obs()["cell"], alpha)
         _report(model, table, alpha)
@@ -210,15 +215,23 @@ def compare(table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]) -
     predicted = table["predicted"].to_numpy(object)
     rejected = (table["label"] == UNKNOWN).to_numpy()
     found: dict[str, Any] = {
-        "cells": int(seen.sum()), "cells_unseen": int(unseen.sum()), "accuracy": None,
-        "macro_f1": None, "rejected_seen": None, "rejected_unseen": None, "auroc": None,
-    }  # fmt: skip
+        "cells": int(seen.sum()),
+        "cells_unseen": int(unseen.sum()),
+        "accuracy": None,
+        "macro_f1": None,
+        "rejected_seen": None,
+        "rejected_unseen": None,
+        "auroc": None,
+    }
     if seen.any():
         names = sorted(set(truth[seen]))
         of_types = f1_score(
-            truth[seen].astype(str), predicted[seen].astype(str), labels=names, average="macro",
+            truth[seen].astype(str),
+            predicted[seen].astype(str),
+            labels=names,
+            average="macro",
             zero_division=0.0,
-        )  # fmt: skip
+        )
         found["accuracy"] = float(np.mean(truth[seen] == predicted[seen]))
         found["macro_f1"] = float(of_types)
         found["rejected_seen"] = float(rejected[seen].mean())
@@ -246,12 +259,19 @@ def _report(model: Classifier, table: pd.DataFrame, alpha: float) -> None:
         _log.warning(
             "calibrated on %d held-out cells, but alpha %g takes %d: no cell is rejected; ask for "
             "a larger alpha, or fine-tune on more labelled cells",
-            n, alpha, int(np.ceil(1 / alpha - 1)),
-        )  # fmt: skip
+            n,
+            alpha,
+            int(np.ceil(1 / alpha - 1)),
+        )
     else:
         share = float((table["label"] == UNKNOWN).mean())
         expected, low, high = rejection_rate(alpha, n)
         _log.info(
             "%.1f%% of the cells are unknown; of known cells alpha %g rejects about %.1f%% (%.1f%% "
-            "to %.1f%%)", 100 * share, alpha, 100 * expected, 100 * low, 100 * high,
-        )  # fmt: skip
+            "to %.1f%%)",
+            100 * share,
+            alpha,
+            100 * expected,
+            100 * low,
+            100 * high,
+        )

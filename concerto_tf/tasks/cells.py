@@ -95,10 +95,17 @@ def as_records(
     places = {**asked, **_own_places(model, cells, asked)}
     with tempfile.TemporaryDirectory(prefix="concerto-") as folder:
         records = convert(
-            cells, folder, like=vocabularies_of(model), label_keys=label_keys, modalities=places,
-            source_key=source_key, source_name=source_name, layer=layer, drop_empty=drop_empty,
+            cells,
+            folder,
+            like=vocabularies_of(model),
+            label_keys=label_keys,
+            modalities=places,
+            source_key=source_key,
+            source_name=source_name,
+            layer=layer,
+            drop_empty=drop_empty,
             orthologs=orthologs,
-        )  # fmt: skip
+        )
         records.name = ", ".join(str(item["name"]) for item in records.manifest.inputs)
         yield records
 
@@ -113,9 +120,7 @@ def key_where_there(cells: Any, key: str | None) -> str | None:
         return key if key in found.columns else None
 
 
-def _own_places(
-    model: ContrastiveModel, cells: Any, given: Mapping[str, str]
-) -> dict[str, str]:
+def _own_places(model: ContrastiveModel, cells: Any, given: Mapping[str, str]) -> dict[str, str]:
     """Where the modalities lie that a model looks at and no place was given for."""
     guesses = {
         name: f"obsm:{name}" for name in model.looks_at if name != "rna" and name not in given
@@ -126,20 +131,26 @@ def _own_places(
         for name in set(guesses) - set(found.modalities):
             _log.info(
                 "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names another "
-                "place)", found.name, name, name, name,
-            )  # fmt: skip
+                "place)",
+                found.name,
+                name,
+                name,
+                name,
+            )
         return {name: place for name, place in guesses.items() if name in found.modalities}
 
 
-def _check_held(
-    records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]
-) -> None:
+def _check_held(records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]) -> None:
     """Raises InputError if records lack labels or modalities that are asked for."""
     for kind, held, asked, option in (
         ("labels", records.labels, label_keys, "label-key"),
-        ("modality", [m for m in records.manifest.modalities if m != "rna"], modalities,
-         "modality"),
-    ):  # fmt: skip
+        (
+            "modality",
+            [m for m in records.manifest.modalities if m != "rna"],
+            modalities,
+            "modality",
+        ),
+    ):
         for name in asked:
             if name not in held:
                 known = ", ".join(held) or "none"

@@ -145,17 +145,28 @@ def compare(
         _log.warning("%s: %s", name, note)
     if folder is not None:
         _write(folder, groups, tables, scores)
-        write_json(folder / SUMMARY, {
-            "package_version": __version__, "input": name, "cells": len(groups.types),
-            "genes": len(groups.genes), "condition": condition, "control": control,
-            "conditions": groups.condition_names, "label_key": label_key,
-            "sample_key": sample_key, "alpha": alpha, "log_fold_change": log_fold_change,
-            "min_cells": min_cells, "error_rate": "Benjamini-Hochberg over all rows of a table",
-            "tested_on": "cells" if groups.samples is None else "samples",
-            "tested": {key: _tested(groups, table) for key, table in tables.items()},
-            "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
-            "notes": notes,
-        })  # fmt: skip
+        write_json(
+            folder / SUMMARY,
+            {
+                "package_version": __version__,
+                "input": name,
+                "cells": len(groups.types),
+                "genes": len(groups.genes),
+                "condition": condition,
+                "control": control,
+                "conditions": groups.condition_names,
+                "label_key": label_key,
+                "sample_key": sample_key,
+                "alpha": alpha,
+                "log_fold_change": log_fold_change,
+                "min_cells": min_cells,
+                "error_rate": "Benjamini-Hochberg over all rows of a table",
+                "tested_on": "cells" if groups.samples is None else "samples",
+                "tested": {key: _tested(groups, table) for key, table in tables.items()},
+                "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
+                "notes": notes,
+            },
+        )
     return tables
 
 
@@ -245,9 +256,12 @@ def _groups(
                 f"nothing is called significant in conditions with fewer than two samples: {few}"
             )
     return np.flatnonzero(keep), {
-        "types": types, "conditions": conditions, "samples": samples, "type_names": type_names,
+        "types": types,
+        "conditions": conditions,
+        "samples": samples,
+        "type_names": type_names,
         "condition_names": order,
-    }  # fmt: skip
+    }
 
 
 def _say_what_is_left_out(groups: Groups, min_cells: int, notes: list[str]) -> None:

@@ -8,9 +8,18 @@ import pandas as pd
 from concerto_tf.tasks.compare_groups import Groups, adjust, t_test
 
 COLUMNS = [
-    "cell_type", "condition", "cells_control", "cells_condition", "share_control",
-    "share_condition", "log2_ratio", "test", "p", "p_adjusted", "significant",
-]  # fmt: skip
+    "cell_type",
+    "condition",
+    "cells_control",
+    "cells_condition",
+    "share_control",
+    "share_condition",
+    "log2_ratio",
+    "test",
+    "p",
+    "p_adjusted",
+    "significant",
+]
 
 
 def composition(groups: Groups, alpha: float) -> pd.DataFrame:
@@ -50,10 +59,19 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
                 test, p = "none, too few samples", np.nan
             else:
                 test, p = "t of logit shares, on samples", p_samples[kind]
-            rows.append([
-                name, groups.condition_names[case], before, there, before / totals[0],
-                there / totals[case], np.log2(ratio), test, p,
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    groups.condition_names[case],
+                    before,
+                    there,
+                    before / totals[0],
+                    there / totals[case],
+                    np.log2(ratio),
+                    test,
+                    p,
+                ]
+            )
     table = adjust(pd.DataFrame(rows, columns=COLUMNS[:-2]), "p")
     table["significant"] = table["p_adjusted"] <= alpha
     return table[COLUMNS].sort_values(["condition", "p"], kind="stable", ignore_index=True)

@@ -60,8 +60,9 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
                     places.append(place + (i - (n - 1) / 2) * 0.8 / n)
             color = PALETTE[i % len(PALETTE)]
             if parts:
-                drawn = axes.violinplot(parts, places, widths=0.8 / n, showextrema=False,
-                                        showmeans=True)  # fmt: skip
+                drawn = axes.violinplot(
+                    parts, places, widths=0.8 / n, showextrema=False, showmeans=True
+                )
                 for body in drawn["bodies"]:
                     body.set(facecolor=color, alpha=0.8)
                 drawn["cmeans"].set_color("black")
@@ -139,9 +140,12 @@ def _table(axes: Axes, rows: list[str], genes: list[str], title: str) -> None:
 
 def _names(axes: Axes, names: list[str]) -> None:
     axes.set_xticks(
-        range(len(names)), [short_name(name, 24) for name in names], rotation=45, ha="right",
+        range(len(names)),
+        [short_name(name, 24) for name in names],
+        rotation=45,
+        ha="right",
         fontsize=8,
-    )  # fmt: skip
+    )
 
 
 def _bare(axes: Axes) -> None:

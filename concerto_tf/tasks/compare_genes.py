@@ -14,17 +14,46 @@ from concerto_tf.tasks.compare_groups import Groups, adjust, rank_skewness, skew
 # conditions together, so that the choice says nothing about the difference.
 _EXPRESSING_SHARE, _EXPRESSING_CELLS = 0.03, 10
 MARKERS = [
-    "cell_type", "condition", "gene", "log_fold_change", "share_control", "share_condition",
-    "score", "p", "p_adjusted", "p_samples", "p_samples_adjusted", "significant",
-]  # fmt: skip
+    "cell_type",
+    "condition",
+    "gene",
+    "log_fold_change",
+    "share_control",
+    "share_condition",
+    "score",
+    "p",
+    "p_adjusted",
+    "p_samples",
+    "p_samples_adjusted",
+    "significant",
+]
 MODULES = [
-    "cell_type", "condition", "set", "genes", "mean_control", "mean_condition", "difference", "p",
-    "p_adjusted", "p_samples", "p_samples_adjusted", "significant",
-]  # fmt: skip
+    "cell_type",
+    "condition",
+    "set",
+    "genes",
+    "mean_control",
+    "mean_condition",
+    "difference",
+    "p",
+    "p_adjusted",
+    "p_samples",
+    "p_samples_adjusted",
+    "significant",
+]
 ENRICHMENT = [
-    "cell_type", "condition", "direction", "set", "overlap", "set_size", "odds_ratio", "p",
-    "p_adjusted", "significant", "genes",
-]  # fmt: skip
+    "cell_type",
+    "condition",
+    "direction",
+    "set",
+    "overlap",
+    "set_size",
+    "odds_ratio",
+    "p",
+    "p_adjusted",
+    "significant",
+    "genes",
+]
 _GSEAPY = {"odds_ratio": "Odds Ratio", "p": "P-value", "genes": "Genes"}
 
 
@@ -61,30 +90,38 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
         side = pd.Categorical.from_codes(np.repeat([0, 1], [len(cells), len(control)]), ["1", "0"])
         index = [str(i) for i in range(len(both))]
         adata = AnnData(
-            values.tocsr(), pd.DataFrame({"side": side}, index),
+            values.tocsr(),
+            pd.DataFrame({"side": side}, index),
             pd.DataFrame(index=[str(i) for i in range(len(tested))]),
-        )  # fmt: skip
+        )
         adata.uns["log1p"] = {"base": None}
         sc.tl.rank_genes_groups(
-            adata, "side", groups=["1"], reference="0", method="wilcoxon", tie_correct=True,
+            adata,
+            "side",
+            groups=["1"],
+            reference="0",
+            method="wilcoxon",
+            tie_correct=True,
             use_raw=False,
-        )  # fmt: skip
+        )
         found = sc.get.rank_genes_groups_df(adata, group="1")
         found.index = found["names"].astype(int)
         found = found.sort_index()
         score = found["scores"].to_numpy(float)
         p = skewed_p(score, rank_skewness(values, len(cells)))
-        table = pd.DataFrame({
-            "cell_type": groups.type_names[kind],
-            "condition": groups.condition_names[case],
-            "gene": [groups.genes[i] for i in tested],
-            "log_fold_change": found["logfoldchanges"].to_numpy(float),
-            "share_control": (values[len(cells):] > 0).mean(0).A1,
-            "share_condition": (values[: len(cells)] > 0).mean(0).A1,
-            "score": score,
-            "p": p,
-            "p_samples": np.nan,
-        })  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "cell_type": groups.type_names[kind],
+                "condition": groups.condition_names[case],
+                "gene": [groups.genes[i] for i in tested],
+                "log_fold_change": found["logfoldchanges"].to_numpy(float),
+                "share_control": (values[len(cells) :] > 0).mean(0).A1,
+                "share_condition": (values[: len(cells)] > 0).mean(0).A1,
+                "score": score,
+                "p": p,
+                "p_samples": np.nan,
+            }
+        )
         if groups.samples is not None:
             part = groups.values[:, tested]
             table["p_samples"] = t_test(
@@ -95,9 +132,11 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     found = _judged(groups, whole, alpha)
     found["significant"] &= found["log_fold_change"].abs() >= log_fold_change
     return found[MARKERS].sort_values(
-        ["cell_type", "condition", "significant", "p"], ascending=[True, True, False, True],
-        kind="stable", ignore_index=True,
-    )  # fmt: skip
+        ["cell_type", "condition", "significant", "p"],
+        ascending=[True, True, False, True],
+        kind="stable",
+        ignore_index=True,
+    )
 
 
 def modules(
@@ -126,10 +165,19 @@ def modules(
             there, before = values[cells, i], values[control, i]
             constant = np.ptp(values[np.concatenate([cells, control]), i]) == 0
             p = 1.0 if constant else mannwhitneyu(there, before, method="asymptotic").pvalue
-            rows.append([
-                groups.type_names[kind], groups.condition_names[case], name, sizes[name],
-                before.mean(), there.mean(), there.mean() - before.mean(), p, p_samples[i],
-            ])  # fmt: skip
+            rows.append(
+                [
+                    groups.type_names[kind],
+                    groups.condition_names[case],
+                    name,
+                    sizes[name],
+                    before.mean(),
+                    there.mean(),
+                    there.mean() - before.mean(),
+                    p,
+                    p_samples[i],
+                ]
+            )
     columns = [c for c in MODULES if not c.endswith("_adjusted") and c != "significant"]
     table = pd.DataFrame(rows, columns=columns)
     return _judged(groups, table, alpha)[MODULES]
@@ -162,12 +210,19 @@ def enrichment(
             chosen = part[part["significant"] & (np.sign(part["log_fold_change"]) == sign)]
             hits = set(chosen["gene"])
             # sets without any hit are tests that were made, too
-            table = pd.DataFrame({
-                "cell_type": kind, "condition": condition, "direction": direction,
-                "set": list(known), "overlap": [len(hits & set(known[n])) for n in known],
-                "set_size": [len(known[n]) for n in known], "odds_ratio": 0.0, "p": 1.0,
-                "genes": "",
-            }).set_index("set", drop=False)  # fmt: skip
+            table = pd.DataFrame(
+                {
+                    "cell_type": kind,
+                    "condition": condition,
+                    "direction": direction,
+                    "set": list(known),
+                    "overlap": [len(hits & set(known[n])) for n in known],
+                    "set_size": [len(known[n]) for n in known],
+                    "odds_ratio": 0.0,
+                    "p": 1.0,
+                    "genes": "",
+                }
+            ).set_index("set", drop=False)
             if table["overlap"].any():
                 results = gseapy.enrich(
                     sorted(hits), known, background=sorted(background), outdir=None, no_plot=True

@@ -114,9 +114,11 @@ class Workers:
         try:
             yield
         except (
-            tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
             tf.errors.DeadlineExceededError,
-        ) as error:  # fmt: skip
+        ) as error:
             if self.count == 1:
                 raise
             raise Interrupted(

@@ -62,9 +62,12 @@ def embed(
         InputError: Model and cells do not fit together, or one of them is unsuitable.
     """
     reading = {
-        "source_key": source_key, "layer": layer, "drop_empty": drop_empty,
-        "modalities": modalities, "orthologs": orthologs,
-    }  # fmt: skip
+        "source_key": source_key,
+        "layer": layer,
+        "drop_empty": drop_empty,
+        "modalities": modalities,
+        "orthologs": orthologs,
+    }
     if out is not None:
         return write_embeddings(model, cells, out, progress=progress, **reading).array
     model = encoder_of(model)
@@ -153,9 +156,12 @@ def whole_cells(
     """
     check_agreement(model, records)
     data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources, packed=True,
+        min(_BATCH_CELLS, records.n_cells),
+        genes=model.genes,
+        sources=model.sources,
+        packed=True,
         modalities=seen_modalities(model, records),
-    )  # fmt: skip
+    )
     return _counted(data, records.n_cells, progress), check_measured(model, records)
 
 

@@ -128,9 +128,15 @@ def explain(
     encoder = _with_attention(model)
     keys = [] if groupby is None else [groupby]
     with as_records(
-        encoder, cells, source_key=source_key, layer=layer, drop_empty=drop_empty,
-        label_keys=keys, modalities=modalities, orthologs=orthologs,
-    ) as records:  # fmt: skip
+        encoder,
+        cells,
+        source_key=source_key,
+        layer=layer,
+        drop_empty=drop_empty,
+        label_keys=keys,
+        modalities=modalities,
+        orthologs=orthologs,
+    ) as records:
         check_agreement(encoder, records)
         if groupby is None:
             table = _of_cells(encoder, records, top or TOP_OF_A_CELL, progress)
@@ -193,8 +199,10 @@ def _parts(model: Any, records: Records) -> list[_Part]:
     if model.n_inputs < len(ids):
         _log.info(
             "the model looks at %d of its %d genes; the others have no attention (train with "
-            "--genes all to have it for every gene)", model.n_inputs, len(ids),
-        )  # fmt: skip
+            "--genes all to have it for every gene)",
+            model.n_inputs,
+            len(ids),
+        )
     parts = [_Part(model.modality, names[chosen], measured)]
     for name, of in model.modalities.items():
         if name in records.manifest.modalities:
@@ -210,9 +218,13 @@ def _read(
 
     observed = records.observed(model.modality)
     data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells), genes=model.genes, sources=model.sources,
-        labels=list(keys), cells=not keys, modalities=seen_modalities(model, records),
-    )  # fmt: skip
+        min(_BATCH_CELLS, records.n_cells),
+        genes=model.genes,
+        sources=model.sources,
+        labels=list(keys),
+        cells=not keys,
+        modalities=seen_modalities(model, records),
+    )
 
     @tf.function(reduce_retracing=True)
     def look(batch: Any) -> list[Any]:
@@ -263,16 +275,18 @@ def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataF
             first = np.searchsorted(cell, cell)
             rank = np.arange(len(cell)) - first + 1
             kept, rank = order[rank <= top], rank[rank <= top]
-            columns.append({
-                "row": known["row"][weights.cell[kept]],
-                "cell": known["cell"][weights.cell[kept]],
-                "part": np.full(len(kept), number),
-                "gene": weights.gene[kept],
-                "weight": weight[kept],
-                "rank": rank,
-                "attention": weights.attention[kept],
-                "value": weights.value[kept],
-            })  # fmt: skip
+            columns.append(
+                {
+                    "row": known["row"][weights.cell[kept]],
+                    "cell": known["cell"][weights.cell[kept]],
+                    "part": np.full(len(kept), number),
+                    "gene": weights.gene[kept],
+                    "weight": weight[kept],
+                    "rank": rank,
+                    "attention": weights.attention[kept],
+                    "value": weights.value[kept],
+                }
+            )
     whole = {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
     order = np.lexsort((whole["rank"], whole["part"], whole["row"]))
     whole = {key: values[order] for key, values in whole.items()}
@@ -280,12 +294,14 @@ def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataF
     for number, part in enumerate(parts):
         own = whole["part"] == number
         genes[own] = part.features[whole["gene"][own]]
-    return pd.DataFrame({
-        "cell": np.array([name.decode() for name in whole["cell"]], object),
-        "gene": genes,
-        "modality": np.array([part.name for part in parts], object)[whole["part"]],
-        **{key: whole[key] for key in ("weight", "rank", "attention", "value")},
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "cell": np.array([name.decode() for name in whole["cell"]], object),
+            "gene": genes,
+            "modality": np.array([part.name for part in parts], object)[whole["part"]],
+            **{key: whole[key] for key in ("weight", "rank", "attention", "value")},
+        }
+    )
 
 
 def sums_of_groups(
@@ -320,9 +336,8 @@ def sums_of_groups(
         )
     parts = _parts(model, records)
     sums = [
-        {name: GroupSums(len(groups), len(part.features)) for name in _QUANTITIES}
-        for part in parts
-    ]  # fmt: skip
+        {name: GroupSums(len(groups), len(part.features)) for name in _QUANTITIES} for part in parts
+    ]
     for known, found in _read(model, records, parts, [key], progress):
         group = np.where(known["row"] >= 0, known[f"label/{key}"], -1)
         for number, (of_part, weights) in enumerate(zip(sums, found, strict=True)):
@@ -354,16 +369,20 @@ def _of_groups(
         for number in np.flatnonzero(sums["weight"].cells):
             order = np.argsort(-specificity[number], kind="stable")
             order = order[part.measured[order]][:top]
-            tables.append(pd.DataFrame({
-                "group": groups[number],
-                "gene": part.features[order],
-                "modality": part.name,
-                "weight": means["weight"][number, order],
-                "rank": np.arange(1, len(order) + 1),
-                "specificity": specificity[number, order],
-                "attention": 1 + means["attention"][number, order],
-                "value": means["value"][number, order],
-            }))  # fmt: skip
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "group": groups[number],
+                        "gene": part.features[order],
+                        "modality": part.name,
+                        "weight": means["weight"][number, order],
+                        "rank": np.arange(1, len(order) + 1),
+                        "specificity": specificity[number, order],
+                        "attention": 1 + means["attention"][number, order],
+                        "value": means["value"][number, order],
+                    }
+                )
+            )
     table = pd.concat(tables, ignore_index=True)
     order = {name: i for i, name in enumerate(groups)}
     return table.sort_values(

@@ -116,20 +116,35 @@ def finetune(
         for item in (records, target)
     )
     out = as_path(out)
-    asked = json.loads(json.dumps({
-        "task": "finetune", "model": _identity(model), "records": fingerprint(records),
-        "label_key": label_key, "target": None if target is None else fingerprint(target),
-        "end_to_end": end_to_end, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "optimizer": optimizer, "calibration": calibration,
-        "consistency": consistency, "seed": seed,
-    }))  # fmt: skip
+    asked = json.loads(
+        json.dumps(
+            {
+                "task": "finetune",
+                "model": _identity(model),
+                "records": fingerprint(records),
+                "label_key": label_key,
+                "target": None if target is None else fingerprint(target),
+                "end_to_end": end_to_end,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "optimizer": optimizer,
+                "calibration": calibration,
+                "consistency": consistency,
+                "seed": seed,
+            }
+        )
+    )
     finished = take_over(out, asked)
     if finished is not None:
         return finished
     check_arguments(
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
         strategy=strategy,
-    )  # fmt: skip
+    )
     if not 0 <= calibration <= 0.5:
         raise InputError(f"calibration is {calibration}; hold out a share between 0 and 0.5")
     if not 0 <= consistency < np.inf:
@@ -146,9 +161,12 @@ def finetune(
     began = time.perf_counter()
     with scope.scope() if scope else nullcontext():
         fine = Classifier(
-            _encoder(given, records, target, end_to_end, seed), classes, label_key=label_key,
-            consistency=consistency, seed=seed,
-        )  # fmt: skip
+            _encoder(given, records, target, end_to_end, seed),
+            classes,
+            label_key=label_key,
+            consistency=consistency,
+            seed=seed,
+        )
         fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
         fine.compile(optimizer, learning_rate, steps=schedule.steps)
     begin(out, asked)
@@ -158,17 +176,25 @@ def finetune(
             fit_in_rounds(
                 fine,
                 lambda done: _data_from(done, fine, records, target, learned, schedule, seed),
-                out, schedule, callbacks=callbacks, progress=progress, verbose=verbose,
-            )  # fmt: skip
+                out,
+                schedule,
+                callbacks=callbacks,
+                progress=progress,
+                verbose=verbose,
+            )
             found = _calibrate(fine, records, codes, held_out)
     except InputError:
         withdraw(out)
         raise
     finish(
-        fine, out, asked, schedule, time.perf_counter() - began,
+        fine,
+        out,
+        asked,
+        schedule,
+        time.perf_counter() - began,
         classes=dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
         calibration=found,
-    )  # fmt: skip
+    )
     return fine
 
 
@@ -220,10 +246,17 @@ def _data_from(
         size = min(schedule.batch_size, cells.n_cells // replicas * replicas)
         per_epoch = max(1, cells.n_cells // size)
         data = cells.dataset(
-            size, shuffle=True, seed=seed, repeat=True, genes=model.encoder.genes,
-            first_epoch=done // per_epoch, sources=model.encoder.sources, packed=True,
-            modalities=seen_modalities(model.encoder, cells), replicas=replicas,
-        )  # fmt: skip
+            size,
+            shuffle=True,
+            seed=seed,
+            repeat=True,
+            genes=model.encoder.genes,
+            first_epoch=done // per_epoch,
+            sources=model.encoder.sources,
+            packed=True,
+            modalities=seen_modalities(model.encoder, cells),
+            replicas=replicas,
+        )
         return data.skip(done % per_epoch)
 
     data = labelled_batches(shuffled(records), model.label_key, codes)
@@ -238,9 +271,12 @@ def _calibrate(
 
     def batches(labels: np.ndarray) -> tf.data.Dataset:
         data = records.dataset(
-            min(_BATCH_CELLS, records.n_cells), genes=model.encoder.genes, packed=True,
-            sources=model.encoder.sources, modalities=seen_modalities(model.encoder, records),
-        )  # fmt: skip
+            min(_BATCH_CELLS, records.n_cells),
+            genes=model.encoder.genes,
+            packed=True,
+            sources=model.encoder.sources,
+            modalities=seen_modalities(model.encoder, records),
+        )
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 
@@ -265,10 +301,13 @@ def _calibrate(
     if expected:
         _log.info(
             "calibrated on %d held-out cells: alpha %g rejects %.1f%% of known cells (95%% of such "
-            "calibrations: %.1f%% to %.1f%%)", n, ALPHA, 100 * expected, 100 * low, 100 * high,
-        )  # fmt: skip
-    elif n:
-        _log.warning(
-            "calibrated on %d held-out cells, too few to reject any at alpha %g", n, ALPHA
+            "calibrations: %.1f%% to %.1f%%)",
+            n,
+            ALPHA,
+            100 * expected,
+            100 * low,
+            100 * high,
         )
+    elif n:
+        _log.warning("calibrated on %d held-out cells, too few to reject any at alpha %g", n, ALPHA)
     return summary

@@ -40,8 +40,11 @@ def heatmap(table: pd.DataFrame, path: str | Path, genes_per_group: int = 5) -> 
     if len(shown) < len(groups) or fewer < genes_per_group:
         _log.info(
             "%s: shows %d of %d groups, by %d genes each, to be readable; the table has all",
-            path, len(shown), len(groups), fewer,
-        )  # fmt: skip
+            path,
+            len(shown),
+            len(groups),
+            fewer,
+        )
         table, genes_per_group = table[table["group"].isin(shown)], fewer
     panels = []
     for modality, part in table.groupby("modality", sort=False, observed=True):

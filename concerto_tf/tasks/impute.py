@@ -103,10 +103,15 @@ def impute(
     if out is not None:
         _check_unmeasured(query, modalities or ())
     held = find_reference(
-        model, folder, reference, modalities=modalities,
+        model,
+        folder,
+        reference,
+        modalities=modalities,
         source_key=reference_source_key or key_where_there(reference, source_key),
-        layer=reference_layer, drop_empty=drop_empty, progress=progress,
-    )  # fmt: skip
+        layer=reference_layer,
+        drop_empty=drop_empty,
+        progress=progress,
+    )
     wanted = list(modalities or held.values)
     if not wanted:
         raise InputError(
@@ -119,9 +124,13 @@ def impute(
         _check_unmeasured(query, wanted)
     # What the model itself looks at beside the RNA is found by its name.
     with as_records(
-        model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
+        model,
+        query,
+        source_key=source_key,
+        layer=layer,
+        drop_empty=drop_empty,
         orthologs=orthologs,
-    ) as records:  # fmt: skip
+    ) as records:
         z = embed_records(model, _without(records, wanted), progress)
         names = list(records.obs()["cell"])
         found = {}
@@ -141,9 +150,7 @@ def impute(
     return found
 
 
-def smooth(
-    reference: Reference, z: np.ndarray, modality: str, k: int | None = None
-) -> np.ndarray:
+def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = None) -> np.ndarray:
     """Means of a modality's values over the nearest reference cells that have it.
 
     Args:

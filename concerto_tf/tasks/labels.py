@@ -61,8 +61,9 @@ def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarra
     for code in present[count[present] == 1]:
         _log.warning(
             "%s: %r has one cell; it is learned from, but nothing tells how well it is known",
-            label_key, names[code],
-        )  # fmt: skip
+            label_key,
+            names[code],
+        )
     place = np.full(len(names) + 1, MISSING)
     place[present] = np.arange(len(present))
     return [names[code] for code in present], place[codes]

@@ -126,24 +126,47 @@ def map(  # noqa: A001 - the command's name
         "layer": reference_layer,
     }
     with ExitStack() as stack:
-        records = stack.enter_context(as_records(
-            model, query, source_key=source_key, layer=layer, drop_empty=drop_empty,
-            orthologs=orthologs, modalities=modalities, lenient=True,
-            # Beside a reference whose file or object has the same name, it is another source.
-            source_name="query" if finetune and source_key is None else None,
-        ))  # fmt: skip
+        records = stack.enter_context(
+            as_records(
+                model,
+                query,
+                source_key=source_key,
+                layer=layer,
+                drop_empty=drop_empty,
+                orthologs=orthologs,
+                modalities=modalities,
+                lenient=True,
+                # Beside a reference whose file or object has the same name, it is another source.
+                source_name="query" if finetune and source_key is None else None,
+            )
+        )
         if finetune:
-            origin = stack.enter_context(as_records(
-                model, reference, label_keys=keys, drop_empty=drop_empty, modalities=modalities,
-                **of_reference,
-            ))  # fmt: skip
+            origin = stack.enter_context(
+                as_records(
+                    model,
+                    reference,
+                    label_keys=keys,
+                    drop_empty=drop_empty,
+                    modalities=modalities,
+                    **of_reference,
+                )
+            )
             model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
             found = make_reference(model, origin, keys)
         else:
-            found = find_reference(
-                model, folder, reference, label_keys=keys, modalities=modalities,
-                drop_empty=drop_empty, **of_reference,
-            ) if keys or reference is not None else None  # fmt: skip
+            found = (
+                find_reference(
+                    model,
+                    folder,
+                    reference,
+                    label_keys=keys,
+                    modalities=modalities,
+                    drop_empty=drop_empty,
+                    **of_reference,
+                )
+                if keys or reference is not None
+                else None
+            )
         if found is not None:
             _check_k(found, keys, k)
         if batch_aware:
@@ -194,10 +217,16 @@ def _label(
     sure = np.ones(len(z), np.float32)
     coarser = None
     for key in keys:
-        level = pd.DataFrame({
-            "label": np.full(len(z), UNKNOWN, object), "confidence": 0.0,
-            "predicted": np.full(len(z), UNKNOWN, object), "probability": 0.0, "familiarity": 0.0,
-        }, index=index)  # fmt: skip
+        level = pd.DataFrame(
+            {
+                "label": np.full(len(z), UNKNOWN, object),
+                "confidence": 0.0,
+                "predicted": np.full(len(z), UNKNOWN, object),
+                "probability": 0.0,
+                "familiarity": 0.0,
+            },
+            index=index,
+        )
         for name in sorted({g for g in group if g != UNKNOWN}):
             rows = np.flatnonzero(group == name)
             _label_group(reference, z, rows, key, coarser, name, k, level)

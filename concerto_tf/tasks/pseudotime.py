@@ -101,8 +101,10 @@ def pseudotime(
     if missing:
         _log.warning(
             "%s: %d of %d cells are not connected to the root; their pseudotime is NaN",
-            name, missing, len(z),
-        )  # fmt: skip
+            name,
+            missing,
+            len(z),
+        )
     near = graph[connected].copy()
     near.uns["iroot"] = int(connected[:position].sum())
     sc.tl.diffmap(near, n_comps=min(_COMPONENTS, n - 2), random_state=seed)

@@ -106,8 +106,7 @@ def find_reference(
         if kept is None or not is_reference(kept):
             where = "the model" if folder is None else str(folder)
             raise InputError(
-                f"{where}: no reference is kept there yet; give the reference's cells "
-                "(--reference)"
+                f"{where}: no reference is kept there yet; give the reference's cells (--reference)"
             )
         found = load_reference(kept)
         if found.model != own:
@@ -120,9 +119,10 @@ def find_reference(
         return _with_all(found, label_keys, others)
     # Embeddings rest on where the model's own modalities lie, too.
     own_places = {
-        f"modality {name}": of for name, of in wanted.items()
+        f"modality {name}": of
+        for name, of in wanted.items()
         if name in model.looks_at and of not in ("", f"obsm:{name}")
-    }  # fmt: skip
+    }
     identity = _identity(cells, {**options, **own_places})
     if kept is not None and kept.exists() and not is_reference(kept):
         _log.warning("%s: is no reference and left alone; this one is not kept", kept)

@@ -212,16 +212,17 @@ def assemble(
         if "X" in file:
             del file["X"]
         group = file.create_group("X")
-        group.attrs.update({
-            "encoding-type": "csr_matrix", "encoding-version": "0.1.0",
-            "shape": np.array([len(rows), len(vocabulary)]),
-        })  # fmt: skip
+        group.attrs.update(
+            {
+                "encoding-type": "csr_matrix",
+                "encoding-version": "0.1.0",
+                "shape": np.array([len(rows), len(vocabulary)]),
+            }
+        )
         _stream(opened, places, rows, group)
 
 
-def _stream(
-    opened: list[Input], places: list[Any], rows: np.ndarray, group: h5py.Group
-) -> None:
+def _stream(opened: list[Input], places: list[Any], rows: np.ndarray, group: h5py.Group) -> None:
     data, indices = (
         group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(65_536,))
         for name, dtype in (("data", "float32"), ("indices", "int32"))

@@ -86,11 +86,16 @@ def run(
     out = as_path(out)
     asked = {
         "inputs": [_identity(item) for item in inputs],
-        "source_key": source_key, "label_key": label_key, "layer": layer, "genes": genes,
-        "resolution": resolution, "drop_empty": drop_empty, "seed": seed,
+        "source_key": source_key,
+        "label_key": label_key,
+        "layer": layer,
+        "genes": genes,
+        "resolution": resolution,
+        "drop_empty": drop_empty,
+        "seed": seed,
         **({"modalities": dict(modalities)} if modalities else {}),
         "training": {key: str(value) for key, value in training.items()},
-    }  # fmt: skip
+    }
     state = _State(out, asked)
 
     def reporter(stage: str) -> Callable[[int, int], None] | None:
@@ -110,21 +115,33 @@ def run(
         try:
             with state.timed("convert"):
                 records = convert(
-                    inputs, out / "records", layer=layer, source_key=source_key,
-                    label_keys=[label_key] if label_key else [], drop_empty=drop_empty,
-                    modalities=modalities, workers=workers, dask=dask, seed=seed,
-                    overwrite=not state.trained, skip_damaged=skip_damaged,
+                    inputs,
+                    out / "records",
+                    layer=layer,
+                    source_key=source_key,
+                    label_keys=[label_key] if label_key else [],
+                    drop_empty=drop_empty,
+                    modalities=modalities,
+                    workers=workers,
+                    dask=dask,
+                    seed=seed,
+                    overwrite=not state.trained,
+                    skip_damaged=skip_damaged,
                     progress=reporter("convert"),
-                )  # fmt: skip
+                )
         except InputError:
             state.withdraw()
             raise
     if not state.finished:
         with state.timed("train"):
             model = train(
-                records, out / "model", genes=genes, seed=seed, progress=reporter("train"),
+                records,
+                out / "model",
+                genes=genes,
+                seed=seed,
+                progress=reporter("train"),
                 **training,
-            )  # fmt: skip
+            )
         _finish(state, inputs, records, model, reporter("embed"), layer, label_key, resolution)
     return json.loads((out / "metrics.json").read_text("utf-8"))
 
@@ -173,8 +190,12 @@ def _hint_at_sources(cells: Input) -> None:
             if 2 <= found <= 100:
                 _log.info(
                     "%s: obs has %r with %d values; --source-key %s would normalise each by its "
-                    "own statistics", cells.name, key, found, key,
-                )  # fmt: skip
+                    "own statistics",
+                    cells.name,
+                    key,
+                    found,
+                    key,
+                )
                 return
 
 
@@ -226,21 +247,28 @@ def _finish(
     _draw(adata, {name: titles.get(name, name) for name in [*colors, "concerto_cluster"]}, out)
     _log.info("writing %s", out / "result.h5ad")
     write_result(
-        inputs, out / "result.h5ad", layer=layer, names=known["cell"], rows=known["row"],
+        inputs,
+        out / "result.h5ad",
+        layer=layer,
+        names=known["cell"],
+        rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
         obs={"concerto_cluster": adata.obs["concerto_cluster"]},
-    )  # fmt: skip
+    )
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in state.seconds.items()}
-    write_json(out / "metrics.json", {
-        "cells": records.n_cells,
-        "genes": records.n_genes,
-        **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
-        **{key: float(value) for key, value in scores.items()},
-        "clusters": int(adata.obs["concerto_cluster"].nunique()),
-        **seconds,
-        "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
-        "peak_rss_bytes": _peak_memory(),
-    })  # fmt: skip
+    write_json(
+        out / "metrics.json",
+        {
+            "cells": records.n_cells,
+            "genes": records.n_genes,
+            **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
+            **{key: float(value) for key, value in scores.items()},
+            "clusters": int(adata.obs["concerto_cluster"].nunique()),
+            **seconds,
+            "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
+            "peak_rss_bytes": _peak_memory(),
+        },
+    )
 
 
 def _draw(adata: AnnData, colors: Mapping[str, str | None], out: Path) -> None:

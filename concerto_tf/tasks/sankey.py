@@ -71,20 +71,31 @@ def sankey_figure(
                 at_right[j] -= low
     _bars(axes, 0.0, starts_left, weight.sum(axis=1) * scale_left, ["0.35"] * len(groups))
     _bars(
-        axes, 1.0 - _BAR, starts_right, weight.sum(axis=0) * scale_right,
+        axes,
+        1.0 - _BAR,
+        starts_right,
+        weight.sum(axis=0) * scale_right,
         [colors[label] for label in labels],
-    )  # fmt: skip
+    )
     size = 9 if rows <= 30 else 7 if rows <= 60 else 5
     for name, start, share in zip(groups, starts_left, weight.sum(axis=1), strict=True):
         axes.text(
-            -0.012, start - share * scale_left / 2, f"{short_name(name)}  ({sizes[name]:,})",
-            ha="right", va="center", fontsize=size,
-        )  # fmt: skip
+            -0.012,
+            start - share * scale_left / 2,
+            f"{short_name(name)}  ({sizes[name]:,})",
+            ha="right",
+            va="center",
+            fontsize=size,
+        )
     for name, start, share in zip(labels, starts_right, weight.sum(axis=0), strict=True):
         axes.text(
-            1.012, start - share * scale_right / 2, short_name(name), ha="left", va="center",
+            1.012,
+            start - share * scale_right / 2,
+            short_name(name),
+            ha="left",
+            va="center",
             fontsize=size,
-        )  # fmt: skip
+        )
     axes.text(0.0, 1.02, left, ha="left", va="bottom", fontsize=10, color="0.35")
     axes.text(1.0, 1.02, right, ha="right", va="bottom", fontsize=10, color="0.35")
     axes.set_xlim(0, 1)
@@ -170,9 +181,7 @@ def _gap(n: int) -> float:
     return min(_GAP, 0.25 / max(n, 1))
 
 
-def _flow(
-    axes: Axes, left: float, high: float, right: float, low: float, color: str
-) -> None:
+def _flow(axes: Axes, left: float, high: float, right: float, low: float, color: str) -> None:
     """A band between the bars, of one height at the left and another at the right."""
     t = np.linspace(0, 1, 50)
     ease = t * t * (3 - 2 * t)

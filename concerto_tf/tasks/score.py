@@ -97,9 +97,14 @@ def score(
     table.attrs["missing"] = missing
     if out is not None:
         write_result(
-            [cells], out, obsm={}, names=list(table.index), rows=np.arange(len(table)), layer=layer,
+            [cells],
+            out,
+            obsm={},
+            names=list(table.index),
+            rows=np.arange(len(table)),
+            layer=layer,
             obs={f"{PREFIX}{key}": table[key].to_numpy() for key in table},
-        )  # fmt: skip
+        )
     return table
 
 
@@ -183,9 +188,13 @@ def _match(
             raise no_gene(cells, {key: genes})
         if genes:
             _log.warning(
-                "%s: %d of the %d genes of %s are missing and left out: %s", cells.name, len(genes),
-                len(sets[key]), key, ", ".join(genes),
-            )  # fmt: skip
+                "%s: %d of the %d genes of %s are missing and left out: %s",
+                cells.name,
+                len(genes),
+                len(sets[key]),
+                key,
+                ", ".join(genes),
+            )
     return found, missing
 
 

@@ -92,11 +92,18 @@ def simulate(
         )
     cells = _as_input(Experiment(params, workers))
     return convert(
-        cells, out, source_key="batch" if params.n_batches > 1 else None, source_name="simulation",
+        cells,
+        out,
+        source_key="batch" if params.n_batches > 1 else None,
+        source_name="simulation",
         label_keys=[key for key in cells.columns if key not in ("batch", "library_size")],
-        shards=shards, compression=compression, seed=params.seed, drop_empty=True,
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+        shards=shards,
+        compression=compression,
+        seed=params.seed,
+        drop_empty=True,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def parameters(

@@ -60,9 +60,7 @@ class GroupSums:
         return (mean - others) / (spread + floor)
 
 
-def _moments(
-    n: np.ndarray, total: np.ndarray, square: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments(n: np.ndarray, total: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means and standard deviations [groups, genes] from sums; 0 for no cells."""
     n = np.maximum(n, 1)[:, np.newaxis]
     mean = total / n

@@ -108,14 +108,20 @@ def train(
     records = records if isinstance(records, Records) else Records(records)
     out = as_path(out)
     asked = {
-        "method": method or DEFAULT_METHOD, "preset": preset, "genes": _named_genes(genes),
+        "method": method or DEFAULT_METHOD,
+        "preset": preset,
+        "genes": _named_genes(genes),
         "epochs": epochs,
-        "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
-        "start": None if start is None else str(start), "seed": seed, "options": options or {},
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "start": None if start is None else str(start),
+        "seed": seed,
+        "options": options or {},
         **({} if modalities is None else {"modalities": list(modalities)}),
         **({} if members == 1 else {"members": members}),
         "records": fingerprint(records),
-    }  # fmt: skip
+    }
     asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
     scope = make_strategy(strategy) if strategy == MULTIWORKER else None
     workers = Workers(scope)
@@ -128,14 +134,22 @@ def train(
     if finished is not None:
         return finished
     check_arguments(
-        method=method, preset=preset, members=members, epochs=epochs, batch_size=batch_size,
-        learning_rate=learning_rate, optimizer=optimizer,
+        method=method,
+        preset=preset,
+        members=members,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
         strategy="one" if strategy == MULTIWORKER else strategy,
-    )  # fmt: skip
+    )
     settled = {
-        "a method": method, "a preset": preset, "members": None if members == 1 else members,
-        "genes": genes, "options": options or None,
-    }  # fmt: skip
+        "a method": method,
+        "a preset": preset,
+        "members": None if members == 1 else members,
+        "genes": genes,
+        "options": options or None,
+    }
     if start is not None and any(value is not None for value in settled.values()):
         given = " and ".join(name for name, value in settled.items() if value is not None)
         raise InputError(f"{start}: has been made with its own; leave out {given}, or the model")
@@ -145,10 +159,12 @@ def train(
     epochs, batch_size, learning_rate, genes = (
         printed.get(name) if given is None else given
         for name, given in {
-            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
             "genes": genes,
         }.items()
-    )  # fmt: skip
+    )
     check_cells(
         str(records.path),
         records.n_cells,
@@ -169,14 +185,15 @@ def train(
         )
         schedule = plan_training(n_cells, epochs, batch_size, replicas, model.most_epochs)
         model = model.for_batches(schedule.batch_size)
-        model.compile(
-            optimizer, learning_rate, schedule.steps if printed.get("cosine") else None
-        )
+        model.compile(optimizer, learning_rate, schedule.steps if printed.get("cosine") else None)
     if wanted is not None and schedule.batch_size != wanted:
         _log.warning(
-            "%s: minibatches of %d cells instead of %d, for its %d cells", records.path,
-            schedule.batch_size, wanted, records.n_cells,
-        )  # fmt: skip
+            "%s: minibatches of %d cells instead of %d, for its %d cells",
+            records.path,
+            schedule.batch_size,
+            wanted,
+            records.n_cells,
+        )
     if workers.first:
         begin(out, asked)
     try:
@@ -189,10 +206,14 @@ def train(
             fit_in_rounds(
                 model,
                 lambda step: _training_batches(model, records, schedule, step, seed, workers),
-                out, schedule, callbacks=callbacks, progress=progress, verbose=verbose,
+                out,
+                schedule,
+                callbacks=callbacks,
+                progress=progress,
+                verbose=verbose,
                 patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
                 workers=workers,
-            )  # fmt: skip
+            )
     except InputError:
         if workers.first:
             withdraw(out)
@@ -249,8 +270,10 @@ def check_arguments(
         known = ", ".join(METHODS[method].PRESETS)
         raise InputError(f"{method} has no preset {preset!r}; it has {known}")
     for name, value in {
-        "epochs": epochs, "batch size": batch_size, "learning rate": learning_rate,
-    }.items():  # fmt: skip
+        "epochs": epochs,
+        "batch size": batch_size,
+        "learning rate": learning_rate,
+    }.items():
         if value is None:
             continue
         if not isinstance(value, Real) or not 0 < value < math.inf:
@@ -288,15 +311,17 @@ def _create(
 
     def create(**own: Any) -> ContrastiveModel:
         return cls.from_records(
-            records, genes=chosen, modalities=looks_at,
+            records,
+            genes=chosen,
+            modalities=looks_at,
             **{**(cls.PRESETS[preset] if preset else {}), **own, **options},
-        )  # fmt: skip
+        )
 
     if members == 1:
         return create(seed=seed)
-    return Ensemble([
-        create(seed=(seed * members + i) % 2**32, name=f"member_{i}") for i in range(members)
-    ])
+    return Ensemble(
+        [create(seed=(seed * members + i) % 2**32, name=f"member_{i}") for i in range(members)]
+    )
 
 
 def arguments_of(cls: type[ContrastiveModel]) -> set[str]:
@@ -320,9 +345,13 @@ def _batches(
 ) -> tf.data.Dataset:
     """Batches of the cells of records as a model trains on them."""
     return records.dataset(
-        batch_size, genes=model.genes, sources=model.sources, packed=True,
-        modalities=seen_modalities(model, records), **shuffling,
-    )  # fmt: skip
+        batch_size,
+        genes=model.genes,
+        sources=model.sources,
+        packed=True,
+        modalities=seen_modalities(model, records),
+        **shuffling,
+    )
 
 
 def _training_batches(
@@ -340,9 +369,16 @@ def _training_batches(
     # A worker's own epoch may be a few batches longer than that of all.
     per_epoch = records.n_cells_of(*shard_of) // size
     data = _batches(
-        model, records, size, shuffle=True, seed=seed, repeat=True, replicas=replicas,
-        shard_of=shard_of, first_epoch=step // per_epoch,
-    ).skip(step % per_epoch)  # fmt: skip
+        model,
+        records,
+        size,
+        shuffle=True,
+        seed=seed,
+        repeat=True,
+        replicas=replicas,
+        shard_of=shard_of,
+        first_epoch=step // per_epoch,
+    ).skip(step % per_epoch)
     # Where workers distribute batches themselves, each device is given one of its own.
     return data if workers.count == 1 or replicas == 1 else data.rebatch(size // replicas)
 

@@ -119,9 +119,11 @@ def fit_in_rounds(
     stopping = None
     if patience is not None:
         stopping = keras.callbacks.EarlyStopping(
-            "loss", min_delta=1e-3, patience=patience,
+            "loss",
+            min_delta=1e-3,
+            patience=patience,
             start_from_epoch=math.ceil(model.settling_steps / schedule.steps_per_round),
-        )  # fmt: skip
+        )
     clock = InputClock()
     log = Log(str(log_file), append=bool(first))
     board = keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False)

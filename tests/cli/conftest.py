@@ -86,9 +86,13 @@ def started() -> Callable[..., subprocess.Popen]:
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen:
         return subprocess.Popen(
-            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **options,
-        )  # fmt: skip
+            [*COMMAND, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            **options,
+        )
 
     return start
 
@@ -148,9 +152,18 @@ def finished(
     """The folder of a finished run on `cells_file`, and its answer. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
     answer = concerto(
-        "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
-        "--epochs", 1, "--json",
-    )  # fmt: skip
+        "run",
+        cells_file,
+        "-o",
+        out,
+        "--label-key",
+        "cell_type",
+        "--source-key",
+        "batch",
+        "--epochs",
+        1,
+        "--json",
+    )
     assert answer.code == 0, answer
     return out, answer
 

@@ -21,13 +21,37 @@ import pytest
 from concerto_tf._version import __version__
 
 SHARED = ["--seed", "--json", "--quiet", "--debug"]
-TRAINING = ["--genes", "--method", "--preset", "--epochs", "--batch-size", "--learning-rate",
-            "--strategy"]  # fmt: skip
+TRAINING = [
+    "--genes",
+    "--method",
+    "--preset",
+    "--epochs",
+    "--batch-size",
+    "--learning-rate",
+    "--strategy",
+]
 OPTIONS = {
-    "run": ["--output", "--source-key", "--label-key", "--layer", "--modality", "--workers",
-            *TRAINING],
-    "convert": ["--output", "--source-key", "--label-key", "--layer", "--modality", "--shards",
-                "--workers", "--compression", "--like", "--orthologs"],
+    "run": [
+        "--output",
+        "--source-key",
+        "--label-key",
+        "--layer",
+        "--modality",
+        "--workers",
+        *TRAINING,
+    ],
+    "convert": [
+        "--output",
+        "--source-key",
+        "--label-key",
+        "--layer",
+        "--modality",
+        "--shards",
+        "--workers",
+        "--compression",
+        "--like",
+        "--orthologs",
+    ],
     "inspect": ["--verify"],
     "train": ["--output", "--from", "--modality", *TRAINING],
     "embed": ["--output", "--source-key", "--modality", "--orthologs"],
@@ -35,24 +59,69 @@ OPTIONS = {
     "evaluate": ["--label-key", "--source-key", "--rep"],
     "finetune": ["--label-key", "--output", "--target", "--end-to-end", "--epochs"],
     "annotate": ["--output", "--alpha", "--source-key", "--modality"],
-    "map": ["--reference", "--query", "--output", "--label-key", "--finetune", "--k", "--levels",
-            "--batch-aware", "--alpha", "--orthologs", "--modality"],
+    "map": [
+        "--reference",
+        "--query",
+        "--output",
+        "--label-key",
+        "--finetune",
+        "--k",
+        "--levels",
+        "--batch-aware",
+        "--alpha",
+        "--orthologs",
+        "--modality",
+    ],
     "impute": ["--reference", "--query", "--output", "--modality", "--k"],
     "explain": ["--output", "--groupby", "--modality"],
     "score": ["--output", "--set"],
     "pseudotime": ["--output", "--root", "--groupby", "--rep"],
-    "compare": ["--output", "--condition", "--control", "--label-key", "--sample-key", "--sets",
-                "--alpha"],
-    "simulate": ["--output", "--cells", "--genes", "--groups", "--sizes", "--dropout-mid",
-                 "--de-scale", "--batches", "--paths", "--path-from"],
+    "compare": [
+        "--output",
+        "--condition",
+        "--control",
+        "--label-key",
+        "--sample-key",
+        "--sets",
+        "--alpha",
+    ],
+    "simulate": [
+        "--output",
+        "--cells",
+        "--genes",
+        "--groups",
+        "--sizes",
+        "--dropout-mid",
+        "--de-scale",
+        "--batches",
+        "--paths",
+        "--path-from",
+    ],
     "export": ["--output"],
     "demo": ["--output"],
-}  # fmt: skip
-METRICS = ["cells", "genes", "ari_kmeans", "nmi_kmeans", "ari_leiden", "nmi_leiden", "asw_label",
-           "knn_accuracy", "knn_macro_f1", "asw_source", "kbet", "ilisi",
-           "graph_connectivity"]  # fmt: skip
-COST = ["seconds_convert", "seconds_train", "seconds_embed", "cells_per_second_train",
-        "peak_rss_bytes"]  # fmt: skip
+}
+METRICS = [
+    "cells",
+    "genes",
+    "ari_kmeans",
+    "nmi_kmeans",
+    "ari_leiden",
+    "nmi_leiden",
+    "asw_label",
+    "knn_accuracy",
+    "knn_macro_f1",
+    "asw_source",
+    "kbet",
+    "ilisi",
+    "graph_connectivity",
+]
+COST = [
+    "seconds_convert",
+    "seconds_train",
+    "seconds_embed",
+    "cells_per_second_train",
+    "peak_rss_bytes",
+]
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -104,9 +173,17 @@ def test_command_is_installed(tmp_path: Path) -> None:
 
 def test_run_leaves_what_it_promises(finished) -> None:
     out, answer = finished
-    for name in ("records/manifest.json", "model/model.keras", "model/training.csv",
-                 "result.h5ad", "metrics.json", "figures/training.png", "figures/umap_label.png",
-                 "figures/umap_source.png", "figures/umap_cluster.png"):  # fmt: skip
+    for name in (
+        "records/manifest.json",
+        "model/model.keras",
+        "model/training.csv",
+        "result.h5ad",
+        "metrics.json",
+        "figures/training.png",
+        "figures/umap_label.png",
+        "figures/umap_source.png",
+        "figures/umap_cluster.png",
+    ):
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.rglob(".*")] and not (out / "model/checkpoint").exists()
     metrics = json.loads((out / "metrics.json").read_text())
@@ -141,9 +218,15 @@ def test_embedding_is_in_the_order_of_the_input(finished, concerto, tmp_path: Pa
     result[order].copy().write_h5ad(tmp_path / "some.h5ad")
     out = tmp_path / "embedded.h5ad"
     answer = concerto(
-        "embed", finished[0] / "model", tmp_path / "some.h5ad", "-o", out,
-        "--source-key", "batch", "--json",
-    )  # fmt: skip
+        "embed",
+        finished[0] / "model",
+        tmp_path / "some.h5ad",
+        "-o",
+        out,
+        "--source-key",
+        "batch",
+        "--json",
+    )
     assert answer.last == {"cells": 45, "dimensions": 128, "output": str(out)} | {
         "dimensions": result.obsm["X_concerto"].shape[1]
     }
@@ -170,19 +253,22 @@ def test_records_are_embedded_clustered_and_scored(finished, concerto, tmp_path:
 
 def test_evaluate_keys(finished, concerto) -> None:
     result = finished[0] / "result.h5ad"
-    answer = concerto("evaluate", result, "--label-key", "cell_type", "--source-key", "batch",
-                      "--json")  # fmt: skip
+    answer = concerto(
+        "evaluate", result, "--label-key", "cell_type", "--source-key", "batch", "--json"
+    )
     assert answer.code == 0 and answer.err == ""
     assert list(answer.last) == METRICS
     table = concerto("evaluate", result, "--source-key", "batch", "--rep", "X_umap")
     assert table.code == 0 and [line.split()[0] for line in table.out.splitlines()] == [
-        "cells", "genes", "asw_source", "kbet", "ilisi"
-    ]  # fmt: skip
+        "cells",
+        "genes",
+        "asw_source",
+        "kbet",
+        "ilisi",
+    ]
 
 
-def test_cells_without_a_label_are_left_out_of_scores(
-    finished, concerto, tmp_path: Path
-) -> None:
+def test_cells_without_a_label_are_left_out_of_scores(finished, concerto, tmp_path: Path) -> None:
     adata = anndata.read_h5ad(finished[0] / "result.h5ad")
     shifted = adata.obs["cell_type"].astype(object)
     shifted.iloc[:10] = np.nan
@@ -213,9 +299,21 @@ def test_inspect(finished, concerto) -> None:
 
 
 def test_several_labels_are_kept_in_records(concerto, cells_file, tmp_path: Path) -> None:
-    answer = concerto("convert", cells_file, "-o", tmp_path / "records", "--label-key", "cell_type",
-                      "--label-key", "batch", "--shards", 3, "--compression", "gzip",
-                      "--json")  # fmt: skip
+    answer = concerto(
+        "convert",
+        cells_file,
+        "-o",
+        tmp_path / "records",
+        "--label-key",
+        "cell_type",
+        "--label-key",
+        "batch",
+        "--shards",
+        3,
+        "--compression",
+        "gzip",
+        "--json",
+    )
     assert answer.last["labels"] == {"cell_type": 3, "batch": 2}
     assert answer.last["shards"] == 3 and answer.last["compression"] == "gzip"
 
@@ -271,8 +369,15 @@ def test_terminal_shows_a_bar(
     adata = anndata.read_h5ad(cells_file)
     adata.obs.iloc[0, 0] = np.nan
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    answer = concerto("convert", tmp_path / "cells.h5ad", "-o", tmp_path / "records",
-                      "--label-key", "cell_type", stderr=stream)  # fmt: skip
+    answer = concerto(
+        "convert",
+        tmp_path / "cells.h5ad",
+        "-o",
+        tmp_path / "records",
+        "--label-key",
+        "cell_type",
+        stderr=stream,
+    )
     assert answer.code == 0
     shown = written()
     assert "━━━" in shown and "60/60" in shown and "cells/s" in shown
@@ -289,8 +394,10 @@ def test_reader_that_stops_early_is_no_fault(finished) -> None:
     os.close(reader)
     done = subprocess.run(
         [sys.executable, "-m", "concerto_tf.cli", "inspect", finished[0] / "records"],
-        stdout=writer, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -143,9 +143,14 @@ MODELS = [
     ("damage", "words"), [case[1:] for case in MODELS], ids=[case[0] for case in MODELS]
 )
 def test_damaged_models(
-    damage: Callable[[Path], None], words: list[str], concerto, records, model, cells_file,
+    damage: Callable[[Path], None],
+    words: list[str],
+    concerto,
+    records,
+    model,
+    cells_file,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     shutil.copytree(model, bad := tmp_path / "model")
     damage(bad / "model.keras")
     out = tmp_path / "out"
@@ -161,9 +166,7 @@ def test_damaged_models(
         assert not out.exists()
 
 
-def test_model_and_records_that_do_not_fit(
-    make_cells, concerto, model, tmp_path: Path
-) -> None:
+def test_model_and_records_that_do_not_fit(make_cells, concerto, model, tmp_path: Path) -> None:
     out = tmp_path / "out.h5ad"
     fewer = make_cells()[:, :30].copy()
     fewer.write_h5ad(tmp_path / "fewer.h5ad")
@@ -188,17 +191,19 @@ def test_model_and_records_that_do_not_fit(
 
 
 @pytest.mark.parametrize("command", ["embed", "cluster"])
-def test_full_disk_under_hdf5(
-    command: str, started, cells_file, finished, tmp_path: Path
-) -> None:
+def test_full_disk_under_hdf5(command: str, started, cells_file, finished, tmp_path: Path) -> None:
     """In a process of its own: HDF5 is not fit for use after a file that it could not close."""
     run, out = finished[0], tmp_path / "out.h5ad"
     inputs = [run / "model", cells_file] if command == "embed" else [run / "result.h5ad"]
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     process = started(
-        command, *inputs, "-o", out, "--quiet",
+        command,
+        *inputs,
+        "-o",
+        out,
+        "--quiet",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard)),
-    )  # fmt: skip
+    )
     written, err = process.communicate()
     assert (process.returncode, written) == (2, ""), err
     assert err.count("\n") == 1 and err.startswith(f"concerto: {tmp_path}")

@@ -99,8 +99,15 @@ def attribute(key: str, name: str, value: Any) -> Harm:
 
 H5AD: list[Case] = [
     *harmed_arrays(
-        ["X/data", "X/indices", "X/indptr", "obs/_index", "var/_index", "obs/kind/codes",
-         "obs/kind/categories"],
+        [
+            "X/data",
+            "X/indices",
+            "X/indptr",
+            "obs/_index",
+            "var/_index",
+            "obs/kind/codes",
+            "obs/kind/categories",
+        ],
         # These are other values, not malformed ones: names and labels may be what they like.
         besides=("obs/kind/categories: longer",),
     ),
@@ -112,8 +119,7 @@ H5AD: list[Case] = [
     ),
     *(
         (f"shape {shape}", attribute("X", "shape", shape))
-        for shape in ([12, 9], [13, 8], [0, 0], [-12, 8], [10**12, 8], [12, 10**12], [12],
-                      "12x8")
+        for shape in ([12, 9], [13, 8], [0, 0], [-12, 8], [10**12, 8], [12, 10**12], [12], "12x8")
     ),
     ("index named elsewhere", attribute("obs", "_index", "../../etc")),
     ("no such columns", attribute("obs", "column-order", ["no"])),
@@ -134,18 +140,25 @@ H5AD: list[Case] = [
     ("a link to itself", lambda path: (path.unlink(), path.symlink_to(path.name))),
     ("a group that holds itself", edited(circle)),
     *cut_or_flipped(12, 30),
-]  # fmt: skip
+]
 
 TENX: list[Case] = [
     *harmed_arrays(
-        ["matrix/data", "matrix/indices", "matrix/indptr", "matrix/shape", "matrix/barcodes",
-         "matrix/features/id", "matrix/features/name"],
+        [
+            "matrix/data",
+            "matrix/indices",
+            "matrix/indptr",
+            "matrix/shape",
+            "matrix/barcodes",
+            "matrix/features/id",
+            "matrix/features/name",
+        ],
         besides=tuple(f"matrix/features/name: {what}" for what in ("NaN", "text", "longer")),
     ),
     ("index outside", put("matrix/indices", 3, 8)),
     ("negative", put("matrix/data", 3, -2)),
     *cut_or_flipped(4, 10),
-]  # fmt: skip
+]
 
 
 def line(number: int, text: str) -> Harm:
@@ -174,34 +187,86 @@ def gzipped(name: str, change: Callable[[bytes], bytes]) -> Harm:
 
 
 MTX: list[Case] = [
-    *((f"{text!r} first", line(0, text)) for text in
-      ("", "%%MatrixMarket", "%%MatrixMarket matrix array real general", "8 12 3",
-       "%%MatrixMarket matrix coordinate complex general",
-       "%%MatrixMarket matrix coordinate integer symmetric", "\x00\x01")),
-    *((f"size {text!r}", line(2, text)) for text in
-      ("", "8 12", "8 12 x", "8 12 -3", "8 12 999999999999", "8 12 1", "999999999999 12 40",
-       "8 999999999999 40", "0 0 0", "-8 -12 40", "8.5 12 40", "1e1000 12 40")),
-    *((f"entry {text!r}", line(6, text)) for text in
-      ("0 1 1", "1 0 1", "9 1 1", "1 13 1", "-1 1 1", "1 1 -9999", "1 1", "1 1 x", "a b c",
-       "1 1 1 1", "1.5 1 1", "99999999999999999999 1 1", "1 1 99999999999999999999", "\x00")),
-    *((f"no {name}", lambda folder, name=name: (folder / name).unlink())
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
-    *((f"{name} cut", on(name, lambda content: content[: len(content) // 2]))
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
-    *((f"{name} not text", on(name, lambda content: b"\xff\xfe" + content[::-1]))
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
-    *((f"{name} empty", on(name, lambda content: b""))
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
-    *((f"{name}.gz cut", gzipped(name, lambda content: content[: len(content) // 2]))
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
-    *((f"{name}.gz changed", gzipped(name, lambda content: content[:30] + b"xxxx" + content[34:]))
-      for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")),
+    *(
+        (f"{text!r} first", line(0, text))
+        for text in (
+            "",
+            "%%MatrixMarket",
+            "%%MatrixMarket matrix array real general",
+            "8 12 3",
+            "%%MatrixMarket matrix coordinate complex general",
+            "%%MatrixMarket matrix coordinate integer symmetric",
+            "\x00\x01",
+        )
+    ),
+    *(
+        (f"size {text!r}", line(2, text))
+        for text in (
+            "",
+            "8 12",
+            "8 12 x",
+            "8 12 -3",
+            "8 12 999999999999",
+            "8 12 1",
+            "999999999999 12 40",
+            "8 999999999999 40",
+            "0 0 0",
+            "-8 -12 40",
+            "8.5 12 40",
+            "1e1000 12 40",
+        )
+    ),
+    *(
+        (f"entry {text!r}", line(6, text))
+        for text in (
+            "0 1 1",
+            "1 0 1",
+            "9 1 1",
+            "1 13 1",
+            "-1 1 1",
+            "1 1 -9999",
+            "1 1",
+            "1 1 x",
+            "a b c",
+            "1 1 1 1",
+            "1.5 1 1",
+            "99999999999999999999 1 1",
+            "1 1 99999999999999999999",
+            "\x00",
+        )
+    ),
+    *(
+        (f"no {name}", lambda folder, name=name: (folder / name).unlink())
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
+    *(
+        (f"{name} cut", on(name, lambda content: content[: len(content) // 2]))
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
+    *(
+        (f"{name} not text", on(name, lambda content: b"\xff\xfe" + content[::-1]))
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
+    *(
+        (f"{name} empty", on(name, lambda content: b""))
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
+    *(
+        (f"{name}.gz cut", gzipped(name, lambda content: content[: len(content) // 2]))
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
+    *(
+        (f"{name}.gz changed", gzipped(name, lambda content: content[:30] + b"xxxx" + content[34:]))
+        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
+    ),
     ("not gzipped", lambda folder: (folder / "matrix.mtx").rename(folder / "matrix.mtx.gz")),
     ("barcodes repeated", on("barcodes.tsv", lambda content: content.replace(b"l1\n", b"l2\n"))),
     ("features repeated", on("features.tsv", lambda content: content.replace(b"AB1C", b"AB2C"))),
-    ("a folder in its place",
-     lambda folder: ((folder / "features.tsv").unlink(), (folder / "features.tsv").mkdir())),
-]  # fmt: skip
+    (
+        "a folder in its place",
+        lambda folder: ((folder / "features.tsv").unlink(), (folder / "features.tsv").mkdir()),
+    ),
+]
 
 
 def stored(name: str, change: Callable[[bytes], bytes]) -> Harm:
@@ -232,21 +297,54 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "not text": lambda content: b"\xff\xfe\x00",
 }
 ZARR: list[Case] = [
-    *((f"no {place}", lambda folder, place=place: shutil.rmtree(folder / place))
-      for place in ("X", "X/data", "X/indices", "X/indptr", "obs", "var", "obs/_index",
-                    "var/_index", "obs/kind", "obs/kind/codes", "obs/kind/categories")),
-    *((f"{name} is {kind}", stored(name, change))
-      for name in ("X/.zattrs", "obs/.zattrs", "X/data/.zarray", "X/indptr/.zarray",
-                   "var/_index/.zarray", "X/.zgroup")
-      for kind, change in SPOILED.items()),
-    *((f"{place} says {entries}", metadata(place, **entries))
-      for place in ("X/data", "X/indptr", "obs/_index")
-      for entries in ({"shape": [10**12]}, {"shape": [-1]}, {"shape": []}, {"shape": [3, 3]},
-                      {"chunks": [0]}, {"dtype": "|O8"}, {"dtype": "<c8"},
-                      {"zarr_format": 9}, {"compressor": {"id": "pickle"}})),
-    *((f"{place} chunk cut", stored(f"{place}/0", lambda content: content[: len(content) // 2]))
-      for place in ("X/data", "X/indices", "X/indptr", "obs/_index", "var/_index")),
-]  # fmt: skip
+    *(
+        (f"no {place}", lambda folder, place=place: shutil.rmtree(folder / place))
+        for place in (
+            "X",
+            "X/data",
+            "X/indices",
+            "X/indptr",
+            "obs",
+            "var",
+            "obs/_index",
+            "var/_index",
+            "obs/kind",
+            "obs/kind/codes",
+            "obs/kind/categories",
+        )
+    ),
+    *(
+        (f"{name} is {kind}", stored(name, change))
+        for name in (
+            "X/.zattrs",
+            "obs/.zattrs",
+            "X/data/.zarray",
+            "X/indptr/.zarray",
+            "var/_index/.zarray",
+            "X/.zgroup",
+        )
+        for kind, change in SPOILED.items()
+    ),
+    *(
+        (f"{place} says {entries}", metadata(place, **entries))
+        for place in ("X/data", "X/indptr", "obs/_index")
+        for entries in (
+            {"shape": [10**12]},
+            {"shape": [-1]},
+            {"shape": []},
+            {"shape": [3, 3]},
+            {"chunks": [0]},
+            {"dtype": "|O8"},
+            {"dtype": "<c8"},
+            {"zarr_format": 9},
+            {"compressor": {"id": "pickle"}},
+        )
+    ),
+    *(
+        (f"{place} chunk cut", stored(f"{place}/0", lambda content: content[: len(content) // 2]))
+        for place in ("X/data", "X/indices", "X/indptr", "obs/_index", "var/_index")
+    ),
+]
 
 CORPUS = {"cells.h5ad": H5AD, "cells.h5": TENX, "mtx": MTX, "cells.zarr": ZARR}
 CASES = [
@@ -274,11 +372,15 @@ def cells(make_cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = adata.X.astype("int32")
     with h5py.File(folder / "cells.h5", "w") as file:
         for key, value in {
-            "data": whole.data, "indices": whole.indices, "indptr": whole.indptr,
-            "shape": np.array([8, 12]), "barcodes": barcodes, "features/id": names,
+            "data": whole.data,
+            "indices": whole.indices,
+            "indptr": whole.indptr,
+            "shape": np.array([8, 12]),
+            "barcodes": barcodes,
+            "features/id": names,
             "features/name": names,
             "features/feature_type": np.array([b"Gene Expression"] * 8),
-        }.items():  # fmt: skip
+        }.items():
             file[f"matrix/{key}"] = value
     (folder / "mtx").mkdir()
     scipy.io.mmwrite(folder / "mtx" / "matrix.mtx", sp.coo_matrix(whole.T), field="integer")

@@ -37,14 +37,29 @@ def change(content: Any, place: str, value: Any) -> None:
 
 # Place in the manifest, and which of OTHERS mean something there or nothing anywhere.
 MANIFEST: dict[str, tuple[Any, ...]] = {
-    "schema_version": (-1, True), "n_cells": (), "modalities": (), "modalities/rna": (),
-    "modalities/rna/vocabulary": (), "modalities/rna/n_genes": (),
-    "modalities/rna/gene_dtype": (), "modalities/rna/value_dtype": (),
-    "modalities/rna/max_nonzeros": (), "modalities/rna/units": (), "modalities/rna/sha256": (),
-    "sources": (), "labels": ({},), "inputs": ([], {}), "compression": (), "shards": (),
-    "shards/0": (), "shards/0/file": (), "shards/0/n_cells": (), "shards/0/bytes": (),
-    "shards/0/sha256": (), "shards/0/cells_per_source": (),
-}  # fmt: skip
+    "schema_version": (-1, True),
+    "n_cells": (),
+    "modalities": (),
+    "modalities/rna": (),
+    "modalities/rna/vocabulary": (),
+    "modalities/rna/n_genes": (),
+    "modalities/rna/gene_dtype": (),
+    "modalities/rna/value_dtype": (),
+    "modalities/rna/max_nonzeros": (),
+    "modalities/rna/units": (),
+    "modalities/rna/sha256": (),
+    "sources": (),
+    "labels": ({},),
+    "inputs": ([], {}),
+    "compression": (),
+    "shards": (),
+    "shards/0": (),
+    "shards/0/file": (),
+    "shards/0/n_cells": (),
+    "shards/0/bytes": (),
+    "shards/0/sha256": (),
+    "shards/0/cells_per_source": (),
+}
 FORGED = [
     pytest.param(place, value, id=f"{place} {value!r}")
     for place, harmless in MANIFEST.items()
@@ -101,9 +116,10 @@ def weights(edit: Callable[[h5py.File, list[str]], Any]) -> Callable[[Path], Non
         with h5py.File(file, "r+") as opened:
             sizes: dict[str, int] = {}
             opened.visititems(
-                lambda name, item: sizes.update({name: item.size})
-                if isinstance(item, h5py.Dataset) else None
-            )  # fmt: skip
+                lambda name, item: (
+                    sizes.update({name: item.size}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
             edit(opened, sorted(sizes, key=lambda name: -sizes[name]))
         parts["model.weights.h5"] = file.getvalue()
 
@@ -121,15 +137,26 @@ def endless(file: h5py.File, names: list[str]) -> None:
 
 
 MODELS: dict[str, Callable[[Path], None]] = {
-    **{f"{place} is {value!r}": config(place, value)
-       for place in ("class_name", "registered_name", "config", "config/vocabulary",
-                     "config/sources", "config/units", "config/genes", "config/target_sum",
-                     "config/loss", "config/modality")
-       for value in OTHERS
-       # Keras goes by the registered name, and these are arguments that a model may have.
-       if (place, str(value)) not in {
-           ("class_name", str(other)) for other in OTHERS} | {("config/genes", "None")}
-       and place != "config/target_sum"},
+    **{
+        f"{place} is {value!r}": config(place, value)
+        for place in (
+            "class_name",
+            "registered_name",
+            "config",
+            "config/vocabulary",
+            "config/sources",
+            "config/units",
+            "config/genes",
+            "config/target_sum",
+            "config/loss",
+            "config/modality",
+        )
+        for value in OTHERS
+        # Keras goes by the registered name, and these are arguments that a model may have.
+        if (place, str(value))
+        not in {("class_name", str(other)) for other in OTHERS} | {("config/genes", "None")}
+        and place != "config/target_sum"
+    },
     "an argument nobody knows": config("config/surprise", 1),
     "a class of Python": config("registered_name", "os>system"),
     "no config": rewritten(lambda parts: parts.pop("config.json")),
@@ -137,17 +164,19 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "config is no text": rewritten(lambda parts: parts.update({"config.json": b"\xff\xfe"})),
     "config is a list": rewritten(lambda parts: parts.update({"config.json": b"[]"})),
     "config is deep": rewritten(
-        lambda parts: parts.update({"config.json": b"[" * 100_000 + b"]" * 100_000})),
+        lambda parts: parts.update({"config.json": b"[" * 100_000 + b"]" * 100_000})
+    ),
     "weights are text": rewritten(lambda parts: parts.update({"model.weights.h5": b"weights"})),
     "weights cut": rewritten(
-        lambda parts: parts.update({"model.weights.h5": parts["model.weights.h5"][:5000]})),
+        lambda parts: parts.update({"model.weights.h5": parts["model.weights.h5"][:5000]})
+    ),
     "a weight is missing": weights(lambda file, names: file.pop(names[0])),
     "a weight is longer": weights(lambda file, names: swap(file, names[0], np.zeros(9))),
     "a weight is text": weights(lambda file, names: swap(file, names[0], b"weight")),
     "a weight without end": weights(endless),
     "empty": lambda path: path.write_bytes(b""),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-}  # fmt: skip
+}
 
 
 # A fifth of them by default: building what is built before it shows takes half a second each.
@@ -171,29 +200,71 @@ def test_malformed_models_are_refused(
 
 
 ARGUMENTS = [
-    *(["convert", "CELLS", *more] for more in (
-        ["--shards", "0"], ["--shards", "-1"], ["--shards", "99"], ["--shards", str(HUGE)],
-        ["--workers", "0"], ["--layer", ""], ["--layer", "../X"], ["--source-key", ""],
-        ["--label-key", "\x00"], ["--modality", "=x"], ["--modality", "rna=obsm:X_spatial"],
-        ["--modality", "a/b=obsm:X_spatial"], ["--modality", "p=obsm:../X"],
-        ["--modality", "p=layer:no"], ["--modality", "p=nonsense"], ["--like", "nowhere"],
-        ["--like", "CELLS"], ["--orthologs", "nowhere"], ["--orthologs", "CELLS"],
-        ["--seed", "1e3"], ["--seed", "-1"], ["--compression", "lzma"],
-    )),
-    *(["train", "RECORDS", *more] for more in (
-        ["--genes", "hvg:0"], ["--genes", "hvg:-5"], ["--genes", "hvg:x"], ["--genes", "nowhere"],
-        ["--genes", "CELLS"], ["--members", "0"], ["--members", "-1"],
-        ["--epochs", str(-HUGE)], ["--batch-size", "-1"], ["--learning-rate", "-inf"],
-        ["--modality", "no"], ["--from", "nowhere"], ["--from", "RECORDS"], ["--from", "CELLS"],
-        ["--preset", ""], ["--optimizer", ""],
-    )),
-    *(["embed", *two] for two in (
-        ["nowhere", "CELLS"], ["MODEL", "nowhere"], ["CELLS", "MODEL"], ["RECORDS", "RECORDS"],
-        ["MODEL", "MODEL"], ["MODEL", ""], ["", "CELLS"], ["MODEL", "/dev/null"],
-        ["/dev/null", "CELLS"], ["MODEL", "CELLS\x00"],
-    )),
+    *(
+        ["convert", "CELLS", *more]
+        for more in (
+            ["--shards", "0"],
+            ["--shards", "-1"],
+            ["--shards", "99"],
+            ["--shards", str(HUGE)],
+            ["--workers", "0"],
+            ["--layer", ""],
+            ["--layer", "../X"],
+            ["--source-key", ""],
+            ["--label-key", "\x00"],
+            ["--modality", "=x"],
+            ["--modality", "rna=obsm:X_spatial"],
+            ["--modality", "a/b=obsm:X_spatial"],
+            ["--modality", "p=obsm:../X"],
+            ["--modality", "p=layer:no"],
+            ["--modality", "p=nonsense"],
+            ["--like", "nowhere"],
+            ["--like", "CELLS"],
+            ["--orthologs", "nowhere"],
+            ["--orthologs", "CELLS"],
+            ["--seed", "1e3"],
+            ["--seed", "-1"],
+            ["--compression", "lzma"],
+        )
+    ),
+    *(
+        ["train", "RECORDS", *more]
+        for more in (
+            ["--genes", "hvg:0"],
+            ["--genes", "hvg:-5"],
+            ["--genes", "hvg:x"],
+            ["--genes", "nowhere"],
+            ["--genes", "CELLS"],
+            ["--members", "0"],
+            ["--members", "-1"],
+            ["--epochs", str(-HUGE)],
+            ["--batch-size", "-1"],
+            ["--learning-rate", "-inf"],
+            ["--modality", "no"],
+            ["--from", "nowhere"],
+            ["--from", "RECORDS"],
+            ["--from", "CELLS"],
+            ["--preset", ""],
+            ["--optimizer", ""],
+        )
+    ),
+    *(
+        ["embed", *two]
+        for two in (
+            ["nowhere", "CELLS"],
+            ["MODEL", "nowhere"],
+            ["CELLS", "MODEL"],
+            ["RECORDS", "RECORDS"],
+            ["MODEL", "MODEL"],
+            ["MODEL", ""],
+            ["", "CELLS"],
+            ["MODEL", "/dev/null"],
+            ["/dev/null", "CELLS"],
+            ["MODEL", "CELLS\x00"],
+        )
+    ),
     *(["export", "MODEL", *more] for more in (["--alpha", "2"], ["--alpha", "nan"])),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("line", ARGUMENTS, ids=" ".join)

@@ -46,8 +46,9 @@ def samples(make_cells, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 def test_several_inputs_of_several_formats(samples, make_cells, concerto, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    answer = concerto("run", *samples.values(), "-o", out, "--genes", "hvg:20", "--epochs", 1,
-                      "--json")  # fmt: skip
+    answer = concerto(
+        "run", *samples.values(), "-o", out, "--genes", "hvg:20", "--epochs", 1, "--json"
+    )
     assert answer.code == 0, answer
     assert answer.last["cells"] == 60 and answer.last["genes"] == 40
     assert {"asw_source", "kbet", "ilisi"} <= set(answer.last)

@@ -32,8 +32,9 @@ def paired(tmp_path_factory: pytest.TempPathFactory, make_cells: Callable) -> Pa
 def both(tmp_path_factory: pytest.TempPathFactory, concerto: Callable, paired: Path) -> Path:
     """A run on RNA and protein. Not to be changed but for the reference kept with its model."""
     out = tmp_path_factory.mktemp("both") / "run"
-    answer = concerto("run", paired, "-o", out, "--modality", "protein=obsm:protein", "--epochs", 3,
-                      "--quiet")  # fmt: skip
+    answer = concerto(
+        "run", paired, "-o", out, "--modality", "protein=obsm:protein", "--epochs", 3, "--quiet"
+    )
     assert answer.code == 0, answer
     return out
 
@@ -45,11 +46,28 @@ def typed(
     """A model of `both` that was fine-tuned on cell types."""
     folder = tmp_path_factory.mktemp("typed")
     for command in (
-        ("convert", paired, "-o", folder / "records", "--modality", "protein=obsm:protein",
-         "--label-key", "cell_type", "--like", both / "model"),
-        ("finetune", both / "model", folder / "records", "--label-key", "cell_type",
-         "-o", folder / "model"),
-    ):  # fmt: skip
+        (
+            "convert",
+            paired,
+            "-o",
+            folder / "records",
+            "--modality",
+            "protein=obsm:protein",
+            "--label-key",
+            "cell_type",
+            "--like",
+            both / "model",
+        ),
+        (
+            "finetune",
+            both / "model",
+            folder / "records",
+            "--label-key",
+            "cell_type",
+            "-o",
+            folder / "model",
+        ),
+    ):
         answer = concerto(*command, "--json")
         assert answer.code == 0, answer
     assert len(answer.last["classes"]) == 3
@@ -79,8 +97,18 @@ def test_finetune_and_annotate(
     assert (label[known] == given.obs["cell_type"].astype(str)[known]).mean() > 0.9
     assert answer.last["labels"] == label.value_counts().to_dict()
     assert answer.last["unknown"] == (~known).sum()
-    none = concerto("annotate", typed, paired, "-o", tmp_path / "a.h5ad", "--alpha", 1e-6,
-                    "--label-key", "cell_type", "--json")  # fmt: skip
+    none = concerto(
+        "annotate",
+        typed,
+        paired,
+        "-o",
+        tmp_path / "a.h5ad",
+        "--alpha",
+        1e-6,
+        "--label-key",
+        "cell_type",
+        "--json",
+    )
     assert none.last["agreement"]["accuracy"] > 0.9
     assert none.last["unknown"] == 0
 
@@ -89,8 +117,19 @@ def test_map_keeps_the_reference_and_goes_without_it(
     both: Path, paired: Path, concerto: Callable, tmp_path: Path
 ) -> None:
     model, out = both / "model", tmp_path / "out.h5ad"
-    first = concerto("map", model, "--reference", paired, "--query", paired, "-o", out,
-                     "--levels", "coarse,cell_type", "--json")  # fmt: skip
+    first = concerto(
+        "map",
+        model,
+        "--reference",
+        paired,
+        "--query",
+        paired,
+        "-o",
+        out,
+        "--levels",
+        "coarse,cell_type",
+        "--json",
+    )
     assert first.code == 0, first
     assert concerto("inspect", model, "--json").last["reference"]["cells"] == 150
     result = anndata.read_h5ad(out)
@@ -98,8 +137,17 @@ def test_map_keeps_the_reference_and_goes_without_it(
     both_known = (fine != "unknown") & (coarse != "unknown")
     assert ((fine[both_known] == "type0") == (coarse[both_known] == "one")).all()
     assert (fine[coarse == "unknown"] == "unknown").all()
-    again = concerto("map", model, "--query", paired, "-o", tmp_path / "again.h5ad",
-                     "--levels", "coarse,cell_type", "--json")  # fmt: skip
+    again = concerto(
+        "map",
+        model,
+        "--query",
+        paired,
+        "-o",
+        tmp_path / "again.h5ad",
+        "--levels",
+        "coarse,cell_type",
+        "--json",
+    )
     assert again.last["labels"] == first.last["labels"]
 
 
@@ -110,9 +158,21 @@ def test_impute_gives_the_modality_that_is_missing(
     query = given[:50].copy()
     del query.obsm["protein"]
     query.write_h5ad(tmp_path / "query.h5ad")
-    answer = concerto("impute", both / "model", "--reference", paired,
-                      "--modality", "protein=obsm:protein", "--query", tmp_path / "query.h5ad",
-                      "-o", tmp_path / "out.h5ad", "--k", 10, "--json")  # fmt: skip
+    answer = concerto(
+        "impute",
+        both / "model",
+        "--reference",
+        paired,
+        "--modality",
+        "protein=obsm:protein",
+        "--query",
+        tmp_path / "query.h5ad",
+        "-o",
+        tmp_path / "out.h5ad",
+        "--k",
+        10,
+        "--json",
+    )
     assert answer.code == 0, answer
     assert answer.last["features"] == {"protein": 3}
     found = anndata.read_h5ad(tmp_path / "out.h5ad").obsm["protein"]
@@ -125,29 +185,44 @@ def test_impute_gives_the_modality_that_is_missing(
 def test_explain_by_cell_and_by_group(
     both: Path, paired: Path, concerto: Callable, tmp_path: Path
 ) -> None:
-    answer = concerto("explain", both / "model", paired, "-o", tmp_path / "groups.tsv",
-                      "--groupby", "cell_type", "--figure", tmp_path / "map.png", "--json")
+    answer = concerto(
+        "explain",
+        both / "model",
+        paired,
+        "-o",
+        tmp_path / "groups.tsv",
+        "--groupby",
+        "cell_type",
+        "--figure",
+        tmp_path / "map.png",
+        "--json",
+    )
     assert answer.code == 0, answer
     table = pd.read_csv(tmp_path / "groups.tsv", sep="\t")
     assert list(table.columns[:5]) == ["group", "gene", "modality", "weight", "rank"]
     assert set(table["modality"]) == {"rna", "protein"} and set(table["group"]) == {
-        "type0", "type1", "type2"
-    }  # fmt: skip
+        "type0",
+        "type1",
+        "type2",
+    }
     assert (tmp_path / "map.png").stat().st_size > 0
-    answer = concerto("explain", both / "model", paired, "-o", tmp_path / "cells.tsv", "--top", 3,
-                      "--json")  # fmt: skip
+    answer = concerto(
+        "explain", both / "model", paired, "-o", tmp_path / "cells.tsv", "--top", 3, "--json"
+    )
     assert 150 * 5 < answer.last["rows"] <= 150 * 6  # some cells lack a protein
 
 
 def test_score(paired: Path, concerto: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("AB1C\nAB2C\nNOT\n")
-    answer = concerto("score", paired, "--set", tmp_path / "mine.txt", "-o", tmp_path / "out.h5ad",
-                      "--json")  # fmt: skip
+    answer = concerto(
+        "score", paired, "--set", tmp_path / "mine.txt", "-o", tmp_path / "out.h5ad", "--json"
+    )
     assert answer.code == 0, answer
     assert answer.last["missing genes"] == {"mine": ["NOT"]}
     assert anndata.read_h5ad(tmp_path / "out.h5ad").obs["concerto_score_mine"].between(0, 2).all()
-    concerto("score", paired, "--set", "exhaustion", "-o", tmp_path / "no.h5ad", "--quiet"
-             ).mendable("exhaustion")  # fmt: skip
+    concerto(
+        "score", paired, "--set", "exhaustion", "-o", tmp_path / "no.h5ad", "--quiet"
+    ).mendable("exhaustion")
     assert not (tmp_path / "no.h5ad").exists()
 
 
@@ -158,13 +233,24 @@ def test_served_model_gives_labels(
     given = anndata.read_h5ad(paired)
     genes = np.tile(given.var_names.to_numpy(str), (150, 1))
     inputs = {
-        "genes": tf.constant(genes), "values": tf.constant(given.X.toarray()),
+        "genes": tf.constant(genes),
+        "values": tf.constant(given.X.toarray()),
         "source": tf.constant(["paired"] * 150),  # as the commands call them
         "protein_genes": tf.constant(np.tile(["CD3", "CD19", "CD56"], (150, 1))),
         "protein_values": tf.constant(given.obsm["protein"].to_numpy(np.float32)),
-    }  # fmt: skip
-    concerto("map", both / "model", "--reference", paired, "--query", paired,
-             "-o", tmp_path / "mapped.h5ad", "--label-key", "cell_type")  # fmt: skip
+    }
+    concerto(
+        "map",
+        both / "model",
+        "--reference",
+        paired,
+        "--query",
+        paired,
+        "-o",
+        tmp_path / "mapped.h5ad",
+        "--label-key",
+        "cell_type",
+    )
     concerto("annotate", typed, paired, "-o", tmp_path / "typed.h5ad")
     for model, told in ((typed, "typed.h5ad"), (both / "model", "mapped.h5ad")):
         answer = concerto("export", model, "-o", tmp_path / f"served-{told}", "--json")
@@ -183,33 +269,91 @@ def test_served_model_gives_labels(
         assert np.abs(alone["embedding"] - got["embedding"]).max() > 0  # protein counts
 
 
-@pytest.mark.parametrize("words, expected", [
-    (["finetune", "MODEL", "RECORDS", "-o", "OUT"], ["--label-key"]),
-    (["finetune", "MODEL", "RECORDS", "-o", "OUT", "--label-key", "nope"], ["nope", "cell_type"]),
-    (["annotate", "MODEL", "CELLS", "-o", "OUT"], ["finetune"]),
-    (["annotate", "TYPED", "CELLS", "-o", "OUT", "--alpha", "2"], ["alpha", "2"]),
-    (["annotate", "TYPED", "CELLS", "-o", "OUT", "--label-key", "nope"], ["nope", "cell_type"]),
-    (["export", "TYPED", "-o", "OUT", "--alpha", "2"], ["alpha", "2"]),
-    (["map", "MODEL", "--query", "CELLS", "-o", "OUT", "--label-key", "nope"], ["nope"]),
-    (["map", "MODEL", "--reference", "CELLS", "--query", "CELLS", "-o", "OUT",
-      "--label-key", "cell_type", "--k", "1000"], ["1000", "150"]),
-    (["map", "MODEL", "--reference", "CELLS", "--query", "CELLS", "-o", "OUT",
-      "--levels", "cell_type,batch"], ["batch"]),
-    (["impute", "MODEL", "--reference", "CELLS", "--query", "CELLS", "-o", "OUT",
-      "--modality", "adt=obsm:nope"], ["nope"]),
-    (["explain", "MODEL", "CELLS", "-o", "OUT", "--groupby", "nope"], ["nope"]),
-    (["explain", "MODEL", "CELLS", "-o", "OUT", "--modality", "adt=obsm:protein"], ["adt"]),
-    (["embed", "MODEL", "CELLS", "-o", "OUT", "--modality", "protein=obsm:no"], ["protein", "no"]),
-    (["train", "RECORDS", "-o", "OUT", "--modality", "adt"], ["adt", "protein"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["finetune", "MODEL", "RECORDS", "-o", "OUT"], ["--label-key"]),
+        (
+            ["finetune", "MODEL", "RECORDS", "-o", "OUT", "--label-key", "nope"],
+            ["nope", "cell_type"],
+        ),
+        (["annotate", "MODEL", "CELLS", "-o", "OUT"], ["finetune"]),
+        (["annotate", "TYPED", "CELLS", "-o", "OUT", "--alpha", "2"], ["alpha", "2"]),
+        (["annotate", "TYPED", "CELLS", "-o", "OUT", "--label-key", "nope"], ["nope", "cell_type"]),
+        (["export", "TYPED", "-o", "OUT", "--alpha", "2"], ["alpha", "2"]),
+        (["map", "MODEL", "--query", "CELLS", "-o", "OUT", "--label-key", "nope"], ["nope"]),
+        (
+            [
+                "map",
+                "MODEL",
+                "--reference",
+                "CELLS",
+                "--query",
+                "CELLS",
+                "-o",
+                "OUT",
+                "--label-key",
+                "cell_type",
+                "--k",
+                "1000",
+            ],
+            ["1000", "150"],
+        ),
+        (
+            [
+                "map",
+                "MODEL",
+                "--reference",
+                "CELLS",
+                "--query",
+                "CELLS",
+                "-o",
+                "OUT",
+                "--levels",
+                "cell_type,batch",
+            ],
+            ["batch"],
+        ),
+        (
+            [
+                "impute",
+                "MODEL",
+                "--reference",
+                "CELLS",
+                "--query",
+                "CELLS",
+                "-o",
+                "OUT",
+                "--modality",
+                "adt=obsm:nope",
+            ],
+            ["nope"],
+        ),
+        (["explain", "MODEL", "CELLS", "-o", "OUT", "--groupby", "nope"], ["nope"]),
+        (["explain", "MODEL", "CELLS", "-o", "OUT", "--modality", "adt=obsm:protein"], ["adt"]),
+        (
+            ["embed", "MODEL", "CELLS", "-o", "OUT", "--modality", "protein=obsm:no"],
+            ["protein", "no"],
+        ),
+        (["train", "RECORDS", "-o", "OUT", "--modality", "adt"], ["adt", "protein"]),
+    ],
+)
 def test_what_does_not_fit_is_refused_and_nothing_left(
-    words: list[str], expected: list[str], both: Path, typed: Path, paired: Path,
-    concerto: Callable, tmp_path: Path,
-) -> None:  # fmt: skip
+    words: list[str],
+    expected: list[str],
+    both: Path,
+    typed: Path,
+    paired: Path,
+    concerto: Callable,
+    tmp_path: Path,
+) -> None:
     places = {
-        "MODEL": both / "model", "RECORDS": typed.parent / "records", "TYPED": typed,
-        "CELLS": paired, "OUT": tmp_path / "out.h5ad",
-    }  # fmt: skip
+        "MODEL": both / "model",
+        "RECORDS": typed.parent / "records",
+        "TYPED": typed,
+        "CELLS": paired,
+        "OUT": tmp_path / "out.h5ad",
+    }
     concerto(*(places.get(word, word) for word in words), "--quiet").mendable(*expected)
     assert list(tmp_path.iterdir()) == []
 
@@ -222,8 +366,11 @@ def test_normalised_cells_for_a_model_of_counts(
     given.X = np.log1p(1e4 * counts / counts.sum(1, keepdims=True)).astype(np.float32)
     given.write_h5ad(tmp_path / "log.h5ad")
     reference = ["--reference", paired, "--label-key", "cell_type", "--query"]
-    for command in (["annotate", typed], ["map", both / "model", *reference],
-                    ["explain", both / "model"]):  # fmt: skip
+    for command in (
+        ["annotate", typed],
+        ["map", both / "model", *reference],
+        ["explain", both / "model"],
+    ):
         answer = concerto(*command, tmp_path / "log.h5ad", "-o", tmp_path / "out", "--quiet")
         answer.mendable("normalised", "counts")
     assert [path.name for path in tmp_path.iterdir()] == ["log.h5ad"]

@@ -91,9 +91,16 @@ def test_stopped_run_ends_as_an_undisturbed_one(
 ) -> None:
     out, checkpoint = tmp_path / "stopped", tmp_path / "stopped/model/checkpoint/training.npz"
     options = [
-        "--label-key", "cell_type", "--genes", "all", "--epochs", 50, "--batch-size", 16,
+        "--label-key",
+        "cell_type",
+        "--genes",
+        "all",
+        "--epochs",
+        50,
+        "--batch-size",
+        16,
         "--quiet",
-    ]  # fmt: skip
+    ]
     command = ["run", cells_file, "-o", out, *options]
 
     begin = partial(started, *command)
@@ -137,9 +144,18 @@ def test_finished_run_is_left_as_it_is(cells_file: Path, concerto, finished) -> 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     began = time.perf_counter()
     again = concerto(
-        "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
-        "--epochs", 1, "--json",
-    )  # fmt: skip
+        "run",
+        cells_file,
+        "-o",
+        out,
+        "--label-key",
+        "cell_type",
+        "--source-key",
+        "batch",
+        "--epochs",
+        1,
+        "--json",
+    )
     assert time.perf_counter() - began < 10.0  # training alone would take longer
     assert again.code == 0 and again.last == answer.last
     assert again.err == ""
@@ -152,9 +168,18 @@ def test_only_what_is_missing_is_done_again(cells_file: Path, concerto, finished
     (out / "result.h5ad").unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "model").rglob("*")}
     answer = concerto(
-        "run", cells_file, "-o", out, "--label-key", "cell_type", "--source-key", "batch",
-        "--epochs", 1, "--quiet",
-    )  # fmt: skip
+        "run",
+        cells_file,
+        "-o",
+        out,
+        "--label-key",
+        "cell_type",
+        "--source-key",
+        "batch",
+        "--epochs",
+        1,
+        "--quiet",
+    )
     assert answer.code == 0
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "model").rglob("*")}
     assert stored(out, "obsm/X_concerto") == stored(finished[0], "obsm/X_concerto")

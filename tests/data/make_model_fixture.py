@@ -36,10 +36,17 @@ def main() -> None:
     folder = Path(__file__).parent / "models" / f"v{SAVED_FORMAT}"
     folder.mkdir(parents=True, exist_ok=True)
     model = Concerto(
-        [f"ENSG{i:011d}" for i in range(40)], symbols=[f"GENE{i}" for i in range(40)],
-        genes=range(2, 40), sources=("first", "second"), units=8, attention_units=4,
-        hidden_units=8, head_units=8, components=3, readout="both",
-    )  # fmt: skip
+        [f"ENSG{i:011d}" for i in range(40)],
+        symbols=[f"GENE{i}" for i in range(40)],
+        genes=range(2, 40),
+        sources=("first", "second"),
+        units=8,
+        attention_units=4,
+        hidden_units=8,
+        head_units=8,
+        components=3,
+        readout="both",
+    )
     data = tf.data.Dataset.from_tensor_slices(cells()).batch(24)
     model.compile("adam", 0.01)
     model.fit(data, epochs=5, verbose=0)

@@ -25,9 +25,15 @@ N = 30
 
 def make_model(**arguments: object) -> Concerto:
     small = {
-        "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": None, "components": 0,
-        "readout": "both", "genes": range(1, N), "sources": ("old", "young"),
-    }  # fmt: skip
+        "units": 8,
+        "hidden_units": 8,
+        "attention_units": 4,
+        "head_units": None,
+        "components": 0,
+        "readout": "both",
+        "genes": range(1, N),
+        "sources": ("old", "young"),
+    }
     # The last symbol stands for two genes, and so for none.
     symbols = [f"SYM{i}" for i in range(N - 2)] + ["TWICE", "TWICE"]
     return Concerto([f"ENSG{i}" for i in range(N)], symbols=symbols, **{**small, **arguments})
@@ -84,9 +90,11 @@ def test_signatures_are_as_specified(signatures: dict) -> None:
         "serving_default": {"genes": (tf.string, 2), "values": (tf.float32, 2)},
         "by_index": {"genes": (tf.int32, 2), "values": (tf.float32, 2)},
         "by_source": {
-            "genes": (tf.string, 2), "values": (tf.float32, 2), "source": (tf.string, 1),
+            "genes": (tf.string, 2),
+            "values": (tf.float32, 2),
+            "source": (tf.string, 1),
         },
-    }  # fmt: skip
+    }
     for name, inputs in wanted.items():
         specs = signatures[name].structured_input_signature[1]
         assert {k: (s.dtype, s.shape.rank) for k, s in specs.items()} == inputs
@@ -111,9 +119,7 @@ def test_by_index_by_name_and_by_symbol_are_the_models_embedding(
     order = np.random.default_rng(2).permutation(N)
     mixed = names(genes, "SYM")
     mixed[:, N - 2 :] = ["ENSG28", "ENSG29"]
-    got, _ = ask(
-        signatures, "serving_default", genes=mixed[:, order], values=values[:, order]
-    )
+    got, _ = ask(signatures, "serving_default", genes=mixed[:, order], values=values[:, order])
     near(got, want)
 
 
@@ -233,13 +239,18 @@ def test_answers_where_only_tensorflow_is(model: Concerto, tmp_path: Path) -> No
     export(tmp_path / "model.keras", tmp_path / "served")
     np.savez(
         tmp_path / "cells.npz",
-        genes=cells["genes"], values=cells["values"], names=names(cells["genes"]).astype(str),
+        genes=cells["genes"],
+        values=cells["values"],
+        names=names(cells["genes"]).astype(str),
         sources=np.array(["old", "young"])[cells["source"]],
-    )  # fmt: skip
+    )
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WITHOUT)], cwd=tmp_path, text=True,
-        capture_output=True, env={**os.environ, "PYTHONPATH": ""},
-    )  # fmt: skip
+        [sys.executable, "-c", textwrap.dedent(WITHOUT)],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "answer.npz") as answer:
         near(answer["source"], model.embed([cells]))
@@ -287,9 +298,12 @@ def test_a_reference_of_cells_that_were_trained_on_is_served_as_it_is_mapped(
         "part": Labels(np.arange(60, dtype=np.int32) % 4 - 1, ("C", "D", "E")),  # some have none
     }
     reference = Reference(
-        model.embed([cells]), labels, model=fingerprint(model), origin=model.origin,
+        model.embed([cells]),
+        labels,
+        model=fingerprint(model),
+        origin=model.origin,
         spread=model.spread,
-    )  # fmt: skip
+    )
     assert reference.factor.min() < 0.95 and reference.middle.any()
     save_reference(reference, tmp_path / "reference")
     served = tf.saved_model.load(str(export(tmp_path, tmp_path / "served"))).signatures["by_index"]

@@ -190,9 +190,13 @@ def test_all_cells_but_the_damaged_ones_are_read_on(cells, tmp_path: Path, caplo
 
 def test_what_is_behind_the_damage_is_lost_where_it_is_compressed(cells, tmp_path: Path) -> None:
     records = convert(
-        cells, tmp_path / "records", source_key="batch", label_keys=["kind"], shards=1,
+        cells,
+        tmp_path / "records",
+        source_key="batch",
+        label_keys=["kind"],
+        shards=1,
         compression="gzip",
-    )  # fmt: skip
+    )
     before, (path,) = read(records.path), shards_of(records.path)
     flip(path, path.stat().st_size * 3 // 4)
     left = read(records.path, skip_damaged=True)

@@ -27,17 +27,23 @@ class Victim:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(VICTIM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=VICTIM.parents[2], env={**os.environ, "PYTHONPATH": str(VICTIM.parents[2])},
-        )  # fmt: skip
+            [sys.executable, str(VICTIM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=VICTIM.parents[2],
+            env={**os.environ, "PYTHONPATH": str(VICTIM.parents[2])},
+        )
 
     def __call__(
         self, *arguments: Any, folder: Path, event: int | None = None, seconds: float | None = None
     ) -> dict[str, Any]:
         order = {
-            "arguments": [str(part) for part in arguments], "folder": str(folder), "event": event,
+            "arguments": [str(part) for part in arguments],
+            "folder": str(folder),
+            "event": event,
             "seconds": seconds,
-        }  # fmt: skip
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -132,23 +138,39 @@ def files_of(folder: Path) -> list[Path]:
 # Command, what it is given, its output, what is in that, and which file is written last of all.
 COMMANDS: dict[str, tuple[Callable[[Path], list], str, Callable[[Path], Content], str | None]] = {
     "convert": (
-        lambda given: [given / "cells.h5ad", "--source-key", "batch", "--label-key", "kind",
-                       "--shards", 3],
-        "records", of_records, "manifest.json",
+        lambda given: [
+            given / "cells.h5ad",
+            "--source-key",
+            "batch",
+            "--label-key",
+            "kind",
+            "--shards",
+            3,
+        ],
+        "records",
+        of_records,
+        "manifest.json",
     ),
     "overwrite": (
         lambda given: [given / "cells.h5ad", "--label-key", "kind", "--overwrite"],
-        "records", of_records, "manifest.json",
+        "records",
+        of_records,
+        "manifest.json",
     ),
     "train": (
         lambda given: [given / "records", "--epochs", 4, "--batch-size", 30],
-        "model", of_model, "training.json",
+        "model",
+        of_model,
+        "training.json",
     ),
     "embed": (
-        lambda given: [given / "model", given / "cells.h5ad"], "out.h5ad", of_embedding, "z",
+        lambda given: [given / "model", given / "cells.h5ad"],
+        "out.h5ad",
+        of_embedding,
+        "z",
     ),
     "export": (lambda given: [given / "model"], "served", of_export, "saved_model.pb"),
-}  # fmt: skip
+}
 
 
 def points(n: int) -> list[Any]:

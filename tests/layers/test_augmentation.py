@@ -121,9 +121,12 @@ def test_fraction_and_probability_are_checked(make: Callable) -> None:
 
 
 STEPS = {
-    "mask": RandomMask, "noise": GaussianNoise, "swap": RandomSwap, "crossover": Crossover,
+    "mask": RandomMask,
+    "noise": GaussianNoise,
+    "swap": RandomSwap,
+    "crossover": Crossover,
     "crossover_many": CrossoverMany,
-}  # fmt: skip
+}
 NONE = dict.fromkeys(STEPS, 0.0)
 
 
@@ -186,6 +189,4 @@ def test_config_round_trip() -> None:
     augment = Augmentation(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, stddev=0.7, partners=8, seed=9)
     again = Augmentation.from_config(augment.get_config())
     assert again.get_config() == augment.get_config()
-    np.testing.assert_array_equal(
-        again(cells(), training=True), augment(cells(), training=True)
-    )
+    np.testing.assert_array_equal(again(cells(), training=True), augment(cells(), training=True))

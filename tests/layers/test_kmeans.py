@@ -27,8 +27,10 @@ def test_finds_groups_that_are_there() -> None:
     for seed in range(5):
         _, clusters = kmeans(tf.constant(x), 6, seed=seed)
         assert adjusted_rand_score(label, clusters) > 0.7
-    best = min((kmeans(tf.constant(x), 6, seed=seed) for seed in range(5)),
-               key=lambda found: inertia(x, found[0].numpy()))  # fmt: skip
+    best = min(
+        (kmeans(tf.constant(x), 6, seed=seed) for seed in range(5)),
+        key=lambda found: inertia(x, found[0].numpy()),
+    )
     assert adjusted_rand_score(label, best[1]) == 1
 
 
@@ -55,9 +57,13 @@ def test_start_draws_in_proportion_to_the_squared_distance() -> None:
     seen = [tuple(start(tf.constant(s, tf.int64)).numpy().ravel().round(6)) for s in range(n)]
     # First a third each; then 1 : 9, 1 : 4, 9 : 4 by squared distance.
     likely = {
-        (0, 1): 1 / 10, (0, 3): 9 / 10, (1, 0): 1 / 5, (1, 3): 4 / 5, (3, 0): 9 / 13,
+        (0, 1): 1 / 10,
+        (0, 3): 9 / 10,
+        (1, 0): 1 / 5,
+        (1, 3): 4 / 5,
+        (3, 0): 9 / 13,
         (3, 1): 4 / 13,
-    }  # fmt: skip
+    }
     expected = np.array([n / 3 * p for p in likely.values()])
     got = np.array([seen.count(pair) for pair in likely])
     assert got.sum() == n

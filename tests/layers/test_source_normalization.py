@@ -59,9 +59,8 @@ def test_gradient_is_that_of_the_equations() -> None:
         up[i] += step
         down[i] -= step
         want[i] = (
-            (weight.numpy() * (by_source(up, source, 1e-3) - by_source(down, source, 1e-3))).sum()
-            / (2 * step)
-        )
+            weight.numpy() * (by_source(up, source, 1e-3) - by_source(down, source, 1e-3))
+        ).sum() / (2 * step)
     np.testing.assert_allclose(got, want, atol=1e-7)
 
 

@@ -29,9 +29,7 @@ def test_alignment_is_the_mean_squared_distance() -> None:
 def test_uniformity_is_the_log_mean_potential_of_pairs() -> None:
     z = np.random.default_rng(1).normal(size=(9, 4))
     u = unit(z)
-    pairs = [
-        np.exp(-2 * ((u[i] - u[j]) ** 2).sum()) for i in range(9) for j in range(9) if i != j
-    ]
+    pairs = [np.exp(-2 * ((u[i] - u[j]) ** 2).sum()) for i in range(9) for j in range(9) if i != j]
     assert float(uniformity(tf.constant(z))) == pytest.approx(np.log(np.mean(pairs)), abs=1e-12)
 
 

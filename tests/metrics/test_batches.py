@@ -41,10 +41,13 @@ def test_metrics_are_as_printed() -> None:
     c_asw, b_asw = silhouette(z, types), silhouette(z, batches)
     assert 0 < c_ari < 1 and 0 < b_asw  # neither is at an end, where a mistake would not show
     want = {
-        "cARI": c_ari, "1-bARI": 1 - b_ari, "cASW": c_asw, "1-bASW": 1 - b_asw,
+        "cARI": c_ari,
+        "1-bARI": 1 - b_ari,
+        "cASW": c_asw,
+        "1-bASW": 1 - b_asw,
         "f1_ARI": 2 * (1 - b_ari) * c_ari / (1 - b_ari + c_ari),
         "f1_ASW": 2 * (1 - b_asw) * c_asw / (1 - b_asw + c_asw),
-    }  # fmt: skip
+    }
     for key, value in want.items():
         assert scores[key] == pytest.approx(value, rel=1e-4), key
 

@@ -94,8 +94,10 @@ def test_kmeans_is_that_of_the_full_matrix() -> None:
 
     def inertia(codes: np.ndarray) -> float:
         """Kernel K-means: squared distances within clusters, from the matrix alone."""
-        within = sum(matrix[np.ix_(codes == c, codes == c)].sum() / (codes == c).sum()
-                     for c in np.unique(codes))  # fmt: skip
+        within = sum(
+            matrix[np.ix_(codes == c, codes == c)].sum() / (codes == c).sum()
+            for c in np.unique(codes)
+        )
         return np.trace(matrix) - within
 
     ours = inertia(found)

@@ -44,8 +44,12 @@ def make_model() -> Callable[..., Concerto]:
 
     def make(n_genes: int = N_GENES, **arguments: Any) -> Concerto:
         small = {
-            "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 0,
-        }  # fmt: skip
+            "units": 8,
+            "hidden_units": 8,
+            "attention_units": 4,
+            "head_units": 6,
+            "components": 0,
+        }
         names = [f"G{i}" for i in range(n_genes)]
         return Concerto(names, **{"sources": ("a", "b"), **small, **arguments})
 

@@ -176,9 +176,13 @@ def test_the_other_methods_align_too(
     apart = {}
     for aligned in (True, False):
         model = DenseModel(
-            [f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(32,), components=8,
-            augmentation=RandomMask(rate, rescale=False, seed=0), align_sources=aligned,
-        )  # fmt: skip
+            [f"G{i}" for i in range(120)],
+            sources=("a", "b"),
+            backbone=(32,),
+            components=8,
+            augmentation=RandomMask(rate, rescale=False, seed=0),
+            align_sources=aligned,
+        )
         model.initialize([cells])
         model.calibrate([cells])
         z = model(cells).numpy()
@@ -229,9 +233,12 @@ def two_modalities(cells: dict[str, np.ndarray], **options: object) -> Concerto:
     protein = {"vocabulary": [f"P{i}" for i in range(40)], "target_sum": 1e3}
     small = {"units": 16, "hidden_units": 32, "attention_units": 4, "components": 8}
     model = Concerto(
-        [f"G{i}" for i in range(80)], sources=("a", "b"), modalities={"protein": protein},
-        **small, **options,
-    )  # fmt: skip
+        [f"G{i}" for i in range(80)],
+        sources=("a", "b"),
+        modalities={"protein": protein},
+        **small,
+        **options,
+    )
     model.initialize([cells])
     model.calibrate([cells] * 8)
     return model
@@ -245,10 +252,12 @@ def of_two(
     protein = cells["values"][:, 80:].copy()
     protein[np.random.default_rng(1).permutation(800)[:100]] = 0
     return {
-        "genes": cells["genes"][:, :80], "values": cells["values"][:, :80],
-        "protein/genes": cells["genes"][:, :40], "protein/values": protein,
+        "genes": cells["genes"][:, :80],
+        "values": cells["values"][:, :80],
+        "protein/genes": cells["genes"][:, :40],
+        "protein/values": protein,
         "source": cells["source"],
-    }, kind  # fmt: skip
+    }, kind
 
 
 @pytest.mark.parametrize("readout", ["student", "teacher"])

@@ -83,9 +83,7 @@ def test_xla_is_on_with_one_replica_unless_said_otherwise(make_model: Callable) 
     assert not (model.jit_compile or getattr(model, "_jit_compile", False))
 
 
-def test_evaluate_gives_the_loss_and_leaves_no_trace(
-    trained: tuple, data: tf.data.Dataset
-) -> None:
+def test_evaluate_gives_the_loss_and_leaves_no_trace(trained: tuple, data: tf.data.Dataset) -> None:
     model, history = trained
     before = [np.array(w) for w in model.trainable_weights] + [model.embed(data)]
     draws = int(model.student_mask.draws)

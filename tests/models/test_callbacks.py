@@ -37,9 +37,13 @@ def test_share_of_time_that_is_waited_for_batches(
     data = data.map(late) if seconds else data.map(lambda x: (x, x[:, :1])).prefetch(2)
     clock = InputClock()
     history = model.fit(
-        clock.on(data), steps_per_epoch=8, epochs=2, verbose=0, shuffle=False,
+        clock.on(data),
+        steps_per_epoch=8,
+        epochs=2,
+        verbose=0,
+        shuffle=False,
         callbacks=[Progress(Schedule(512, 2, 8, 8, 2), clock=clock)],
-    ).history  # fmt: skip
+    ).history
     assert low <= history["input_wait"][1] <= high  # the first round compiles
 
 

@@ -21,9 +21,16 @@ from concerto_tf.models.cicl import CICL
 pytestmark = pytest.mark.stack
 
 SMALL = {
-    "depth": 2, "width": 8, "heads": 2, "key_dim": 4, "units": 8, "head_units": (8, 6),
-    "landmarks": 12, "components": 3, "sources": ("a", "b"),
-}  # fmt: skip
+    "depth": 2,
+    "width": 8,
+    "heads": 2,
+    "key_dim": 4,
+    "units": 8,
+    "head_units": (8, 6),
+    "landmarks": 12,
+    "components": 3,
+    "sources": ("a", "b"),
+}
 
 
 def make(**options: Any) -> CICL:

@@ -124,8 +124,9 @@ def test_target_teaches_the_student_and_not_the_teacher(
     model.train_step(batch)
     assert all(np.array_equal(np.array(w), b) for w, b in zip(kernels + dense, before, strict=True))
     model.train_step((batch, target))
-    changed = [not np.array_equal(np.array(w), b)
-               for w, b in zip(kernels + dense, before, strict=True)]  # fmt: skip
+    changed = [
+        not np.array_equal(np.array(w), b) for w, b in zip(kernels + dense, before, strict=True)
+    ]
     assert changed == [False, True, False, True]
 
 
@@ -201,9 +202,7 @@ def test_a_cell_on_the_limit_is_not_rejected_by_its_rounding(trained: Classifier
     assert trained.rejected(near, 0.049).tolist() == [True, False, False]
 
 
-def test_cells_come_back_in_the_order_of_rows(
-    trained: Classifier, make_labelled: Callable
-) -> None:
+def test_cells_come_back_in_the_order_of_rows(trained: Classifier, make_labelled: Callable) -> None:
     batch = make_labelled(40, seed=2)
     want = trained.annotate([batch])
     shuffled = [
@@ -214,8 +213,13 @@ def test_cells_come_back_in_the_order_of_rows(
     for key, value in want.items():
         np.testing.assert_allclose(got[key], np.delete(value, 3, axis=0), atol=1e-5)
     assert set(want) == {
-        "probabilities", "probability", "code", "score", "familiarity", "embedding",
-    }  # fmt: skip
+        "probabilities",
+        "probability",
+        "code",
+        "score",
+        "familiarity",
+        "embedding",
+    }
     np.testing.assert_allclose(want["probabilities"].sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(want["embedding"], trained.encoder.embed([batch]), atol=1e-5)
     np.testing.assert_allclose(
@@ -240,8 +244,11 @@ def test_a_saved_classifier_is_the_classifier(
 
 def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None:
     changed = {
-        "label_smoothing": 0.125, "consistency": 0.5, "calibration": (-1.5, -0.1), "seed": 3,
-    }  # fmt: skip
+        "label_smoothing": 0.125,
+        "consistency": 0.5,
+        "calibration": (-1.5, -0.1),
+        "seed": 3,
+    }
     model = Classifier(make_model(), ["x", "y"], label_key="other", **changed)
     save_model(model, tmp_path / "m.keras")
     again = load_model(tmp_path / "m.keras")

@@ -20,8 +20,14 @@ NAMES = [f"G{i}" for i in range(30)]
 
 
 def make(**arguments: Any) -> CLEAR:
-    small = {"backbone": (8, 4), "head": None, "batch_size": 16, "queue": 64, "components": 0,
-             "temperature": 0.2}  # fmt: skip
+    small = {
+        "backbone": (8, 4),
+        "head": None,
+        "batch_size": 16,
+        "queue": 64,
+        "components": 0,
+        "temperature": 0.2,
+    }
     return CLEAR(NAMES, **{"sources": ("a", "b"), **small, **arguments})
 
 
@@ -170,8 +176,14 @@ def test_presets_are_what_is_printed() -> None:
     assert model.head is None and model.input_norm is None
     config = model.get_config()
     printed = {
-        "mask": 0.2, "noise": 0.8, "stddev": 0.2, "swap": 0.1, "crossover": 0.25,
-        "crossover_many": 0.25, "probability": 0.5, "momentum": 0.999,
-    }  # fmt: skip
+        "mask": 0.2,
+        "noise": 0.8,
+        "stddev": 0.2,
+        "swap": 0.1,
+        "crossover": 0.25,
+        "crossover_many": 0.25,
+        "probability": 0.5,
+        "momentum": 0.999,
+    }
     assert {name: config[name] for name in printed} == printed
     assert CLEAR.TRAINING["paper-lr1"]["learning_rate"] == 1.0

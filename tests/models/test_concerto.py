@@ -18,9 +18,13 @@ pytestmark = pytest.mark.stack
 G, B, TAU = 30, 12, 0.3
 #: The paper's preset with nothing left to chance.
 PAPER = {
-    **Concerto.PRESETS["paper"], "units": 6, "attention_units": 5, "hidden_units": 7,
-    "dropout": 0.0, "temperature": TAU,
-}  # fmt: skip
+    **Concerto.PRESETS["paper"],
+    "units": 6,
+    "attention_units": 5,
+    "hidden_units": 7,
+    "dropout": 0.0,
+    "temperature": TAU,
+}
 TEACHER_EPSILON, STUDENT_EPSILON = 1e-5, 1e-3
 
 
@@ -45,12 +49,19 @@ def exact(make_model: Callable, make_batch: Callable) -> Iterator[tuple[Concerto
 def named_weights(model: Concerto) -> dict[str, tf.Variable]:
     attention, teacher, student = model.attention, model.teacher_norm, model.student_norm
     return {
-        "E": attention.embeddings, "W1": attention.kernel, "b1": attention.bias,
-        "u": attention.context, "gt": teacher.gamma, "ct": teacher.beta,
-        "W2": model.teacher_dense.kernel, "b2": model.teacher_dense.bias,
-        "gs": student.gamma, "cs": student.beta,
-        "W3": model.student_dense.kernel, "b3": model.student_dense.bias,
-    }  # fmt: skip
+        "E": attention.embeddings,
+        "W1": attention.kernel,
+        "b1": attention.bias,
+        "u": attention.context,
+        "gt": teacher.gamma,
+        "ct": teacher.beta,
+        "W2": model.teacher_dense.kernel,
+        "b2": model.teacher_dense.bias,
+        "gs": student.gamma,
+        "cs": student.beta,
+        "W3": model.student_dense.kernel,
+        "b3": model.student_dense.bias,
+    }
 
 
 def dense_values(batch: dict) -> np.ndarray:
@@ -172,14 +183,10 @@ def test_attention_weights_are_equation_4(exact: tuple) -> None:
     genes, got = model.attention_weights(batch)
     listed = batch["values"] > 0
     rows = np.nonzero(listed)[0]
-    np.testing.assert_allclose(
-        got.numpy()[listed], alpha[rows, genes.numpy()[listed]], atol=1e-10
-    )
+    np.testing.assert_allclose(got.numpy()[listed], alpha[rows, genes.numpy()[listed]], atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("readout", "width"), [("teacher", 8), ("student", 8), ("both", 16)]
-)
+@pytest.mark.parametrize(("readout", "width"), [("teacher", 8), ("student", 8), ("both", 16)])
 def test_readouts(make_model: Callable, make_batch: Callable, readout: str, width: int) -> None:
     model, batch = make_model(readout=readout), make_batch()
     assert model.embedding_dim == width

@@ -54,8 +54,10 @@ def data(make_batch: Callable) -> tf.data.Dataset:
 def test_combinations_learn_and_come_back(
     arguments: dict[str, Any], data: tf.data.Dataset, tmp_path: Path
 ) -> None:
-    made = {key: of() if callable(of) and not isinstance(of, (keras.layers.Layer, VICReg)) else of
-            for key, of in arguments.items()}  # fmt: skip
+    made = {
+        key: of() if callable(of) and not isinstance(of, (keras.layers.Layer, VICReg)) else of
+        for key, of in arguments.items()
+    }
     model = make(genes=range(1, 29), **made)
     model.compile(learning_rate=0.01, jit_compile=False)
     history = model.fit(data, epochs=8, verbose=0).history["loss"]
@@ -208,9 +210,7 @@ def test_looking_leaves_no_trace(data: tf.data.Dataset) -> None:
         np.testing.assert_array_equal(old, weight.numpy())
 
 
-def test_replicas_agree_with_one(
-    strategy: tf.distribute.Strategy, data: tf.data.Dataset
-) -> None:
+def test_replicas_agree_with_one(strategy: tf.distribute.Strategy, data: tf.data.Dataset) -> None:
     def trained(scope: Any) -> np.ndarray:
         with scope:
             # Nothing random: every replica would draw its own.

@@ -24,9 +24,13 @@ def make(cls: type, seed: int, **arguments: object) -> Concerto:
         ContrastiveSC: {"backbone": (6, 5)},
     }[cls]
     return cls(
-        NAMES, sources=("a", "b"), components=2, seed=seed, name=f"member_{seed}",
+        NAMES,
+        sources=("a", "b"),
+        components=2,
+        seed=seed,
+        name=f"member_{seed}",
         **{**small, **arguments},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -150,10 +150,12 @@ def test_views_hide_one_modality_and_never_all(
 ) -> None:
     model = make_two(modality_dropout=0.4)
     tensors = {key: tf.constant(value) for key, value in batch.items()}
-    shown = np.array([
-        [part.numpy() for _, part in model._shown(tensors, model.teacher_hide, True)]
-        for _ in range(100)
-    ])
+    shown = np.array(
+        [
+            [part.numpy() for _, part in model._shown(tensors, model.teacher_hide, True)]
+            for _ in range(100)
+        ]
+    )
     has = np.array([part.numpy() for part in model._present(tensors)])
     assert (shown.any(1)).all() and not (shown & ~has).any()
     both = has.all(0)
@@ -164,9 +166,14 @@ def test_views_hide_one_modality_and_never_all(
 
 def test_a_modality_alone_is_a_model_of_its_own(batch: dict[str, np.ndarray]) -> None:
     model = Concerto(
-        PROTEIN["vocabulary"], modality="protein", target_sum=None, units=4, hidden_units=4,
-        attention_units=4, components=2,
-    )  # fmt: skip
+        PROTEIN["vocabulary"],
+        modality="protein",
+        target_sum=None,
+        units=4,
+        hidden_units=4,
+        attention_units=4,
+        components=2,
+    )
     model.compile()
     model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
     protein = {key: value for key, value in batch.items() if key.startswith("protein/")}

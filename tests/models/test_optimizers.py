@@ -17,11 +17,13 @@ LAMB = ADDONS or hasattr(keras.optimizers, "Lamb")
 @pytest.mark.parametrize(
     "name",
     [
-        "adam", "AdamW", "sgd",
+        "adam",
+        "AdamW",
+        "sgd",
         pytest.param("lamb", marks=pytest.mark.skipif(not LAMB, reason="none here")),
         pytest.param("lazyadam", marks=pytest.mark.skipif(not ADDONS, reason="none here")),
     ],
-)  # fmt: skip
+)
 def test_steps_downhill_with_a_schedule(name: str) -> None:
     optimizer = make_optimizer(name, cosine_schedule(0.1, steps=100, warmup=0.0))
     x = tf.Variable([1.0, -2.0]) if KERAS_MAJOR == 2 else keras.Variable([1.0, -2.0])

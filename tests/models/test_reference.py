@@ -58,9 +58,10 @@ def test_cosines_are_taken_from_the_origin(tmp_path: Path) -> None:
     save_reference(there, tmp_path / "reference")
     rows = np.arange(0, 300, 2)
     for a, b in (
-        (here, there), (here, load_reference(tmp_path / "reference")),
+        (here, there),
+        (here, load_reference(tmp_path / "reference")),
         (here.part(rows), there.part(rows)),
-    ):  # fmt: skip
+    ):
         np.testing.assert_allclose(a.embeddings, b.embeddings, atol=1e-6)
         for x, y in zip(a.neighbours(query, 5), b.neighbours(query + origin, 5), strict=True):
             np.testing.assert_allclose(x, y, atol=1e-5)
@@ -145,9 +146,7 @@ def test_nearness_is_seen_from_the_middle() -> None:
     index, cosine = reference.neighbours(query, 15)
     own = reference.embeddings * reference.lengths[:, np.newaxis]
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (own, query)]
-    np.testing.assert_allclose(
-        cosine, np.einsum("nkd,nd->nk", unit[0][index], unit[1]), atol=1e-5
-    )
+    np.testing.assert_allclose(cosine, np.einsum("nkd,nd->nk", unit[0][index], unit[1]), atol=1e-5)
     own, query = own - origin, query - origin
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (own, query)]
     want = np.einsum("nkd,nd->nk", unit[0][index], unit[1]).mean(1)
@@ -198,10 +197,11 @@ def test_familiarity_by_hand() -> None:
 
     def joint(pair: np.ndarray) -> float:
         return sum(
-            np.log((1 + 60 * np.mean(np.quantile(own[:, i], np.linspace(0, 1, 201)) <= pair[i]))
-                   / 61)
+            np.log(
+                (1 + 60 * np.mean(np.quantile(own[:, i], np.linspace(0, 1, 201)) <= pair[i])) / 61
+            )
             for i in range(2)
-        )  # fmt: skip
+        )
 
     calibrated = np.quantile([joint(pair) for pair in own], np.linspace(0, 1, 201))
     want = [
@@ -246,8 +246,10 @@ def test_nobody_votes_where_all_point_away() -> None:
     reference = Reference(np.ones((4, 2)), {"type": Labels(np.zeros(4, np.int32), ("B",))})
     found = reference.transfer(np.array([[-1.0, -1.0]]), "type", k=2)
     assert {name: x.tolist() for name, x in found.items()} == {
-        "code": [-1], "probability": [0.0], "familiarity": [0.0],
-    }  # fmt: skip
+        "code": [-1],
+        "probability": [0.0],
+        "familiarity": [0.0],
+    }
 
 
 def test_tiny_references_and_rare_labels_work() -> None:
@@ -333,9 +335,7 @@ def test_approximate_search_reaches_its_recall_on_other_cells_than_it_was_measur
     assert recall >= 0.98 and search.recall >= 0.99
     assert (np.diff(cosine, axis=1) <= 0).all()
     assert (cosine <= true_cosine + 1e-6).all()
-    np.testing.assert_allclose(
-        cosine, np.einsum("nd,nkd->nk", query, reference[index]), atol=1e-5
-    )
+    np.testing.assert_allclose(cosine, np.einsum("nd,nkd->nk", query, reference[index]), atol=1e-5)
     # One list for all: fewer cells than asked for are made up for by an exact search.
     index, _ = search.search(query[:3], 19_999)
     assert (index >= 0).all() and len(np.unique(index[0])) == 19_999

@@ -72,14 +72,32 @@ def test_a_saved_model_is_the_model(trained: Concerto, saved: Path, make_batch: 
 
 def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None:
     changed = {
-        "units": 5, "attention_units": 3, "hidden_units": 6, "head_units": None, "mask_rate": 0.25,
-        "dropout": 0.125, "value_clip": None, "input_epsilon": 0.25, "scale_genes": False,
-        "scale_inputs": False, "components": 2, "denoise": 0.25, "align_sources": False,
-        "readout": "both", "readout_offset": 0.25, "readout_activation": "relu",
-        "temperature": 0.25, "target_sum": None, "seed": 7, "sources": ("x", "y", "z"),
-        "genes": (0, 2), "modality": "gene", "modality_dropout": 0.5, "negatives": "source",
+        "units": 5,
+        "attention_units": 3,
+        "hidden_units": 6,
+        "head_units": None,
+        "mask_rate": 0.25,
+        "dropout": 0.125,
+        "value_clip": None,
+        "input_epsilon": 0.25,
+        "scale_genes": False,
+        "scale_inputs": False,
+        "components": 2,
+        "denoise": 0.25,
+        "align_sources": False,
+        "readout": "both",
+        "readout_offset": 0.25,
+        "readout_activation": "relu",
+        "temperature": 0.25,
+        "target_sum": None,
+        "seed": 7,
+        "sources": ("x", "y", "z"),
+        "genes": (0, 2),
+        "modality": "gene",
+        "modality_dropout": 0.5,
+        "negatives": "source",
         "modalities": {"protein": {"vocabulary": ["CD3", "CD19"], "target_sum": None}},
-    }  # fmt: skip
+    }
     standard = Concerto([f"G{i}" for i in range(30)])
     config = make_model(**changed).get_config()
     elsewhere = {"loss"}  # tests/models/test_dense.py

@@ -19,9 +19,7 @@ def test_both_networks_begin_with_the_principal_components(
     make_model: Callable, make_batch: Callable
 ) -> None:
     cells = make_batch(200)
-    model = make_model(
-        components=3, readout="both", hidden_units=16, units=16, align_sources=False
-    )
+    model = make_model(components=3, readout="both", hidden_units=16, units=16, align_sources=False)
     model.initialize([cells])
     model.calibrate([cells])
     [x], source = first_cells(model._spread, [cells], model.n_features)
@@ -65,9 +63,14 @@ def test_cells_in_the_middle_have_a_direction(make_model: Callable, readout: str
     embeddings, right = [], []
     for offset in (0.0, 0.5):
         model = make_model(
-            components=2, hidden_units=12, units=12, sources=("a",), readout=readout,
-            readout_offset=offset, denoise=0.0,
-        )  # fmt: skip
+            components=2,
+            hidden_units=12,
+            units=12,
+            sources=("a",),
+            readout=readout,
+            readout_offset=offset,
+            denoise=0.0,
+        )
         model.initialize([cells])
         np.testing.assert_array_equal(model.origin, offset * (np.arange(12) < 4))
         model.calibrate([cells])

@@ -43,6 +43,10 @@ def make_cells() -> Callable[..., AnnData]:
 def quick() -> dict[str, object]:
     """Arguments of a training that takes a moment."""
     small = {
-        "units": 8, "hidden_units": 12, "attention_units": 4, "head_units": 8, "components": 4,
-    }  # fmt: skip
+        "units": 8,
+        "hidden_units": 12,
+        "attention_units": 4,
+        "head_units": 8,
+        "components": 4,
+    }
     return {"genes": "all", "epochs": 4, "batch_size": 32, "options": small}

@@ -17,11 +17,17 @@ from concerto_tf.protocols.annotation import MEASURES, annotation, scores
 from concerto_tf.protocols.rejection import rejection
 
 TRAINING: dict[str, Any] = {
-    "genes": "all", "epochs": 4, "batch_size": 50,
+    "genes": "all",
+    "epochs": 4,
+    "batch_size": 50,
     "options": {
-        "units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 6, "components": 5,
+        "units": 8,
+        "hidden_units": 16,
+        "attention_units": 4,
+        "head_units": 6,
+        "components": 5,
     },
-}  # fmt: skip
+}
 FINETUNING: dict[str, Any] = {"epochs": 15, "batch_size": 50, "learning_rate": 0.02}
 
 
@@ -66,9 +72,16 @@ def test_annotation_leaves_table_result_and_figure(
     cells: Path, tmp_path: Path, methods: list[str]
 ) -> None:
     result = annotation(
-        [cells], tmp_path, label_key="type", source_key="donor", folds=5, most_folds=1,
-        methods=methods, training=TRAINING, finetuning=FINETUNING,
-    )  # fmt: skip
+        [cells],
+        tmp_path,
+        label_key="type",
+        source_key="donor",
+        folds=5,
+        most_folds=1,
+        methods=methods,
+        training=TRAINING,
+        finetuning=FINETUNING,
+    )
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert result["left_out"] == {"small": ["rare"]}
     table = pd.read_csv(tmp_path / "table.tsv", sep="\t")
@@ -83,9 +96,16 @@ def test_annotation_leaves_table_result_and_figure(
 @pytest.mark.slow
 def test_rejection_leaves_table_result_and_figure(cells: Path, tmp_path: Path) -> None:
     result = rejection(
-        cells, tmp_path, label_key="type", groups=[["T"]], leave_out=["rare"], source_key="donor",
-        alpha=0.1, training=TRAINING, finetuning=FINETUNING,
-    )  # fmt: skip
+        cells,
+        tmp_path,
+        label_key="type",
+        groups=[["T"]],
+        leave_out=["rare"],
+        source_key="donor",
+        alpha=0.1,
+        training=TRAINING,
+        finetuning=FINETUNING,
+    )
     assert json.loads((tmp_path / "result.json").read_text()) == result
     found = result["unseen"]["T"]
     assert found["auroc"] > 0.9 and found["rejected_unseen"] > 0.5

@@ -31,10 +31,22 @@ from concerto_tf.protocols.simulations import simulations, splat
 from concerto_tf.tasks.train import METHODS
 
 PROTOCOLS = (
-    "ablation", "annotation", "batches", "clustering", "dropout", "imputation", "integration",
-    "mapping", "modalities", "overcorrection", "pseudotime", "rejection", "robustness",
-    "signatures", "simulations",
-)  # fmt: skip
+    "ablation",
+    "annotation",
+    "batches",
+    "clustering",
+    "dropout",
+    "imputation",
+    "integration",
+    "mapping",
+    "modalities",
+    "overcorrection",
+    "pseudotime",
+    "rejection",
+    "robustness",
+    "signatures",
+    "simulations",
+)
 PCA = {"methods": ("pca",), "seeds": (0,)}
 
 
@@ -154,9 +166,15 @@ def test_simulations_are_drawn_as_the_paper_draws_them() -> None:
 @pytest.mark.slow
 def test_simulations_score_every_design_and_dropout(tmp_path: Path) -> None:
     result = simulations(
-        tmp_path / "out", clusters=(2,), dropout_mids=(0.0, 1.5), n_genes=60, de_scale=0.8,
-        cells_per_cluster=20, unbalanced_cells=320, **PCA,
-    )  # fmt: skip
+        tmp_path / "out",
+        clusters=(2,),
+        dropout_mids=(0.0, 1.5),
+        n_genes=60,
+        de_scale=0.8,
+        cells_per_cluster=20,
+        unbalanced_cells=320,
+        **PCA,
+    )
     table = left(tmp_path / "out", result)
     assert list(table["design"]) == ["balanced"] * 2 + ["unbalanced"] * 2
     assert result["zeros"]["0"] < result["zeros"]["1.5"]
@@ -174,9 +192,16 @@ def test_unsuitable_simulations_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_robustness_climbs_its_ladders(cells: AnnData, tmp_path: Path) -> None:
     result = robustness(
-        tmp_path / "out", data=[cells], label_key="kind", n_cells=60, n_genes=50,
-        de_scales=(0.2, 3.0), dropout_mids=(0.0,), hvgs=(2, 20, 4000), **PCA,
-    )  # fmt: skip
+        tmp_path / "out",
+        data=[cells],
+        label_key="kind",
+        n_cells=60,
+        n_genes=50,
+        de_scales=(0.2, 3.0),
+        dropout_mids=(0.0,),
+        hvgs=(2, 20, 4000),
+        **PCA,
+    )
     left(tmp_path / "out", result)
     ladders = result["ladders"]
     assert list(ladders["hvg, data1"]) == ["2", "20", "all"]
@@ -211,21 +236,32 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
     monkeypatch.setattr(embeddings, "configuration", lambda *of: "")
     monkeypatch.setattr(embeddings, "train", lambda records, out, **given: asked.append(given))
     monkeypatch.setattr(  # ever worse embeddings
-        embeddings, "embed_records",
-        lambda model, records: components(cells_of(records)) + np.random.default_rng(0).normal(
-            0, 4 * (len(asked) - 1), (records.n_cells, 1)
+        embeddings,
+        "embed_records",
+        lambda model, records: (
+            components(cells_of(records))
+            + np.random.default_rng(0).normal(0, 4 * (len(asked) - 1), (records.n_cells, 1))
         ),
-    )  # fmt: skip
-    result = ablation([cells], tmp_path / "out", label_key="kind", preset="paper", seeds=(0,),
-                      options={"units": 8})  # fmt: skip
+    )
+    result = ablation(
+        [cells],
+        tmp_path / "out",
+        label_key="kind",
+        preset="paper",
+        seeds=(0,),
+        options={"units": 8},
+    )
     left(tmp_path / "out", result)
     assert [given["options"] for given in asked] == [
-        {"units": 8}, *({"units": 8, name: 0.0} for name in AUGMENTATIONS)
-    ]  # fmt: skip
+        {"units": 8},
+        *({"units": 8, name: 0.0} for name in AUGMENTATIONS),
+    ]
     assert {given["preset"] for given in asked} == {"paper"}
     assert list(result["data"]["data1"]) == [
-        "all", *(f"without {name}" for name in AUGMENTATIONS), "pca"
-    ]  # fmt: skip
+        "all",
+        *(f"without {name}" for name in AUGMENTATIONS),
+        "pca",
+    ]
     worst = result["data"]["data1"]["without crossover_many"]["ari_kmeans"]["mean"]
     assert result["change"]["crossover_many"]["ari_kmeans"] == pytest.approx(worst - 1)
     with pytest.raises(InputError, match="no augmentation 'blur'"):
@@ -257,9 +293,17 @@ def test_wrong_settings_are_said_before_any_work(
     setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = reproduce(
-        "clustering", tmp_path / "none.h5ad", "-o", tmp_path / "out", "--label-key", "kind",
-        "--seeds", 0, "--set", setting,
-    )  # fmt: skip
+        "clustering",
+        tmp_path / "none.h5ad",
+        "-o",
+        tmp_path / "out",
+        "--label-key",
+        "kind",
+        "--seeds",
+        0,
+        "--set",
+        setting,
+    )
     said = capsys.readouterr().err
     assert code == 2 and message in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -306,15 +350,29 @@ def test_every_method_runs(
     if method != "concerto":
         del training["options"]
     result = clustering(
-        [cells], tmp_path / "out", label_key="kind", source_key="donor", methods=(method,),
-        presets=("paper",), seeds=(0,), **training,
-    )  # fmt: skip
+        [cells],
+        tmp_path / "out",
+        label_key="kind",
+        source_key="donor",
+        methods=(method,),
+        presets=("paper",),
+        seeds=(0,),
+        **training,
+    )
     assert list(result["data"]["data1"]) == [method, f"{method} (paper)"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("clear" not in METHODS, reason="no CLEAR here")
 def test_clear_trains_without_any_of_its_augmentations(cells: AnnData, tmp_path: Path) -> None:
-    result = ablation([cells], tmp_path / "out", label_key="kind", preset="paper", seeds=(0,),
-                      genes="all", epochs=1, batch_size=32)  # fmt: skip
+    result = ablation(
+        [cells],
+        tmp_path / "out",
+        label_key="kind",
+        preset="paper",
+        seeds=(0,),
+        genes="all",
+        epochs=1,
+        batch_size=32,
+    )
     assert set(result["change"]) == set(AUGMENTATIONS)

@@ -53,8 +53,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_methods_run_by_default_and_with_presets_that_they_have(trained: list) -> None:
     made = variants(["one", "two", "one", "pca"], ["paper"])
     assert [(v.name, v.training) for v in made] == [
-        ("one", {}), ("one (paper)", {"preset": "paper"}), ("two", {}), ("pca", {}),
-    ]  # fmt: skip
+        ("one", {}),
+        ("one (paper)", {"preset": "paper"}),
+        ("two", {}),
+        ("pca", {}),
+    ]
     with pytest.raises(InputError, match="'three'; choose some of one, two, harmony, pca"):
         variants(["three"])
     with pytest.raises(InputError, match=r"'papper' \(there are: paper\)"):
@@ -99,9 +102,14 @@ def test_a_stop_loses_no_score(cells: AnnData, trained: list, tmp_path: Path) ->
     (tmp_path / "other" / "scores.jsonl").write_text(file.read_text())
     changed = Scores(tmp_path / "other", "test")
     changed.add(
-        chosen, records, 0, lambda z: {"mean": 1.0}, training={"epochs": 3}, keep_models=False,
+        chosen,
+        records,
+        0,
+        lambda z: {"mean": 1.0},
+        training={"epochs": 3},
+        keep_models=False,
         data="d",
-    )  # fmt: skip
+    )
     assert [row["mean"] for row in changed.rows] == [1.0, first["mean"][1]]
     assert trained[0]["epochs"] == 3 and not trained[0]["out"].exists()
 
@@ -137,16 +145,22 @@ def test_data_sets_have_names_and_the_source_key_where_they_have_it(
 def test_cells_without_a_label_are_not_scored() -> None:
     kind = np.array(["u", None, "v", "u"], object)
     donor = np.array([None, "a", "b", "b"], object)
-    seen = only_known(lambda z, k, d, scale: {"z": z.sum() * scale, "n": len(k) + len(d)},
-                      kind, donor, scale=2)  # fmt: skip
+    seen = only_known(
+        lambda z, k, d, scale: {"z": z.sum() * scale, "n": len(k) + len(d)}, kind, donor, scale=2
+    )
     assert seen(np.array([[1.0], [10.0], [100.0], [1000.0]])) == {"z": 2200, "n": 4}
 
 
 def test_means_and_spreads_are_nested() -> None:
-    table = pd.DataFrame({
-        "data": ["a", "a", "b"], "method": ["x", "x", "x"], "seed": [0, 1, 0],
-        "ari": [0.0, 1.0, 0.5], "only_b": [np.nan, np.nan, 2.0],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "data": ["a", "a", "b"],
+            "method": ["x", "x", "x"],
+            "seed": [0, 1, 0],
+            "ari": [0.0, 1.0, 0.5],
+            "only_b": [np.nan, np.nan, 2.0],
+        }
+    )
     nested = summary(table, ["data", "method"])
     assert nested["a"]["x"] == {"ari": {"mean": 0.5, "standard_deviation": 0.5}}
     assert nested["b"]["x"]["only_b"] == {"mean": 2.0, "standard_deviation": 0.0}

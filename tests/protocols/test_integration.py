@@ -32,9 +32,14 @@ def test_twelve_sources_of_very_uneven_size(
     cells = make_cells(sizes)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     result = integration(
-        tmp_path / "cells.h5ad", tmp_path / "out", source_key="donor", label_key="kind",
-        methods=("concerto", "pca"), seeds=(1,), **quick,
-    )  # fmt: skip
+        tmp_path / "cells.h5ad",
+        tmp_path / "out",
+        source_key="donor",
+        label_key="kind",
+        methods=("concerto", "pca"),
+        seeds=(1,),
+        **quick,
+    )
     assert result["sources"]["s00"] == 2 and len(result["sources"]) == 12
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
     assert set(result["mean"]) == {"concerto", "pca"}
@@ -56,9 +61,7 @@ def test_inputs_may_be_the_sources_and_labels_may_be_left_out(
     for source in "ab":
         make_cells({("u", source): 25, ("v", source): 25}).write_h5ad(tmp_path / f"{source}.h5ad")
         paths.append(tmp_path / f"{source}.h5ad")
-    result = integration(
-        paths, tmp_path / "out", source_key=None, methods=("pca",), seeds=(0, 1)
-    )
+    result = integration(paths, tmp_path / "out", source_key=None, methods=("pca",), seeds=(0, 1))
     assert result["sources"] == {"a": 50, "b": 50}
     assert set(result["mean"]["pca"]) == {"asw_source", "kbet", "ilisi"}
 

@@ -81,11 +81,24 @@ def test_the_script_trains_with_levers(make_cells: Callable[..., AnnData], tmp_p
     options = "components=4,epochs=1,genes=all,head_units=8,hidden_units=8,units=8"
     results = tmp_path / "levers.jsonl"
     subprocess.run(
-        [sys.executable, SCRIPT, tmp_path / "small.h5ad", "--configurations",
-         *(f"{name},{options}" for name in chosen), "--source-key", "donor", "--seed", "0",
-         "--results", results, "--figure", tmp_path / "levers.png"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            SCRIPT,
+            tmp_path / "small.h5ad",
+            "--configurations",
+            *(f"{name},{options}" for name in chosen),
+            "--source-key",
+            "donor",
+            "--seed",
+            "0",
+            "--results",
+            results,
+            "--figure",
+            tmp_path / "levers.png",
+        ],
+        check=True,
+        capture_output=True,
+    )
     rows = read_lines(results)
     assert [row["configuration"] for row in rows] == [f"{name},{options}" for name in chosen]
     assert rows[0]["command"].startswith("tools/trials/levers.py small.h5ad --configurations ")

@@ -19,18 +19,25 @@ SIZES = {(kind, source): 40 for kind in "uvw" for source in "ab"} | {("x", "b"):
 
 
 def test_scores_by_hand() -> None:
-    table = pd.DataFrame({
-        "label": ["u", "unknown", "v", "unknown", "u"], "predicted": ["u", "u", "v", "v", "u"],
-        "confidence": [0.9, 0.2, 0.8, 0.1, 0.3],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "label": ["u", "unknown", "v", "unknown", "u"],
+            "predicted": ["u", "u", "v", "v", "u"],
+            "confidence": [0.9, 0.2, 0.8, 0.1, 0.3],
+        }
+    )
     truth = np.array(["u", "u", "v", "x", "x"])
     found = score(truth, np.array([True, True, True, False, False]), table)
     assert found == {
-        "known": 3, "unseen": 2, "accuracy": pytest.approx(2 / 3),
-        "macro_f1": pytest.approx((2 / 3 + 1) / 2), "accuracy_unrejected": 1.0,
-        "rejected_known": pytest.approx(1 / 3), "rejected_unseen": 0.5,
+        "known": 3,
+        "unseen": 2,
+        "accuracy": pytest.approx(2 / 3),
+        "macro_f1": pytest.approx((2 / 3 + 1) / 2),
+        "accuracy_unrejected": 1.0,
+        "rejected_known": pytest.approx(1 / 3),
+        "rejected_unseen": 0.5,
         "auroc": pytest.approx(5 / 6),
-    }  # fmt: skip
+    }
     nothing_new = score(truth[:3], np.ones(3, bool), table[:3])
     assert np.isnan(nothing_new["auroc"]) and np.isnan(nothing_new["rejected_unseen"])
 
@@ -41,9 +48,14 @@ def test_a_source_is_mapped_onto_another(
     cells = make_cells(SIZES)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     result = mapping(
-        tmp_path / "cells.h5ad", tmp_path / "out", label_key="kind", source_key="donor",
-        reference_sources=["a"], absent=("u",), **{**quick, "epochs": 20},
-    )  # fmt: skip
+        tmp_path / "cells.h5ad",
+        tmp_path / "out",
+        label_key="kind",
+        source_key="donor",
+        reference_sources=["a"],
+        absent=("u",),
+        **{**quick, "epochs": 20},
+    )
     table = pd.read_csv(tmp_path / "out" / "table.tsv", sep="\t")
     assert table["query"].tolist() == ["b"] and table["absent"].tolist() == ["u"]
     assert table["known"].tolist() == [80] and table["unseen"].tolist() == [65]

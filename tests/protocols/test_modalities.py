@@ -44,9 +44,21 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_modalities_tell_what_neither_does_alone(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = reproduce(
-        "modalities", file, "-o", out, "--modalities", "protein=obsm:protein", "--label-key",
-        "type", "--seeds", "0", "--set", "epochs=30", "--set", f"options={json.dumps(SMALL)}",
-    )  # fmt: skip
+        "modalities",
+        file,
+        "-o",
+        out,
+        "--modalities",
+        "protein=obsm:protein",
+        "--label-key",
+        "type",
+        "--seeds",
+        "0",
+        "--set",
+        "epochs=30",
+        "--set",
+        f"options={json.dumps(SMALL)}",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
     assert json.loads(done.stdout) == result
@@ -58,8 +70,16 @@ def test_both_modalities_tell_what_neither_does_alone(file: Path, tmp_path: Path
 
 
 def test_what_is_wrong_is_said_in_a_line(file: Path, tmp_path: Path) -> None:
-    done = reproduce("modalities", file, "-o", tmp_path / "out", "--label-key", "type",
-                     "--modalities", "adt=obsm:none")  # fmt: skip
+    done = reproduce(
+        "modalities",
+        file,
+        "-o",
+        tmp_path / "out",
+        "--label-key",
+        "type",
+        "--modalities",
+        "adt=obsm:none",
+    )
     last = done.stderr.splitlines()[-1]  # TensorFlow writes above it
     assert done.returncode == 2 and last.startswith("reproduce: ") and "none" in last
     done = reproduce("--help")

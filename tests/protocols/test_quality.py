@@ -53,9 +53,11 @@ def test_a_configuration_is_read_as_it_is_written() -> None:
     made = configured("clear:paper,temperature=0.2,genes=hvg:200,backbone=[64, 8],members=2")
     assert made.method == "clear"
     assert made.training == {
-        "preset": "paper", "genes": "hvg:200", "members": 2,
+        "preset": "paper",
+        "genes": "hvg:200",
+        "members": 2,
         "options": {"temperature": 0.2, "backbone": [64, 8]},
-    }  # fmt: skip
+    }
     assert made.name == "clear:paper,backbone=[64, 8],genes=hvg:200,members=2,temperature=0.2"
     assert configured(made.name) == made
     assert configured("pca").training == {}
@@ -102,14 +104,22 @@ def test_a_trial_is_another_where_data_defaults_or_columns_are(file: Path) -> No
 
 def test_peers_run_where_they_say_something(file: Path) -> None:
     sets = labelled_sets([file, "sim:rare", "sim:batches"])
-    asked = [(t.data.name, t.variant.name, t.seed)
-             for t in planned(sets, map(configured, ("pca", "concerto")), (0, 1))]  # fmt: skip
+    asked = [
+        (t.data.name, t.variant.name, t.seed)
+        for t in planned(sets, map(configured, ("pca", "concerto")), (0, 1))
+    ]
     assert asked == [
-        ("small", "pca", 0), ("small", "concerto", 0), ("small", "concerto", 1),
-        ("sim:rare", "pca", 0), ("sim:rare", "concerto", 0),
-        ("sim:rare", "pca", 1), ("sim:rare", "concerto", 1),
-        ("sim:batches", "pca", 0), ("sim:batches", "concerto", 0), ("sim:batches", "concerto", 1),
-    ]  # fmt: skip
+        ("small", "pca", 0),
+        ("small", "concerto", 0),
+        ("small", "concerto", 1),
+        ("sim:rare", "pca", 0),
+        ("sim:rare", "concerto", 0),
+        ("sim:rare", "pca", 1),
+        ("sim:rare", "concerto", 1),
+        ("sim:batches", "pca", 0),
+        ("sim:batches", "concerto", 0),
+        ("sim:batches", "concerto", 1),
+    ]
     pytest.importorskip("harmonypy")
     harmony = list(planned(sets, [configured("harmony")], (2,)))
     assert [(t.data.name, t.seed) for t in harmony] == [("sim:batches", 2)]
@@ -133,8 +143,9 @@ def test_simulated_sets_are_what_they_say() -> None:
     names = [f"sim:{name}" for name in quality_cells.SIMULATED]
     sets = {data.name: data for data in labelled_sets(names)}
     assert [name for name, data in sets.items() if data.has_sources] == [
-        "sim:batches", "sim:lacking"
-    ]  # fmt: skip
+        "sim:batches",
+        "sim:lacking",
+    ]
     assert [name for name, data in sets.items() if data.rare] == ["sim:rare"]
     trajectory = replace(quality_cells.SIMULATED["trajectory"], n_cells=60, n_genes=30)
     with pytest.MonkeyPatch.context() as patch:
@@ -206,11 +217,21 @@ def findings(values: dict[str, dict[str, list[float]]], **more: dict[str, list[f
         for name in dict.fromkeys(name for of in values.values() for name in of)
     ]
     rows = [
-        {"data": name, "configuration": made, "seed": seed, "cells": 2000, "seconds": 1.0,
-         "ari_kmeans": ari, "ari_leiden": ari, "knn_macro_f1": ari,
-         **({"rare_f1": more[made][name][seed]} if name in more.get(made, {}) else {})}
-        for made, of in values.items() for name, aris in of.items() for seed, ari in enumerate(aris)
-    ]  # fmt: skip
+        {
+            "data": name,
+            "configuration": made,
+            "seed": seed,
+            "cells": 2000,
+            "seconds": 1.0,
+            "ari_kmeans": ari,
+            "ari_leiden": ari,
+            "knn_macro_f1": ari,
+            **({"rare_f1": more[made][name][seed]} if name in more.get(made, {}) else {}),
+        }
+        for made, of in values.items()
+        for name, aris in of.items()
+        for seed, ari in enumerate(aris)
+    ]
     return Findings(pd.DataFrame(rows), sets, {made: made.split(",")[0] for made in values})
 
 
@@ -252,8 +273,9 @@ def test_tables_hold_what_is_known_by_hand() -> None:
     assert "| mean |  | 0.70 · 0.70 · 0.70 | +0.10 · +0.10 · +0.10 |" in said
     drawn = figure(made)
     assert drawn is not None and len(drawn.axes) == 2
-    points = [p for line in drawn.axes[0].lines if line.get_marker() == "o"
-              for p in line.get_ydata()]  # fmt: skip
+    points = [
+        p for line in drawn.axes[0].lines if line.get_marker() == "o" for p in line.get_ydata()
+    ]
     assert sorted(np.round(points, 2)) == [-0.3, -0.1, -0.1, 0.1, 0.1, 0.2, 0.2, 0.4, 0.4, 0.4]
 
 

@@ -94,9 +94,7 @@ def test_unsuitable_markers_are_refused(
     cells: AnnData, quick: dict, tmp_path: Path, markers: object, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        signatures(
-            cells, markers, tmp_path, groupby="kind", seeds=(0,), **{**quick, "epochs": 1}
-        )
+        signatures(cells, markers, tmp_path, groupby="kind", seeds=(0,), **{**quick, "epochs": 1})
     assert not (tmp_path / "result.json").exists()
 
 

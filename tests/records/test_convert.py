@@ -69,8 +69,10 @@ class Interrupted(Exception):
     """Stands for whatever ends a process in the middle."""
 
 
-@pytest.mark.parametrize(("step", "after"), [("spool_chunk", 0), ("spool_chunk", 4),
-                                             ("write_shard", 0), ("write_shard", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "after"),
+    [("spool_chunk", 0), ("spool_chunk", 4), ("write_shard", 0), ("write_shard", 2)],
+)
 def test_continues_after_an_interruption(
     file: Path, tmp_path: Path, monkeypatch, step: str, after: int
 ) -> None:
@@ -218,8 +220,14 @@ def test_progress_counts_cells(make_cells, tmp_path: Path) -> None:
     counts = cells.X.toarray()
     counts[7] = 0
     cells.X = counts
-    convert(cells, tmp_path / "r", chunk_cells=30, shards=2, drop_empty=True,
-            progress=lambda done, total: calls.append((done, total)))  # fmt: skip
+    convert(
+        cells,
+        tmp_path / "r",
+        chunk_cells=30,
+        shards=2,
+        drop_empty=True,
+        progress=lambda done, total: calls.append((done, total)),
+    )
     assert {total for _, total in calls} == {100}
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1][0] == 100 and len(calls) > 4
@@ -273,8 +281,11 @@ def test_counts_beside_what_is_none_are_told_by_file(make_cells, tmp_path: Path)
     for name in ("halves", "large"):
         # By their places in this file.
         with pytest.raises(InputError, match=rf"^{name}.h5ad: rna: .*cells 250 and 499 are whole"):
-            convert([tmp_path / "whole.h5ad", tmp_path / f"{name}.h5ad"], tmp_path / "r",
-                    chunk_cells=250)  # fmt: skip
+            convert(
+                [tmp_path / "whole.h5ad", tmp_path / f"{name}.h5ad"],
+                tmp_path / "r",
+                chunk_cells=250,
+            )
 
 
 def reference_coverage(inputs: list[anndata.AnnData], genes: list[str]) -> np.ndarray:
@@ -377,9 +388,7 @@ def test_several_inputs_over_the_union_of_genes(make_cells, tmp_path: Path) -> N
     assert len(records.manifest.report["overlap"]) == 2
 
 
-def test_sources_are_named_by_file_and_shared_barcodes_numbered(
-    make_cells, tmp_path: Path
-) -> None:
+def test_sources_are_named_by_file_and_shared_barcodes_numbered(make_cells, tmp_path: Path) -> None:
     paths = []
     for name in ("ctrl", "stim"):
         paths.append(tmp_path / f"{name}.h5ad")
@@ -409,8 +418,11 @@ def test_a_given_vocabulary(make_cells, tmp_path: Path) -> None:
     expected[:, :30] = cells.X.toarray()[:, 29::-1]
     reference = convert(cells, tmp_path / "v", like=Vocabulary(genes))
     assert reference.vocabulary.ids == genes
-    for name, like in {"records": reference, "path": str(reference.path),
-                       "table": reference.path / "vocabulary.tsv"}.items():  # fmt: skip
+    for name, like in {
+        "records": reference,
+        "path": str(reference.path),
+        "table": reference.path / "vocabulary.tsv",
+    }.items():
         records = convert(cells, tmp_path / name, like=like)
         assert records.vocabulary.ids == genes
         assert np.array_equal(counts_of(records), expected)
@@ -572,9 +584,12 @@ except KeyboardInterrupt:
     root = Path(__file__).parents[2]
     started = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120,
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    )
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
     assert time.monotonic() - started < 100
@@ -615,9 +630,10 @@ def test_a_container_s_share_of_processors_counts(monkeypatch: pytest.MonkeyPatc
     known = Path.read_text
     for share, number in (("100000 100000", 1), ("max 100000", len(os.sched_getaffinity(0)))):
         monkeypatch.setattr(
-            Path, "read_text",
+            Path,
+            "read_text",
             lambda path, *a, s=share: s if path.name == "cpu.max" else known(path, *a),
-        )  # fmt: skip
+        )
         assert workers.processors() == number
 
 
@@ -627,11 +643,14 @@ def test_processes_are_started_where_they_pay(file: Path, tmp_path: Path, monkey
         started = set()
         monkeypatch.setattr(workers, "_WORTH_CELLS", worth)
         records = convert(
-            file, tmp_path / str(worth), workers=None, **OPTIONS,
+            file,
+            tmp_path / str(worth),
+            workers=None,
+            **OPTIONS,
             progress=lambda *_, to=started: to.update(
                 child.pid for child in multiprocessing.active_children()
             ),
-        )  # fmt: skip
+        )
         assert content(records.path) == expected
         assert bool(started) == (worth == 100 and workers.processors() > 1)
         assert len(started) <= workers.processors()  # the same ones in both passes
@@ -648,9 +667,12 @@ raise SystemExit(", ".join(heavy) or 0)
 """
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -688,9 +710,11 @@ def test_some_inputs_may_lack_a_modality(make_cells, tmp_path: Path) -> None:
     found = np.zeros((60, 5))
     for batch in records.dataset(60):
         for row, genes, values in zip(
-            batch["row"].numpy(), batch["protein/genes"].numpy(),
-            batch["protein/values"].numpy(), strict=True,
-        ):  # fmt: skip
+            batch["row"].numpy(),
+            batch["protein/genes"].numpy(),
+            batch["protein/values"].numpy(),
+            strict=True,
+        ):
             np.add.at(found[row], genes, values)
     assert not found[:20].any()
     np.testing.assert_array_equal(found[20:50, :4], parts[1].obsm["protein"])

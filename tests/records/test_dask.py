@@ -79,9 +79,11 @@ def test_what_is_wrong_with_the_cells_is_said(cluster: Any, make_cells, tmp_path
     cells.write_h5ad(tmp_path / "cells.h5ad")
     with pytest.raises(InputError, match="negative value"):
         convert(
-            tmp_path / "cells.h5ad", tmp_path / "out", chunk_cells=40,
+            tmp_path / "cells.h5ad",
+            tmp_path / "out",
+            chunk_cells=40,
             dask=cluster.scheduler_address,
-        )  # fmt: skip
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -48,8 +48,9 @@ def test_same_bytes_as_tensorflow_for_one_feature() -> None:
         ]
 
 
-@pytest.mark.parametrize(("number", "digits"), [(0, "00"), (127, "7f"), (128, "8001"),
-                                                (-1, "ffffffffffffffffff01")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "digits"), [(0, "00"), (127, "7f"), (128, "8001"), (-1, "ffffffffffffffffff01")]
+)
 def test_varint(number: int, digits: str) -> None:
     assert varint(number).hex() == digits
 

@@ -15,24 +15,38 @@ import pytest
 from concerto_tf.records import Records, Vocabulary
 
 GOLDEN = Path(__file__).parents[2] / "tfrecords" / "golden"
-COUNTS = np.array([
-    [1, 1, 0, 0, 0, 1, 2, 1],
-    [1, 1, 2, 0, 4, 3, 0, 3],
-    [1, 1, 1, 1, 0, 0, 3, 2],
-    [2, 0, 3, 2, 2, 300, 0, 2],
-    [2, 2, 2, 0, 0, 0, 1, 1],
-    [4, 1, 1, 1, 0, 2, 2, 1],
-    [1, 0, 0, 0, 2, 3, 1, 0],
-    [2, 0, 1, 0, 0, 0, 0, 2],
-    [1, 2, 1, 0, 1, 0, 1, 0],
-    [4, 0, 2, 1, 1, 1, 0, 0],
-    [1, 0, 2, 1, 1, 0, 2, 0],
-    [1, 1, 0, 0, 0, 2, 1, 2],
-])  # fmt: skip
-PROTEIN = np.array([
-    [15, 16, 30], [24, 24, 16], [29, 19, 26], [14, 17, 27], [24, 18, 19], [24, 12, 27],
-    [21, 10, 14], [22, 26, 22], [17, 19, 23], [25, 23, 17], [15, 22, 21], [21, 10, 20],
-])  # fmt: skip
+COUNTS = np.array(
+    [
+        [1, 1, 0, 0, 0, 1, 2, 1],
+        [1, 1, 2, 0, 4, 3, 0, 3],
+        [1, 1, 1, 1, 0, 0, 3, 2],
+        [2, 0, 3, 2, 2, 300, 0, 2],
+        [2, 2, 2, 0, 0, 0, 1, 1],
+        [4, 1, 1, 1, 0, 2, 2, 1],
+        [1, 0, 0, 0, 2, 3, 1, 0],
+        [2, 0, 1, 0, 0, 0, 0, 2],
+        [1, 2, 1, 0, 1, 0, 1, 0],
+        [4, 0, 2, 1, 1, 1, 0, 0],
+        [1, 0, 2, 1, 1, 0, 2, 0],
+        [1, 1, 0, 0, 0, 2, 1, 2],
+    ]
+)
+PROTEIN = np.array(
+    [
+        [15, 16, 30],
+        [24, 24, 16],
+        [29, 19, 26],
+        [14, 17, 27],
+        [24, 18, 19],
+        [24, 12, 27],
+        [21, 10, 14],
+        [22, 26, 22],
+        [17, 19, 23],
+        [25, 23, 17],
+        [15, 22, 21],
+        [21, 10, 20],
+    ]
+)
 BARCODES = [f"AAAC{letter}-1" for letter in "ABCDEFGHIJKL"]
 DONORS = ["old", "young"] * 6
 TYPES = ["T", "B", None, "T", "NK", "T"] * 2
@@ -43,15 +57,23 @@ def test_read_by_the_package() -> None:
     assert records.verify() == []
     assert records.n_cells == 12 and records.n_genes == 8 and records.units == "counts"
     assert records.vocabulary.symbols == (
-        "CD3E", "CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "GNLY", "PPBP",
-    )  # fmt: skip
+        "CD3E",
+        "CD4",
+        "CD8A",
+        "MS4A1",
+        "NKG7",
+        "LYZ",
+        "GNLY",
+        "PPBP",
+    )
     assert records.vocabulary_of("protein") == Vocabulary(("CD3", "CD19", "CD56"))
     [batch] = records.dataset(12)
     found, protein = np.zeros((12, 8)), np.zeros((12, 3))
     for i, row in enumerate(batch["row"].numpy()):
         np.add.at(found[row], batch["genes"][i].numpy(), batch["values"][i].numpy())
-        np.add.at(protein[row], batch["protein/genes"][i].numpy(),
-                  batch["protein/values"][i].numpy())  # fmt: skip
+        np.add.at(
+            protein[row], batch["protein/genes"][i].numpy(), batch["protein/values"][i].numpy()
+        )
     assert np.array_equal(found, COUNTS) and np.array_equal(protein, PROTEIN)
     obs = records.obs()
     assert obs["cell"].tolist() == BARCODES

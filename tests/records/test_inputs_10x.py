@@ -66,8 +66,10 @@ def v2(path: Path, genomes: list[str]) -> Path:
 def test_cell_ranger_3(v3: Path) -> None:
     with open_input(v3, modalities={"adt": "feature_types:Antibody Capture"}) as cells:
         assert (cells.n_cells, cells.genes.ids, cells.genes.symbols) == (
-            N_CELLS, tuple(IDS), tuple(SYMBOLS),
-        )  # fmt: skip
+            N_CELLS,
+            tuple(IDS),
+            tuple(SYMBOLS),
+        )
         assert cells.modalities["adt"].ids == tuple(PROTEINS)
         both = counts(N_GENES + N_PROTEINS)
         np.testing.assert_array_equal(dense(cells), both[:, :N_GENES])
@@ -136,9 +138,13 @@ def mtx_folder(
     ],
 )
 def test_mtx_folder(
-    tmp_path: Path, zipped: bool, prefix: str, field: str, old: bool,
+    tmp_path: Path,
+    zipped: bool,
+    prefix: str,
+    field: str,
+    old: bool,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("concerto_tf.records.inputs_10x.ENTRIES_PER_SLAB", 5)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = mtx_folder(tmp_path / "donor2/filtered_feature_bc_matrix", zipped, prefix, field, old)

@@ -43,9 +43,13 @@ def test_gives_back_what_was_converted(
     cells: anndata.AnnData, tmp_path: Path, shuffle: bool, compression: str
 ) -> None:
     records = convert(
-        cells, tmp_path / "r", source_key="donor", label_keys=["type"], shards=3,
+        cells,
+        tmp_path / "r",
+        source_key="donor",
+        label_keys=["type"],
+        shards=3,
         compression=compression,
-    )  # fmt: skip
+    )
     assert records.verify() == []
     n_genes, seen = cells.n_vars, []
     width = -(-records.max_nonzeros // 32) * 32
@@ -65,8 +69,9 @@ def test_gives_back_what_was_converted(
         assert [records.labels["type"][i] for i in batch["label/type"].numpy()[real]] == list(
             obs["type"]
         )
-        for genes, n in zip(batch["genes"].numpy(), (batch["values"].numpy() > 0).sum(1),
-                            strict=True):  # fmt: skip
+        for genes, n in zip(
+            batch["genes"].numpy(), (batch["values"].numpy() > 0).sum(1), strict=True
+        ):
             assert (np.diff(genes[:n]) > 0).all() and not genes[n:].any()
         seen += rows[real].tolist()
     assert sorted(seen) == list(range(200))
@@ -186,9 +191,11 @@ def test_further_modalities(make_cells, tmp_path: Path) -> None:
     assert len(records.vocabulary_of("protein")) == 5
     [batch] = records.dataset(40)
     for row, genes, values in zip(
-        batch["row"].numpy(), batch["protein/genes"].numpy(), batch["protein/values"].numpy(),
+        batch["row"].numpy(),
+        batch["protein/genes"].numpy(),
+        batch["protein/values"].numpy(),
         strict=True,
-    ):  # fmt: skip
+    ):
         found = np.zeros(5)
         np.add.at(found, genes, values)
         assert found.tolist() == protein[row].tolist()

@@ -74,23 +74,35 @@ def read(records: Records) -> tuple[list[int], sp.csr_matrix]:
 
 
 @settings(
-    max_examples=15, deadline=None, derandomize=True, phases=PHASES,
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=PHASES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)  # fmt: skip
+)
 @given(
-    cells(), st.sampled_from(["none", "gzip"]), st.integers(1, 3), st.integers(1, 40),
+    cells(),
+    st.sampled_from(["none", "gzip"]),
+    st.integers(1, 3),
+    st.integers(1, 40),
     st.integers(0, 2**40),
-)  # fmt: skip
+)
 def test_what_goes_in_comes_out(
     adata: anndata.AnnData, compression: str, shards: int, chunk_cells: int, seed: int
 ) -> None:
     filled = np.flatnonzero(np.diff(adata.X.indptr))
     with tempfile.TemporaryDirectory() as folder:
         records = convert(
-            adata, Path(folder) / "records", source_key="source", label_keys=["label"],
-            shards=min(shards, adata.n_obs), compression=compression, chunk_cells=chunk_cells,
-            seed=seed, drop_empty=True,
-        )  # fmt: skip
+            adata,
+            Path(folder) / "records",
+            source_key="source",
+            label_keys=["label"],
+            shards=min(shards, adata.n_obs),
+            compression=compression,
+            chunk_cells=chunk_cells,
+            seed=seed,
+            drop_empty=True,
+        )
         rows, values = read(records)
         known = records.obs()
         assert records.verify() == []

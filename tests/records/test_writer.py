@@ -42,24 +42,34 @@ def read(path: Path, compression: str = "") -> list[tuple[int, int, str, bytes, 
     cells = []
     for record in tf.data.TFRecordDataset(str(path), compression):
         feature = tf.train.Example.FromString(record.numpy()).features.feature
-        cells.append((
-            feature["row"].int64_list.value[0],
-            feature["source"].int64_list.value[0],
-            feature["cell"].bytes_list.value[0].decode(),
-            feature["genes"].bytes_list.value[0],
-            feature["values"].bytes_list.value[0],
-        ))
+        cells.append(
+            (
+                feature["row"].int64_list.value[0],
+                feature["source"].int64_list.value[0],
+                feature["cell"].bytes_list.value[0].decode(),
+                feature["genes"].bytes_list.value[0],
+                feature["values"].bytes_list.value[0],
+            )
+        )
     return cells
 
 
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
-        ([], "u1"), ([0, 255], "u1"), ([255.0], "u1"), ([256], "u2"), ([65_535.0], "u2"),
-        ([65_536], "u4"), ([2.0**32 - 1], "u4"), ([2.0**32], "f4"), ([0.5], "f4"),
-        ([255.5], "f4"), ([1e-9], "f4"),
+        ([], "u1"),
+        ([0, 255], "u1"),
+        ([255.0], "u1"),
+        ([256], "u2"),
+        ([65_535.0], "u2"),
+        ([65_536], "u4"),
+        ([2.0**32 - 1], "u4"),
+        ([2.0**32], "f4"),
+        ([0.5], "f4"),
+        ([255.5], "f4"),
+        ([1e-9], "f4"),
     ],
-)  # fmt: skip
+)
 def test_smallest_dtype(values: list, dtype: str) -> None:
     values = np.array(values)
     found = smallest_dtype(values)
@@ -94,8 +104,10 @@ def test_moments_leave_the_matrix_alone() -> None:
 def test_keys_are_the_published_generator() -> None:
     # First numbers of SplitMix64 from the state 0.
     assert random_keys(0, np.arange(3)).tolist() == [
-        0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F,
-    ]  # fmt: skip
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+    ]
     keys = random_keys(7, np.arange(10_000))
     assert len(np.unique(keys)) == 10_000
     assert not np.array_equal(keys, random_keys(8, np.arange(10_000)))
@@ -127,14 +139,22 @@ def test_a_part_reads_back_any_slice(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    n_cells=st.integers(1, 40), n_chunk=st.integers(1, 15), n_blocks=st.integers(1, 3),
-    seed=st.integers(0, 10**6), scale=st.sampled_from([1, 200, 70_000, 0.25]),
+    n_cells=st.integers(1, 40),
+    n_chunk=st.integers(1, 15),
+    n_blocks=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1, 200, 70_000, 0.25]),
     compression=st.sampled_from(["none", "gzip"]),
-)  # fmt: skip
+)
 def test_both_passes_give_every_cell_back(
-    tmp_path_factory, n_cells: int, n_chunk: int, n_blocks: int, seed: int, scale: float,
+    tmp_path_factory,
+    n_cells: int,
+    n_chunk: int,
+    n_blocks: int,
+    seed: int,
+    scale: float,
     compression: str,
-) -> None:  # fmt: skip
+) -> None:
     folder = tmp_path_factory.mktemp("passes")
     matrix = counts(n_cells, seed) * scale
     targets = {"rna": Target(match(GENES, GENES), "values")}
@@ -189,9 +209,13 @@ def test_values_of_parts_with_different_dtypes(tmp_path: Path) -> None:
         parts.append(open_part(tmp_path / f"part{number}"))
     assert [part.summary["modalities"]["rna"]["value_dtype"] for part in parts] == ["|u1", "<u2"]
     plan = ShardPlan(
-        tmp_path / "shard", np.array([[0, 1], [0, 1]]), {"rna": np.dtype("<u2")}, ["source"], 2,
+        tmp_path / "shard",
+        np.array([[0, 1], [0, 1]]),
+        {"rna": np.dtype("<u2")},
+        ["source"],
+        2,
         "none",
-    )  # fmt: skip
+    )
     write_shard(plan, parts, tmp_path / "note")
     found = {row: np.frombuffer(raw, "<u2").tolist() for row, *_, raw in read(tmp_path / "shard")}
     assert found == {0: [3], 1: [300]}
@@ -200,9 +224,7 @@ def test_values_of_parts_with_different_dtypes(tmp_path: Path) -> None:
 def test_more_than_65_535_genes(tmp_path: Path) -> None:
     many = Vocabulary(tuple(f"AB{i}C" for i in range(65_600)))
     matrix = sp.csr_matrix((np.array([1, 2]), ([0, 0], [3, 65_599])), (1, len(many)))
-    spool_chunk(
-        tmp_path / "part", chunk(matrix), {"rna": Target(match(many, many), "counts")}, 0
-    )
+    spool_chunk(tmp_path / "part", chunk(matrix), {"rna": Target(match(many, many), "counts")}, 0)
     part = open_part(tmp_path / "part")
     assert part.read("rna/genes").dtype == np.uint32
     assert part.read("rna/genes").tolist() == [3, 65_599]

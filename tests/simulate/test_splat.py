@@ -86,8 +86,13 @@ def test_anndata_holds_the_truth(tmp_path) -> None:
     assert list(adata.obs) == ["group", "batch", "library_size"]
     assert list(adata.obs["group"].cat.categories) == ["Group1", "Group2"]
     assert list(adata.var) == [
-        "mean", "outlier", "de_Group1", "de_Group2", "batch_Batch1", "batch_Batch2",
-    ]  # fmt: skip
+        "mean",
+        "outlier",
+        "de_Group1",
+        "de_Group2",
+        "batch_Batch1",
+        "batch_Batch2",
+    ]
     assert adata.obs_names[0] == "Cell1"
     assert adata.var_names[-1] == "Gene300"
     adata.write_h5ad(tmp_path / "simulated.h5ad")

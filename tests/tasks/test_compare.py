@@ -26,9 +26,13 @@ SETS = {"planted": PLANTED, "other": [f"g{i}" for i in range(20, 30)]}
 
 
 def cells(
-    n: int = 600, genes: int = 60, seed: int = 0, planted: bool = True, donors: int = 6,
+    n: int = 600,
+    genes: int = 60,
+    seed: int = 0,
+    planted: bool = True,
+    donors: int = 6,
     wobble: float = 0.0,
-) -> AnnData:  # fmt: skip
+) -> AnnData:
     """Types a, b and c in conditions ill and well, donors within these.
 
     Planted: five genes three times as high in the ill cells of a, and half of the ill cells of c
@@ -125,11 +129,20 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     run(cells(), out, sample_key="donor")
     assert {p.name for p in out.iterdir()} == {
-        "composition.tsv", "markers.tsv", "modules.tsv", "enrichment.tsv", "figures", "compare.json"
-    }  # fmt: skip
+        "composition.tsv",
+        "markers.tsv",
+        "modules.tsv",
+        "enrichment.tsv",
+        "figures",
+        "compare.json",
+    }
     assert {p.name for p in (out / "figures").iterdir()} == {
-        "composition.png", "violin_modules.png", "violin_genes.png", "dots.png", "heatmap.png"
-    }  # fmt: skip
+        "composition.png",
+        "violin_modules.png",
+        "violin_genes.png",
+        "dots.png",
+        "heatmap.png",
+    }
     summary = json.loads((out / "compare.json").read_text())
     found = pd.read_csv(out / "markers.tsv", sep="\t")
     assert summary["tested_on"] == "samples" and summary["tested"]["markers"] == len(found)
@@ -145,8 +158,11 @@ def test_figures_of_others_stay(tmp_path: Path) -> None:
     adata = cells(60)
     run(adata, tmp_path, min_cells=1000)  # no gene is compared, so nothing is drawn of any
     assert {p.name for p in figures.iterdir()} == {
-        "umap_kind.png", "training.png", "composition.png", "violin_modules.png"
-    }  # fmt: skip
+        "umap_kind.png",
+        "training.png",
+        "composition.png",
+        "violin_modules.png",
+    }
     assert (figures / "training.png").read_bytes() == b"old"
 
 

@@ -45,9 +45,15 @@ def as_batch(cells: AnnData, model: Concerto) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def model() -> Concerto:
     made = Concerto(
-        list(make_cells().var_names), genes=range(5, N_GENES), sources=("a", "b"), units=8,
-        hidden_units=8, attention_units=4, head_units=None, readout="both",
-    )  # fmt: skip
+        list(make_cells().var_names),
+        genes=range(5, N_GENES),
+        sources=("a", "b"),
+        units=8,
+        hidden_units=8,
+        attention_units=4,
+        head_units=None,
+        readout="both",
+    )
     made.calibrate([as_batch(make_cells(200, seed=1), made)])
     return made
 
@@ -103,8 +109,9 @@ def test_genes_are_matched_by_name(model: Concerto, tmp_path: Path) -> None:
     )
     more = anndata.concat(
         [cells, AnnData(np.ones((50, 3), "f4"), cells.obs, pd.DataFrame(index=["X1", "X2", "X3"]))],
-        axis=1, merge="same",
-    )  # fmt: skip
+        axis=1,
+        merge="same",
+    )
     np.testing.assert_allclose(embed(model, more, source_key="donor"), want, atol=2e-5)
 
 
@@ -116,9 +123,7 @@ def test_cells_of_an_unknown_source_take_the_pooled_statistics(model: Concerto) 
     assert np.abs(want - embed(model, make_cells(), source_key="donor")).max() > 0.01
 
 
-def test_what_does_not_fit_is_refused_and_nothing_written(
-    model: Concerto, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_written(model: Concerto, tmp_path: Path) -> None:
     cells, out = make_cells(), tmp_path / "out.h5ad"
     other = convert(cells[:, :30].copy(), tmp_path / "records")
     with pytest.raises(InputError, match="are not the 60 of the model; convert.*--like"):

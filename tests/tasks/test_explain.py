@@ -50,8 +50,7 @@ def by_hand(model: Concerto, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
     values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))[:, list(model.genes)]
     layer = model.attention
     embeddings, kernel, bias, context = (
-        np.float64(w.numpy())
-        for w in (layer.embeddings, layer.kernel, layer.bias, layer.context)
+        np.float64(w.numpy()) for w in (layer.embeddings, layer.kernel, layer.bias, layer.context)
     )
     x = np.minimum(values, model.value_clip)
     score = np.tanh(x[..., None] * (embeddings @ kernel) + bias) @ context[:, 0]
@@ -103,8 +102,15 @@ def test_groups_are_compared_with_all_other_cells(model: Concerto) -> None:
     kinds = ["B", "NK", "T"]
     table = explain(model, cells, groupby="kind")
     assert list(table.columns) == [
-        "group", "gene", "modality", "weight", "rank", "specificity", "attention", "value",
-    ]  # fmt: skip
+        "group",
+        "gene",
+        "modality",
+        "weight",
+        "rank",
+        "specificity",
+        "attention",
+        "value",
+    ]
     assert list(table["group"].unique()) == kinds and len(table) == 3 * len(GENES)
     mean = np.stack([weight[kind == k].mean(0) for k in kinds])
     spread = np.stack([weight[kind == k].std(0) + weight[kind != k].std(0) for k in kinds])
@@ -201,9 +207,11 @@ def test_modalities_are_explained_side_by_side_and_by_the_cells_that_have_them(
     counts[:12] = 0  # these cells lack it
     cells.obsm["protein"] = pd.DataFrame(counts, index=cells.obs_names, columns=proteins)
     both = Concerto(
-        list(cells.var_names), genes=GENES,
-        modalities={"protein": {"vocabulary": proteins, "target_sum": 1e4}}, **SMALL,
-    )  # fmt: skip
+        list(cells.var_names),
+        genes=GENES,
+        modalities={"protein": {"vocabulary": proteins, "target_sum": 1e4}},
+        **SMALL,
+    )
     table = explain(both, cells, groupby="kind", figure=tmp_path / "map.png")
     assert table.groupby("modality").size().to_dict() == {"protein": 15, "rna": 3 * len(GENES)}
     protein = table[table["modality"] == "protein"]
@@ -236,10 +244,13 @@ def test_heatmap_of_many_groups_stays_readable(
 ) -> None:
     from matplotlib.image import imread
 
-    table = pd.DataFrame([
-        {"group": f"g{i}", "gene": f"x{i}_{j}", "modality": "rna", "weight": 1.0, "rank": j + 1}
-        for i in range(400) for j in range(5)
-    ])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {"group": f"g{i}", "gene": f"x{i}_{j}", "modality": "rna", "weight": 1.0, "rank": j + 1}
+            for i in range(400)
+            for j in range(5)
+        ]
+    )
     with caplog.at_level(logging.INFO, "concerto_tf"):
         heatmap(table, tmp_path / "map.png")
     assert "shows 80 of 400 groups, by 1 genes each" in caplog.text
@@ -249,15 +260,16 @@ def test_heatmap_of_many_groups_stays_readable(
 def test_the_kind_of_image_is_checked_before_any_work(model: Concerto, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="xyz is no kind of image"):
         explain(
-            model, tmp_path / "no-such.h5ad", tmp_path / "t.tsv", groupby="kind",
+            model,
+            tmp_path / "no-such.h5ad",
+            tmp_path / "t.tsv",
+            groupby="kind",
             figure=tmp_path / "map.xyz",
-        )  # fmt: skip
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_refused_and_nothing_written(
-    model: Concerto, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_refused_and_nothing_written(model: Concerto, tmp_path: Path) -> None:
     cells, out = make_cells(), tmp_path / "table.tsv"
     with pytest.raises(InputError, match="'cluster'"):
         explain(model, cells, out, groupby="cluster")

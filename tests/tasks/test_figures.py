@@ -52,8 +52,10 @@ def test_every_cell_has_its_categorys_colour(tmp_path: Path, drawn: list[Figure]
     adata.obs.loc[adata.obs_names[:9], "cell_type"] = np.nan
     umap_figure(adata, "cell_type", tmp_path / "map.png")
     points = drawn[0].axes[0].collections[0]
-    colour = {tuple(xy): to_hex(c).upper() for xy, c in zip(
-        np.asarray(points.get_offsets()), points.get_facecolors(), strict=True)}  # fmt: skip
+    colour = {
+        tuple(xy): to_hex(c).upper()
+        for xy, c in zip(np.asarray(points.get_offsets()), points.get_facecolors(), strict=True)
+    }
     for xy, code in zip(adata.obsm["X_umap"], adata.obs["cell_type"].cat.codes, strict=True):
         assert colour[tuple(xy)] == (PALETTE[code] if code >= 0 else MISSING_COLOR)
     # the grey ones are drawn first, below

@@ -59,16 +59,18 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
 def pretrained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "pretrained"
     small = {
-        "units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 6, "components": 5,
-    }  # fmt: skip
+        "units": 8,
+        "hidden_units": 16,
+        "attention_units": 4,
+        "head_units": 6,
+        "components": 5,
+    }
     train(records, out, genes="all", epochs=10, batch_size=50, options=small)
     return out
 
 
 @pytest.fixture(scope="module")
-def finetuned(
-    pretrained: Path, records: Records, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def finetuned(pretrained: Path, records: Records, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "finetuned"
     finetune(pretrained, records, out, learning_rate=0.01, **OPTIONS)
     return out
@@ -142,8 +144,11 @@ def test_nothing_is_learned_of_the_part_held_out(
     profile[:, 30:] = 0
     changed.X[held_out] = profile
     other = convert(
-        changed, tmp_path / "records", source_key="donor", label_keys=["type"],
-    )  # fmt: skip
+        changed,
+        tmp_path / "records",
+        source_key="donor",
+        label_keys=["type"],
+    )
     options = {**OPTIONS, "epochs": 2}
     a = finetune(pretrained, records, tmp_path / "a", **options)
     b = finetune(pretrained, other, tmp_path / "b", **options)
@@ -160,11 +165,15 @@ def test_learning_rate_follows_from_how_inputs_are_scaled(
     for end_to_end, usual in ((False, 2e-3), (True, 1e-3)):
         found = [
             finetune(
-                pretrained, records, tmp_path / f"{end_to_end}-{rate}", end_to_end=end_to_end,
-                learning_rate=rate, **{**OPTIONS, "epochs": 1},
+                pretrained,
+                records,
+                tmp_path / f"{end_to_end}-{rate}",
+                end_to_end=end_to_end,
+                learning_rate=rate,
+                **{**OPTIONS, "epochs": 1},
             ).get_weights()
             for rate in (None, usual)
-        ]  # fmt: skip
+        ]
         for a, b in zip(*found, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -190,9 +199,11 @@ def test_target_of_another_source_is_learned_from(
     pretrained: Path, records: Records, tmp_path: Path
 ) -> None:
     shifted = make_cells(120, seed=5, donor="b")
-    shifted.X = np.random.default_rng(0).poisson(
-        shifted.X * np.random.default_rng(1).gamma(1.0, 1.0, N_GENES)
-    ).astype("float32")
+    shifted.X = (
+        np.random.default_rng(0)
+        .poisson(shifted.X * np.random.default_rng(1).gamma(1.0, 1.0, N_GENES))
+        .astype("float32")
+    )
     shifted.X[:, 0] += 1
     target = convert(
         shifted, tmp_path / "target", source_key="donor", label_keys=["type"], like=records
@@ -300,9 +311,7 @@ def test_every_way_in_gives_the_same_labels(
     for i, (of, given) in enumerate(ways):
         out = tmp_path / f"{i}.h5ad"
         source = None if isinstance(given, Records) else "donor"
-        table = annotate(
-            of, given, out, source_key=source, progress=lambda *p: seen.append(p)
-        )
+        table = annotate(of, given, out, source_key=source, progress=lambda *p: seen.append(p))
         want = table if want is None else want
         assert list(table.index) == list(cells.obs_names)
         assert list(table["label"]) == list(want["label"])

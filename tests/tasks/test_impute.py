@@ -34,7 +34,7 @@ def make_cells(n: int = 200, seed: int = 0, protein: bool = True) -> AnnData:
         counts.astype("f4"),
         pd.DataFrame({"type": kind.astype(str)}, [f"c{i}" for i in range(n)]),
         pd.DataFrame(index=[f"AB{i}C" for i in range(N_GENES)]),
-    )  # fmt: skip
+    )
     if protein:
         levels = rng.poisson(np.array([[100, 5, 5], [5, 100, 5], [5, 5, 100]])[kind])
         cells.obsm["protein"] = pd.DataFrame(levels, cells.obs_names, PROTEINS)
@@ -45,9 +45,14 @@ def make_cells(n: int = 200, seed: int = 0, protein: bool = True) -> AnnData:
 def model() -> Concerto:
     """An RNA model; its start from principal components embeds well enough without training."""
     made = Concerto(
-        list(make_cells(2).var_names), sources=("all",), units=8, hidden_units=16,
-        attention_units=4, head_units=None, components=6,
-    )  # fmt: skip
+        list(make_cells(2).var_names),
+        sources=("all",),
+        units=8,
+        hidden_units=16,
+        attention_units=4,
+        head_units=None,
+        components=6,
+    )
     batch = {
         "genes": np.tile(np.arange(N_GENES, dtype=np.int32), (200, 1)),
         "values": np.asarray(make_cells().X),
@@ -60,10 +65,13 @@ def model() -> Concerto:
 def test_smoothing_is_a_weighted_mean_of_the_neighbours() -> None:
     rng = np.random.default_rng(0)
     z, query, values = rng.normal(size=(50, 4)), rng.normal(size=(7, 4)), rng.normal(size=(50, 3))
-    reference = Reference(z, values={
-        "dense": Values(values.astype("f4"), tuple("abc"), "as given"),
-        "sparse": Values(sp.csr_matrix(values, dtype="f4"), tuple("abc"), "as given"),
-    })  # fmt: skip
+    reference = Reference(
+        z,
+        values={
+            "dense": Values(values.astype("f4"), tuple("abc"), "as given"),
+            "sparse": Values(sp.csr_matrix(values, dtype="f4"), tuple("abc"), "as given"),
+        },
+    )
     cosine = (query @ z.T) / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(z, axis=1)
     want = np.zeros((7, 3))
     for i in range(7):
@@ -89,9 +97,12 @@ def test_protein_of_cells_that_were_given_only_rna(model: Concerto, tmp_path: Pa
     measured = make_cells(80, seed=1)
     make_cells(80, seed=1, protein=False).write_h5ad(tmp_path / "query.h5ad")
     found = impute(
-        model, tmp_path / "query.h5ad", tmp_path / "out.h5ad",
-        reference=tmp_path / "reference.h5ad", k=10,
-    )  # fmt: skip
+        model,
+        tmp_path / "query.h5ad",
+        tmp_path / "out.h5ad",
+        reference=tmp_path / "reference.h5ad",
+        k=10,
+    )
     table = found["protein"]
     counts = measured.obsm["protein"].to_numpy(float)
     truth = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
@@ -103,8 +114,9 @@ def test_protein_of_cells_that_were_given_only_rna(model: Concerto, tmp_path: Pa
     assert written.uns["concerto_imputed"]["protein"] == table.attrs["units"]
     assert "X_concerto" in written.obsm
     # Records hold the same.
-    like = convert(tmp_path / "reference.h5ad", tmp_path / "r",
-                   modalities={"protein": "obsm:protein"})  # fmt: skip
+    like = convert(
+        tmp_path / "reference.h5ad", tmp_path / "r", modalities={"protein": "obsm:protein"}
+    )
     again = impute(model, convert(tmp_path / "query.h5ad", tmp_path / "q"), reference=like, k=10)
     np.testing.assert_allclose(again["protein"], table, atol=1e-4)
 
@@ -179,8 +191,12 @@ def test_a_folder_that_is_no_reference_is_left_alone(
 ) -> None:
     (folder / "reference").mkdir()
     (folder / "reference" / "mine.txt").write_text("precious")
-    impute(folder, folder / "query.h5ad", reference=folder / "reference.h5ad",
-           modalities={"protein": "obsm:protein"})  # fmt: skip
+    impute(
+        folder,
+        folder / "query.h5ad",
+        reference=folder / "reference.h5ad",
+        modalities={"protein": "obsm:protein"},
+    )
     assert (folder / "reference" / "mine.txt").read_text() == "precious"
     assert "is no reference and left alone" in caplog.text
 
@@ -196,10 +212,15 @@ def test_by_default_small_references_give_all_their_cells(model: Concerto) -> No
 def test_measured_values_are_neither_replaced_nor_looked_at(tmp_path: Path) -> None:
     reference, query, out = make_cells(), make_cells(20, seed=1), tmp_path / "out.h5ad"
     both = Concerto(
-        list(reference.var_names), sources=("all",), units=8, hidden_units=16, attention_units=4,
-        head_units=None, components=0,
+        list(reference.var_names),
+        sources=("all",),
+        units=8,
+        hidden_units=16,
+        attention_units=4,
+        head_units=None,
+        components=0,
         modalities={"protein": {"vocabulary": PROTEINS, "target_sum": 1e4}},
-    )  # fmt: skip
+    )
     query.write_h5ad(tmp_path / "query.h5ad")
     for measured in (query, tmp_path / "query.h5ad"):
         with pytest.raises(InputError, match=r"has obsm\['protein'\] already.*remove or rename"):
@@ -223,8 +244,9 @@ def test_the_file_takes_its_name_when_all_is_in_it(
 
     monkeypatch.setattr("concerto_tf.tasks.impute._note", fail)
     with pytest.raises(OSError, match="disk full"):
-        impute(model, make_cells(9, 1, protein=False), tmp_path / "out.h5ad",
-               reference=make_cells())  # fmt: skip
+        impute(
+            model, make_cells(9, 1, protein=False), tmp_path / "out.h5ad", reference=make_cells()
+        )
     assert not list(tmp_path.iterdir())
 
 

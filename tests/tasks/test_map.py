@@ -24,8 +24,12 @@ from concerto_tf.tasks.train import train
 N_GENES = 80
 COARSE = {"B1": "B", "B2": "B", "T1": "T", "T2": "T", "M": "M"}
 SMALL = {
-    "units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 8, "components": 6,
-}  # fmt: skip
+    "units": 8,
+    "hidden_units": 16,
+    "attention_units": 4,
+    "head_units": 8,
+    "components": 6,
+}
 
 
 def make_cells(
@@ -45,9 +49,10 @@ def make_cells(
         index=[f"s{seed}-{i}" for i in range(n)],
     )
     return AnnData(
-        counts.astype("f4"), obs.astype("category"),
+        counts.astype("f4"),
+        obs.astype("category"),
         pd.DataFrame(index=[f"AB{i}C" for i in range(N_GENES)]),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +165,13 @@ def test_every_way_to_give_cells_maps_the_same(
     want = map(loaded, query, reference=reference, label_key="fine")
     records = convert(query, tmp_path / "q", label_keys=["fine"], like=folder / "records")
     found = map(
-        loaded, records, tmp_path / "out.h5ad", reference=folder / "records", label_key="fine",
+        loaded,
+        records,
+        tmp_path / "out.h5ad",
+        reference=folder / "records",
+        label_key="fine",
         groupby="fine",
-    )  # fmt: skip
+    )
     pd.testing.assert_frame_equal(found, want, atol=1e-4)
     written = anndata.io.read_h5ad(tmp_path / "out.h5ad").obs
     assert {"fine", "concerto_label", "concerto_confidence"} <= set(written)
@@ -171,9 +180,13 @@ def test_every_way_to_give_cells_maps_the_same(
 
 def test_levels_never_contradict_each_other(folder: Path, loaded: Concerto, tmp_path: Path) -> None:
     table = map(
-        loaded, folder / "query.h5ad", tmp_path / "out.h5ad",
-        reference=folder / "reference.h5ad", levels=("coarse", "fine"), alpha=0.2,
-    )  # fmt: skip
+        loaded,
+        folder / "query.h5ad",
+        tmp_path / "out.h5ad",
+        reference=folder / "reference.h5ad",
+        levels=("coarse", "fine"),
+        alpha=0.2,
+    )
     coarse, fine = table["label_coarse"], table["label_fine"]
     assert (table["label"] == fine).all()
     assert (table["confidence"] == table["confidence_fine"]).all()
@@ -212,9 +225,7 @@ def test_labels_that_only_one_side_has(folder: Path, loaded: Concerto) -> None:
     check_levels(Reference(np.eye(2)), [])
 
 
-def test_missing_genes_are_counted_and_not_taken_for_zeros(
-    folder: Path, loaded: Concerto
-) -> None:
+def test_missing_genes_are_counted_and_not_taken_for_zeros(folder: Path, loaded: Concerto) -> None:
     query = anndata.io.read_h5ad(folder / "query.h5ad")
     part = query[:, 20:].copy()
     table = map(loaded, part, reference=folder / "reference.h5ad", label_key="fine")
@@ -249,9 +260,13 @@ def test_groups_of_the_query_beside_their_relatives(
     folder: Path, loaded: Concerto, tmp_path: Path
 ) -> None:
     table = map(
-        loaded, folder / "query.h5ad", reference=folder / "reference.h5ad", label_key="coarse",
-        groupby="fine", figure=tmp_path / "groups.png",
-    )  # fmt: skip
+        loaded,
+        folder / "query.h5ad",
+        reference=folder / "reference.h5ad",
+        label_key="coarse",
+        groupby="fine",
+        figure=tmp_path / "groups.png",
+    )
     rows = pd.DataFrame(table.attrs["relatives"])
     assert rows.groupby("group")["share"].sum().round(6).eq(1).all()
     top = rows.drop_duplicates("group").set_index("group")
@@ -261,9 +276,12 @@ def test_groups_of_the_query_beside_their_relatives(
     saved = pd.read_csv(tmp_path / "groups.tsv", sep="\t")
     pd.testing.assert_frame_equal(saved, rows, check_dtype=False, atol=1e-5)
     by_cluster = map(
-        loaded, folder / "query.h5ad", reference=folder / "reference.h5ad", label_key="coarse",
+        loaded,
+        folder / "query.h5ad",
+        reference=folder / "reference.h5ad",
+        label_key="coarse",
         groupby="leiden",
-    )  # fmt: skip
+    )
     assert len({row["group"] for row in by_cluster.attrs["relatives"]}) > 1
 
 
@@ -307,9 +325,10 @@ def test_what_the_user_can_mend_is_said(
     folder: Path, loaded: Concerto, tmp_path: Path, change: dict, message: str
 ) -> None:
     given = {
-        "query": folder / "query.h5ad", "reference": folder / "reference.h5ad",
+        "query": folder / "query.h5ad",
+        "reference": folder / "reference.h5ad",
         "label_key": "fine",
-    }  # fmt: skip
+    }
     for name, value in change.items():
         if isinstance(value, Callable):
             value = value(anndata.io.read_h5ad(given[name]))

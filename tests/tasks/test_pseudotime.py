@@ -21,8 +21,9 @@ def line(n: int = 150, apart: int = 0) -> anndata.AnnData:
     time = rng.permutation(np.linspace(0, 1, n))
     z = np.stack([10 * time, np.sin(3 * time), np.zeros(n)], 1) + rng.normal(0, 0.05, (n, 3))
     z = np.concatenate([z, 500 + rng.normal(size=(apart, 3))])
-    stage = np.append(np.array(["early", "middle", "late"])[(time * 2.999).astype(int)],
-                      ["far"] * apart)  # fmt: skip
+    stage = np.append(
+        np.array(["early", "middle", "late"])[(time * 2.999).astype(int)], ["far"] * apart
+    )
     obs = pd.DataFrame({"time": np.append(time, [np.nan] * apart), "stage": stage})
     obs.index = [f"cell{i}" for i in range(len(obs))]
     adata = anndata.AnnData(np.zeros((len(obs), 1), "f4"), obs)

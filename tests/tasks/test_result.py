@@ -105,9 +105,11 @@ def test_an_earlier_result_is_replaced_and_a_failure_leaves_it(
 
 def test_cells_without_values(tmp_path: Path) -> None:
     write_cells(
-        tmp_path / "out.h5ad", ["x", "y"], {"source": np.array(["s", None], object)},
+        tmp_path / "out.h5ad",
+        ["x", "y"],
+        {"source": np.array(["s", None], object)},
         {"X_concerto": np.eye(2, dtype="f4")},
-    )  # fmt: skip
+    )
     written = anndata.io.read_h5ad(tmp_path / "out.h5ad")
     assert written.shape == (2, 0) and list(written.obs_names) == ["x", "y"]
     assert written.obs["source"].iloc[0] == "s" and pd.isna(written.obs["source"].iloc[1])

@@ -19,11 +19,19 @@ from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.run import run
 
 OPTIONS: dict[str, Any] = {
-    "source_key": "donor", "label_key": "type", "genes": "all", "epochs": 3, "batch_size": 30,
+    "source_key": "donor",
+    "label_key": "type",
+    "genes": "all",
+    "epochs": 3,
+    "batch_size": 30,
     "options": {
-        "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 8, "components": 4,
+        "units": 8,
+        "hidden_units": 8,
+        "attention_units": 4,
+        "head_units": 8,
+        "components": 4,
     },
-}  # fmt: skip
+}
 
 
 def make_cells(n: int = 90) -> AnnData:
@@ -54,9 +62,15 @@ def test_everything_is_there(done: tuple) -> None:
     _, out, found, seen = done
     left = {str(p.relative_to(out)) for p in out.rglob("*.*") if "tensorboard" not in p.parts}
     assert {
-        "run.json", "metrics.json", "result.h5ad", "records/manifest.json", "model/model.keras",
-        "model/training.csv", "figures/umap_label.png", "figures/umap_source.png",
-    } <= left  # fmt: skip
+        "run.json",
+        "metrics.json",
+        "result.h5ad",
+        "records/manifest.json",
+        "model/model.keras",
+        "model/training.csv",
+        "figures/umap_label.png",
+        "figures/umap_source.png",
+    } <= left
     assert json.loads((out / "metrics.json").read_text()) == found
     assert {stage for stage, *_ in seen} >= {"convert", "train", "embed"}
     assert all(total >= count > 0 for _, count, total in seen)
@@ -131,9 +145,11 @@ def test_files_measured_for_different_genes_are_not_set_apart(tmp_path: Path) ->
     for name, part in halves.items():
         part.copy().write_h5ad(tmp_path / f"{name}.h5ad")
     found = run(
-        [tmp_path / "one.h5ad", tmp_path / "two.h5ad"], tmp_path / "out", label_key="group",
+        [tmp_path / "one.h5ad", tmp_path / "two.h5ad"],
+        tmp_path / "out",
+        label_key="group",
         epochs=2,
-    )  # fmt: skip
+    )
     # Mixed at random, neighbours are 1.9 to 2 sources in effect (iLISI .9 to 1); apart 0.
     assert found["ilisi"] > 0.8
     assert found["ari_kmeans"] > 0.9

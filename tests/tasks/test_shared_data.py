@@ -72,8 +72,12 @@ def test_another_species_maps_through_orthologs(
     query = query[:, [name in mouse_of for name in query.var_names]].copy()
     query.var_names = [mouse_of[name] for name in query.var_names]
     table = map_query(
-        trained[0], query, tmp_path / "out.h5ad", reference=trained[1], label_key="cell_type",
+        trained[0],
+        query,
+        tmp_path / "out.h5ad",
+        reference=trained[1],
+        label_key="cell_type",
         orthologs=shared_data / "human_mouse_orthologs.csv",
-    )  # fmt: skip
+    )
     assert (table["predicted"] == query.obs["cell_type"].astype(str).to_numpy()).mean() >= 0.99
     assert any("orthologs" in line for line in table.attrs["report"])

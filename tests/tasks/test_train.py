@@ -31,12 +31,20 @@ from concerto_tf.tasks.train import train
 pytestmark = pytest.mark.xla
 
 SMALL = {
-    "units": 8, "hidden_units": 8, "attention_units": 4, "head_units": 6, "components": 3,
-}  # fmt: skip
+    "units": 8,
+    "hidden_units": 8,
+    "attention_units": 4,
+    "head_units": 6,
+    "components": 3,
+}
 #: 60 cells in batches of 25: what a round leaves over differs from round to round.
 OPTIONS: dict[str, Any] = {
-    "batch_size": 25, "epochs": 6, "options": SMALL, "genes": "all", "learning_rate": 1e-2,
-}  # fmt: skip
+    "batch_size": 25,
+    "epochs": 6,
+    "options": SMALL,
+    "genes": "all",
+    "learning_rate": 1e-2,
+}
 
 
 def make_cells(n: int = 60, seed: int = 0, sources: tuple[str, ...] = ("a", "b")) -> AnnData:
@@ -103,9 +111,7 @@ def test_folder_holds_the_model_its_log_and_what_was_asked(
     assert any((undisturbed / "tensorboard").rglob("events.*"))
 
 
-def test_every_source_has_statistics_of_its_own_cells(
-    undisturbed: Path, records: Records
-) -> None:
+def test_every_source_has_statistics_of_its_own_cells(undisturbed: Path, records: Records) -> None:
     model = load_model(undisturbed)
     (batch,) = records.dataset(60, sources=model.sources)
     source = batch["source"].numpy()
@@ -137,19 +143,22 @@ def in_fresh_process(
 ) -> subprocess.CompletedProcess:
     root = str(Path(__file__).parents[2])
     code = textwrap.dedent(ALONE).format(
-        root=root, records=str(records.path), options=OPTIONS, callbacks=callbacks,
+        root=root,
+        records=str(records.path),
+        options=OPTIONS,
+        callbacks=callbacks,
         before=textwrap.dedent(before),
-    )  # fmt: skip
+    )
     # Another hash seed, and TensorFlow's and NumPy's own generators unseeded.
     return subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True,
+        [sys.executable, "-c", code, str(out)],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONHASHSEED": "random"},
-    )  # fmt: skip
+    )
 
 
-def test_another_seed_is_another_model(
-    undisturbed: Path, records: Records, tmp_path: Path
-) -> None:
+def test_another_seed_is_another_model(undisturbed: Path, records: Records, tmp_path: Path) -> None:
     train(records, tmp_path / "other", seed=1, **OPTIONS)
     a, b = load_model(tmp_path / "other"), load_model(undisturbed)
     for layer in ("attention", "student_dense", "teacher_dense", "student_head", "teacher_head"):
@@ -350,9 +359,11 @@ def test_goes_on_from_a_model_on_new_sources(
     undisturbed: Path, records: Records, tmp_path: Path
 ) -> None:
     new = convert(
-        make_cells(40, seed=5, sources=("b", "c")), tmp_path / "new", source_key="donor",
+        make_cells(40, seed=5, sources=("b", "c")),
+        tmp_path / "new",
+        source_key="donor",
         like=records,
-    )  # fmt: skip
+    )
     model = train(new, tmp_path / "further", start=undisturbed, epochs=2, batch_size=20)
     assert set(model.sources) == {"b", "c"}
     assert (np.array(model.student_norm.moving_count) > 20).all()
