@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import tensorflow as tf  # noqa: E402
 
@@ -25,7 +25,7 @@ from concerto_tf.layers import Augmentation, kmeans  # noqa: E402
 from concerto_tf.losses import cluster_aware, nt_xent  # noqa: E402
 from concerto_tf.models import METHODS, Concerto  # noqa: E402
 from concerto_tf.models.batches import source_codes  # noqa: E402
-from concerto_tf.protocols.quality import Trial  # noqa: E402
+from protocols.quality import Trial  # noqa: E402
 
 _NEVER = -1e9
 
