@@ -94,7 +94,8 @@ def remove_temporaries(folder: str | Path) -> None:
 def write_json(path: str | Path, content: Any, *, durable: bool = True) -> None:
     """Writes `content` as indented JSON, atomically; see `atomic`."""
     with atomic(path, durable=durable) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, "utf-8", newline="\n")  # the same bytes on every system
 
 
 def sha256(path: str | Path) -> str:
@@ -118,7 +119,9 @@ def _upload(made: Path, path: Path, temporary: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Asks the system to put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -20,22 +20,12 @@ from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.commands import DONE, FAULT, INTERRUPTED, UNSUITABLE
 from concerto_tf.errors import InputError, Interrupted
 
-# What the system says where the user can mend it: no space, no right, no such place.
-_USERS_OWN = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENOENT,
-    errno.EFBIG,
-)
+# What the system says where the user can mend it: no space, no right, no such place. Not every
+# system knows all of them.
+_NO_ROOM = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS")
+_NO_PLACE = ("EACCES", "EPERM", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "ENOENT")
 
 _AGAIN = "run the same command to continue"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,10 +98,10 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
 
 def _of_the_system(error: Exception) -> str | None:
     """What the system says if it is something the user can mend, whichever library passes it on."""
-    if isinstance(error, OSError) and error.errno in _USERS_OWN:
+    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _NO_ROOM + _NO_PLACE:
         return os.strerror(error.errno)
     # TensorFlow and HDF5 keep the words and lose the number.
-    words = [os.strerror(code) for code in _NO_ROOM]
+    words = [os.strerror(getattr(errno, name)) for name in _NO_ROOM if hasattr(errno, name)]
     return next((text for text in words if text.lower() in str(error).lower()), None)
 
 

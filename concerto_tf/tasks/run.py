@@ -266,7 +266,7 @@ def _finish(
             "clusters": int(adata.obs["concerto_cluster"].nunique()),
             **seconds,
             "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
-            "peak_rss_bytes": _peak_memory(),
+            **_peak_memory(),
         },
     )
 
@@ -292,12 +292,15 @@ def _training_rate(log: Path) -> float:
     return round(float(np.median(rates)), 1)
 
 
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    import resource
-
+def _peak_memory() -> dict[str, int]:
+    """Largest resident size of this process so far, in bytes; nothing where no system tells it."""
+    try:
+        import resource
+    except ImportError:
+        _log.info("this system does not tell how much memory was taken; metrics.json is without")
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return {"peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024}
 
 
 class _State:
