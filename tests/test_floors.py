@@ -38,7 +38,7 @@ def test_contracts_hold() -> None:
 
 
 FLOORS = "A file imports only from floors below it"
-NUMPY_ONLY = "Metrics and simulation need no TensorFlow"
+NUMPY_ONLY = "Numerics, metrics and simulation need no TensorFlow"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,8 @@ NUMPY_ONLY = "Metrics and simulation need no TensorFlow"
         ({"losses/__init__.py": "import concerto_tf.layers"}, FLOORS),
         ({"records/__init__.py": "import concerto_tf.models"}, FLOORS),
         ({"a_file_without_a_floor.py": ""}, FLOORS),
+        ({"numerics/__init__.py": "import concerto_tf.records"}, FLOORS),
+        ({"numerics/__init__.py": "import keras"}, NUMPY_ONLY),
         ({"metrics/__init__.py": "import tensorflow"}, NUMPY_ONLY),
         ({"simulate/__init__.py": "import keras"}, NUMPY_ONLY),
         (
@@ -65,7 +67,16 @@ def test_contracts_catch(copy: Path, additions: dict[str, str], contract: str) -
     assert f"{contract} BROKEN" in checked.stdout
 
 
-@pytest.mark.parametrize("module", ["concerto_tf", "concerto_tf.metrics", "concerto_tf.simulate"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "concerto_tf",
+        "concerto_tf.numerics.alignment",
+        "concerto_tf.numerics.spread",
+        "concerto_tf.metrics",
+        "concerto_tf.simulate",
+    ],
+)
 def test_imports_no_tensorflow(module: str) -> None:
     program = f"import sys, {module}; print(*({{'tensorflow', 'keras'}} & set(sys.modules)))"
     ran = subprocess.run(

@@ -19,11 +19,11 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.batches import Batch, source_codes
-from concerto_tf.models.components import principal_components
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.spread import held_out_share, unit_spread
 from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
+from concerto_tf.numerics.components import principal_components
+from concerto_tf.numerics.spread import held_out_share, unit_spread
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8

@@ -13,12 +13,12 @@ from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalizatio
 from concerto_tf.models.base import ContrastiveModel, target_sum_of
 from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
 from concerto_tf.models.branches import Branch, build_branch, checked_modalities, show
-from concerto_tf.models.components import checked_share
 from concerto_tf.models.mlp import wide_start
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
+from concerto_tf.numerics.components import checked_share
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records
@@ -70,7 +70,7 @@ class Concerto(ContrastiveModel):
         denoise: Share of the noise that is taken out of each component at the start, 0 to 1
             (`principal_components`).
         align_sources: Whether sources are aligned by the kinds of cells that they share
-            (`models.alignment`), instead of each being centred whatever it holds. At the start
+            (`numerics.alignment`), instead of each being centred whatever it holds. At the start
             from components only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.

@@ -12,15 +12,15 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
-from concerto_tf.models.alignment import align, offsets_for
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import Batch, first_cells, source_codes
-from concerto_tf.models.components import checked_share, standardize_by_source
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
 from concerto_tf.models.weights import keep_together
+from concerto_tf.numerics.alignment import Comparison, align, source_offsets
+from concerto_tf.numerics.components import checked_share, standardize_by_source
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
 _VIEWS = 4_000
@@ -56,7 +56,7 @@ class DenseModel(ContrastiveModel):
         denoise: Share of the noise that is taken out of each component at the start, 0 to 1
             (`principal_components`).
         align_sources: Whether sources are aligned by the kinds of cells that they share
-            (`models.alignment`), instead of each being centred whatever it holds. At the start
+            (`numerics.alignment`), instead of each being centred whatever it holds. At the start
             from components, of standardised values.
         readout_offset: What the start adds to every unit of the embedding that holds a component;
             as for `Concerto`.
@@ -329,14 +329,18 @@ class DenseModel(ContrastiveModel):
         """
         if not self.standardize:
             return x
-        offsets = offsets_for(self, x, source)
+        offsets = None
+        if self.align_sources:
+            by = Comparison(self.input_epsilon, self.value_clip, self.components, self.seed)
+            offsets = source_offsets(x, source, len(self.sources), by)
         if offsets is None:
             x, _ = standardize_by_source(x, source, self.input_epsilon)
         else:
             views = None
             if self.augment_first and self.augmentation is not None:
                 views = tf.cast(self.augmented(tf.constant(x[:_VIEWS])), tf.float32).numpy()
-            x, _ = align(self.input_norm, x, source, offsets, views)
+            x, _, factor, offset = align(x, source, offsets, self.input_epsilon, views)
+            self.input_norm.align(factor, offset)
         return x if self.value_clip is None else np.clip(x, -self.value_clip, self.value_clip)
 
     def get_config(self) -> dict[str, Any]:

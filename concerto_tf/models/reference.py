@@ -17,7 +17,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.familiarity import NEAR_CELLS, Calibration, calibrate, familiarity
 from concerto_tf.models.neighbours import in_blocks, nearest, vote
 from concerto_tf.models.search import ApproximateSearch
-from concerto_tf.models.spread import as_unseen
+from concerto_tf.numerics.spread import as_unseen
 
 _log = logging.getLogger("concerto_tf")
 #: Reference cells past which the search is approximate, where faiss is installed, and query cells

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.models.alignment import align, modality_offsets
+from concerto_tf.layers import SourceBatchNormalization
 from concerto_tf.models.branches import Branch, show
-from concerto_tf.models.components import principal_components, standardize_by_source
-from concerto_tf.models.spread import held_out_share, unit_spread
+from concerto_tf.numerics.alignment import Comparison, align, modality_offsets
+from concerto_tf.numerics.components import principal_components, standardize_by_source
+from concerto_tf.numerics.spread import held_out_share, unit_spread
 
 if TYPE_CHECKING:
     from concerto_tf.models.concerto import Concerto
@@ -42,7 +43,10 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
         source: Their source codes [n].
     """
     most = min(model.units, model.hidden_units // 2)
-    offsets = modality_offsets(model, xs, source)
+    offsets = [None] * len(xs)
+    if model.align_sources:
+        by = Comparison(model.input_epsilon, model.value_clip, model.components, model.seed)
+        offsets = modality_offsets(xs, source, len(model.sources), by)
     found, inputs = [], []
     for branch, x, own in zip(model.branches, xs, offsets, strict=True):
         *components, y = _components(model, branch, x, source, own)
@@ -131,14 +135,27 @@ def _align_teacher(
         uniform = x @ linear
         uniform = uniform - uniform.mean(0)
         slope = (uniform * (cells - cells.mean(0))).sum(0) / np.maximum((uniform**2).sum(0), 1e-12)
-        made, scale = align(norm, cells, source[rows], (own @ linear) * slope, views)
+        made, scale = _align(norm, cells, source[rows], (own @ linear) * slope, views)
         first = rows[rows < len(shown)]
         whole[first] += made[: len(first)]
         of_view = made + (views - cells) / scale
         view[first] += of_view[: len(first)] * in_view[first, np.newaxis]
     if several:
         none = np.zeros((len(model.sources), model.units))
-        align(model.teacher_norm, whole, source[: len(shown)], none, view)
+        _align(model.teacher_norm, whole, source[: len(shown)], none, view)
+
+
+def _align(
+    norm: SourceBatchNormalization,
+    x: np.ndarray,
+    source: np.ndarray,
+    offsets: np.ndarray,
+    views: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Aligns a normalisation; gives the values behind it and what they were divided by."""
+    y, scale, factor, offset = align(x, source, offsets, norm.epsilon, views)
+    norm.align(factor, offset)
+    return y, scale
 
 
 def _attended(branch: Branch, x: np.ndarray, training: bool) -> np.ndarray:
@@ -172,7 +189,7 @@ def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) 
         masked = branch.student_mask(tf.constant(y[in_view]), training=True)
         view[in_view] += tf.cast(masked, tf.float32).numpy() @ kernel
     offsets = np.zeros((len(model.sources), model.hidden_units), np.float32)
-    align(model.joint_norm, whole, source, offsets, view)
+    _align(model.joint_norm, whole, source, offsets, view)
 
 
 def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
@@ -204,7 +221,7 @@ def _components(
     if branch.scale is not None:
         branch.scale.assign((1 / np.sqrt(within + model.input_epsilon)).astype(np.float32))
     if offsets is not None:
-        y, _ = align(branch.student_norm, x, source, offsets)
+        y, _ = _align(branch.student_norm, x, source, offsets)
     if model.value_clip is not None:
         np.clip(y, -model.value_clip, model.value_clip, out=y)
     most = min(model.units, model.hidden_units // 2, model.components)

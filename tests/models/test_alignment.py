@@ -1,4 +1,4 @@
-"""Sources aligned by the kinds of cells that they share."""
+"""Models that align sources by the cell types that they share."""
 
 from __future__ import annotations
 
@@ -11,61 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
 from concerto_tf.models import Concerto, DenseModel, load_model, start
-from concerto_tf.models.alignment import (
-    align,
-    clustered_offsets,
-    matched_offsets,
-    modality_offsets,
-    source_offsets,
-)
 from concerto_tf.models.saving import save_model
-
-
-@pytest.mark.parametrize("prior", [0.0, 7.0])
-def test_clusters_give_the_offsets_of_least_squares(prior: float) -> None:
-    rng = np.random.default_rng(0)
-    source, cluster = rng.integers(0, 4, 90), rng.integers(0, 6, 90)
-    cluster[source == 3] = np.where(cluster[source == 3] < 2, 0, 1)
-    x = rng.normal(size=(90, 5)) + 3 * source[:, None] + rng.normal(size=(6, 5))[cluster]
-    # Every cell is an equation m_c + b_s = x; no cluster has 20 cells of a source.
-    design, right = np.zeros((94, 10)), np.zeros((94, 5))
-    design[np.arange(90), cluster] = design[np.arange(90), 6 + source] = 1
-    right[:90] = x
-    design[90:, 6:] = np.sqrt(prior) * np.eye(4)  # and of the prior, b_s = 0
-    want = np.linalg.lstsq(design, right, rcond=None)[0][6:]
-    found = clustered_offsets(x.astype(np.float32), source, cluster, 4, prior)
-    np.testing.assert_allclose(found - found[0], want - want[0], atol=1e-3)
-
-
-def test_many_cells_of_a_cluster_count_no_more_than_twenty() -> None:
-    size = [20, 20, 20, 500]
-    source, cluster = np.repeat([0, 1, 0, 1], size), np.repeat([0, 0, 1, 1], size)
-    x = np.repeat([0.0, 1.0, 0.0, 3.0], size)[:, None].astype(np.float32)
-    b = clustered_offsets(x, source, cluster, n_sources=2, prior=0)
-    np.testing.assert_allclose(b[1] - b[0], 2.0, rtol=1e-5)
-
-
-def test_sources_without_a_cluster_in_common_stay_where_they_are() -> None:
-    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    code = np.repeat([0, 1], 10)
-    np.testing.assert_array_equal(clustered_offsets(x, code, code, n_sources=3), np.zeros((3, 3)))
-
-
-def test_matches_are_mutual_and_of_cells_that_are_alike() -> None:
-    # Kinds at right angles; the sources share the first one alone, and differ by 5 and 7.
-    kind, source = np.repeat([0, 1, 0, 2], 15), np.repeat([0, 0, 1, 1], 15)
-    rng = np.random.default_rng(0)
-    directions = np.eye(3)[kind] + rng.normal(0, 0.05, (60, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    x = (10.0 * np.eye(3)[kind][:, :2] + np.array([5.0, 7.0]) * source[:, None]).astype(np.float32)
-    b = matched_offsets(x, directions, source, n_sources=2)
-    # About 100 pairs are right; the means of the sources, 10 off in the second value, count as 2.
-    np.testing.assert_allclose(b[1] - b[0], [5, 7], atol=0.3)
-    # Without a kind in common, the sources are apart as their means are.
-    apart = kind > 0
-    b = matched_offsets(x[apart], directions[apart], source[apart], n_sources=2)
-    means = [x[apart & (source == code)].mean(0) for code in (0, 1)]
-    np.testing.assert_allclose(b[1] - b[0], means[1] - means[0], atol=1e-4)
+from concerto_tf.numerics.alignment import align
 
 
 def test_a_layer_does_what_was_reckoned() -> None:
@@ -74,7 +21,9 @@ def test_a_layer_does_what_was_reckoned() -> None:
     x = rng.normal(1, 2, size=(120, 4)).astype(np.float32) + source[:, None]
     layer = SourceBatchNormalization(3, epsilon=0.1, aligned=True)
     layer.build((None, 4))
-    want, _ = align(layer, x, source, rng.normal(size=(3, 4)).astype(np.float32))
+    offsets = rng.normal(size=(3, 4)).astype(np.float32)
+    want, _, factor, offset = align(x, source, offsets, layer.epsilon)
+    layer.align(factor, offset)
     np.testing.assert_allclose(layer(x, source=source, training=True), want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(want.mean(0), 0, atol=1e-4)
     # The source that has no cell here is left alone.
@@ -144,15 +93,6 @@ def test_a_source_of_one_kind_alone_stays_with_this_kind(sorted_kind: int, share
     assert (nearest == kind).mean() > 0.95
 
 
-def test_offsets_follow_from_the_seed(lacking: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
-    cells, _ = lacking
-    x = np.log1p(cells["values"])
-    first, again = (
-        source_offsets(x, cells["source"], 2, 0.01, 10.0, components=8, seed=3) for _ in range(2)
-    )
-    np.testing.assert_array_equal(first, again)
-
-
 def test_alignment_is_kept_with_the_model_and_for_its_sources(
     lacking: tuple[dict[str, np.ndarray], np.ndarray], tmp_path: Path
 ) -> None:
@@ -219,13 +159,6 @@ def test_cells_that_do_not_differ_have_nothing_to_align() -> None:
         model = DenseModel([f"G{i}" for i in range(120)], sources=("a", "b"), backbone=(8,))
         model.initialize([cells])
         assert np.isfinite(model(cells)).all()
-
-
-def test_the_largest_seed_is_a_seed(lacking: tuple[dict[str, np.ndarray], np.ndarray]) -> None:
-    cells, _ = lacking
-    x = np.log1p(cells["values"])
-    found = source_offsets(x, cells["source"], 2, 0.01, 10.0, components=8, seed=2**32 - 1)
-    assert np.isfinite(found).all()
 
 
 def two_modalities(cells: dict[str, np.ndarray], **options: object) -> Concerto:
@@ -310,15 +243,6 @@ def test_a_modality_of_one_source_alone(of_two: tuple[dict[str, np.ndarray], np.
     assert max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread < 0.55
 
 
-def test_sources_of_one_feature_are_centred() -> None:
-    # It has no components that cells could be compared by.
-    source = np.arange(60) % 3
-    x = np.random.default_rng(0).normal(size=(60, 1)).astype(np.float32) + source[:, None]
-    found = source_offsets(x, source, 3, 0.01, 10.0, components=8, seed=0)
-    means = [x[source == code].mean(0) for code in range(3)]
-    np.testing.assert_allclose(found - found[0], means - means[0], atol=1e-5)
-
-
 def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
     of_two: tuple[dict[str, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,26 +255,6 @@ def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
     cells["protein/values"][lacks[order]] = 0
     model = two_modalities(cells)
     assert np.abs(model.branches[1].branch_norm.source_offset.numpy()).max() > 0.1
-
-
-def test_a_source_of_one_modality_alone_is_not_left_out_of_it(make_model: Callable) -> None:
-    # Three sources; the third has proteins alone, and is off by 2 in all of them.
-    rng = np.random.default_rng(0)
-    kind, source = rng.integers(0, 4, 900), np.repeat([0, 1, 2], 300)
-    order = rng.permutation(900)
-    kind, source = kind[order], source[order]
-    rna, protein = (
-        (rng.normal(0, 2, (4, n))[kind] + rng.normal(0, 0.3, (900, n))).astype(np.float32)
-        for n in (30, 12)
-    )
-    protein += 2.0 * (source == 2)[:, None]
-    rna[source == 2] = np.nan
-    of_protein = {"protein": {"vocabulary": [f"P{i}" for i in range(12)], "target_sum": None}}
-    model = make_model(components=6, sources=("a", "b", "c"), modalities=of_protein)
-    _, b = modality_offsets(model, [rna, protein], source)
-    np.testing.assert_allclose(b[2] - b[0], 2.0, atol=0.5)
-    np.testing.assert_allclose(b[1] - b[0], 0.0, atol=0.5)
-    assert modality_offsets(model, [rna, protein], np.where(source == 2, -1, source)) == [None] * 2
 
 
 def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -> None:

@@ -17,8 +17,8 @@ from concerto_tf.losses import NTXent, VICReg, info_nce, nt_xent, vicreg
 from concerto_tf.models import Concerto, DenseModel, Ensemble, load_model, save_model
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
-from concerto_tf.models.components import noise_edge
 from concerto_tf.models.mlp import MLP
+from concerto_tf.numerics.components import noise_edge
 
 pytestmark = pytest.mark.stack
 

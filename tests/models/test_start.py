@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from concerto_tf.models import batches as batches_module
 from concerto_tf.models.batches import first_cells
-from concerto_tf.models.components import standardize_by_source
+from concerto_tf.numerics.components import standardize_by_source
 
 
 def test_both_networks_begin_with_the_principal_components(

@@ -1,8 +1,8 @@
-"""What sources differ in, told apart from which kinds of cells they hold.
+"""What sources differ in, told apart from which cell types they hold.
 
 Centred each by itself, two sources of which one lacks the B cells come to lie apart: their means
 differ by the B cells too, and a source of B cells alone would lie in the middle of all others. Here
-sources are moved so that cells of the same kind meet. Kinds are not known; that cells are alike is
+sources are moved so that cells of the same type meet. Types are not known; that cells are alike is
 seen across sources, first from mutual nearest neighbours, of the cells as they are to begin with,
 then from clusters. What is moved are values of genes, so that a layer holds it and new cells need
 no further work.
@@ -11,14 +11,12 @@ no further work.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from concerto_tf.models.components import principal_components
-
-if TYPE_CHECKING:
-    from concerto_tf.layers import SourceBatchNormalization
+from concerto_tf.numerics.components import principal_components
 
 #: Cells that are clustered, and those of them whose neighbours are looked at, at most: offsets of
 #: sources are means, which need no more.
@@ -45,7 +43,7 @@ def matched_offsets(
     """How far each source is off, by least squares over mutual nearest neighbours.
 
     Cells of two sources that are among each other's nearest, and nearly as alike as cells of one
-    source are, are taken to be of one kind: the difference of their values is that of the sources.
+    source are, are taken to be of one type: the difference of their values is that of the sources.
 
     Args:
         x: Values [n, F].
@@ -146,41 +144,57 @@ def clustered_offsets(
     return offsets.astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How cells are compared across sources.
+
+    Attributes:
+        epsilon: Added to variances where values are standardised.
+        clip: Largest absolute value after that; None for no limit.
+        components: Principal components that cells are compared by.
+        seed: Seed of components and clusters.
+    """
+
+    epsilon: float = 0.01
+    clip: float | None = 10.0
+    components: int = 50
+    seed: int = 0
+
+
 def source_offsets(
-    x: np.ndarray,
-    source: np.ndarray,
-    n_sources: int,
-    epsilon: float,
-    clip: float | None,
-    components: int,
-    seed: int,
-) -> np.ndarray:
+    x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison
+) -> np.ndarray | None:
     """How far each source is off, from cells of which it is not known what they are.
 
     Args:
         x: Values [n, F] of cells in random order; the first 10,000 are looked at.
         source: Source codes [n], from 0.
         n_sources: Number of sources S.
-        epsilon: What is added to variances where values are standardised.
-        clip: Largest absolute value after that; None for no limit.
-        components: Principal components that cells are compared by.
-        seed: Seed of components and clusters.
+        by: How cells are compared.
 
     Returns:
-        Offsets [S, F], float32.
+        Offsets [S, F], float32. None where there is nothing to align: cells are of one source
+        alone, or some of them of none of the S.
     """
+    named = np.unique(source)
+    if len(named) < 2 or named[0] < 0 or named[-1] >= n_sources:
+        return None
+    return _offsets(x[:_MOST_CELLS], source[:_MOST_CELLS], n_sources, by)
+
+
+def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) -> np.ndarray:
+    """What `source_offsets` gives, of cells of several sources."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    x, source = x[:_MOST_CELLS], source[:_MOST_CELLS]
     n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
     offsets = np.zeros((n_sources, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
-        y = (rest - rest.mean(0)) / np.sqrt(rest.var(0) + epsilon)
-        if clip is not None:
-            np.clip(y, -clip, clip, out=y)
-        loadings, _ = principal_components(y, components, seed, denoise=0.5)
+        y = (rest - rest.mean(0)) / np.sqrt(rest.var(0) + by.epsilon)
+        if by.clip is not None:
+            np.clip(y, -by.clip, by.clip, out=y)
+        loadings, _ = principal_components(y, by.components, by.seed, denoise=0.5)
         if not loadings.shape[1]:  # nothing that cells could be compared by: each is centred
             return offsets if turn else _means_by_source(x, source, n_sources).astype(np.float32)
         z = (y - y.mean(0)) @ loadings
@@ -189,7 +203,7 @@ def source_offsets(
             few = slice(_MOST_MATCHED)
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)
         else:
-            kmeans = KMeans(n_clusters, n_init=3, random_state=(seed + turn) % 2**32)
+            kmeans = KMeans(n_clusters, n_init=3, random_state=(by.seed + turn) % 2**32)
             with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 cluster = kmeans.fit_predict(z)
@@ -197,49 +211,32 @@ def source_offsets(
     return offsets
 
 
-def offsets_for(model: Any, x: np.ndarray, source: np.ndarray) -> np.ndarray | None:
-    """How far the sources of a model are off [S, F]; None where it is not to be aligned.
-
-    That is also where one source alone is seen, or cells are of sources that the model has not.
-
-    Args:
-        model: A model with a start from principal components.
-        x: Values [n, F] of cells in random order.
-        source: Source codes [n].
-    """
-    named, n_sources = np.unique(source), len(model.sources)
-    if not model.align_sources or len(named) < 2 or named[0] < 0 or named[-1] >= n_sources:
-        return None
-    return source_offsets(
-        x, source, n_sources, model.input_epsilon, model.value_clip, model.components, model.seed
-    )
-
-
 def modality_offsets(
-    model: Any, xs: list[np.ndarray], source: np.ndarray
+    xs: list[np.ndarray], source: np.ndarray, n_sources: int, by: Comparison
 ) -> list[np.ndarray | None]:
-    """How far the sources of a model are off in each modality, as `offsets_for` has it.
+    """How far sources are off in each modality, as `source_offsets` has it.
 
     Where not all cells have all modalities, the first one helps with each of the others, if enough
     cells of all sources that have the other have both.
 
     Args:
-        model: A model with a start from principal components.
         xs: Values [n, features] by modality, of cells in random order; NaN in the rows of the
             cells that lack it.
-        source: Source codes [n].
+        source: Source codes [n], from 0.
+        n_sources: Number of sources S.
+        by: How cells are compared.
 
     Returns:
         Offsets [S, features] by modality, or None for each.
     """
     if len(xs) == 1:
-        return [offsets_for(model, xs[0], source)]
+        return [source_offsets(xs[0], source, n_sources, by)]
     if source.min(initial=0) < 0:  # cells of none of the sources
         return [None] * len(xs)
     has = [~np.isnan(x[:, 0]) for x in xs]
     if np.all(has):  # of which it is found for all modalities at once
         together = np.concatenate([x[:_MOST_CELLS] for x in xs], axis=1)
-        offsets = offsets_for(model, together, source[:_MOST_CELLS])
+        offsets = source_offsets(together, source[:_MOST_CELLS], n_sources, by)
         if offsets is None:
             return [None] * len(xs)
         return np.split(offsets, np.cumsum([x.shape[1] for x in xs])[:-1], axis=1)
@@ -253,49 +250,65 @@ def modality_offsets(
         beside = [xs[0]] if x is not xs[0] and enough else []
         rows = np.flatnonzero(both if beside else own)[:_MOST_CELLS]
         together = np.concatenate([part[rows] for part in (*beside, x)], axis=1)
-        offsets = offsets_for(model, together, source[rows])
+        offsets = source_offsets(together, source[rows], n_sources, by)
         found.append(offsets if offsets is None else offsets[:, -x.shape[1] :])
     if all(offsets is None for offsets in found):
         return found
-    none = [np.zeros((len(model.sources), x.shape[1]), np.float32) for x in xs]
+    none = [np.zeros((n_sources, x.shape[1]), np.float32) for x in xs]
     return [a if b is None else b for a, b in zip(none, found, strict=True)]
 
 
+class Aligned(NamedTuple):
+    """Values with the offsets of sources taken away, and what a normalisation does for that.
+
+    Attributes:
+        x: The values [n, F], centred and divided by their standard deviation.
+        scale: What they were divided by [F].
+        factor: What a source is multiplied with behind a normalisation by its own statistics
+            [S, F]; 1 for a source with fewer than 20 cells.
+        offset: What is added to it then [S, F]; 0 for a source with fewer than 20 cells.
+    """
+
+    x: np.ndarray
+    scale: np.ndarray
+    factor: np.ndarray
+    offset: np.ndarray
+
+
 def align(
-    layer: SourceBatchNormalization,
     x: np.ndarray,
     source: np.ndarray,
     offsets: np.ndarray,
+    epsilon: float,
     views: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Has a layer take sources' offsets away, and not what their kinds of cells make of them.
+) -> Aligned:
+    """Takes sources' offsets away, and not what their cell types make of them.
 
     Args:
-        layer: A layer that is ``aligned``, for the features of x.
         x: Values [n, F].
-        source: Source codes [n]. A source with fewer than 20 cells is left as it is.
+        source: Source codes [n].
         offsets: [S, F].
-        views: What the layer has its statistics of [at most n, F], where that are not the cells
-            as they are: views of the first of them.
+        epsilon: Added to variances.
+        views: What sources will be normalised by, where that are not the cells as they are: views
+            of the first of them [at most n, F].
 
     Returns:
-        What the layer makes of x by the statistics of these cells [n, F], before its scale and
-        offset; of a source with fewer than 20 cells, what it would make of more. And what values
-        are divided by for that [F].
+        The values, and the factor and offset of each source that give them behind a normalisation
+        within sources. Of a source with fewer than 20 cells the values are what more cells would
+        make of them.
     """
     views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB
     for code in np.unique(source):
         rest[source == code] -= offsets[code]
-    centre, scale = rest.mean(0), np.sqrt(rest.var(0) + layer.epsilon)
+    centre, scale = rest.mean(0), np.sqrt(rest.var(0) + epsilon)
     factor, offset = np.ones_like(offsets), np.zeros_like(offsets)
     for code in np.unique(source):
         own = views[source[: len(views)] == code]
         if len(own) < _ENOUGH:
             continue
-        factor[code] = np.sqrt(own.var(0) + layer.epsilon) / scale
+        factor[code] = np.sqrt(own.var(0) + epsilon) / scale
         offset[code] = (own.mean(0) - offsets[code] - centre) / scale
-    layer.align(factor, offset)
     rest -= centre
     rest /= scale
-    return rest, scale
+    return Aligned(rest, scale, factor, offset)

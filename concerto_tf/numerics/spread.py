@@ -1,4 +1,4 @@
-"""Cells that a model was trained on spread more than others do: by how much, and which they are."""
+"""How much more cells spread that a model was trained on than others do, and which they are."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def as_unseen(embeddings: np.ndarray, spread: np.ndarray) -> np.ndarray:
 def _slope(expected: np.ndarray, found: np.ndarray) -> float:
     """How far units spread as expected of cells not trained on: 0 if they were, 1 if not.
 
-    The slope of a line of least absolute deviations: in a few units kinds of cells lie apart, of
+    The slope of a line of least absolute deviations: in a few units cell types lie apart, of
     which a reference may lack some. Training may have stretched all units, so that the line need
     not go through 0, but nearly.
 

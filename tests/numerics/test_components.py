@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from concerto_tf.errors import InputError
-from concerto_tf.models.components import (
+from concerto_tf.numerics.components import (
     checked_share,
     noise_edge,
     principal_components,

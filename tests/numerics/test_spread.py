@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from concerto_tf.models.spread import as_unseen, held_out_share, unit_spread
+from concerto_tf.numerics.spread import as_unseen, held_out_share, unit_spread
 
 
 @pytest.mark.parametrize(("n", "genes"), [(150, 900), (600, 1200)])
@@ -44,11 +44,11 @@ def test_units_spread_as_the_embedding_is_scaled() -> None:
 @pytest.mark.parametrize("stretch", [0.5, 1.0, 2.5])
 @pytest.mark.parametrize("trained", [True, False])
 def test_which_cells_were_trained_on_is_told_by_most_units(stretch: float, trained: bool) -> None:
-    """Whatever a training has stretched units by, and where a few lack the kinds of cells."""
+    """Whatever a training has stretched units by, and where a few lack the cell types."""
     share = np.linspace(0.2, 0.98, 40)
     spread = np.stack([np.full(40, 2.0), 2 * share])
     here = stretch * spread[0 if trained else 1]
-    here[-6:] *= 0.1  # kinds lie apart in units that are hardly noise
+    here[-6:] *= 0.1  # types lie apart in units that are hardly noise
     z = np.random.default_rng(0).normal(size=(3000, 40))
     z *= here / z.std(0)
     np.testing.assert_allclose(as_unseen(z, spread), share if trained else np.ones(40))

@@ -1,0 +1,1 @@
+"""Numbers that models begin from and are read by: NumPy in, NumPy out, without any network."""
