@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -80,3 +83,35 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no data sets in ../shared/data")
     return SHARED_DATA
+
+
+#: Path, mode, and the names of the innermost functions of a call that opens a file.
+Opened = tuple[str, str, frozenset[str]]
+_lists: list[list[Opened]] = []
+
+
+def _hear(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and _lists and isinstance(args[0], str | bytes | os.PathLike):
+        names, frame = set(), sys._getframe(1)
+        while frame is not None and len(names) < 8:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        for heard in _lists:
+            heard.append((os.fsdecode(args[0]), args[1] or "", frozenset(names)))
+
+
+@pytest.fixture(scope="session")
+def opened_files() -> Callable[[], AbstractContextManager[list[Opened]]]:
+    """A context that gives the list of the files that Python opens meanwhile."""
+    sys.addaudithook(_hear)  # for good: there is no way to remove it
+
+    @contextmanager
+    def listening() -> Iterator[list[Opened]]:
+        heard: list[Opened] = []
+        _lists.append(heard)
+        try:
+            yield heard
+        finally:
+            _lists.remove(heard)
+
+    return listening

@@ -65,6 +65,8 @@ class Input:
         modalities: further modalities asked for, by name.
         layers: names that `layer` could have had ("counts", "raw"), for hints.
         columns: names of the columns of obs.
+        opened: path as it was given, layer and places of modalities, as `open_input` was asked;
+            None for what it did not open from a path.
 
     Args:
         name: see above.
@@ -113,6 +115,7 @@ class Input:
         self.columns = list(observations.columns)
         self._parts = dict(parts)
         self._observations = observations
+        self.opened: tuple[Path, str | None, dict[str, str]] | None = None
         self._on_close: Callable[[], None] | None = None
         self._reopen: Callable[[], Input] | None = None
         if n_cells == 0:

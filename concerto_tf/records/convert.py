@@ -118,18 +118,19 @@ def convert(
     out = as_path(out)
     if isinstance(label_keys, str):
         label_keys = [label_keys]
+    modalities = dict(modalities or {})
     label_keys = list(dict.fromkeys(label_keys))
     _check_options(inputs, shards, compression, workers, dask, chunk_cells, modalities)
     vocabularies = _given_vocabularies(like)
     table = None if orthologs is None else read_orthologs(orthologs)
     plan = _fingerprint(
-        inputs,
+        [_path_of(item, layer, modalities) for item in inputs],
         out,
         options=[
             layer,
             source_key,
             label_keys,
-            dict(modalities or {}),
+            modalities,
             shards,
             compression,
             seed,
@@ -249,12 +250,22 @@ def _given_vocabularies(
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
 
 
-def _fingerprint(inputs: Sequence[Path | AnnData | Input], out: Path, options: list) -> str:
+def _path_of(
+    item: Path | AnnData | Input, layer: str | None, modalities: Mapping[str, str]
+) -> Path | None:
+    """The path that an input is read from; None if it is not what that path would be read as."""
+    if isinstance(item, Input) and item.opened is not None:
+        path, *how = item.opened
+        return path if how == [layer, modalities] else None
+    return item if isinstance(item, Path) else None
+
+
+def _fingerprint(inputs: Sequence[Path | None], out: Path, options: list) -> str:
     """What the result depends on, in one string; empty if an input is in memory, and so may differ
     the next time without anything to show for it."""
     files = []
     for item in inputs:
-        if not isinstance(item, Path):
+        if item is None:
             return ""
         # What is not there is for `open_input` to complain about.
         found = sorted(item.rglob("*")) if item.is_dir() else [item]

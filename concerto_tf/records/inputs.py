@@ -61,12 +61,15 @@ def open_input(
     """
     if isinstance(source, Input):
         return source
-    modalities = dict(modalities or {})
+    asked = modalities = dict(modalities or {})
     while lenient:
         try:
-            return open_input(source, layer=layer, modalities=modalities, scratch=scratch)
+            found = open_input(source, layer=layer, modalities=modalities, scratch=scratch)
         except MissingModality as error:
-            del modalities[error.modality]
+            modalities = {key: of for key, of in modalities.items() if key != error.modality}
+        else:
+            found.opened = found.opened and (*found.opened[:2], asked)
+            return found
     for name in modalities:
         if not name.replace("_", "").isalnum() or name == "rna":
             raise InputError(
@@ -84,6 +87,7 @@ def open_input(
         stack.callback(space.remove)
         cells = _named(path.name, lambda: _open_path(path, layer, modalities, space, stack))
         cells._on_close = stack.pop_all().close
+    cells.opened = (as_path(source), layer, modalities)
     cells._reopen = partial(
         open_input, str(path), layer=layer, modalities=modalities, scratch=space.folder
     )

@@ -284,6 +284,7 @@ def finish(
         }
         with atomic(out / file) as temporary:
             vocabulary.to_tsv(temporary, columns)
+            checksum = sha256(temporary)
         modalities[name] = ModalityInfo(
             vocabulary=file,
             n_genes=len(vocabulary),
@@ -291,7 +292,7 @@ def finish(
             value_dtype=_widest(parts, name).name,
             max_nonzeros=max(part.summary["modalities"][name]["max_nonzeros"] for part in parts),
             units=joined.units[name],
-            sha256=sha256(out / file),
+            sha256=checksum,
         )
     normalised = scales_with_depth(joined.units["rna"])
     Manifest(

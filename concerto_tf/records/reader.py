@@ -15,6 +15,7 @@ import numpy as np
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
 from concerto_tf.records.manifest import Manifest, ShardInfo
 from concerto_tf.records.shards import intact, problem_of, size_problem
 from concerto_tf.records.vocabulary import Vocabulary, read_table
@@ -39,6 +40,15 @@ class GeneStats:
     n_cells: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Genes:
+    """What the file of a vocabulary holds: genes, statistics, cells measured for each [genes]."""
+
+    vocabulary: Vocabulary
+    stats: GeneStats
+    measured: np.ndarray
 
 
 class Records:
@@ -79,6 +89,7 @@ class Records:
         self.manifest = Manifest.load(self.path)
         self.lost: dict[str, int] = {}
         self._whole: set[str] = set()
+        self._genes: dict[str, _Genes] = {}
         if skip_damaged:
             self.manifest, self.lost = intact(self.path, self.manifest)
             self._whole = {shard.file for shard in self.manifest.shards}
@@ -135,7 +146,7 @@ class Records:
 
     def vocabulary_of(self, modality: str) -> Vocabulary:
         """The genes of a modality."""
-        return Vocabulary.from_tsv(self._vocabulary_file(modality))
+        return self._genes_of(modality).vocabulary
 
     @cached_property
     def gene_stats(self) -> GeneStats:
@@ -144,12 +155,7 @@ class Records:
 
     def gene_stats_of(self, modality: str) -> GeneStats:
         """Statistics of the genes of a modality."""
-        table = read_table(self._vocabulary_file(modality))
-        return GeneStats(
-            n_cells=np.array(table["n_cells"], np.int64),
-            mean=np.array(table["mean"], np.float64),
-            variance=np.array(table["variance"], np.float64),
-        )
+        return self._genes_of(modality).stats
 
     @cached_property
     def typical_total(self) -> float:
@@ -159,6 +165,8 @@ class Records:
         few, 4,096 cells or somewhat more of an atlas.
         """
         cells = min(4096, self.n_cells)
+        if cells == self.n_cells:
+            return float(np.median(self._per_cell[key(RNA, "total")]))
         parts = max(1, min(len(self.manifest.shards), self.n_cells // cells))
         with self.naming_damage():
             batches = self.dataset(
@@ -193,11 +201,8 @@ class Records:
         Args:
             modality: Whose genes.
         """
-        table = read_table(self._vocabulary_file(modality))
-        if "measured" not in table:  # written before this was noted
-            return np.ones(len(table["id"]))
-        measured = np.array(table["measured"], np.int64)
-        # Earlier versions counted cells that were left out, too.
+        measured = self._genes_of(modality).measured
+        # Cells that are lost were counted when the records were written.
         return measured / max(self.n_cells, measured.max(initial=0))
 
     def dataset(
@@ -299,31 +304,36 @@ class Records:
             "row" int64 [n], ascending; "cell", "source" and each "label/<key>": names as an object
             array [n], None where a label is missing.
         """
-        codes: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("row", "source", *(f"label/{key}" for key in self.labels))
-        }
-        cells: list[str] = []
+        found = self._per_cell
+        columns = {ROW: found[ROW], CELL: found[CELL]}
+        columns[SOURCE] = np.array(self.sources, object)[found[SOURCE]]
+        for name, known in self.labels.items():
+            # The last entry is the one that the code -1 (missing) takes.
+            names = np.array([*known, None], object)
+            columns[label_key(name)] = names[found[label_key(name)]]
+        return columns
+
+    @cached_property
+    def _per_cell(self) -> dict[str, np.ndarray]:
+        """What `obs` and `typical_total` need of each cell [n], in the order of the input."""
+        names = (ROW, SOURCE, CELL, key(RNA, "total"), *map(label_key, self.labels))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         with self.naming_damage():
-            none = np.zeros(0, np.int64)
             for batch in self.dataset(
                 min(4096, self.n_cells),
-                genes=none,
+                genes=np.zeros(0, np.int64),
+                modalities=[RNA],
                 labels=list(self.labels),
                 cells=True,
                 pad_last=False,
             ):
-                cells.extend(name.decode() for name in batch["cell"].numpy())
-                for name, parts in codes.items():
-                    parts.append(batch[name].numpy())
-        whole = {name: np.concatenate(parts) for name, parts in codes.items()}
-        order = np.argsort(whole["row"])
-        columns = {"row": whole["row"][order], "cell": np.array(cells, object)[order]}
-        columns["source"] = np.array(self.sources, object)[whole["source"][order]]
-        for key, known in self.labels.items():
-            # The last entry is the one that the code -1 (missing) takes.
-            names = np.array([*known, None], object)
-            columns[f"label/{key}"] = names[whole[f"label/{key}"][order]]
-        return columns
+                for name, found in parts.items():
+                    found.append(batch[name].numpy())
+        whole = {name: np.concatenate(found) for name, found in parts.items()}
+        order = np.argsort(whole[ROW])
+        whole = {name: values[order] for name, values in whole.items()}
+        whole[CELL] = np.array([name.decode() for name in whole[CELL]], object)
+        return whole
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Reads every file and compares it with the manifest.
@@ -337,7 +347,7 @@ class Records:
         problems = []
         for name in self.manifest.modalities:
             try:
-                self._vocabulary_file(name)
+                self._vocabulary_content(name)
             except InputError as error:
                 problems.append(str(error))
         done = 0
@@ -375,8 +385,25 @@ class Records:
                 f"{self.path}: {problems[0]}; convert again or restore the file"
             ) from error
 
-    def _vocabulary_file(self, modality: str) -> Path:
-        """The path of a vocabulary that is as conversion left it."""
+    def _genes_of(self, modality: str) -> _Genes:
+        """What the file of a vocabulary says, read and checked when it is first needed."""
+        if modality not in self._genes:
+            table = read_table(*self._vocabulary_content(modality))
+            n_genes = self.manifest.modalities[modality].n_genes
+            self._genes[modality] = _Genes(
+                vocabulary=Vocabulary.from_table(table, self.path),
+                stats=GeneStats(
+                    n_cells=np.array(table["n_cells"], np.int64),
+                    mean=np.array(table["mean"], np.float64),
+                    variance=np.array(table["variance"], np.float64),
+                ),
+                # All cells, where a vocabulary says nothing of it.
+                measured=np.array(table.get("measured", [self.n_cells] * n_genes), np.int64),
+            )
+        return self._genes[modality]
+
+    def _vocabulary_content(self, modality: str) -> tuple[Path, bytes]:
+        """The path and the bytes of a vocabulary that is as conversion left it."""
         if modality not in self.manifest.modalities:
             known = ", ".join(self.manifest.modalities)
             raise InputError(
@@ -387,16 +414,15 @@ class Records:
         path = self.path / info.vocabulary
         try:
             content = path.read_bytes()
-            whole = hashlib.sha256(content).hexdigest() == info.sha256
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); convert again or restore the file"
             ) from error
-        if not whole:
+        if hashlib.sha256(content).hexdigest() != info.sha256:
             raise InputError(f"{path}: is damaged or was changed; convert again or restore it")
         if content.count(b"\n") != info.n_genes + 1:  # one line above
             raise InputError(f"{path}: does not hold {info.n_genes} genes; convert again")
-        return path
+        return path, content
 
     def check(self, shards: Sequence[ShardInfo] | None = None) -> None:
         """Reads shards that were not read before against their checksums; `dataset` calls it.
@@ -408,7 +434,7 @@ class Records:
             InputError: One of them, or a vocabulary, is not as it was written.
         """
         for name in self.manifest.modalities:
-            self._vocabulary_file(name)
+            self._genes_of(name)
         shards = self.manifest.shards if shards is None else shards
         new = [shard for shard in shards if shard.file not in self._whole]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -437,12 +463,12 @@ class Records:
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch size is {batch_size}; it must be at least 1")
-        for key in labels:
-            if key not in self.manifest.labels:
+        for name in labels:
+            if name not in self.manifest.labels:
                 known = ", ".join(self.manifest.labels) or "none"
                 raise InputError(
-                    f"{self.path}: has no label {key!r} (there are: {known}); convert again with "
-                    f"label_keys=[{key!r}]"
+                    f"{self.path}: has no label {name!r} (there are: {known}); convert again with "
+                    f"label_keys=[{name!r}]"
                 )
         index, count = shard_of
         if not 0 <= index < count:

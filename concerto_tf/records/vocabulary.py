@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,11 @@ class Vocabulary:
     @staticmethod
     def from_tsv(path: str | Path) -> Vocabulary:
         """Reads what `to_tsv` wrote; further columns are left (see `read_table`)."""
-        table = read_table(path)
+        return Vocabulary.from_table(read_table(path), path)
+
+    @staticmethod
+    def from_table(table: Mapping[str, Sequence[str]], path: str | Path) -> Vocabulary:
+        """The vocabulary in the columns of a table that was read from a path."""
         if "id" not in table:
             raise InputError(f"{path}: no column 'id'; there are {', '.join(table)}")
         parts = {name: table.get(column) for name, column in _COLUMNS.items()}
@@ -147,11 +152,12 @@ class Vocabulary:
 _COLUMNS = {"ids": "id", "symbols": "symbol", "ensembl": "ensembl"}
 
 
-def read_table(path: str | Path) -> dict[str, list[str]]:
+def read_table(path: str | Path, content: bytes | None = None) -> dict[str, list[str]]:
     """All columns of a tab-separated file with a header, as text.
 
     Args:
         path: file to read.
+        content: its bytes, where they were read already.
 
     Returns:
         Column name to its values.
@@ -160,8 +166,9 @@ def read_table(path: str | Path) -> dict[str, list[str]]:
         InputError: the file is missing, not text, or a line has too few or too many columns.
     """
     try:
-        with as_path(path).open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        text = (as_path(path).read_bytes() if content is None else content).decode()
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        lines = list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
     if not lines:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,29 +106,39 @@ def run(
     check_arguments(**training)
     if not 0 < resolution < math.inf:
         raise InputError(f"resolution is {resolution}; it must be a positive number")
-    _check_inputs(inputs, layer, source_key, label_key, modalities)
-    state.begin()
-    in_memory = not all(isinstance(item, str | Path) for item in inputs)
-    # `asked` holds the content of cells in memory, so these records are of the same cells.
-    if in_memory and state.trained:
-        records = Records(out / "records", skip_damaged=skip_damaged)
-    else:
+    with ExitStack() as stack:
+        # `convert` tells if none of several has a modality.
+        opened = [
+            stack.enter_context(
+                open_input(item, layer=layer, modalities=modalities, lenient=len(inputs) > 1)
+            )
+            for item in inputs
+        ]
+        _check_inputs(opened, source_key, label_key)
+        state.begin()
+        held = any(cells.path is None for cells in opened)
         try:
             with state.timed("convert"):
-                records = convert(
-                    inputs,
-                    out / "records",
-                    layer=layer,
-                    source_key=source_key,
-                    label_keys=[label_key] if label_key else [],
-                    drop_empty=drop_empty,
-                    modalities=modalities,
-                    workers=workers,
-                    dask=dask,
-                    seed=seed,
-                    overwrite=not state.trained,
-                    skip_damaged=skip_damaged,
-                    progress=reporter("convert"),
+                # `asked` holds the content of cells in memory, so these records are of the same.
+                records = (
+                    Records(out / "records", skip_damaged=skip_damaged)
+                    if held and state.trained
+                    else convert(
+                        # Workers elsewhere share the folder of the records, and nothing else.
+                        opened if dask is None else inputs,
+                        out / "records",
+                        layer=layer,
+                        source_key=source_key,
+                        label_keys=[label_key] if label_key else [],
+                        drop_empty=drop_empty,
+                        modalities=modalities,
+                        workers=workers,
+                        dask=dask,
+                        seed=seed,
+                        overwrite=not state.trained,
+                        skip_damaged=skip_damaged,
+                        progress=reporter("convert"),
+                    )
                 )
         except InputError:
             state.withdraw()
@@ -156,30 +167,21 @@ def _identity(item: str | Path | AnnData) -> str:
     return joblib.hash([item.obs, item.var, item.X, dict(item.layers), dict(item.obsm), raw])
 
 
-def _check_inputs(
-    inputs: Sequence[str | Path | AnnData],
-    layer: str | None,
-    source_key: str | None,
-    label_key: str | None,
-    modalities: Mapping[str, str] | None,
-) -> None:
+def _check_inputs(opened: Sequence[Input], source_key: str | None, label_key: str | None) -> None:
     """Raises InputError if the inputs lack a key, or hold too little to train on."""
-    names, n_cells, n_genes, sources = [], 0, 0, Counter[str]()
-    lenient = len(inputs) > 1  # `convert` tells if none of several has a modality
-    for item in inputs:
-        with open_input(item, layer=layer, modalities=modalities, lenient=lenient) as cells:
-            if label_key is not None:
-                cells.column(label_key)
-            if source_key is None:
-                _hint_at_sources(cells)
-                sources[cells.stem] += cells.n_cells
-            else:
-                codes, categories = cells.column(source_key)
-                sources.update(dict(zip(categories, np.bincount(codes[codes >= 0]), strict=True)))
-            names.append(cells.name)
-            n_cells += cells.n_cells
-            n_genes += len(cells.genes)
-    check_cells(", ".join(names), n_cells, n_genes, sources)
+    n_genes, sources = 0, Counter[str]()
+    for cells in opened:
+        if label_key is not None:
+            cells.column(label_key)
+        if source_key is None:
+            _hint_at_sources(cells)
+            sources[cells.stem] += cells.n_cells
+        else:
+            codes, categories = cells.column(source_key)
+            sources.update(dict(zip(categories, np.bincount(codes[codes >= 0]), strict=True)))
+        n_genes += len(cells.genes)
+    names = ", ".join(cells.name for cells in opened)
+    check_cells(names, sum(cells.n_cells for cells in opened), n_genes, sources)
 
 
 def _hint_at_sources(cells: Input) -> None:

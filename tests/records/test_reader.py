@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -350,3 +351,35 @@ def test_a_renamed_gene(records: Records) -> None:
 def test_errors_of_others_pass_through(records: Records) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError), records.naming_damage():
         tf.ensure_shape(tf.zeros(2), [3])
+
+
+class Counting(Records):
+    """Records that count their datasets."""
+
+    made = 0
+
+    def dataset(self, *args: Any, **kwargs: Any) -> Any:
+        self.made += 1
+        return super().dataset(*args, **kwargs)
+
+
+def test_what_is_known_of_cells_is_read_once(cells: anndata.AnnData, tmp_path: Path) -> None:
+    path = convert(cells, tmp_path / "r", label_keys=["type"]).path
+    records = Counting(path)
+    first = records.obs()
+    first["cell"] = np.array([])
+    assert len(records.obs()["cell"]) == cells.n_obs
+    assert records.typical_total == np.median(np.asarray(cells.X.sum(1)))
+    assert records.made == 1
+
+
+def test_vocabulary_is_read_once(cells: anndata.AnnData, tmp_path: Path, opened_files) -> None:
+    path = convert(cells, tmp_path / "r").path
+    with opened_files() as opened:
+        records = Records(path)
+        records.dataset(4, packed=True)
+        records.dataset(4)
+        records.gene_stats_of("rna")
+        assert records.observed().all()
+        assert records.vocabulary.ids == tuple(cells.var_names)
+    assert sum(name == str(path / "vocabulary.tsv") for name, *_ in opened) == 1

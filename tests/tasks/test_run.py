@@ -48,18 +48,31 @@ def make_cells(n: int = 90) -> AnnData:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict, list]:
+def done(tmp_path_factory: pytest.TempPathFactory, opened_files) -> tuple:
     folder = tmp_path_factory.mktemp("run")
-    make_cells().write_h5ad(folder / "cells.h5ad")
+    make_cells(300).write_h5ad(folder / "cells.h5ad")
     seen: list[tuple[str, int, int]] = []
-    found = run(
-        folder / "cells.h5ad", folder / "out", progress=lambda *args: seen.append(args), **OPTIONS
-    )
-    return folder / "cells.h5ad", folder / "out", found, seen
+    with opened_files() as opened:
+        found = run(
+            folder / "cells.h5ad",
+            folder / "out",
+            progress=lambda *args: seen.append(args),
+            **OPTIONS,
+        )
+    return folder / "cells.h5ad", folder / "out", found, seen, opened
+
+
+def test_input_and_vocabulary_are_opened_no_more_than_needed(done: tuple) -> None:
+    cells, out, *_, opened = done
+    # Once to look at and to convert, and once to write the result beside it.
+    by = [names for path, _, names in opened if path == str(cells) and "_open_hdf5" in names]
+    assert len(by) <= 2
+    vocabulary = str(out / "records" / "vocabulary.tsv")
+    assert sum(path == vocabulary for path, *_ in opened) == 1
 
 
 def test_everything_is_there(done: tuple) -> None:
-    _, out, found, seen = done
+    _, out, found, seen, _ = done
     left = {str(p.relative_to(out)) for p in out.rglob("*.*") if "tensorboard" not in p.parts}
     assert {
         "run.json",
@@ -78,7 +91,7 @@ def test_everything_is_there(done: tuple) -> None:
 
 def test_metrics_are_numbers_about_these_cells(done: tuple) -> None:
     found = done[2]
-    assert (found["cells"], found["genes"]) == (90, 60)
+    assert (found["cells"], found["genes"]) == (300, 60)
     assert found["clusters"] >= 2 and found["cells_per_second_train"] > 0
     assert found["peak_rss_bytes"] > 1e8
     assert {"seconds_convert", "seconds_train", "seconds_embed"} <= set(found)
@@ -87,11 +100,11 @@ def test_metrics_are_numbers_about_these_cells(done: tuple) -> None:
 
 
 def test_result_holds_the_input_and_what_was_found(done: tuple) -> None:
-    path, out, found, _ = done
+    path, out, found, *_ = done
     cells, result = anndata.io.read_h5ad(path), anndata.io.read_h5ad(out / "result.h5ad")
     np.testing.assert_array_equal(result.X, cells.X)
     assert list(result.obs_names) == list(cells.obs_names)
-    assert result.obsm["X_umap"].shape == (90, 2) and np.isfinite(result.obsm["X_umap"]).all()
+    assert result.obsm["X_umap"].shape == (300, 2) and np.isfinite(result.obsm["X_umap"]).all()
     clusters = result.obs["concerto_cluster"]
     assert clusters.nunique() == found["clusters"]
     assert found["ari_clusters"] == adjusted_rand_score(cells.obs["type"], clusters)
@@ -102,7 +115,7 @@ def test_result_holds_the_input_and_what_was_found(done: tuple) -> None:
 
 
 def test_finished_run_is_not_done_again_and_another_one_refused(done: tuple) -> None:
-    path, out, found, _ = done
+    path, out, found, *_ = done
     before = (out / "result.h5ad").stat().st_mtime_ns
     assert run(path, out, **OPTIONS) == found
     assert (out / "result.h5ad").stat().st_mtime_ns == before
@@ -111,7 +124,7 @@ def test_finished_run_is_not_done_again_and_another_one_refused(done: tuple) -> 
 
 
 def test_what_was_lost_is_made_again(done: tuple) -> None:
-    path, out, found, _ = done
+    path, out, found, *_ = done
     before = anndata.io.read_h5ad(out / "result.h5ad")
     (out / "metrics.json").unlink()
     (out / "result.h5ad").unlink()
