@@ -44,7 +44,7 @@ def card(answer: Answer) -> str:
     if labelled:
         told = 'answer["label"], answer["confidence"], ' + told
     several = ""
-    if model.modalities:
+    if len(model.looks_at) > 1:
         several = ", `by_modality` (as `by_source`,\nwith further modalities)"
     return f"""# A cell embedding model
 

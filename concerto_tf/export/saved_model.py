@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -16,6 +16,7 @@ from concerto_tf.export.answer import Answer, kept_reference
 from concerto_tf.export.card import card
 from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.models.classifier import Classifier
+from concerto_tf.records.batch import SOURCE, ModalityBatch
 from concerto_tf.tasks.result import check_target
 
 _TEXT = tf.TensorSpec([None, None], tf.string, name="genes")
@@ -106,16 +107,15 @@ class _Served(tf.Module):
         self.kept = answer.variables
         encoder = answer.encoder
         self.sources = _table({name: code for code, name in enumerate(encoder.sources)})
-        self._n_genes = len(encoder.vocabulary)
         # Where there is one source, all cells are of it.
         self._default_source = 0 if len(encoder.sources) == 1 else -1
-        self._prefixes = {name: "" if name == "rna" else f"{name}/" for name in encoder.looks_at}
-        self.genes = _table(_gene_names(encoder.vocabulary, encoder.symbols))
-        self.features = {
-            name: _table(_gene_names(of["vocabulary"], None))
-            for name, of in encoder.modalities.items()
+        #: Index of each gene of each modality by its name.
+        self.genes = {
+            one.name: _table(_gene_names(one.vocabulary, one.symbols))
+            for one in encoder.modality_inputs
         }
-        self._main = encoder.modality
+        self._n_genes = len(encoder.vocabulary)
+        self._first, *self._further = encoder.looks_at
 
     def signatures(self) -> dict[str, Any]:
         """The concrete functions by the names of their signatures."""
@@ -124,9 +124,9 @@ class _Served(tf.Module):
             "by_index": self.by_index.get_concrete_function(),
             "by_source": self.by_source.get_concrete_function(),
         }
-        if self.features:
+        if self._further:
             specs = {"genes": _TEXT, "values": _VALUES, "source": _SOURCE}
-            for name in self.features:
+            for name in self._further:
                 for kind, spec in (("genes", _TEXT), ("values", _VALUES)):
                     key = f"{name}_{kind}"
                     specs[key] = tf.TensorSpec(spec.shape, spec.dtype, name=key)
@@ -136,57 +136,67 @@ class _Served(tf.Module):
 
     @tf.function(input_signature=[_TEXT, _VALUES])
     def by_name(self, genes: tf.Tensor, values: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._answer(self.genes.lookup(genes), values, tf.not_equal(genes, ""))
+        return self._answer([self._named(self._first, genes, values)])
 
     @tf.function(input_signature=[_INDEX, _VALUES])
     def by_index(self, genes: tf.Tensor, values: tf.Tensor) -> dict[str, tf.Tensor]:
         known = (genes >= 0) & (genes < self._n_genes)
-        return self._answer(tf.where(known, genes, -1), values, tf.not_equal(values, 0))
+        given = tf.not_equal(values, 0)
+        return self._answer([_Given(self._first, tf.where(known, genes, -1), values, given)])
 
     @tf.function(input_signature=[_TEXT, _VALUES, _SOURCE])
     def by_source(
         self, genes: tf.Tensor, values: tf.Tensor, source: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        code = self.sources.lookup(source)
-        return self._answer(self.genes.lookup(genes), values, tf.not_equal(genes, ""), code)
+        return self._answer([self._named(self._first, genes, values)], source)
 
     def _by_modality(
         self, genes: tf.Tensor, values: tf.Tensor, source: tf.Tensor, **further: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        batch = {}
-        for name, table in self.features.items():
-            index = table.lookup(further[f"{name}_genes"])
-            batch[f"{name}/genes"] = tf.maximum(index, 0)
-            batch[f"{name}/values"] = tf.where(index >= 0, further[f"{name}_values"], 0.0)
-        code = self.sources.lookup(source)
-        given = tf.not_equal(genes, "")
-        return self._answer(self.genes.lookup(genes), values, given, code, batch)
+        given = [self._named(self._first, genes, values)]
+        for name in self._further:
+            given.append(self._named(name, further[f"{name}_genes"], further[f"{name}_values"]))
+        return self._answer(given, source)
+
+    def _named(self, modality: str, genes: tf.Tensor, values: tf.Tensor) -> _Given:
+        """What is given by the names of genes."""
+        index = self.genes[modality].lookup(genes)
+        return _Given(modality, index, values, tf.not_equal(genes, ""))
 
     def _answer(
-        self,
-        index: tf.Tensor,
-        values: tf.Tensor,
-        given: tf.Tensor,
-        source: tf.Tensor | None = None,
-        further: dict[str, tf.Tensor] | None = None,
+        self, parts: Sequence[_Given], source: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        known = given & (index >= 0)
+        first = parts[0]
         if source is None:
-            source = tf.fill(tf.shape(index)[:1], self._default_source)
-        prefix = self._prefixes[self._main]
-        outcome = self._outcome(
-            {
-                f"{prefix}genes": tf.where(known, index, 0),
-                f"{prefix}values": tf.where(known, values, 0.0),
-                "source": source,
-                **(further or {}),
-            }
-        )
-        unknown = tf.cast(given & (index < 0), tf.float32)
+            code = tf.fill(tf.shape(first.index)[:1], self._default_source)
+        else:
+            code = self.sources.lookup(source)
+        batch = {SOURCE: code}
+        for part in parts:
+            known = part.given & (part.index >= 0)
+            held = ModalityBatch(tf.where(known, part.index, 0), tf.where(known, part.values, 0.0))
+            batch.update(held.entries(part.modality))
+        unknown = tf.cast(first.given & (first.index < 0), tf.float32)
         share = tf.math.divide_no_nan(
-            tf.reduce_sum(unknown, 1), tf.reduce_sum(tf.cast(given, tf.float32), 1)
+            tf.reduce_sum(unknown, 1), tf.reduce_sum(tf.cast(first.given, tf.float32), 1)
         )
-        return {**outcome, "unknown_genes": share}
+        return {**self._outcome(batch), "unknown_genes": share}
+
+
+class _Given(NamedTuple):
+    """What is given of a modality.
+
+    Attributes:
+        modality: Its name.
+        index: Indices int32 [B, K] in its vocabulary, -1 for a gene that the model does not know.
+        values: Their values [B, K].
+        given: What is no padding, bool [B, K].
+    """
+
+    modality: str
+    index: tf.Tensor
+    values: tf.Tensor
+    given: tf.Tensor
 
 
 def _table(codes: dict[str, int]) -> tf.lookup.StaticHashTable:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,21 +17,15 @@ from concerto_tf._keras import (
 )
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.layers import LogNormalize
 from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
 from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import (
-    Batch,
-    Cells,
-    batch_size_of,
-    by_batch,
-    in_order,
-    source_codes,
-)
+from concerto_tf.models.batches import batch_size_of, by_batch, in_order
+from concerto_tf.models.modality import Cells, ModalityInput, config_of
 from concerto_tf.models.readout import Readout
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
+from concerto_tf.records.batch import RNA, Batch, Minibatch
 from concerto_tf.records.writer import TARGET_SUM
 
 if TYPE_CHECKING:
@@ -42,21 +35,15 @@ if TYPE_CHECKING:
 SAVED_FORMAT = 1
 
 NEGATIVES = ("all", "source")
-#: Largest share of a cell's counts that genes which were not measured may stand for.
-_MOST_MISSING = 0.99
 
 
 class ContrastiveModel(Readout, BatchModel):
     """Base of the contrastive models: two views of each cell, pulled together by a loss.
 
-    It takes the batches of `Records.dataset`: a dict with ``genes`` int32 [B, K] (indices in
-    ``vocabulary``, padded with 0), ``values`` float32 [B, K] (raw counts, padded with 0), and
-    optionally ``source`` int32 [B], ``total`` float32 [B] (total count over all genes, where
-    ``values`` holds a part of them) and ``offset`` int32 [B, K] (packed batches). Calling the
-    model gives embeddings; `fit` trains it.
-
-    At inference a batch may also hold ``observed`` bool [G], the same for all cells: which genes
-    were measured at all. The others are missing, and taken at their mean instead of at zero.
+    It takes the minibatches of `Records.dataset`, which `concerto_tf.records.batch` describes: of
+    each modality ``genes`` int32 [B, K] and ``values`` float32 [B, K], raw counts, and what else
+    there is. Calling the model gives embeddings; `fit` trains it. Genes that a minibatch was not
+    ``measured`` for are taken at their mean instead of at zero.
 
     A model of this kind builds its layers in ``_build_layers`` and implements ``views`` (two
     views of a batch in training) and ``call`` (embeddings).
@@ -94,8 +81,8 @@ class ContrastiveModel(Readout, BatchModel):
     FORMER: dict[str, Any] = {}
     #: Arguments that files of earlier versions hold and that only mattered to their start.
     RETIRED = frozenset({"component_power"})
-    #: Further modalities that the model looks at.
-    modalities: dict[str, dict[str, Any]] = {}
+    #: The modalities that the model looks at, in order.
+    modality_inputs: tuple[ModalityInput, ...] = ()
 
     def __init__(
         self,
@@ -103,7 +90,7 @@ class ContrastiveModel(Readout, BatchModel):
         *,
         symbols: Sequence[str] | None = None,
         genes: Sequence[int] | None = None,
-        modality: str = "rna",
+        modality: str = RNA,
         sources: Sequence[str] = ("all",),
         target_sum: float | None = float(TARGET_SUM),
         loss: Any = "nt_xent",
@@ -114,12 +101,10 @@ class ContrastiveModel(Readout, BatchModel):
     ) -> None:
         # Raw counts do not fit into half precision; `normalize` casts them once they are small.
         super().__init__(autocast=False, **kwargs)
-        self.vocabulary = tuple(vocabulary)
-        self.symbols = None if symbols is None else tuple(symbols)
-        self.genes = None if genes is None else tuple(int(g) for g in genes)
-        self.modality = str(modality)
+        self._look_at(
+            ModalityInput(modality, vocabulary, symbols=symbols, genes=genes, target_sum=target_sum)
+        )
         self.sources = tuple(sources)
-        self.target_sum = target_sum
         self.temperature = float(temperature)
         self.negatives = str(negatives)
         self.seed = int(seed)
@@ -129,86 +114,93 @@ class ContrastiveModel(Readout, BatchModel):
         if self.negatives == "source" and not isinstance(self.view_loss, NTXent):
             raise InputError("negatives of the same source only are possible with loss nt_xent.")
         self._loss_name = loss if isinstance(loss, str) else None
-        self.normalize = LogNormalize(target_sum, name="normalize")
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
         self.started = state_weight(self, "started", (), "int32")
-        self.gene_share = state_weight(self, "gene_share", (len(self.vocabulary),))
         self._embed_step = None
 
     def _check_arguments(self) -> None:
-        if not self.vocabulary or not self.sources:
-            raise InputError("A model needs at least one gene and one source.")
-        if self.target_sum is not None and not (
-            isinstance(self.target_sum, Real) and 0 < self.target_sum < np.inf
-        ):
-            raise InputError(
-                f"target_sum must be a positive number, or None for values that are normalised "
-                f"already, not {self.target_sum!r}."
-            )
+        if not self.sources:
+            raise InputError("A model needs at least one source.")
         if not self.temperature > 0:
             raise InputError(f"temperature must be positive, not {self.temperature}.")
         if self.negatives not in NEGATIVES:
             known = " or ".join(NEGATIVES)
             raise InputError(f"negatives must be {known}, not {self.negatives!r}.")
-        if self.genes is not None:
-            chosen = np.asarray(self.genes)
-            if not len(chosen) or chosen[0] < 0 or chosen[-1] >= len(self.vocabulary):
-                raise InputError(
-                    f"genes must be indices of the {len(self.vocabulary)} genes of the vocabulary."
-                )
-            if (np.diff(chosen) <= 0).any():
-                raise InputError("genes must be ascending indices, each once.")
+
+    def _look_at(self, modality: ModalityInput) -> None:
+        """Has the model look at one more modality."""
+        modality.build(self)
+        self.modality_inputs = (*self.modality_inputs, modality)
 
     # --- shape of the input -----------------------------------------------------------------
+
+    def modality_input(self, name: str | None = None) -> ModalityInput:
+        """What the model looks at in one of its modalities; by default the first."""
+        for one in self.modality_inputs:
+            if one.name == (name or self.modality):
+                return one
+        raise InputError(f"the model looks at no {name}, but at {', '.join(self.looks_at)}")
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """Names of the modalities that the model looks at."""
+        return tuple(one.name for one in self.modality_inputs)
+
+    @property
+    def modality(self) -> str:
+        """Name of the model's first modality, which the following are of."""
+        return self.modality_inputs[0].name
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Identifiers of all genes."""
+        return self.modality_inputs[0].vocabulary
+
+    @property
+    def symbols(self) -> tuple[str, ...] | None:
+        """Symbols of all genes, where the identifiers are something else."""
+        return self.modality_inputs[0].symbols
+
+    @property
+    def genes(self) -> tuple[int, ...] | None:
+        """Indices of the genes that the model looks at; None for all."""
+        return self.modality_inputs[0].genes
+
+    @property
+    def target_sum(self) -> float | None:
+        """Total to which counts are scaled before ``log1p``; None takes values unchanged."""
+        return self.modality_inputs[0].target_sum
 
     @property
     def n_inputs(self) -> int:
         """Number of genes that the model looks at."""
-        return len(self.vocabulary) if self.genes is None else len(self.genes)
+        return self.modality_inputs[0].n_inputs
 
     @property
     def embedding_dim(self) -> int:
         """Width of an embedding."""
         raise NotImplementedError
 
-    def nonzeros(self, batch: Batch) -> Cells:
+    def nonzeros(self, batch: Batch, modality: str | None = None) -> Cells:
         """Normalised values of the genes the model looks at.
 
         Args:
             batch: As the class describes.
+            modality: Whose genes; by default the first modality's.
 
-        Returns:
-            Indices int32 [B, K] among the model's own genes, values float32 [B, K], and the row of
-            the cell that each value belongs to, int32 [B, K], or None where it stands in its own.
-            What is not among the model's genes became padding.
+        Raises:
+            InputError: The batch has nothing of that modality.
         """
-        prefix = "" if self.modality == "rna" else f"{self.modality}/"
-        genes, values = (tf.convert_to_tensor(batch[prefix + kind]) for kind in ("genes", "values"))
-        total, rows = None if prefix else batch.get("total"), None
-        if "observed" in batch:
-            # A total that misses genes is small; the counts would come out large.
-            total = tf.reduce_sum(values, 1) if total is None else total
-            missing = tf.where(batch["observed"], 0.0, self.gene_share)
-            total /= 1 - tf.minimum(tf.reduce_sum(missing), _MOST_MISSING)
-        if "offset" in batch and not prefix:
-            rows = tf.range(tf.shape(genes)[0])[:, tf.newaxis] + batch["offset"]
-            total = tf.gather(total, rows)
-        values = self.normalize(values, total=total)
-        if self.genes is not None:
-            place = np.full(len(self.vocabulary), -1, np.int32)
-            place[list(self.genes)] = np.arange(len(self.genes), dtype=np.int32)
-            genes = tf.gather(tf.constant(place), genes)
-            values = tf.where(genes >= 0, values, tf.zeros_like(values))
-            genes = tf.maximum(genes, 0)
-        return genes, values, rows
+        wanted = self.modality_input(modality)
+        cells = wanted.cells(Minibatch(batch))
+        if cells is None:
+            raise InputError(f"the cells have no {wanted.name}, which the model looks at")
+        return cells
 
-    def measured(self, batch: Batch) -> tf.Tensor | None:
-        """Which of the genes the model looks at were measured, bool [n_inputs]; None for all."""
-        if "observed" not in batch:
-            return None
-        measured = tf.convert_to_tensor(batch["observed"])
-        return measured if self.genes is None else tf.gather(measured, self.genes)
+    def measured(self, batch: Batch, modality: str | None = None) -> tf.Tensor | None:
+        """Which genes of those looked at were measured, bool [n_inputs]; None for all."""
+        return self.modality_input(modality).measured(Minibatch(batch))
 
     @property
     def most_epochs(self) -> int | None:
@@ -244,7 +236,7 @@ class ContrastiveModel(Readout, BatchModel):
             InputError: The records do not have one, or the method cannot look at so many.
         """
         held = list(records.manifest.modalities)
-        chosen = ["rna" if "rna" in held else held[0]] if wanted is None else list(wanted)
+        chosen = [RNA if RNA in held else held[0]] if wanted is None else list(wanted)
         if len(chosen) != 1:
             raise InputError(
                 f"{cls.__name__} looks at one modality, not at {', '.join(chosen) or 'none'}; name "
@@ -270,29 +262,18 @@ class ContrastiveModel(Readout, BatchModel):
             passes on what is normalised already. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """
-        modality = kwargs.pop("modality", None)
-        if modality is None:
-            [modality] = cls.choose_modalities(records, kwargs.pop("modalities", None))
-        vocabulary = records.vocabulary_of(modality)
+        first, *further = cls.choose_modalities(records, kwargs.pop("modalities", None))
+        if further:
+            kwargs["modalities"] = {name: config_of(records, name) for name in further}
         model = cls(
-            vocabulary.ids,
-            symbols=vocabulary.symbols,
-            genes=genes,
+            modality=first,
             sources=records.sources,
-            modality=modality,
-            target_sum=target_sum_of(records, modality, kwargs.pop("target_sum", None)),
+            **config_of(records, first, genes, kwargs.pop("target_sum", None)),
             **kwargs,
         )
-        # Means are over all cells, those included that were not measured for the gene.
-        share_measured = np.maximum(records.share_measured(modality), 1e-12)
-        mean = records.gene_stats_of(modality).mean / share_measured
-        model.gene_share.assign((mean / max(mean.sum(), 1e-12)).astype(np.float32))
+        for one in model.modality_inputs:
+            one.learn_share(records)
         return model
-
-    @property
-    def looks_at(self) -> tuple[str, ...]:
-        """The modalities that the model looks at."""
-        return (self.modality, *self.modalities)
 
     def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
         """The same model for cells of other sources.
@@ -349,7 +330,7 @@ class ContrastiveModel(Readout, BatchModel):
             look at.
         """
         view_a, view_b = self.views(batch)
-        return self.contrastive_loss(view_a, view_b, source_codes(batch)), view_a, view_b
+        return self.contrastive_loss(view_a, view_b, Minibatch(batch).source), view_a, view_b
 
     def after_step(self) -> None:
         """Called in a training step once the weights have changed."""
@@ -429,34 +410,37 @@ class ContrastiveModel(Readout, BatchModel):
 
     # --- use --------------------------------------------------------------------------------
 
-    def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:
+    def embed(
+        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
         """Embeddings of cells in the order of the input.
 
         Args:
             data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
                 back in that order, whatever the order of reading, and rows of -1 are left out.
-            observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
+            measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
+                default all.
 
         Returns:
             Embeddings [N, d], float32.
         """
-        found = in_order(self._embedding_step(), data, observed)
+        found = in_order(self._embedding_step(), data, measured)
         return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
 
     def embed_batches(
-        self, data: Iterable[Batch], observed: np.ndarray | None = None
+        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
     ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
         """Embeddings batch by batch, for more cells than memory holds embeddings of.
 
         Args:
             data: As `embed` takes them.
-            observed: As `embed` takes it.
+            measured: As `embed` takes it.
 
         Yields:
             Rows int64 [n] of a batch's cells in the input, None where batches do not say, and
             their embeddings [n, d], float32.
         """
-        for rows, found in by_batch(self._embedding_step(), data, observed):
+        for rows, found in by_batch(self._embedding_step(), data, measured):
             yield rows, found["z"]
 
     def _embedding_step(self) -> Any:
@@ -471,12 +455,9 @@ class ContrastiveModel(Readout, BatchModel):
             "concerto_tf": __version__,
             "saved_format": SAVED_FORMAT,
             "name": self.name,
-            "vocabulary": list(self.vocabulary),
-            "symbols": None if self.symbols is None else list(self.symbols),
-            "genes": None if self.genes is None else list(self.genes),
             "modality": self.modality,
+            **self.modality_inputs[0].get_config(),
             "sources": list(self.sources),
-            "target_sum": self.target_sum,
             "loss": self._loss_name or keras.losses.serialize(self.view_loss),
             "temperature": self.temperature,
             "negatives": self.negatives,
@@ -494,23 +475,3 @@ class ContrastiveModel(Readout, BatchModel):
         left_aside = ("concerto_tf", "saved_format", *cls.RETIRED)
         known = {key: value for key, value in config.items() if key not in left_aside}
         return cls(**{**cls.FORMER, **known})
-
-
-def target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
-    """Total to which a modality of records is scaled before log1p; None if it is not to be.
-
-    RNA is scaled to what a cell of these records has: scaled to more, log1p would set a single
-    count far above none, which in cells of few counts is noise.
-
-    Args:
-        records: Finished records.
-        modality: One of theirs.
-        wanted: The total that is asked for; None for what suits.
-    """
-    if not records.manifest.modalities[modality].scales_with_depth:
-        return None
-    if wanted is not None:
-        return wanted
-    if modality != "rna":
-        return float(TARGET_SUM)
-    return float(min(TARGET_SUM, max(1, round(records.typical_total))))

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-_READ = ("genes", "values", "total", "offset", "source", "row", "observed")
+from concerto_tf.records.batch import Batch, Minibatch, key
 
 #: Values, and cells, that a start looks at, at most (400 MB).
 SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
-
-Batch = dict[str, tf.Tensor]
-#: Gene indices, values and rows, as `ContrastiveModel.nonzeros` gives them.
-Cells = tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
-
-
-def source_codes(batch: Batch) -> tf.Tensor:
-    """Source codes of a batch; all cells are of the first source where it names none."""
-    if "source" in batch:
-        return tf.cast(batch["source"], tf.int32)
-    return tf.zeros(tf.shape(batch["genes"])[:1], tf.int32)
-
-
-def tensors(batch: Any) -> Batch:
-    """The numeric entries of a batch that a model reads."""
-    batch = batch[0] if isinstance(batch, tuple) else batch
-    return {
-        key: tf.convert_to_tensor(batch[key])
-        for key in batch
-        if key in _READ or (key.endswith(("/genes", "/values")) and not key.startswith("label/"))
-    }
 
 
 def batch_size_of(x: Any) -> int | None:
     """Cells in each batch of a dataset; None where that is not fixed, or no dataset."""
     spec = getattr(x, "element_spec", None)
     spec = spec[0] if isinstance(spec, tuple) and spec else spec
-    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict) or "genes" not in spec:
+    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
         return None
-    return spec["genes"].shape[0]
+    return next((spec[key(name, "genes")].shape[0] for name in Minibatch(spec).modalities), None)
 
 
 def without_text(x: Any) -> Any:
@@ -50,12 +29,12 @@ def without_text(x: Any) -> Any:
     spec = spec[0] if isinstance(spec, tuple) and spec else spec
     if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
         return x
-    kept = [key for key, of in spec.items() if of.dtype != tf.string]
+    kept = [name for name, of in spec.items() if of.dtype != tf.string]
     if len(kept) == len(spec):
         return x
 
     def choose(batch: Any, *rest: Any) -> Any:
-        batch = {key: batch[key] for key in kept}
+        batch = {name: batch[name] for name in kept}
         return (batch, *rest) if rest else batch
 
     return x.map(choose)
@@ -64,23 +43,24 @@ def without_text(x: Any) -> Any:
 def by_batch(
     step: Callable[[Batch], dict[str, tf.Tensor]],
     data: Iterable[Any],
-    observed: np.ndarray | None = None,
+    measured: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray | None, dict[str, np.ndarray]]]:
     """What a step says of the cells of each batch.
 
     Args:
         step: Gives tensors [B, ...] of a batch, by name.
         data: Batches of cells.
-        observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
+        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
+            default all.
 
     Yields:
         Rows int64 [n] of the batch's cells in the input, None where batches do not say, and
         arrays [n, ...] by name. Cells of row -1 are left out.
     """
     for batch in data:
-        batch = tensors(batch)
-        if observed is not None:
-            batch["observed"] = tf.constant(observed, tf.bool)
+        batch = Minibatch(batch).numeric
+        for name, of_genes in (measured or {}).items():
+            batch[key(name, "measured")] = tf.constant(of_genes, tf.bool)
         part = {name: value.numpy() for name, value in step(batch).items()}
         if "row" not in batch:
             yield None, part
@@ -92,7 +72,7 @@ def by_batch(
 def in_order(
     step: Callable[[Batch], dict[str, tf.Tensor]],
     data: Iterable[Any],
-    observed: np.ndarray | None = None,
+    measured: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """What a step says of all cells, in the order of the input.
 
@@ -100,12 +80,13 @@ def in_order(
         step: Gives tensors [B, ...] of a batch, by name.
         data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
             back in that order, whatever the order of reading, and rows of -1 are left out.
-        observed: Which genes of the vocabulary were measured at all, bool [G]; by default all.
+        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
+            default all.
 
     Returns:
         Arrays [N, ...] by name; empty where there is no batch.
     """
-    found = list(by_batch(step, data, observed))
+    found = list(by_batch(step, data, measured))
     if not found:
         return {}
     names = list(found[0][1])
@@ -133,10 +114,10 @@ def first_cells(
     found: list[Sequence[np.ndarray]] = []
     sources, n = [np.zeros(0, np.int32)], 0
     for batch in data:
-        batch = tensors(batch)
-        source = source_codes(batch).numpy()
-        real = batch["row"].numpy() >= 0 if "row" in batch else np.ones(len(source), bool)
-        found.append([tf.cast(x, tf.float32).numpy()[real] for x in look(batch)])
+        view = Minibatch(Minibatch(batch).numeric)
+        source = view.source.numpy()
+        real = np.ones(len(source), bool) if view.row is None else view.row.numpy() >= 0
+        found.append([tf.cast(x, tf.float32).numpy()[real] for x in look(view.entries)])
         sources.append(source[real])
         n += int(real.sum())
         if n >= most:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from concerto_tf._keras import keras
-from concerto_tf.errors import InputError
 from concerto_tf.layers import (
     GeneAttention,
-    LogNormalize,
     RandomMask,
     SourceBatchNormalization,
     scatter_to_dense,
 )
 from concerto_tf.layers.source_normalization import pool_moments
-from concerto_tf.models.batches import Batch, Cells
 from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.modality import Cells, ModalityInput
+from concerto_tf.records.batch import Minibatch
 
 
 @dataclass
@@ -28,23 +27,20 @@ class Branch:
     """The layers of one modality; the model that holds it owns their weights.
 
     Attributes:
-        name: Name of the modality.
-        n_inputs: Number of its features that the model looks at.
-        normalize: Normalises its values; None where the model does so itself.
+        modality: What the model looks at in the modality.
         attention: Of the teacher.
         teacher_mask: Hides features from the teacher.
         student_mask: Hides features from the student, behind their normalisation.
         student_norm: Normalises the student's input.
-        branch_norm: Normalises what the attention gives, before modalities are summed.
-        branch_dense: The student's own dense layer, before modalities are summed.
+        branch_norm: Normalises what the attention gives, before modalities are summed; None
+            where there is one modality.
+        branch_dense: The student's own dense layer, before modalities are summed; or None.
         scale: Weight [n_inputs] that the teacher's values are multiplied with, or None.
         clip: Largest absolute value after scaling, or None.
         input_gain: What the student's first dense layer has `standardized` multiplied with.
     """
 
-    name: str
-    n_inputs: int
-    normalize: LogNormalize | None
+    modality: ModalityInput
     attention: GeneAttention
     teacher_mask: RandomMask
     student_mask: RandomMask
@@ -54,6 +50,21 @@ class Branch:
     scale: Any = None
     clip: float | None = None
     input_gain: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name of the modality."""
+        return self.modality.name
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of its features that the model looks at."""
+        return self.modality.n_inputs
+
+    def look(self, batch: Minibatch) -> Seen:
+        """What a minibatch has of the modality."""
+        of = self.modality
+        return Seen(self, of.cells(batch), of.present(batch), of.measured(batch))
 
     def scaled(self, genes: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """Values [B, K] as the teacher sees them."""
@@ -101,12 +112,70 @@ class Branch:
         # The softmax over n genes makes the sum small; this keeps its scale whatever n is.
         return attended * math.sqrt(self.n_inputs)
 
-    def cells(self, batch: Batch) -> Cells | None:
-        """Normalised values of a further modality, None if the batch does not have it at all."""
-        if f"{self.name}/genes" not in batch:
-            return None
-        genes = tf.convert_to_tensor(batch[f"{self.name}/genes"])
-        return genes, self.normalize(batch[f"{self.name}/values"]), None
+    def teacher_part(
+        self, seen: Seen, shown: tf.Tensor | None, source: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """The modality's part [B, units] of what the teacher sums; equation 11."""
+        part = self.attended(seen.cells, training, seen.measured)
+        if self.branch_norm is not None:
+            part = self.branch_norm(part, source=source_of(shown, source), training=training)
+        return at_mean(part, shown)
+
+    def student_part(
+        self, seen: Seen, shown: tf.Tensor | None, source: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """The modality's part [B, hidden_units] of what the student sums; equation 10.
+
+        Where there is one modality, its features [B, n_inputs].
+        """
+        own = source_of(shown, source)
+        part = self.standardized(seen.cells, own, training, seen.measured) * self.input_gain
+        if self.branch_dense is not None:
+            part = self.branch_dense(part)
+        return at_mean(part, shown)
+
+
+class Seen(NamedTuple):
+    """What a minibatch has of a modality.
+
+    Attributes:
+        branch: The layers of the modality.
+        cells: Normalised values; None if the minibatch does not have the modality at all.
+        present: Which cells have any value in it, bool [B].
+        measured: Which features were measured, bool [n_inputs]; None for all.
+    """
+
+    branch: Branch
+    cells: Cells | None
+    present: tf.Tensor
+    measured: tf.Tensor | None
+
+
+def source_of(shown: tf.Tensor | None, source: tf.Tensor) -> tf.Tensor:
+    """Source codes [B]; -1 for who lacks a modality, and so has no part in its statistics."""
+    return source if shown is None else tf.where(shown, source, -1)
+
+
+def at_mean(part: tf.Tensor, shown: tf.Tensor | None) -> tf.Tensor:
+    """A part [B, d] of a sum, in which who lacks a modality stands at its mean."""
+    return part if shown is None else tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part))
+
+
+def shown_of(
+    seen: Sequence[Seen], hide: RandomMask | None, training: bool
+) -> list[tuple[Seen, tf.Tensor | None]]:
+    """The modalities that a minibatch has, each with which cells show it to a network [B].
+
+    Args:
+        seen: The modalities of the model.
+        hide: Hides modalities of cells; None where there is one, which all cells show.
+        training: Whether to hide any.
+    """
+    if hide is None:
+        return [(one, None) for one in seen]
+    shown = show(tf.stack([one.present for one in seen], axis=1), hide, training)
+    parts = zip(seen, tf.unstack(shown, axis=1), strict=True)
+    return [(one, part) for one, part in parts if one.cells is not None]
 
 
 def show(present: tf.Tensor, hide: RandomMask, training: bool) -> tf.Tensor:
@@ -116,34 +185,8 @@ def show(present: tf.Tensor, hide: RandomMask, training: bool) -> tf.Tensor:
     return tf.where(tf.reduce_any(shown, axis=1, keepdims=True), shown, present)
 
 
-def checked_modalities(
-    modalities: Mapping[str, Mapping[str, Any]] | None, main: str
-) -> dict[str, dict[str, Any]]:
-    """Further modalities as a configuration holds them.
-
-    Args:
-        modalities: Name to ``vocabulary`` (identifiers of its features) and ``target_sum``.
-        main: Name of the model's first modality.
-
-    Returns:
-        The same, complete and of plain types.
-
-    Raises:
-        InputError: A modality is the main one, or has no features.
-    """
-    checked = {}
-    for name, of in (modalities or {}).items():
-        vocabulary = list(map(str, of["vocabulary"]))
-        if name == main or not vocabulary:
-            raise InputError(f"modality {name!r} must be another than {main!r}, and have features.")
-        checked[str(name)] = {"vocabulary": vocabulary, "target_sum": of.get("target_sum", 1e4)}
-    return checked
-
-
 def build_branch(
-    prefix: str,
-    name: str,
-    n_inputs: int,
+    modality: ModalityInput,
     *,
     n_sources: int,
     units: int,
@@ -152,7 +195,6 @@ def build_branch(
     mask_rate: float,
     input_epsilon: float,
     clip: float | None,
-    normalize: LogNormalize | None,
     several: bool,
     scale_inputs: bool,
     aligned: bool,
@@ -161,9 +203,7 @@ def build_branch(
     """Creates the layers of one modality, not yet built.
 
     Args:
-        prefix: Put before the layers' names.
-        name: Name of the modality.
-        n_inputs: Number of its features.
+        modality: What the model looks at in it. Its name begins the layers' names.
         n_sources: Number of sources.
         units: Width of the feature embeddings.
         attention_units: Width of the attention's hidden layer.
@@ -171,12 +211,12 @@ def build_branch(
         mask_rate: Share of the features that each view hides.
         input_epsilon: Added to the variance of the student's input.
         clip: See `Branch`.
-        normalize: See `Branch`.
         several: Whether the model has several modalities.
         scale_inputs: Whether the student's input is divided by the root of its width.
         aligned: Whether normalisations have factors and offsets of sources.
         seed: Gives the next seed.
     """
+    prefix, n_inputs = f"{modality.name}_", modality.n_inputs
     glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
     attention = GeneAttention(
         n_inputs,
@@ -189,9 +229,7 @@ def build_branch(
         name=f"{prefix}attention",
     )
     branch = Branch(
-        name,
-        n_inputs,
-        normalize,
+        modality,
         attention,
         RandomMask(mask_rate, seed=seed(), name=f"{prefix}teacher_mask"),
         RandomMask(mask_rate, seed=seed(), exact=True, name=f"{prefix}student_mask"),

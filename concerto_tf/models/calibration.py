@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from concerto_tf.layers import SourceBatchNormalization
-from concerto_tf.models.batches import Batch, tensors
+from concerto_tf.records.batch import Batch, Minibatch
 
 #: Batches that are looked at; more change the statistics by noise only.
 _BATCHES = 128
@@ -49,7 +49,7 @@ def calibrate(model: Any, data: Iterable[Batch]) -> None:
     look = tf.function(model.views, reduce_retracing=True)
     with unchanged(model, except_for=layers):
         for batch in itertools.islice(data, _BATCHES):
-            look(tensors(batch))
+            look(Minibatch(batch).numeric)
     for layer, old in zip(layers, before, strict=True):
         found = layer.moving_moments
         enough = found[0] >= layer.min_cells

@@ -18,12 +18,12 @@ from concerto_tf.layers import (
     student_t_assignment,
 )
 from concerto_tf.losses import cluster_aware
-from concerto_tf.models.batches import Batch, source_codes
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
 from concerto_tf.numerics.components import principal_components
 from concerto_tf.numerics.spread import held_out_share, unit_spread
+from concerto_tf.records.batch import Batch, Minibatch
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
@@ -211,7 +211,7 @@ class CICL(DenseModel):
             self.project(self.encode(x, training=True), training=True)
             for x in (self.augmented(whole), self.augmented(whole))
         )
-        loss = self.contrastive_loss(view_a, view_b, source_codes(batch))
+        loss = self.contrastive_loss(view_a, view_b, Minibatch(batch).source)
         if self.cluster_weight:
             labels = self.pseudo_labels(tf.stop_gradient(whole))
             clustered = cluster_aware(view_a, view_b, labels, self.temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import SAMPLE_VALUES, Batch, in_order, tensors
+from concerto_tf.models.batches import SAMPLE_VALUES, in_order
 from concerto_tf.models.typicality import (
     COMPONENTS,
     confidence_of,
@@ -31,6 +31,7 @@ from concerto_tf.models.typicality import (
     typicality,
 )
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
+from concerto_tf.records.batch import Batch, Minibatch
 
 #: What a rejected cell is called.
 UNKNOWN = "unknown"
@@ -315,7 +316,7 @@ class Classifier(BatchModel):
         def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for batch in data:
                 label = np.array(batch[f"label/{self.label_key}"])
-                yield look(tensors(batch)).numpy()[label >= 0], label[label >= 0]
+                yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
         ys, labels = [], []
         for y, label in cells():
@@ -374,24 +375,26 @@ class Classifier(BatchModel):
     # --- use --------------------------------------------------------------------------------
 
     def annotate(
-        self, data: Iterable[Batch], observed: np.ndarray | None = None
+        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         """What `outcome` says of cells, in the order of the input.
 
         Args:
             data: Batches of cells; as for `ContrastiveModel.embed`.
-            observed: Which genes of the vocabulary were measured at all, bool [G].
+            measured: Which genes of the vocabulary were measured at all, bool [G] by modality.
 
         Returns:
             The entries of `outcome` for all cells.
         """
         if self._annotate_step is None:
             self._annotate_step = compiled(self.outcome)
-        return in_order(self._annotate_step, data, observed)
+        return in_order(self._annotate_step, data, measured)
 
-    def embed(self, data: Iterable[Batch], observed: np.ndarray | None = None) -> np.ndarray:
+    def embed(
+        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
         """Embeddings of cells; see `ContrastiveModel.embed`."""
-        return self.encoder.embed(data, observed)
+        return self.encoder.embed(data, measured)
 
     # --- files ------------------------------------------------------------------------------
 

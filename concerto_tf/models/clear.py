@@ -12,9 +12,9 @@ from concerto_tf._keras import assign_everywhere, keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
-from concerto_tf.models.batches import Batch
 from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.seeds import Seeds
+from concerto_tf.records.batch import Batch
 
 #: Embeddings that the queue holds where nothing else was asked for, in whole minibatches.
 _QUEUE = 1024

@@ -9,16 +9,18 @@ import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
-from concerto_tf.layers import LogNormalize, RandomMask, SourceBatchNormalization
-from concerto_tf.models.base import ContrastiveModel, target_sum_of
-from concerto_tf.models.batches import Batch, Cells, first_cells, source_codes
-from concerto_tf.models.branches import Branch, build_branch, checked_modalities, show
+from concerto_tf.layers import RandomMask, SourceBatchNormalization
+from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.batches import first_cells
+from concerto_tf.models.branches import Branch, Seen, at_mean, build_branch, shown_of
 from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.modality import further_inputs
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.components import checked_share
+from concerto_tf.records.batch import RNA, Batch, Minibatch
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records
@@ -44,10 +46,8 @@ class Concerto(ContrastiveModel):
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        modalities: Further modalities: name to ``vocabulary``, the identifiers of its features, and
-            ``target_sum``, the total to which its values are scaled before ``log1p`` (10,000), or
-            None where they are normalised already. Batches hold them as ``<name>/genes`` and
-            ``<name>/values``.
+        modalities: Further modalities: name to the arguments ``vocabulary`` (identifiers of its
+            features) and, as of the first modality, ``symbols``, ``genes`` and ``target_sum``.
         modality_dropout: Share of the cells of which each view hides one modality.
         units: Width d of the gene embeddings.
         attention_units: Width of the attention's hidden layer.
@@ -168,7 +168,8 @@ class Concerto(ContrastiveModel):
             raise InputError(
                 f"readout_activation must be relu or None, not {readout_activation!r}."
             )
-        self.modalities = checked_modalities(modalities, self.modality)
+        for one in further_inputs(modalities, self.modality):
+            self._look_at(one)
         self.modality_dropout = float(modality_dropout)
         self.units = int(units)
         self.attention_units = int(attention_units)
@@ -192,11 +193,10 @@ class Concerto(ContrastiveModel):
         """Creates all layers and their weights: their shapes are known without any data."""
         sources, rng = len(self.sources), Seeds(self.seed)
 
-        def branch(prefix: str, name: str, n_inputs: int, normalize: Any) -> Branch:
-            return build_branch(
-                prefix,
-                name,
-                n_inputs,
+        several = len(self.modality_inputs) > 1
+        self.branches: tuple[Branch, ...] = tuple(
+            build_branch(
+                modality,
                 n_sources=sources,
                 units=self.units,
                 attention_units=self.attention_units,
@@ -204,56 +204,51 @@ class Concerto(ContrastiveModel):
                 mask_rate=self.mask_rate,
                 input_epsilon=self.input_epsilon,
                 clip=self.value_clip,
-                normalize=normalize,
-                several=bool(self.modalities),
+                several=several,
                 aligned=self.align_sources,
                 scale_inputs=self.scale_inputs,
                 seed=rng,
+            )
+            for modality in self.modality_inputs
+        )
+        self._own_layers = [
+            layer
+            for branch in self.branches
+            for layer in vars(branch).values()
+            if isinstance(layer, keras.layers.Layer)
+        ]
+
+        def norm(name: str) -> SourceBatchNormalization:
+            return SourceBatchNormalization(
+                sources, epsilon=1e-5, aligned=self.align_sources, name=name
             )
 
         def dense(name: str, width: int, gain: float = 1.0) -> keras.layers.Layer:
             return keras.layers.Dense(width, kernel_initializer=wide_start(gain, rng()), name=name)
 
-        main = branch("", self.modality, self.n_inputs, None)
-        self.attention, self.student_norm = main.attention, main.student_norm
-        self.teacher_mask, self.student_mask = main.teacher_mask, main.student_mask
-        self.teacher_norm = SourceBatchNormalization(
-            sources, epsilon=1e-5, aligned=self.align_sources, name="teacher_norm"
-        )
+        self.teacher_norm = norm("teacher_norm")
         self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
         self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
         self.teacher_dense = dense("teacher_dense", self.hidden_units)
         # Of several modalities each is scaled in its own branch.
-        gain = 1.0 if self.modalities else main.input_gain
+        gain = 1.0 if several else self.branches[0].input_gain
         self.student_dense = dense("student_dense", self.hidden_units, gain)
         self.teacher_head = self.student_head = None
         if self.head_units is not None:
             self.teacher_head = dense("teacher_head", self.head_units)
             self.student_head = dense("student_head", self.head_units)
-        branches = [main]
-        self.joint_norm = None
-        if self.modalities:
-            for name, of in self.modalities.items():
-                normalize = LogNormalize(of["target_sum"], name=f"{name}_normalize")
-                branches.append(branch(f"{name}_", name, len(of["vocabulary"]), normalize))
-            self.joint_norm = SourceBatchNormalization(
-                sources, epsilon=1e-5, aligned=self.align_sources, name="joint_norm"
-            )
-            self.teacher_hide, self.student_hide = (
-                RandomMask(self.modality_dropout, rescale=False, seed=rng(), name=f"{side}_hide")
-                for side in ("teacher", "student")
-            )
-        self._own_layers = [
-            layer
-            for branch in branches
-            for layer in vars(branch).values()
-            if isinstance(layer, keras.layers.Layer)
-        ]
-        self.branches: tuple[Branch, ...] = tuple(branches)
+        self.joint_norm = norm("joint_norm") if several else None
+        self.teacher_hide, self.student_hide = (
+            RandomMask(self.modality_dropout, rescale=False, seed=rng(), name=f"{side}_hide")
+            if several
+            else None
+            for side in ("teacher", "student")
+        )
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        shared = self.hidden_units if self.modalities else self.n_inputs
+        n = len(self.branches)
+        shared = self.n_inputs if n == 1 else self.hidden_units
         widths: list[tuple[Any, int | None]] = [
             (self.teacher_norm, self.units),
             (self.teacher_dropout, self.units),
@@ -262,14 +257,13 @@ class Concerto(ContrastiveModel):
             (self.student_dense, shared),
             (self.teacher_head, self.hidden_units),
             (self.student_head, self.hidden_units),
+            (self.joint_norm, shared),
+            (self.teacher_hide, n),
+            (self.student_hide, n),
         ]
-        if self.modalities:
-            n = len(self.branches)
-            widths += [(self.joint_norm, shared), (self.teacher_hide, n), (self.student_hide, n)]
         self.build_readout()
         for branch in self.branches:
-            prefix = "" if branch.name == self.modality else f"{branch.name}_"
-            name = f"{prefix}gene_scale"
+            name = f"{branch.name}_gene_scale"
             scale = state_weight(self, name, (branch.n_inputs,), initializer="ones")
             branch.scale = scale if self.scale_genes else None
             widths += [
@@ -279,7 +273,6 @@ class Concerto(ContrastiveModel):
                 (branch.student_norm, branch.n_inputs),
                 (branch.branch_norm, self.units),
                 (branch.branch_dense, branch.n_inputs),
-                (branch.normalize, None),
             ]
         for layer, width in widths:
             if layer is not None:
@@ -289,36 +282,12 @@ class Concerto(ContrastiveModel):
 
     @classmethod
     def choose_modalities(cls, records: Records, wanted: Sequence[str] | None = None) -> list[str]:
-        """The modalities of records that a new model looks at: by default all."""
+        """The modalities of records that a new model looks at: by default all, RNA first."""
         chosen = list(records.manifest.modalities if wanted is None else wanted)
+        chosen.sort(key=lambda name: name != RNA)
         for name in chosen:
             records.vocabulary_of(name)  # says so if there is none
         return chosen
-
-    @classmethod
-    def from_records(
-        cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
-    ) -> Concerto:
-        """A new model for the cells of records, looking at all their modalities.
-
-        Args:
-            records: Finished records.
-            genes: Indices of the genes to look at; ``None`` for all.
-            **kwargs: Of the class; with ``modalities`` a list of names, only at these.
-        """
-        looks_at = cls.choose_modalities(records, kwargs.pop("modalities", None))
-        main = "rna" if "rna" in looks_at else looks_at[0]
-        further = {
-            name: {
-                "vocabulary": records.vocabulary_of(name).ids,
-                "target_sum": target_sum_of(records, name),
-            }
-            for name in looks_at
-            if name != main
-        }
-        return super().from_records(
-            records, genes=genes, modality=main, modalities=further, **kwargs
-        )
 
     @property
     def embedding_dim(self) -> int:
@@ -355,19 +324,21 @@ class Concerto(ContrastiveModel):
 
     def _spread(self, batch: Batch) -> list[tf.Tensor]:
         """Normalised values [B, features] of each modality, NaN where a cell lacks it."""
-        of_batch = zip(self.branches, self._cells(batch), self._present(batch), strict=True)
-        spread = [(tf.cast(branch.spread(c), tf.float32), there) for branch, c, there in of_batch]
-        if not self.modalities:
-            return [x for x, _ in spread]
-        return [tf.where(there[:, tf.newaxis], x, float("nan")) for x, there in spread]
+        parts = []
+        for branch, cells, present, _ in self._seen(batch):
+            x = tf.cast(branch.spread(cells), tf.float32)
+            if len(self.branches) > 1:
+                x = tf.where(present[:, tf.newaxis], x, float("nan"))
+            parts.append(x)
+        return parts
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        cells, source = self._cells(batch), source_codes(batch)
+        seen, source = self._seen(batch), Minibatch(batch).source
         parts = []
         if self.readout != "student":
-            parts.append(self._teacher(batch, cells, source, training=False))
+            parts.append(self._teacher(seen, source, training=False))
         if self.readout != "teacher":
-            parts.append(self._student(batch, cells, source, training=False))
+            parts.append(self._student(seen, source, training=False))
         if self.readout_activation is not None:
             parts = [tf.nn.relu(part) for part in parts]
         if len(parts) == 1:
@@ -384,11 +355,8 @@ class Concerto(ContrastiveModel):
         Returns:
             Teacher [B, hidden_units] and student [B, hidden_units].
         """
-        cells, source = self._cells(batch), source_codes(batch)
-        return (
-            self._teacher(batch, cells, source, training),
-            self._student(batch, cells, source, training),
-        )
+        seen, source = self._seen(batch), Minibatch(batch).source
+        return self._teacher(seen, source, training), self._student(seen, source, training)
 
     @property
     def n_features(self) -> int:
@@ -405,15 +373,13 @@ class Concerto(ContrastiveModel):
             The features of all modalities side by side [B, n_features]; zeros for a modality that
             a cell lacks.
         """
-        source, parts = source_codes(batch), []
-        for branch, cells, present in zip(
-            self.branches, self._cells(batch), self._present(batch), strict=True
-        ):
+        source, parts = Minibatch(batch).source, []
+        for branch, cells, present, measured in self._seen(batch):
             if cells is None:
-                parts.append(tf.zeros([tf.shape(source)[0], branch.n_inputs], self.compute_dtype))
-                continue
-            part = branch.standardized(cells, source, measured=self._measured(batch, branch))
-            parts.append(tf.where(present[:, tf.newaxis], part, tf.zeros_like(part)))
+                part = tf.zeros([tf.shape(source)[0], branch.n_inputs], self.compute_dtype)
+            else:
+                part = at_mean(branch.standardized(cells, source, measured=measured), present)
+            parts.append(part)
         return tf.concat(parts, axis=1)
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -435,90 +401,47 @@ class Concerto(ContrastiveModel):
             Indices int32 [B, K] among the features that the model looks at, and their weights
             [B, K] (equation 4).
         """
-        at = self.looks_at.index(modality or self.modality)
-        branch, cells = self.branches[at], self._cells(batch)[at]
+        self.modality_input(modality)  # says so if there is none
+        branch, cells, _, measured = next(
+            seen for seen in self._seen(batch) if seen.branch.name == (modality or self.modality)
+        )
         if cells is None:
             raise InputError(f"the cells have no {branch.name}, which has the attention asked for")
         genes, values, rows = cells
-        unmeasured = branch.unmeasured(self._measured(batch, branch))
         return genes, branch.attention.attention_weights(
-            genes, branch.scaled(genes, values), rows, unmeasured
+            genes, branch.scaled(genes, values), rows, branch.unmeasured(measured)
         )
 
-    def _cells(self, batch: Batch) -> list[Cells | None]:
-        """Normalised values of every modality, None for one that the batch does not have."""
-        main, *further = self.branches
-        return [self.nonzeros(batch), *(branch.cells(batch) for branch in further)]
+    def _seen(self, batch: Batch) -> list[Seen]:
+        """What a batch has of each modality."""
+        view = Minibatch(batch)
+        seen = [branch.look(view) for branch in self.branches]
+        if all(one.cells is None for one in seen):
+            raise InputError(f"the cells have no {' or '.join(self.looks_at)}")
+        return seen
 
-    def _present(self, batch: Batch) -> list[tf.Tensor]:
-        """Which cells have any value in each modality, bool [B]."""
-        found = []
-        n_cells = tf.shape(source_codes(batch))[0]
-        for name in self.looks_at:
-            prefix = "" if name == "rna" else f"{name}/"
-            if not prefix and "total" in batch:
-                found.append(batch["total"] > 0)
-            elif f"{prefix}values" in batch:
-                found.append(tf.reduce_any(batch[f"{prefix}values"] > 0, axis=1))
-            else:
-                found.append(tf.zeros([n_cells], tf.bool))
-        return found
-
-    def _measured(self, batch: Batch, branch: Branch) -> tf.Tensor | None:
-        """Which features of a modality were measured at all, bool [n_inputs]; None for all."""
-        return self.measured(batch) if branch.name == self.modality else None
-
-    def _shown(
-        self, batch: Batch, hide: RandomMask, training: bool
-    ) -> list[tuple[Branch, tf.Tensor]]:
-        """The modalities of a batch and which cells show each of them [B]."""
-        shown = show(tf.stack(self._present(batch), axis=1), hide, training)
-        return list(zip(self.branches, tf.unstack(shown, axis=1), strict=True))
-
-    def _teacher(
-        self, batch: Batch, cells: list[Cells | None], source: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        if not self.modalities:
-            [branch], [own] = self.branches, cells
-            cell = branch.attended(own, training, self._measured(batch, branch))
-        else:
-            parts = []
-            shown_of = self._shown(batch, self.teacher_hide, training)
-            for (branch, shown), own in zip(shown_of, cells, strict=True):
-                if own is not None:
-                    part = branch.attended(own, training, self._measured(batch, branch))
-                    # Who lacks a modality has no part in its statistics, and stands at its mean.
-                    own_source = tf.where(shown, source, -1)
-                    part = branch.branch_norm(part, source=own_source, training=training)
-                    parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
-            cell = tf.add_n(parts)
-        cell = self.teacher_norm(cell, source=source, training=training)
+    def _teacher(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
+        parts = [
+            one.branch.teacher_part(one, shown, source, training)
+            for one, shown in shown_of(seen, self.teacher_hide, training)
+        ]
+        cell = self.teacher_norm(tf.add_n(parts), source=source, training=training)
         return self.teacher_dense(self.teacher_dropout(cell, training=training))
 
-    def _student(
-        self, batch: Batch, cells: list[Cells | None], source: tf.Tensor, training: bool
-    ) -> tf.Tensor:
-        if not self.modalities:
-            [branch], [own] = self.branches, cells
-            cell = branch.standardized(own, source, training, self._measured(batch, branch))
-            cell *= branch.input_gain
-        else:
-            parts = []
-            shown_of = self._shown(batch, self.student_hide, training)
-            for (branch, shown), own in zip(shown_of, cells, strict=True):
-                if own is not None:
-                    own_source = tf.where(shown, source, -1)
-                    measured = self._measured(batch, branch)
-                    part = branch.standardized(own, own_source, training, measured)
-                    part = branch.branch_dense(part * branch.input_gain)
-                    parts.append(tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part)))
-            cell = self.joint_norm(tf.add_n(parts), source=source, training=training)
+    def _student(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
+        parts = [
+            one.branch.student_part(one, shown, source, training)
+            for one, shown in shown_of(seen, self.student_hide, training)
+        ]
+        cell = tf.add_n(parts)
+        if self.joint_norm is not None:
+            cell = self.joint_norm(cell, source=source, training=training)
         return self.student_dense(self.student_dropout(cell, training=training))
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "modalities": self.modalities,
+            "modalities": {one.name: one.get_config() for one in self.modality_inputs[1:]},
             "modality_dropout": self.modality_dropout,
             "units": self.units,
             "attention_units": self.attention_units,

@@ -13,7 +13,7 @@ from concerto_tf._keras import keras, serializable, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
-from concerto_tf.models.batches import Batch, first_cells, source_codes
+from concerto_tf.models.batches import first_cells
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
@@ -21,6 +21,7 @@ from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import checked_share, standardize_by_source
+from concerto_tf.records.batch import Batch, Minibatch
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
 _VIEWS = 4_000
@@ -231,7 +232,7 @@ class DenseModel(ContrastiveModel):
             x = tf.where(measured, x, tf.cast(self.gene_mean, x.dtype))
         if self.input_norm is None:
             return x
-        x = self.input_norm(x, source=source_codes(batch), training=training)
+        x = self.input_norm(x, source=Minibatch(batch).source, training=training)
         return (
             x if self.value_clip is None else tf.clip_by_value(x, -self.value_clip, self.value_clip)
         )

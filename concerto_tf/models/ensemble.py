@@ -12,8 +12,9 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
-from concerto_tf.models.batches import Batch
+from concerto_tf.models.modality import ModalityInput
 from concerto_tf.models.weights import keep_together
+from concerto_tf.records.batch import Batch
 
 
 @serializable
@@ -45,9 +46,8 @@ class Ensemble(ContrastiveModel):
         if not members:
             raise InputError("an ensemble needs at least one model")
         first = members[0]
-        for key in ("vocabulary", "genes", "modality", "modalities", "sources", "target_sum"):
-            if any(getattr(member, key) != getattr(first, key) for member in members[1:]):
-                raise InputError(f"the models of an ensemble differ in their {key}")
+        for member in members[1:]:
+            _check_alike(member, first)
         super().__init__(
             first.vocabulary,
             symbols=first.symbols,
@@ -59,10 +59,12 @@ class Ensemble(ContrastiveModel):
             seed=first.seed,
             **kwargs,
         )
-        self.modalities = first.modalities
+        for one in first.modality_inputs[1:]:
+            self._look_at(ModalityInput(one.name, **one.get_config()))
         self.default_learning_rate = first.default_learning_rate
         self.members = list(members)
-        self.gene_share.assign(first.gene_share)
+        for own, of in zip(self.modality_inputs, first.modality_inputs, strict=True):
+            own.gene_share.assign(of.gene_share)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -136,6 +138,19 @@ class Ensemble(ContrastiveModel):
             own = {**member["config"], "sources": config["sources"]}
             members.append(keras.layers.deserialize({**member, "config": own}))
         return cls(members, name=config["name"])
+
+
+def _check_alike(model: ContrastiveModel, first: ContrastiveModel) -> None:
+    """Raises InputError if two models do not look at the same in the same cells."""
+    for what in ("looks_at", "sources"):
+        if getattr(model, what) != getattr(first, what):
+            known = "modalities" if what == "looks_at" else what
+            raise InputError(f"the models of an ensemble differ in their {known}")
+    for one, other in zip(model.modality_inputs, first.modality_inputs, strict=True):
+        own, of = one.get_config(), other.get_config()
+        for name in own:
+            if own[name] != of[name]:
+                raise InputError(f"the models of an ensemble differ in their {name}")
 
 
 def _side_by_side(views: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -51,7 +51,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     for branch, x, own in zip(model.branches, xs, offsets, strict=True):
         *components, y = _components(model, branch, x, source, own)
         found.append(tuple(components))
-        if model.modalities:  # a sample of cells takes 400 MB
+        if len(model.branches) > 1:  # a sample of cells takes 400 MB
             inputs.append(y)
         del y
     widths = _shares([len(variance) for _, variance, _ in found], most)
@@ -99,7 +99,7 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     model.student_dense.kernel.assign(student)
     if offsets[0] is not None:
         _align_teacher(model, xs, source, offsets)
-        if model.modalities:
+        if len(model.branches) > 1:
             _align_joint(model, inputs, source)
 
 
@@ -114,7 +114,7 @@ def _align_teacher(
     Its statistics are of views, in which features of a modality are hidden, or all of it.
     """
     has = np.stack([~np.isnan(x[:, 0]) for x in xs], axis=1)
-    several = bool(model.modalities)
+    several = len(model.branches) > 1
     # All modalities together are seen in the first cells, one that is rare in more.
     shown = has[:_TEACHER_CELLS]
     if several:
@@ -212,7 +212,7 @@ def _components(
     That is [n, F]. Also scales the teacher's values.
     """
     having = ~np.isnan(x[:, 0])
-    inputs = np.full_like(x, np.nan) if model.modalities else x
+    inputs = np.full_like(x, np.nan) if len(model.branches) > 1 else x
     x, source = x[having], source[having]
     if len(x) < 3:
         none = np.zeros(0, np.float32)
@@ -227,7 +227,7 @@ def _components(
     most = min(model.units, model.hidden_units // 2, model.components)
     loadings, variance = principal_components(y, most, model.seed, model.denoise)
     share = held_out_share(y, len(variance), model.seed)
-    if not model.modalities:
+    if len(model.branches) == 1:
         return loadings, variance, share, y
     inputs[having] = y
     return loadings, variance, share, inputs

@@ -112,22 +112,22 @@ class Records:
     @property
     def n_genes(self) -> int:
         """Number of RNA genes."""
-        return self.manifest.modalities["rna"].n_genes
+        return self.manifest.modalities[RNA].n_genes
 
     @property
     def units(self) -> str:
         """What the RNA values are: "counts", "linear", "lognorm" or "values"."""
-        return self.manifest.modalities["rna"].units
+        return self.manifest.modalities[RNA].units
 
     @property
     def scales_with_depth(self) -> bool:
         """Whether cells' RNA values are to be scaled to one total, and log1p to be taken."""
-        return self.manifest.modalities["rna"].scales_with_depth
+        return self.manifest.modalities[RNA].scales_with_depth
 
     @property
     def max_nonzeros(self) -> int:
         """Most RNA nonzeros of any cell."""
-        return self.manifest.modalities["rna"].max_nonzeros
+        return self.manifest.modalities[RNA].max_nonzeros
 
     @property
     def sources(self) -> list[str]:
@@ -142,7 +142,7 @@ class Records:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The RNA genes."""
-        return self.vocabulary_of("rna")
+        return self.vocabulary_of(RNA)
 
     def vocabulary_of(self, modality: str) -> Vocabulary:
         """The genes of a modality."""
@@ -151,7 +151,7 @@ class Records:
     @cached_property
     def gene_stats(self) -> GeneStats:
         """Statistics of the RNA genes."""
-        return self.gene_stats_of("rna")
+        return self.gene_stats_of(RNA)
 
     def gene_stats_of(self, modality: str) -> GeneStats:
         """Statistics of the genes of a modality."""
@@ -172,7 +172,7 @@ class Records:
             batches = self.dataset(
                 min(256, cells),
                 genes=np.zeros(0, np.int64),
-                modalities=["rna"],
+                modalities=[RNA],
                 pad_last=False,
                 shard_of=(0, parts),
             )
@@ -184,7 +184,7 @@ class Records:
                     break
         return float(np.median(np.concatenate(totals)))
 
-    def observed(self, modality: str = "rna") -> np.ndarray:
+    def measured(self, modality: str = RNA) -> np.ndarray:
         """Which genes were measured at all, bool [genes].
 
         With ``like`` a conversion keeps the genes of another data set; those that no input has
@@ -195,7 +195,7 @@ class Records:
         """
         return self.share_measured(modality) > 0
 
-    def share_measured(self, modality: str = "rna") -> np.ndarray:
+    def share_measured(self, modality: str = RNA) -> np.ndarray:
         """Share of the cells whose input has each gene, float64 [genes]; 1 where all have it.
 
         Args:

@@ -9,6 +9,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ def check_agreement(model: ContrastiveModel, records: Records) -> None:
 
 def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
-    for name, vocabulary in vocabularies_of(model).items():
-        if name != model.modality and name not in records.manifest.modalities:
+    for one in model.modality_inputs:
+        if one.name != model.modality and one.name not in records.manifest.modalities:
             continue
-        found = records.vocabulary_of(name).ids
-        if tuple(found) != vocabulary.ids:
-            what = "genes" if name == "rna" else f"features of {name}"
+        found = records.vocabulary_of(one.name).ids
+        if tuple(found) != one.vocabulary:
+            what = "genes" if one.name == RNA else f"features of {one.name}"
             raise InputError(
-                f"{records.name}: its {len(found)} {what} are not the {len(vocabulary)} of the "
-                "model; convert the cells again with --like MODEL"
+                f"{records.name}: its {len(found)} {what} are not the {len(one.vocabulary)} of "
+                "the model; convert the cells again with --like MODEL"
             )
 
 
-def check_measured(model: ContrastiveModel, records: Records) -> np.ndarray | None:
+def check_measured(model: ContrastiveModel, records: Records) -> dict[str, np.ndarray] | None:
     """Which genes were measured at all, and whether these are enough to say anything.
 
     Args:
@@ -47,33 +48,35 @@ def check_measured(model: ContrastiveModel, records: Records) -> np.ndarray | No
         records: Records with the model's genes.
 
     Returns:
-        bool [G], or None where all were.
+        bool [G] by modality, or None where all were.
 
     Raises:
         InputError: None of the genes that the model looks at is in these cells.
     """
-    measured = records.observed(model.modality)
-    seen = measured if model.genes is None else measured[list(model.genes)]
-    if not seen.any():
-        raise InputError(
-            f"{records.name}: none of the {model.n_inputs} genes that the model looks at is in "
-            "these cells; give cells of the model's kind, or train with --genes all"
-        )
-    if seen.mean() < _FEW_MEASURED:
-        _log.warning(
-            "%s: only %d of the %d genes that the model looks at were measured; the others are "
-            "taken at their mean",
-            records.name,
-            seen.sum(),
-            len(seen),
-        )
-    return None if measured.all() else measured
+    found = {name: records.measured(name) for name in seen_modalities(model, records)}
+    for name, measured in found.items():
+        seen = model.modality_input(name).chosen(measured)
+        of = "" if name == RNA else f" of {name}"
+        if not seen.any():
+            raise InputError(
+                f"{records.name}: none of the {len(seen)} genes{of} that the model looks at is in "
+                "these cells; give cells of the model's kind, or train with --genes all"
+            )
+        if seen.mean() < _FEW_MEASURED:
+            _log.warning(
+                "%s: only %d of the %d genes%s that the model looks at were measured; the others "
+                "are taken at their mean",
+                records.name,
+                seen.sum(),
+                len(seen),
+                of,
+            )
+    return {name: of for name, of in found.items() if not of.all()} or None
 
 
 def vocabularies_of(model: ContrastiveModel) -> dict[str, Vocabulary]:
     """The genes of each modality of a model, as `convert` takes them."""
-    further = {name: Vocabulary(tuple(of["vocabulary"])) for name, of in model.modalities.items()}
-    return {model.modality: Vocabulary(model.vocabulary, model.symbols), **further}
+    return {one.name: Vocabulary(one.vocabulary, one.symbols) for one in model.modality_inputs}
 
 
 def seen_modalities(model: ContrastiveModel, records: Records) -> list[str]:
@@ -88,15 +91,13 @@ def check_units(model: ContrastiveModel, records: Records) -> None:
         True: "give it those (for example --layer counts)",
         False: "give it those (--layer NAME), or train a model on these cells",
     }
-    sums = {model.modality: model.target_sum}
-    sums.update((name, of["target_sum"]) for name, of in model.modalities.items())
-    for name, target_sum in sums.items():
-        if name not in records.manifest.modalities:
+    for one in model.modality_inputs:
+        if one.name not in records.manifest.modalities:
             continue
-        info = records.manifest.modalities[name]
-        counts, wants = info.scales_with_depth, target_sum is not None
+        info = records.manifest.modalities[one.name]
+        counts, wants = info.scales_with_depth, one.target_sum is not None
         if counts != wants:
-            where = records.name if name == "rna" else f"{records.name}: {name}"
+            where = records.name if one.name == RNA else f"{records.name}: {one.name}"
             held = "fractions on the scale of counts" if info.units == LINEAR else kinds[counts]
             raise InputError(
                 f"{where}: holds {held}, but the model was trained on {kinds[wants]}; {mend[wants]}"

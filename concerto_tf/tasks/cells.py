@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert, open_input
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.tasks.agreement import vocabularies_of
 
@@ -122,12 +123,10 @@ def key_where_there(cells: Any, key: str | None) -> str | None:
 
 def _own_places(model: ContrastiveModel, cells: Any, given: Mapping[str, str]) -> dict[str, str]:
     """Where the modalities lie that a model looks at and no place was given for."""
-    guesses = {
-        name: f"obsm:{name}" for name in model.looks_at if name != "rna" and name not in given
-    }
+    guesses = {name: f"obsm:{name}" for name in model.looks_at if name != RNA and name not in given}
     if not guesses:
         return {}
-    with open_input(cells, modalities=guesses, lenient=model.modality == "rna") as found:
+    with open_input(cells, modalities=guesses, lenient=model.modality == RNA) as found:
         for name in set(guesses) - set(found.modalities):
             _log.info(
                 "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names another "
@@ -146,7 +145,7 @@ def _check_held(records: Records, label_keys: Sequence[str], modalities: Mapping
         ("labels", records.labels, label_keys, "label-key"),
         (
             "modality",
-            [m for m in records.manifest.modalities if m != "rna"],
+            [m for m in records.manifest.modalities if m != RNA],
             modalities,
             "modality",
         ),

@@ -122,7 +122,7 @@ def embed_records(
     records: Records,
     progress: Progress | None = None,
     *,
-    observed: bool = True,
+    fill_unmeasured: bool = True,
 ) -> np.ndarray:
     """Embeddings of all cells of records.
 
@@ -130,20 +130,20 @@ def embed_records(
         model: A trained model.
         records: Records with the model's genes.
         progress: Called with the number of cells done and of all cells.
-        observed: Whether genes that were not measured are taken at their mean. Not so where the
-            model has learned these cells' own statistics.
+        fill_unmeasured: Whether genes that were not measured are taken at their mean. Not so
+            where the model has learned these cells' own statistics.
 
     Returns:
         The embeddings [n, d], float32, in the order of the cells.
     """
     data, measured = whole_cells(model, records, progress)
     with records.naming_damage():
-        return model.embed(data, measured if observed else None)
+        return model.embed(data, measured if fill_unmeasured else None)
 
 
 def whole_cells(
     model: ContrastiveModel, records: Records, progress: Progress | None = None
-) -> tuple[Iterator[Any], np.ndarray | None]:
+) -> tuple[Iterator[Any], dict[str, np.ndarray] | None]:
     """All cells of records as a model takes them.
 
     Args:
@@ -152,7 +152,7 @@ def whole_cells(
         progress: Called with the number of cells done and of all cells.
 
     Returns:
-        The batches, and which genes were measured, bool [G]; None where all were.
+        The batches, and which genes were measured, bool [G] by modality; None where all were.
     """
     check_agreement(model, records)
     data = records.dataset(

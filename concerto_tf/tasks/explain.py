@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records
-from concerto_tf.tasks.agreement import check_agreement, seen_modalities
+from concerto_tf.records.batch import Minibatch
+from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
 from concerto_tf.tasks.cells import as_records
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.figures import check_figure
@@ -186,27 +187,19 @@ def _with_attention(model: Any) -> Any:
 
 def _parts(model: Any, records: Records) -> list[_Part]:
     """The modalities that both the model looks at and the records hold."""
-    names = np.array(model.symbols or model.vocabulary, object)
-    ids = np.array(model.vocabulary, object)
-    names = np.where(names == "", ids, names)
-    chosen = slice(None) if model.genes is None else list(model.genes)
-    measured = records.observed(model.modality)[chosen]
-    if not measured.any():
-        raise InputError(
-            f"{records.path}: none of the {model.n_inputs} genes that the model looks at is in "
-            "these cells; give cells of the model's kind, or train with --genes all"
-        )
-    if model.n_inputs < len(ids):
-        _log.info(
-            "the model looks at %d of its %d genes; the others have no attention (train with "
-            "--genes all to have it for every gene)",
-            model.n_inputs,
-            len(ids),
-        )
-    parts = [_Part(model.modality, names[chosen], measured)]
-    for name, of in model.modalities.items():
-        if name in records.manifest.modalities:
-            parts.append(_Part(name, np.array(of["vocabulary"], object), records.observed(name)))
+    check_measured(model, records)
+    parts = []
+    for name in seen_modalities(model, records):
+        one = model.modality_input(name)
+        measured = one.chosen(records.measured(name))
+        if one.n_inputs < len(one.vocabulary):
+            _log.info(
+                "the model looks at %d of its %d genes; the others have no attention (train with "
+                "--genes all to have it for every gene)",
+                one.n_inputs,
+                len(one.vocabulary),
+            )
+        parts.append(_Part(name, one.chosen(one.names), measured))
     return parts
 
 
@@ -216,7 +209,9 @@ def _read(
     """Batches of cells (row, labels, names) and what they express in each modality."""
     import tensorflow as tf
 
-    observed = records.observed(model.modality)
+    unmeasured = {
+        part.name: measured for part in parts if not (measured := records.measured(part.name)).all()
+    }
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells),
         genes=model.genes,
@@ -230,15 +225,14 @@ def _read(
     def look(batch: Any) -> list[Any]:
         # One more place without a value: its attention is that of a silent gene.
         batch = dict(batch)
-        for key in batch:
-            if key.rsplit("/")[-1] in ("genes", "values") and not key.startswith("label/"):
-                batch[key] = tf.pad(batch[key], [[0, 0], [0, 1]])
-        if not observed.all():
-            batch["observed"] = tf.constant(observed)
+        for name, held in Minibatch(batch):
+            genes, values = (tf.pad(x, [[0, 0], [0, 1]]) for x in (held.genes, held.values))
+            measured = unmeasured.get(name)
+            batch.update(replace(held, genes=genes, values=values, measured=measured).entries(name))
         found = []
         for part in parts:
             genes, weights = model.attention_weights(batch, part.name)
-            values = model._cells(batch)[model.looks_at.index(part.name)][1]
+            values = model.nonzeros(batch, part.name).values
             relative = weights / weights[:, -1:]
             found.append((genes, tf.cast(relative, tf.float32), tf.cast(values, tf.float32)))
         return found

@@ -223,7 +223,8 @@ def _encoder(
     if "scale_inputs" in config:
         config["scale_inputs"] = False  # small steps suit a start close to the end; this is none
     fresh = type(given).from_config(config)
-    fresh.gene_share.assign(given.gene_share)
+    for one, of in zip(fresh.modality_inputs, given.modality_inputs, strict=True):
+        one.gene_share.assign(of.gene_share)
     fresh.started.assign(1)  # at random
     return fresh
 

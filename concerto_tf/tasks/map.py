@@ -172,7 +172,7 @@ def map(  # noqa: A001 - the command's name
         if batch_aware:
             model = with_own_statistics(model, records)
         # Statistics of the query's own cells know of no gene that was not measured.
-        z = embed_records(model, records, progress, observed=not (batch_aware or finetune))
+        z = embed_records(model, records, progress, fill_unmeasured=not (batch_aware or finetune))
         known = records.obs()
         lines = list(records.manifest.report.get("lines", ()))
         table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))

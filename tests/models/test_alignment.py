@@ -101,11 +101,11 @@ def test_alignment_is_kept_with_the_model_and_for_its_sources(
     save_model(model, tmp_path / "m.keras")
     again = load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(again(cells), model(cells))
-    assert np.abs(model.student_norm.source_offset.numpy()).max() > 0.1
+    assert np.abs(model.branches[0].student_norm.source_offset.numpy()).max() > 0.1
     other = model.with_sources(["b", "new", "a"])
     moved = {**cells, "source": np.where(cells["source"] == 0, 2, 0).astype(np.int32)}
     np.testing.assert_allclose(other(moved), model(cells), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(other.student_norm.source_factor.numpy()[1], 1)
+    np.testing.assert_array_equal(other.branches[0].student_norm.source_factor.numpy()[1], 1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -139,8 +139,8 @@ def test_a_source_of_a_few_cells_is_left_as_it_is(
     keep = np.flatnonzero(cells["source"] == 0)
     keep = np.r_[keep, np.flatnonzero(cells["source"] == 1)[:few]]
     model = started({name: value[keep] for name, value in cells.items()})
-    np.testing.assert_array_equal(model.student_norm.source_factor.numpy()[1], 1)
-    np.testing.assert_array_equal(model.student_norm.source_offset.numpy()[1], 0)
+    np.testing.assert_array_equal(model.branches[0].student_norm.source_factor.numpy()[1], 1)
+    np.testing.assert_array_equal(model.branches[0].student_norm.source_offset.numpy()[1], 0)
     model.calibrate([cells])
     z = model(cells).numpy()
     spread = [z[cells["source"] == code].std(0).mean() for code in (0, 1)]
@@ -260,7 +260,7 @@ def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
 def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -> None:
     cells = {**make_batch(60), "source": np.zeros(60, np.int32)}
     model = make_model(components=3, sources=("a",))
-    assert model.student_norm.aligned
+    assert model.branches[0].student_norm.aligned
     model.initialize([cells])
-    np.testing.assert_array_equal(model.student_norm.source_offset.numpy(), 0)
+    np.testing.assert_array_equal(model.branches[0].student_norm.source_offset.numpy(), 0)
     assert not make_model(components=0).student_norm.aligned

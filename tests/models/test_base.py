@@ -86,7 +86,7 @@ def test_xla_is_on_with_one_replica_unless_said_otherwise(make_model: Callable) 
 def test_evaluate_gives_the_loss_and_leaves_no_trace(trained: tuple, data: tf.data.Dataset) -> None:
     model, history = trained
     before = [np.array(w) for w in model.trainable_weights] + [model.embed(data)]
-    draws = int(model.student_mask.draws)
+    draws = int(model.branches[0].student_mask.draws)
     first = model.evaluate(data, verbose=0, return_dict=True)
     again = model.evaluate(data, verbose=0, return_dict=True)
     assert set(first) == NAMES and first == again
@@ -94,7 +94,7 @@ def test_evaluate_gives_the_loss_and_leaves_no_trace(trained: tuple, data: tf.da
     after = [np.array(w) for w in model.trainable_weights] + [model.embed(data)]
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(new, old)
-    assert int(model.student_mask.draws) == draws
+    assert int(model.branches[0].student_mask.draws) == draws
 
 
 def test_predict_is_embed(trained: tuple, data: tf.data.Dataset) -> None:
@@ -170,8 +170,9 @@ def test_half_precision_sees_whole_counts(
     cells["values"] *= 1001  # bfloat16 has 8 bits; the embedding must not depend on the scale
     cells["total"] *= 1001
     model, seen = make_model(), []
-    normalise = model.nonzeros
-    model.nonzeros = lambda batch: (seen.append(batch["values"]), normalise(batch))[1]
+    [modality] = model.modality_inputs
+    look = modality.cells
+    modality.cells = lambda batch: (seen.append(batch.modality("rna").values), look(batch))[1]
     model(cells)
     np.testing.assert_array_equal(np.asarray(seen[0], "float64"), cells["values"])
 
@@ -211,7 +212,7 @@ def layer_inputs(model: Concerto, cells: dict) -> list[tuple[Any, np.ndarray]]:
     [branch], own = model.branches, model.nonzeros(cells)
     return [
         (model.teacher_norm, branch.attended(own).numpy()),
-        (model.student_norm, branch.spread(own).numpy()),
+        (model.branches[0].student_norm, branch.spread(own).numpy()),
     ]
 
 
@@ -261,14 +262,17 @@ def test_calibration_leaves_padding_out_and_keeps_what_it_does_not_see(
 ) -> None:
     model, cells = make_model(mask_rate=0.0), make_batch(40)
     model.calibrate([cells])
-    second = np.array(model.student_norm.moving_mean)[1]
+    second = np.array(model.branches[0].student_norm.moving_mean)[1]
     only = {key: value[cells["source"] == 0] for key, value in cells.items()}
     only["row"][5:] = only["source"][5:] = -1
     model.calibrate([only])
-    assert np.array(model.student_norm.moving_count).tolist() == [5, (cells["source"] == 1).sum()]
-    np.testing.assert_array_equal(np.array(model.student_norm.moving_mean)[1], second)
+    assert np.array(model.branches[0].student_norm.moving_count).tolist() == [
+        5,
+        (cells["source"] == 1).sum(),
+    ]
+    np.testing.assert_array_equal(np.array(model.branches[0].student_norm.moving_mean)[1], second)
     x = layer_inputs(model, {key: value[:5] for key, value in only.items()})[1][1]
-    np.testing.assert_allclose(model.student_norm.moving_mean[0], x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(model.branches[0].student_norm.moving_mean[0], x.mean(0), atol=1e-5)
 
 
 def test_other_sources_keep_the_weights_and_their_own_statistics(
@@ -284,12 +288,12 @@ def test_other_sources_keep_the_weights_and_their_own_statistics(
     strange = {**cells, "source": np.full(20, -1, np.int32)}
     new = {**cells, "source": np.zeros(20, np.int32)}
     np.testing.assert_allclose(other(new), model(strange), atol=1e-5)
-    layer, old = other.student_norm, model.student_norm
+    layer, old = other.branches[0].student_norm, model.branches[0].student_norm
     np.testing.assert_allclose(layer.moving_mean[0], pool_moments(old.moving_moments)[0])
     assert np.array(layer.moving_count).tolist() == [4, float(old.moving_count[1])]
 
 
 def test_other_sources_of_an_untrained_model(make_model: Callable, make_batch: Callable) -> None:
     model = make_model().with_sources(["c"])
-    assert np.array(model.student_norm.moving_count).tolist() == [0]
+    assert np.array(model.branches[0].student_norm.moving_count).tolist() == [0]
     assert np.isfinite(model({**make_batch(5), "source": np.zeros(5, np.int32)})).all()

@@ -47,7 +47,11 @@ def exact(make_model: Callable, make_batch: Callable) -> Iterator[tuple[Concerto
 
 
 def named_weights(model: Concerto) -> dict[str, tf.Variable]:
-    attention, teacher, student = model.attention, model.teacher_norm, model.student_norm
+    attention, teacher, student = (
+        model.branches[0].attention,
+        model.teacher_norm,
+        model.branches[0].student_norm,
+    )
     return {
         "E": attention.embeddings,
         "W1": attention.kernel,
@@ -237,10 +241,13 @@ def test_the_two_views_hide_different_genes_and_every_step_others(
     for part in hidden:
         np.testing.assert_array_equal(part.sum(1), branch.n_inputs / 2)  # zeros among them
     assert not np.array_equal(*hidden)
-    hidden = [model.teacher_mask(tf.ones([32, 30]), training=True).numpy() == 0 for _ in range(2)]
+    hidden = [
+        model.branches[0].teacher_mask(tf.ones([32, 30]), training=True).numpy() == 0
+        for _ in range(2)
+    ]
     assert 0.4 < np.mean(hidden) < 0.6  # 1,920 draws: five standard deviations are 0.06
     assert not np.array_equal(*hidden)
-    assert model.teacher_mask.seed != model.student_mask.seed
+    assert model.branches[0].teacher_mask.seed != model.branches[0].student_mask.seed
 
 
 def test_hidden_genes_do_not_enter_the_statistics_of_the_student(
@@ -272,7 +279,7 @@ def test_hidden_genes_do_not_enter_the_statistics_of_the_student(
         ({"genes": [3, 3]}, "ascending"),
         ({"genes": [3, 30]}, "indices of the 30 genes"),
         ({"genes": []}, "indices of the 30 genes"),
-        ({"sources": ()}, "at least one gene and one source"),
+        ({"sources": ()}, "at least one source"),
     ],
 )
 def test_arguments_are_checked(make_model: Callable, arguments: dict, message: str) -> None:

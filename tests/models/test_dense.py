@@ -166,14 +166,14 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
 
 def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> None:
     cells = make_batch(64)
-    observed = np.arange(30) != 4
+    measured = np.arange(30) != 4
     without = {**cells, "values": np.where(cells["genes"] == 4, 0, cells["values"])}
     for standardize in (True, False):
         model = make(standardize=standardize, align_sources=False)
         model.fit_once = model.initialize([cells])
         for _ in range(3):
             model.view_inputs(cells)
-        batch = {**without, "observed": observed}
+        batch = {**without, "measured": measured}
         # The total is made up for the gene, and so the other values change by the same factor.
         x = model.prepare(model.dense(batch), batch).numpy()
         assert np.ptp(x[cells["source"] == 0, 4]) < 1e-6
@@ -183,7 +183,7 @@ def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> 
             assert np.abs(x[:, 4] - whole[:, 4].mean()).max() < 0.3
         else:
             np.testing.assert_allclose(x[:, 4], model.dense(cells).numpy()[:, 4].mean(), rtol=1e-5)
-        assert model.embed([without], observed).shape == (64, 8)
+        assert model.embed([without], {"rna": measured}).shape == (64, 8)
 
 
 def test_sources_keep_their_statistics(data: tf.data.Dataset) -> None:

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model, save_model
+from concerto_tf.models.branches import shown_of
+from concerto_tf.records.batch import Minibatch
 
 pytestmark = pytest.mark.stack
 
@@ -122,7 +124,7 @@ def test_two_modalities_train_and_come_back(
     assert found < losses[4][0] - 0.1
     save_model(model, tmp_path / "model.keras")
     again = load_model(tmp_path / "model.keras")
-    assert again.looks_at == ("rna", "protein") and again.modalities == model.modalities
+    assert again.looks_at == ("rna", "protein") and again.get_config() == model.get_config()
     np.testing.assert_array_equal(again(batch), model(batch))
 
 
@@ -150,13 +152,11 @@ def test_views_hide_one_modality_and_never_all(
 ) -> None:
     model = make_two(modality_dropout=0.4)
     tensors = {key: tf.constant(value) for key, value in batch.items()}
+    seen = [branch.look(Minibatch(tensors)) for branch in model.branches]
     shown = np.array(
-        [
-            [part.numpy() for _, part in model._shown(tensors, model.teacher_hide, True)]
-            for _ in range(100)
-        ]
+        [[part.numpy() for _, part in shown_of(seen, model.teacher_hide, True)] for _ in range(100)]
     )
-    has = np.array([part.numpy() for part in model._present(tensors)])
+    has = np.array([one.present.numpy() for one in seen])
     assert (shown.any(1)).all() and not (shown & ~has).any()
     both = has.all(0)
     hidden = 1 - shown[:, :, both].mean((0, 2))
@@ -200,12 +200,12 @@ def test_genes_that_were_not_measured_stand_at_their_mean(
     full = dense(cells["genes"], cells["values"], 30).astype(np.float32)
     every = np.tile(np.arange(30, dtype=np.int32), (50, 1))
     model.calibrate([{"genes": every, "values": full, "source": cells["source"]}])
-    observed = np.arange(30) % 3 > 0
-    mean = np.array(model.student_norm.moving_mean)[0]
-    filled = {"genes": every, "values": np.where(observed, full, mean).astype(np.float32)}
-    without = {"genes": every, "values": np.where(observed, full, 0).astype(np.float32)}
+    measured = np.arange(30) % 3 > 0
+    mean = np.array(model.branches[0].student_norm.moving_mean)[0]
+    filled = {"genes": every, "values": np.where(measured, full, mean).astype(np.float32)}
+    without = {"genes": every, "values": np.where(measured, full, 0).astype(np.float32)}
     want = model.embed([{**filled, "source": cells["source"]}])
-    got = model.embed([{**without, "source": cells["source"]}], observed)
+    got = model.embed([{**without, "source": cells["source"]}], {"rna": measured})
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
     zeros = model.embed([{**without, "source": cells["source"]}])
     assert np.abs(zeros - want).max() > 100 * np.abs(got - want).max()
@@ -217,11 +217,11 @@ def test_total_of_a_cell_makes_up_for_genes_that_were_not_measured(
     model, cells = make_model(), make_batch(50)
     counts = dense(cells["genes"], cells["values"], 30)
     share = (counts / counts.sum(1, keepdims=True)).mean(0)
-    model.gene_share.assign(share)
-    observed = np.arange(30) % 2 == 0
-    part = np.where(observed, counts, 0).astype(np.float32)
+    model.modality_inputs[0].gene_share.assign(share)
+    measured = np.arange(30) % 2 == 0
+    part = np.where(measured, counts, 0).astype(np.float32)
     every = np.tile(np.arange(30, dtype=np.int32), (50, 1))
-    batch = {"genes": every, "values": part, "observed": tf.constant(observed)}
+    batch = {"genes": every, "values": part, "measured": measured}
     _, got, _ = model.nonzeros(batch)
-    want = np.log1p(1e4 * part * share[observed].sum() / part.sum(1, keepdims=True))
+    want = np.log1p(1e4 * part * share[measured].sum() / part.sum(1, keepdims=True))
     np.testing.assert_allclose(got, want, rtol=1e-4)

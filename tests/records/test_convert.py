@@ -738,15 +738,15 @@ def test_modality_that_no_cell_has_is_refused(make_cells, tmp_path: Path) -> Non
 
 def test_what_was_not_measured_is_told_from_zero(make_cells, tmp_path: Path) -> None:
     like = convert(with_protein(make_cells(40)), tmp_path / "like", modalities=PLACE)
-    assert like.observed().all() and like.observed("protein").all()
+    assert like.measured().all() and like.measured("protein").all()
     cells = with_protein(make_cells(30, seed=1), "BD")[:, ::2].copy()
     cells.X = cells.X.multiply(np.arange(30) > 0).tocsr()  # the first is measured, and zero
     query = convert(cells, tmp_path / "query", like=like, modalities=PLACE)
-    np.testing.assert_array_equal(query.observed(), np.arange(60) % 2 == 0)
-    np.testing.assert_array_equal(query.observed("protein"), [False, True, False, True])
+    np.testing.assert_array_equal(query.measured(), np.arange(60) % 2 == 0)
+    np.testing.assert_array_equal(query.measured("protein"), [False, True, False, True])
     # Of several inputs, a gene counts as measured if any has it.
     both = convert([cells, make_cells(5, seed=2, prefix="Z")], tmp_path / "both", like=like)
-    assert both.observed().all()
+    assert both.measured().all()
 
 
 def test_dataset_gives_the_modalities_asked_for(make_cells, tmp_path: Path) -> None:

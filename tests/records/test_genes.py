@@ -131,7 +131,9 @@ def test_share_of_a_gene_is_of_the_cells_that_were_measured_for_it(
     first, second = cells[:250].copy(), cells[250:, 300:].copy()
     second.obs_names = [f"second{i}" for i in range(250)]
     joined = convert([first, second], tmp_path / "r")
-    share = np.array(Concerto.from_records(joined).gene_share)
-    alone = np.array(Concerto.from_records(convert(first, tmp_path / "first")).gene_share)
+    share = np.array(Concerto.from_records(joined).modality_inputs[0].gene_share)
+    alone = np.array(
+        Concerto.from_records(convert(first, tmp_path / "first")).modality_inputs[0].gene_share
+    )
     # Of 300 genes in 250 and all cells, whose means have an error of about a tenth.
     assert share[:300].sum() == pytest.approx(alone[:300].sum(), rel=0.3)

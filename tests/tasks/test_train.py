@@ -115,7 +115,7 @@ def test_every_source_has_statistics_of_its_own_cells(undisturbed: Path, records
     model = load_model(undisturbed)
     (batch,) = records.dataset(60, sources=model.sources)
     source = batch["source"].numpy()
-    layer, [branch] = model.student_norm, model.branches
+    layer, [branch] = model.branches[0].student_norm, model.branches
     x = branch.spread(model.nonzeros(batch))
     assert (np.array(layer.moving_count) > np.bincount(source)).all()
     means = np.array([x.numpy()[source == code].mean(0) for code in (0, 1)])
@@ -352,7 +352,7 @@ def test_goes_on_from_a_model_on_the_same_sources(
     # Two small steps away from where it began, and not from anew.
     distance = np.abs(np.array(further.student_dense.kernel) - np.array(start.student_dense.kernel))
     assert 0 < distance.max() < 0.02
-    assert int(further.student_mask.draws) > int(start.student_mask.draws)
+    assert int(further.branches[0].student_mask.draws) > int(start.branches[0].student_mask.draws)
 
 
 def test_goes_on_from_a_model_on_new_sources(
@@ -366,7 +366,7 @@ def test_goes_on_from_a_model_on_new_sources(
     )
     model = train(new, tmp_path / "further", start=undisturbed, epochs=2, batch_size=20)
     assert set(model.sources) == {"b", "c"}
-    assert (np.array(model.student_norm.moving_count) > 20).all()
+    assert (np.array(model.branches[0].student_norm.moving_count) > 20).all()
     z = embed_records(load_model(tmp_path / "further"), new)
     assert z.shape == (40, 8) and np.isfinite(z).all()
 

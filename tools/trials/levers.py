@@ -24,7 +24,7 @@ from concerto_tf._keras import keras, serializable  # noqa: E402
 from concerto_tf.layers import Augmentation, kmeans  # noqa: E402
 from concerto_tf.losses import cluster_aware, nt_xent  # noqa: E402
 from concerto_tf.models import METHODS, Concerto  # noqa: E402
-from concerto_tf.models.batches import source_codes  # noqa: E402
+from concerto_tf.records.batch import Minibatch  # noqa: E402
 from protocols.quality import Trial  # noqa: E402
 
 _NEVER = -1e9
@@ -36,7 +36,7 @@ class Lever(Concerto):
     def batch_loss(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         a, b = (tf.math.l2_normalize(view, axis=-1) for view in self.views(batch))
         whole = tf.stop_gradient(self.represent(batch)[1])
-        return self.loss_of(a, b, whole, source_codes(batch)), a, b
+        return self.loss_of(a, b, whole, Minibatch(batch).source), a, b
 
     def loss_of(self, a: tf.Tensor, b: tf.Tensor, whole: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
         """Loss [B] of two views [B, d] of unit length of cells [B, d] of these sources [B]."""
