@@ -168,6 +168,11 @@ class ContrastiveModel(Readout, BatchModel):
         return self.modality_inputs[0].genes
 
     @property
+    def chosen_genes(self) -> dict[str, tuple[int, ...]]:
+        """Modality to the genes looked at, as `Records.dataset` takes them; not where it is all."""
+        return {m.name: m.genes for m in self.modality_inputs if m.genes is not None}
+
+    @property
     def target_sum(self) -> float | None:
         """Total to which counts are scaled before ``log1p``; None takes values unchanged."""
         return self.modality_inputs[0].target_sum

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.records.batch import Batch, Minibatch, key
+from concerto_tf.records.batch import ROW, Batch, Minibatch, key
 
 #: Values, and cells, that a start looks at, at most (400 MB).
 SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
@@ -62,10 +62,10 @@ def by_batch(
         for name, of_genes in (measured or {}).items():
             batch[key(name, "measured")] = tf.constant(of_genes, tf.bool)
         part = {name: value.numpy() for name, value in step(batch).items()}
-        if "row" not in batch:
+        if ROW not in batch:
             yield None, part
             continue
-        row = batch["row"].numpy()
+        row = batch[ROW].numpy()
         yield row[row >= 0], {name: value[row >= 0] for name, value in part.items()}
 
 

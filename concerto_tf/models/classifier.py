@@ -31,7 +31,7 @@ from concerto_tf.models.typicality import (
     typicality,
 )
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
-from concerto_tf.records.batch import Batch, Minibatch
+from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 #: What a rejected cell is called.
 UNKNOWN = "unknown"
@@ -266,7 +266,7 @@ class Classifier(BatchModel):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Weighted cross-entropy of both networks together, and the weights [B]."""
         c = len(self.classes)
-        label = tf.cast(batch[f"label/{self.label_key}"], tf.int32)
+        label = tf.cast(Minibatch(batch).label(self.label_key), tf.int32)
         known = tf.cast(label >= 0, self._precision)
         truth = tf.one_hot(label, c, dtype=self._precision)
         truth += self.label_smoothing * (1 / c - truth)
@@ -315,7 +315,7 @@ class Classifier(BatchModel):
 
         def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for batch in data:
-                label = np.array(batch[f"label/{self.label_key}"])
+                label = np.array(Minibatch(batch).label(self.label_key))
                 yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
         ys, labels = [], []
@@ -346,8 +346,8 @@ class Classifier(BatchModel):
 
         def noted() -> Iterator[Batch]:
             for i, batch in enumerate(data):
-                label = np.array(batch[f"label/{self.label_key}"])
-                row = np.array(batch["row"]) if "row" in batch else np.full(len(label), i)
+                label = np.array(Minibatch(batch).label(self.label_key))
+                row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
                 labels.append((label[row >= 0], row[row >= 0]))
                 yield batch
 

@@ -17,6 +17,7 @@ from concerto_tf._paths import as_path, local_copy
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.weights import lasting_weights
+from concerto_tf.records.batch import RNA
 
 FILE_NAME = "model.keras"
 
@@ -161,7 +162,7 @@ def _describes_cells(config: dict[str, Any]) -> bool:
             isinstance(held, list) and held and all(isinstance(name, str) for name in held)
             for held in names
         )
-        and isinstance(config.get("modality", "rna"), str)
+        and isinstance(config.get("modality", RNA), str)
         and (genes is None or (isinstance(genes, list) and all(type(i) is int for i in genes)))
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.observations import Observations, as_codes, barcode_repeated, choices
 from concerto_tf.records.rows import Rows
 from concerto_tf.records.vocabulary import Vocabulary
@@ -61,8 +62,7 @@ class Input:
         name: file name for messages ("pbmc3k.h5ad", "AnnData").
         path: absolute path, or None for an AnnData.
         n_cells: number of cells.
-        genes: RNA genes in the order of the input.
-        modalities: further modalities asked for, by name.
+        modalities: genes of each modality by its name, in the order of the input; RNA first.
         layers: names that `layer` could have had ("counts", "raw"), for hints.
         columns: names of the columns of obs.
         opened: path as it was given, layer and places of modalities, as `open_input` was asked;
@@ -71,7 +71,7 @@ class Input:
     Args:
         name: see above.
         n_cells: see above.
-        parts: the modalities, "rna" among them.
+        parts: the modalities, RNA first.
         observations: barcodes and obs.
         path: see above.
         layers: see above.
@@ -109,8 +109,7 @@ class Input:
         self.name = name
         self.path = path
         self.n_cells = n_cells
-        self.genes = parts["rna"].vocabulary
-        self.modalities = {key: part.vocabulary for key, part in parts.items() if key != "rna"}
+        self.modalities = {name: part.vocabulary for name, part in parts.items()}
         self.layers = list(layers)
         self.columns = list(observations.columns)
         self._parts = dict(parts)
@@ -122,6 +121,11 @@ class Input:
             raise InputError(f"{name}: no cells in it; is it the right file?")
         for part in parts.values():
             self._check_size(part)
+
+    @property
+    def genes(self) -> Vocabulary:
+        """RNA genes in the order of the input."""
+        return self.modalities[RNA]
 
     @property
     def stem(self) -> str:
@@ -190,7 +194,7 @@ class Input:
             stop: one past the last cell, at most `n_cells`.
 
         Returns:
-            "rna" and each further modality -> [stop - start, genes of the modality], indices int32
+            each modality -> [stop - start, genes of the modality], indices int32
             ascending, without zeros or repeated entries. The dtype is that of the input (truth
             values become uint8, half floats float32). The caller may change it in place.
 

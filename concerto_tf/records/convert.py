@@ -16,6 +16,7 @@ from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import LABEL, RNA
 from concerto_tf.records.inputs import Input, open_input
 from concerto_tf.records.joining import join
 from concerto_tf.records.manifest import FILE_NAME
@@ -218,10 +219,10 @@ def _check_options(
     if dask is not None and workers not in (None, 1):
         raise InputError("give one of workers and dask: the cluster has its own")
     for name in modalities or {}:
-        if name in ("rna", "label") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        if name in (RNA, LABEL) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise InputError(
                 f"{name!r} cannot be the name of a further modality; use letters and digits, "
-                "and neither 'rna' nor 'label'"
+                f"and neither {RNA!r} nor {LABEL!r}"
             )
 
 
@@ -242,10 +243,10 @@ def _given_vocabularies(
     if isinstance(like, Mapping):
         return dict(like)
     if isinstance(like, Vocabulary):
-        return {"rna": like}
+        return {RNA: like}
     if isinstance(like, str | Path):
         if as_path(like).is_file():
-            return {"rna": Vocabulary.from_tsv(like)}
+            return {RNA: Vocabulary.from_tsv(like)}
         like = Records(like)
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf._paths import as_path, is_remote, open_hdf5
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.by_cell import Scratch
 from concerto_tf.records.cells import Input, Part, first_line
 from concerto_tf.records.features import MissingModality
@@ -71,9 +72,9 @@ def open_input(
             found.opened = found.opened and (*found.opened[:2], asked)
             return found
     for name in modalities:
-        if not name.replace("_", "").isalnum() or name == "rna":
+        if not name.replace("_", "").isalnum() or name == RNA:
             raise InputError(
-                f"modality name {name!r}: use letters, digits and _ (and not 'rna', which is X)"
+                f"modality name {name!r}: use letters, digits and _ (and not {RNA!r}, which is X)"
             )
     if not isinstance(source, str | Path):
         if not hasattr(source, "obs_names"):

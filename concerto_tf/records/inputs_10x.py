@@ -12,6 +12,7 @@ import numpy as np
 
 from concerto_tf._paths import is_remote
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.by_cell import ENTRIES_PER_SLAB
 from concerto_tf.records.cells import Input, Part, first_line
 from concerto_tf.records.features import rna_features, split_place, typed_features
@@ -124,7 +125,7 @@ def _parts(
     modalities: dict[str, str],
 ) -> dict[str, Part]:
     chosen = rna_features(types, name)
-    parts = {"rna": Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
+    parts = {RNA: Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
     for modality, place in modalities.items():
         _, kind = split_place(modality, place, ["feature_types:TYPE"])
         chosen = typed_features(types, kind, modality)

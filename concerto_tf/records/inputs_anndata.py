@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.by_cell import column_entries
 from concerto_tf.records.cells import Input, Part
 from concerto_tf.records.features import (
@@ -86,7 +87,7 @@ def _assemble(
     types = as_texts(values("feature_types")) if "feature_types" in columns else None
     rows = elements.rows(element, key)
     chosen = rna_features(types, name)
-    parts = {"rna": Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
+    parts = {RNA: Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
     accepted = ("obsm:KEY", "layer:NAME", "feature_types:TYPE")
     for modality, place in modalities.items():
         kind, key = split_place(modality, place, accepted)

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA, SOURCE, label_key
 from concerto_tf.records.inputs import Input
 from concerto_tf.records.orthologs import Orthologs
 from concerto_tf.records.overlap import FEWEST_SHARED, Match, check_overlap, match, union
@@ -98,7 +99,7 @@ def join(
     units, own_units = _units(inputs, list(vocabularies))
     alone = source_name or ("all" if not like else None)
     sources, codes = _sources(inputs, source_key, alone)
-    integers: list[dict[str, np.ndarray]] = [{"source": part} for part in codes]
+    integers: list[dict[str, np.ndarray]] = [{SOURCE: part} for part in codes]
     labels = {}
     for key in label_keys:
         labels[key], codes = _merge([cells.column(key) for cells in inputs])
@@ -106,7 +107,7 @@ def join(
         if missing:
             report["lines"].append(f"label {key!r}: {missing} cells without a value")
         for columns, part in zip(integers, codes, strict=True):
-            columns[f"label/{key}"] = part
+            columns[label_key(key)] = part
     for modality, kind in units.items():
         if kind == COUNTS:
             continue
@@ -117,7 +118,7 @@ def join(
             else f"{modality}: normalised already ({kind}); stored as it is, not normalised again"
         )
         others = list(dict.fromkeys(name for cells in inputs for name in cells.layers))
-        if modality == "rna" and others:
+        if modality == RNA and others:
             line += f"; if the counts are in one of {', '.join(others)}, name it (--layer)"
         report["lines"].append(line)
     return Joined(
@@ -150,26 +151,19 @@ def _genes(
     places: list[dict[str, Match]] = [{} for _ in inputs]
     report["overlap"] = []
     names = [cells.name for cells in inputs]
-    further = [name for cells in inputs for name in cells.modalities]
-    for modality in dict.fromkeys(["rna", *further]):
-        having = [modality == "rna" or modality in cells.modalities for cells in inputs]
-        own = [
-            cells.genes if modality == "rna" else cells.modalities[modality]
-            for cells, has in zip(inputs, having, strict=True)
-            if has
-        ]
+    for modality in dict.fromkeys(name for cells in inputs for name in cells.modalities):
+        having = [modality in cells.modalities for cells in inputs]
+        own = [cells.modalities[modality] for cells in inputs if modality in cells.modalities]
+        # Orthologs are of genes; what else is measured goes by its name.
+        table = orthologs if modality == RNA else None
         who = [name for name, has in zip(names, having, strict=True) if has]
         if modality in like:
             vocabularies[modality] = like[modality]
-            # Orthologs are of genes; what else is measured goes by its name.
-            table = orthologs if modality == "rna" else None
             matches = [match(genes, like[modality], table) for genes in own]
             for name, found in zip(who, matches, strict=True):
-                check_overlap(found, name if modality == "rna" else f"{name}: {modality}")
+                check_overlap(found, name if modality == RNA else f"{name}: {modality}")
         else:
-            vocabularies[modality], matches = union(
-                own, who, orthologs if modality == "rna" else None
-            )
+            vocabularies[modality], matches = union(own, who, table)
         none = np.zeros(0, np.int64)
         nothing = Match(Vocabulary(()), vocabularies[modality], none, none, "nothing")
         found_of = iter(matches)
@@ -186,7 +180,7 @@ def _genes(
             what = "the others read as zero where they are missing"
             if modality in like:
                 what += "; convert such inputs apart to have them told from zero"
-            elif modality == "rna" and len(every) >= FEWEST_SHARED:
+            elif modality == RNA and len(every) >= FEWEST_SHARED:
                 what = "a new model looks at these unless --genes names others"
             report["lines"].append(
                 f"{modality}: {len(every):,} of {len(some):,} genes are in all inputs; {what}"
@@ -222,7 +216,7 @@ def _units(
             {
                 name: detect_units([sample[name] for sample in samples])
                 for name in modalities
-                if name == "rna" or name in cells.modalities
+                if name in cells.modalities
             }
         )
     units = {}

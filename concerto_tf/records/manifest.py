@@ -12,6 +12,7 @@ from typing import Any
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import COUNTS, LINEAR, LOGNORM, VALUES, scales_with_depth
 
 SCHEMA_VERSION = 1
@@ -21,6 +22,11 @@ _GENE_DTYPES = ("uint16", "uint32")
 _VALUE_DTYPES = ("uint8", "uint16", "uint32", "float32")
 _SIZES = ("n_genes", "max_nonzeros")
 _COMPRESSIONS = ("none", "gzip")
+
+
+def vocabulary_file(modality: str) -> str:
+    """Name of the file that holds the vocabulary of a modality."""
+    return "vocabulary.tsv" if modality == RNA else f"vocabulary-{modality}.tsv"
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Manifest:
     Attributes:
         package_version: Version of concerto_tf that wrote the records.
         n_cells: Number of cells over all shards.
-        modalities: "rna" and any further ones.
+        modalities: RNA and any further ones.
         normalisation: The scale of the gene statistics: {"target_sum": 10000, "log1p": true} for
             counts, empty for values that are normalised already. A model has its own.
         sources: Name of each source code.
@@ -219,8 +225,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"names the file {name!r}, which is not within the folder"
     if len(set(files)) != len(files):
         return "names a file twice"
-    if "rna" not in manifest.modalities:
-        return "has no modality 'rna'"
+    if RNA not in manifest.modalities:
+        return f"has no modality {RNA!r}"
     for name, info in manifest.modalities.items():
         if info.gene_dtype not in _GENE_DTYPES or info.value_dtype not in _VALUE_DTYPES:
             return f"modality {name!r} has unknown types {info.gene_dtype}, {info.value_dtype}"

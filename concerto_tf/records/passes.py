@@ -14,8 +14,9 @@ import numpy as np
 from concerto_tf._files import atomic, sha256
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA, ROW, SOURCE, label_key
 from concerto_tf.records.joining import Joined
-from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
+from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo, vocabulary_file
 from concerto_tf.records.overlap import FEWEST_SHARED
 from concerto_tf.records.spool import Part, key_bounds, open_part
 from concerto_tf.records.units import COUNTS, scales_with_depth
@@ -115,14 +116,14 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
     for name in joined.units:
         found = [part.summary["modalities"][name] for part in parts]
         blank = sum(entry["n_blank"] for entry in found)
-        if blank and name == "rna":
+        if blank and name == RNA:
             report["cells_blank"] = blank
             report["lines"].append(f"{blank} cells have no counts in the genes that are kept")
-        elif name != "rna" and blank == joined.n_cells - empty:
+        elif blank == joined.n_cells - empty:
             raise InputError(
                 f"modality {name}: no cell has any value of it; check the place it was said to be"
             )
-        elif blank and name != "rna":
+        elif blank:
             report["lines"].append(f"{blank} cells have no value of {name}: they lack it")
         fractional = [
             entry["units"] == COUNTS and np.dtype(entry["value_dtype"]).kind == "f"
@@ -131,7 +132,7 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         if any(fractional):
             first = fractional.index(True)
             number = input_of[first]
-            rows = parts[first].read("row") - sum(c.n_cells for c in joined.inputs[:number])
+            rows = parts[first].read(ROW) - sum(c.n_cells for c in joined.inputs[:number])
             raise InputError(
                 f"{joined.inputs[number].name}: {name}: most values are counts, but not all "
                 f"between cells {rows.min()} and {rows.max()} are whole numbers of at most "
@@ -173,7 +174,7 @@ def second_pass(
             path=out.absolute() / f"{name}.{ending}",
             cuts=cuts[:, first : first + n_blocks + 1],
             value_dtypes=dtypes,
-            integers=["source", *(f"label/{key}" for key in joined.labels)],
+            integers=[SOURCE, *map(label_key, joined.labels)],
             n_sources=len(joined.sources),
             compression=compression,
         )
@@ -218,22 +219,22 @@ def _coverage(
         n_cells: Cells that are kept of each input, int [inputs].
     """
     coverage = np.ones(len(joined.inputs))
-    measured = _having(joined, "rna", n_cells)
+    measured = _having(joined, RNA, n_cells)
     shared = measured == n_cells.sum()
     same = (shared | (measured == 0)).all()
-    if same or not scales_with_depth(joined.units["rna"]) or shared.sum() < FEWEST_SHARED:
+    if same or not scales_with_depth(joined.units[RNA]) or shared.sum() < FEWEST_SHARED:
         return coverage
     # Sums of each input would take memory; the parts' own are read again later instead.
     amount, of_shared = np.zeros(len(shared)), np.zeros(len(joined.inputs))
     for number, part in zip(input_of, parts, strict=True):
-        own = part.read("rna/moments").reshape(3, -1)[1]
+        own = part.read(f"{RNA}/moments").reshape(3, -1)[1]
         amount += own
         of_shared[number] += own[shared].sum()
     if (of_shared < _LEAST_SHARED * TARGET_SUM * n_cells).any():
         return coverage
-    relative = amount / np.maximum(_having(joined, "rna", of_shared), 1e-12)
+    relative = amount / np.maximum(_having(joined, RNA, of_shared), 1e-12)
     for number in np.flatnonzero(n_cells):
-        own = np.unique(joined.targets[number]["rna"].match.reference_index)
+        own = np.unique(joined.targets[number][RNA].match.reference_index)
         coverage[number] = min(relative[own].sum() / relative.sum(), 1)
     return coverage
 
@@ -246,7 +247,7 @@ def _by_source(
         return ()
     n_cells = np.zeros((len(coverage), len(joined.sources)))
     for number, part in zip(input_of, parts, strict=True):
-        n_cells[number] += np.bincount(part.read("source"), minlength=len(joined.sources))
+        n_cells[number] += np.bincount(part.read(SOURCE), minlength=len(joined.sources))
     mean = coverage @ n_cells / np.maximum(n_cells.sum(axis=0), 1)
     return tuple(round(float(share), 6) if share else 1.0 for share in mean)
 
@@ -268,11 +269,11 @@ def finish(
     coverage = _coverage(joined, parts, input_of, kept)
     modalities = {}
     for name, vocabulary in joined.vocabularies.items():
-        file = "vocabulary.tsv" if name == "rna" else f"vocabulary-{name}.tsv"
+        file = vocabulary_file(name)
         sums = np.zeros((3, len(vocabulary)))
         for number, part in zip(input_of, parts, strict=True):
             # Values are scaled to 10,000 of what was measured, which is less where genes lack.
-            power = coverage[number] ** np.arange(3) if name == "rna" else np.ones(3)
+            power = coverage[number] ** np.arange(3) if name == RNA else np.ones(3)
             sums += part.read(f"{name}/moments").reshape(sums.shape) * power[:, np.newaxis]
         mean = sums[1] / n_cells
         variance = np.maximum(sums[2] - n_cells * mean**2, 0) / max(n_cells - 1, 1)
@@ -294,7 +295,7 @@ def finish(
             units=joined.units[name],
             sha256=checksum,
         )
-    normalised = scales_with_depth(joined.units["rna"])
+    normalised = scales_with_depth(joined.units[RNA])
     Manifest(
         package_version=__version__,
         n_cells=n_cells,

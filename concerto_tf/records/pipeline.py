@@ -6,13 +6,25 @@ order, interleaves a few of them and shuffles windows of the result, all from (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import (
+    CELL,
+    RNA,
+    ROW,
+    SOURCE,
+    STORED,
+    Batch,
+    ModalityBatch,
+    key,
+    label_key,
+)
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import group_size, pack, packed_width
 
@@ -35,7 +47,7 @@ def build(
     seed: int,
     repeat: bool,
     first_epoch: int,
-    genes: np.ndarray | None,
+    genes: Mapping[str, np.ndarray],
     modalities: Sequence[str],
     sources: Sequence[str] | None,
     labels: Sequence[str],
@@ -43,12 +55,13 @@ def build(
     shard_of: tuple[int, int],
     drop_remainder: bool,
     pad_last: bool,
-    gene_cells: np.ndarray | None,
+    gene_cells: Mapping[str, np.ndarray] | None,
     replicas: int,
 ) -> tf.data.Dataset:
     """See `Records.dataset`, whose folder and manifest these are.
 
-    To pack the batches takes `gene_cells`, the number of cells in which each gene is not zero.
+    To pack the batches takes `gene_cells`, by modality the number of cells in which each gene is
+    not zero.
     """
     shards, parts, n_cells = share(manifest, shard_of)
 
@@ -56,22 +69,26 @@ def build(
         files = tf.range(len(shards))
         if shuffle:
             # Folding one number after the other into the seed keeps seeds and epochs apart.
-            key = tf.random.experimental.stateless_fold_in(
+            fold = tf.random.experimental.stateless_fold_in(
                 tf.constant([seed % 2**31, seed // 2**31 % 2**31], tf.int64), number
             )
-            files = tf.random.experimental.stateless_shuffle(files, key)
+            files = tf.random.experimental.stateless_shuffle(files, fold)
         paths = tf.gather(tf.constant([str(folder / shard.file) for shard in shards]), files)
         divided = any(part != _WHOLE for part in parts)
         part_of = tf.gather(tf.constant(parts, tf.int64), files) if divided else None
         cells_of = _read(paths, part_of, manifest.compression, interleaved=shuffle)
         if shuffle:
-            cells_of = _shuffle(cells_of, n_cells, key)
+            cells_of = _shuffle(cells_of, n_cells, fold)
         return cells_of.rebatch(batch_size, drop_remainder=drop_remainder)
 
     stop = _ENDLESS if repeat else first_epoch + 1
     dataset = tf.data.Dataset.range(first_epoch, stop).flat_map(epoch)
     group = 1 if gene_cells is None else group_size(batch_size, replicas)
-    parse = _Parser(manifest, genes, modalities, sources, labels, cells, group, gene_cells)
+    decoders = [
+        _Decoder(name, manifest, genes.get(name), group, (gene_cells or {}).get(name))
+        for name in modalities
+    ]
+    parse = _Parser(manifest, decoders, sources, labels, cells)
     fixed = batch_size if drop_remainder or pad_last else None
 
     def to_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -140,12 +157,12 @@ def _read(
     )
 
 
-def _shuffle(records: tf.data.Dataset, n_cells: int, key: tf.Tensor) -> tf.data.Dataset:
+def _shuffle(records: tf.data.Dataset, n_cells: int, fold: tf.Tensor) -> tf.data.Dataset:
     """Shuffles windows. Unlike `Dataset.shuffle` it does not depend on TensorFlow's global seed."""
 
     def permute(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         return tf.random.experimental.stateless_shuffle(
-            window, tf.random.experimental.stateless_fold_in(key, number)
+            window, tf.random.experimental.stateless_fold_in(fold, number)
         )
 
     windows = records.rebatch(min(_WINDOW_CELLS, n_cells)).enumerate()
@@ -153,118 +170,122 @@ def _shuffle(records: tf.data.Dataset, n_cells: int, key: tf.Tensor) -> tf.data.
 
 
 class _Parser:
-    """Turns serialized cells [B] into a dict of padded tensors."""
+    """Turns serialized cells [B] into a minibatch."""
 
     def __init__(
         self,
         manifest: Manifest,
-        genes: np.ndarray | None,
-        modalities: Sequence[str],
+        decoders: Sequence[_Decoder],
         sources: Sequence[str] | None,
         labels: Sequence[str],
         cells: bool,
-        group: int,
-        gene_cells: np.ndarray | None,
     ) -> None:
-        self._modalities = {name: manifest.modalities[name] for name in modalities}
-        self._group = group
-        self._labels = labels
-        self._cells = cells
-        self._kept: np.ndarray | None = None
-        if genes is not None:
-            n_genes = manifest.modalities["rna"].n_genes
-            self._kept = np.zeros(n_genes, bool)
-            self._kept[_checked(genes, n_genes)] = True
-        self._width: int | None = None
-        if group > 1:
-            kept = gene_cells if self._kept is None else gene_cells[self._kept]
-            most = _width(min(len(kept), manifest.modalities["rna"].max_nonzeros))
-            width = packed_width(kept.sum() / manifest.n_cells, most, group)
-            # Where cells are much alike, packing would cost more than it saves.
-            self._width = width if width < _WORTH_PACKING * most else None
+        self._decoders = decoders
+        self._kept = [label_key(name) for name in labels] + [CELL] * cells
         self._sources: np.ndarray | None = None
         if sources is not None:
             code = {name: number for number, name in enumerate(sources)}
             # The last entry is the one that padding (-1) takes.
             own = [code.get(name, -1) for name in manifest.sources]
             self._sources = np.array([*own, -1], np.int32)
-        self._coverage: np.ndarray | None = None
-        if manifest.coverage:
-            self._coverage = np.array([*manifest.coverage, 1], np.float32)
-
+        strings = [*(name for of in decoders for name in of.keys), *[CELL] * cells]
         self._features = {
-            name: tf.io.FixedLenFeature([], tf.int64, -1)
-            for name in ("row", "source", *(f"label/{key}" for key in labels))
+            **{name: tf.io.FixedLenFeature([], tf.string, "") for name in strings},
+            **{
+                name: tf.io.FixedLenFeature([], tf.int64, -1)
+                for name in (ROW, SOURCE, *map(label_key, labels))
+            },
         }
-        names = [f"{_prefix(name)}{kind}" for name in self._modalities for kind in _KINDS]
-        for name in [*names, "cell"] if cells else names:
-            self._features[name] = tf.io.FixedLenFeature([], tf.string, "")
 
-    def __call__(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, serialized: tf.Tensor) -> Batch:
         parsed = tf.io.parse_example(serialized, self._features)
-        own = source = tf.cast(parsed["source"], tf.int32)
+        own = source = tf.cast(parsed[SOURCE], tf.int32)
         if self._sources is not None:
             source = tf.gather(self._sources, source % len(self._sources))
-        batch = {"row": parsed["row"], "source": source}
-        for name, info in self._modalities.items():
-            prefix = _prefix(name)
-            raw = [parsed[f"{prefix}{kind}"] for kind in _KINDS]
-            if name == "rna":
-                genes, values = self._rna(raw, info, batch)
-            else:
-                genes, values = (
-                    _decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True)
-                )
-            batch[f"{prefix}genes"], batch[f"{prefix}values"] = genes, values
-        if self._coverage is not None and "total" in batch:
-            # What cells hold of genes that they were not measured for is missing in their sum.
-            batch["total"] /= tf.gather(self._coverage, own % len(self._coverage))
-        for key in self._labels:
-            batch[f"label/{key}"] = parsed[f"label/{key}"]
-        if self._cells:
-            batch["cell"] = parsed["cell"]
-        return batch
+        batch = {ROW: parsed[ROW], SOURCE: source}
+        for decode in self._decoders:
+            batch.update(decode(parsed, own).entries(decode.name))
+        return {**batch, **{name: parsed[name] for name in self._kept}}
 
-    def _rna(
-        self, raw: list[tf.Tensor], info: ModalityInfo, batch: dict[str, tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Genes and values [B, K]; adds "total" and, where packed, "offset" to the batch."""
-        if self._kept is None and self._width is None:
-            genes, values = (_decode(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True))
-            batch["total"] = tf.reduce_sum(values, 1)
-            return genes, values
+
+class _Decoder:
+    """Turns the raw bytes of one modality of cells [B] into what a minibatch holds of it."""
+
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        genes: np.ndarray | None,
+        group: int,
+        gene_cells: np.ndarray | None,
+    ) -> None:
+        self.name = name
+        self.keys = [key(name, field) for field in STORED]
+        self._info = info = manifest.modalities[name]
+        self._kept: np.ndarray | None = None
+        if genes is not None:
+            self._kept = np.zeros(info.n_genes, bool)
+            self._kept[_checked(genes, info.n_genes)] = True
+        n_kept = info.n_genes if self._kept is None else int(self._kept.sum())
+        self._width = _width(min(n_kept, info.max_nonzeros))
+        self._group = 1
+        if group > 1 and gene_cells is not None:
+            kept = gene_cells if self._kept is None else gene_cells[self._kept]
+            width = packed_width(kept.sum() / manifest.n_cells, self._width, group)
+            # Where cells are much alike, packing would cost more than it saves.
+            if width < _WORTH_PACKING * self._width:
+                self._group, self._width = group, width
+        self._coverage: np.ndarray | None = None
+        if manifest.coverage and name == RNA:
+            self._coverage = np.array([*manifest.coverage, 1], np.float32)
+
+    def __call__(self, parsed: Mapping[str, tf.Tensor], source: tf.Tensor) -> ModalityBatch:
+        """The modality of cells of these sources, by the codes of the records."""
+        raw = [parsed[name] for name in self.keys]
+        flat = self._kept is not None or self._group > 1
+        made = self._chosen(raw) if flat else self._whole(raw)
+        if self._coverage is None:
+            return made
+        # What cells hold of genes that they were not measured for is missing in their sum.
+        share = tf.gather(self._coverage, source % len(self._coverage))
+        return replace(made, total=made.total / share)
+
+    def _whole(self, raw: Sequence[tf.Tensor]) -> ModalityBatch:
+        """All genes, padded."""
+        genes, values = (
+            _decode(r, self._info, field, self._width) for r, field in zip(raw, STORED, strict=True)
+        )
+        return ModalityBatch(genes, values, tf.reduce_sum(values, 1))
+
+    def _chosen(self, raw: Sequence[tf.Tensor]) -> ModalityBatch:
+        """Some of the genes, or packed, or both."""
         n_cells = raw[0].shape[0]
-        lengths = tf.strings.length(raw[0]) // np.dtype(info.gene_dtype).itemsize
-        genes, values = (_decode_flat(r, info, kind) for r, kind in zip(raw, _KINDS, strict=True))
+        lengths = tf.strings.length(raw[0]) // np.dtype(self._info.gene_dtype).itemsize
+        genes, values = (
+            _decode_flat(r, self._info, field) for r, field in zip(raw, STORED, strict=True)
+        )
         ends = tf.cumsum(lengths)
         # Differences of a running sum, exact for counts, cost far less than a segment sum.
         running = tf.pad(tf.cumsum(tf.cast(values, tf.float64)), [[1, 0]])
-        batch["total"] = tf.cast(_differences(tf.gather(running, ends)), tf.float32)
+        total = tf.cast(_differences(tf.gather(running, ends)), tf.float32)
         if self._kept is not None:
             wanted = tf.where(tf.gather(self._kept, genes))[:, 0]
             genes, values = tf.gather(genes, wanted), tf.gather(values, wanted)
             before = tf.searchsorted(wanted, tf.cast(ends, tf.int64))
             lengths = tf.cast(_differences(before), tf.int32)
-        if self._width is not None:
-            genes, values, batch["offset"] = (
+        if self._group > 1:
+            genes, values, offset = (
                 tf.ensure_shape(part, [n_cells, None])
                 for part in pack(genes, values, lengths, self._group, self._width)
             )
-            return genes, values
-        width = _width(min(int(self._kept.sum()), info.max_nonzeros))
+            return ModalityBatch(genes, values, total, offset)
 
         def pad(numbers: tf.Tensor) -> tf.Tensor:
             ragged = tf.RaggedTensor.from_row_lengths(numbers, lengths, validate=False)
-            return tf.ensure_shape(ragged.to_tensor(shape=[None, width]), [n_cells, width])
+            dense = ragged.to_tensor(shape=[None, self._width])
+            return tf.ensure_shape(dense, [n_cells, self._width])
 
-        return pad(genes), pad(values)
-
-
-_KINDS = ("genes", "values")
-
-
-def _prefix(modality: str) -> str:
-    return "" if modality == "rna" else f"{modality}/"
+        return ModalityBatch(pad(genes), pad(values), total)
 
 
 def _checked(genes: np.ndarray, n_genes: int) -> np.ndarray:
@@ -279,17 +300,17 @@ def _width(nonzeros: int) -> int:
     return max(1, -(-nonzeros // _NONZEROS_MULTIPLE)) * _NONZEROS_MULTIPLE
 
 
-def _decode(raw: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
+def _decode(raw: tf.Tensor, info: ModalityInfo, field: str, width: int) -> tf.Tensor:
     """Raw little-endian bytes [B] to int32 genes or float32 values [B, K], padded with 0."""
-    dtype = _stored_dtype(info, kind)
-    numbers = tf.io.decode_raw(raw, dtype, fixed_length=_width(info.max_nonzeros) * dtype.size)
-    return _as_numbers(numbers, info, kind)
+    dtype = _stored_dtype(info, field)
+    numbers = tf.io.decode_raw(raw, dtype, fixed_length=width * dtype.size)
+    return _as_numbers(numbers, info, field)
 
 
-def _decode_flat(raw: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
+def _decode_flat(raw: tf.Tensor, info: ModalityInfo, field: str) -> tf.Tensor:
     """Raw little-endian bytes [B] to the int32 genes or float32 values of all cells [T]."""
-    numbers = tf.io.decode_raw(tf.strings.reduce_join(raw), _stored_dtype(info, kind))
-    return _as_numbers(numbers, info, kind)
+    numbers = tf.io.decode_raw(tf.strings.reduce_join(raw), _stored_dtype(info, field))
+    return _as_numbers(numbers, info, field)
 
 
 def _differences(x: tf.Tensor) -> tf.Tensor:
@@ -297,14 +318,14 @@ def _differences(x: tf.Tensor) -> tf.Tensor:
     return x - tf.pad(x[:-1], [[1, 0]])
 
 
-def _stored_dtype(info: ModalityInfo, kind: str) -> tf.DType:
-    name = info.gene_dtype if kind == "genes" else info.value_dtype
+def _stored_dtype(info: ModalityInfo, field: str) -> tf.DType:
+    name = info.gene_dtype if field == "genes" else info.value_dtype
     # decode_raw knows no uint32, but int32 has the same bytes.
     return tf.int32 if name == "uint32" else tf.as_dtype(name)
 
 
-def _as_numbers(numbers: tf.Tensor, info: ModalityInfo, kind: str) -> tf.Tensor:
-    if kind == "genes":
+def _as_numbers(numbers: tf.Tensor, info: ModalityInfo, field: str) -> tf.Tensor:
+    if field == "genes":
         return tf.cast(numbers, tf.int32)
     if info.value_dtype == "uint32":
         numbers = tf.bitcast(numbers, tf.uint32)
@@ -315,9 +336,9 @@ def count_sources(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[in
     """Cells of each source within one shard, or what could be read of it."""
     kind = {"none": "", "gzip": "GZIP"}[manifest.compression]
     counts = np.zeros(len(manifest.sources), np.int64)
-    features = {"source": tf.io.FixedLenFeature([], tf.int64)}
+    features = {SOURCE: tf.io.FixedLenFeature([], tf.int64)}
     dataset = tf.data.TFRecordDataset(str(folder / shard.file), kind).batch(4096)
     for serialized in dataset:
-        codes = tf.io.parse_example(serialized, features)["source"].numpy()
+        codes = tf.io.parse_example(serialized, features)[SOURCE].numpy()
         counts += np.bincount(codes, minlength=len(counts))[: len(counts)]
     return counts.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,7 +178,7 @@ class Records:
             )
             totals, n = [np.zeros(0, np.float32)], 0
             for batch in batches:
-                totals.append(batch["total"].numpy())
+                totals.append(batch[key(RNA, "total")].numpy())
                 n += len(totals[-1])
                 if n >= cells:
                     break
@@ -213,7 +213,7 @@ class Records:
         seed: int = 0,
         repeat: bool = False,
         first_epoch: int = 0,
-        genes: np.ndarray | None = None,
+        genes: np.ndarray | Mapping[str, Sequence[int]] | None = None,
         modalities: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),
@@ -233,8 +233,8 @@ class Records:
             seed: Seed of the order.
             repeat: Endless, epoch after epoch.
             first_epoch: Epoch to begin with, to continue where training stopped.
-            genes: Indices of the RNA genes to emit; the others are left out. Indices stay those of
-                the whole vocabulary.
+            genes: Indices of the RNA genes to emit, or of some modalities' by name; the others are
+                left out. Indices stay those of the whole vocabulary.
             modalities: Which modalities to emit; by default all.
             sources: Names of a model's sources, to emit its codes instead of the records' own; -1
                 for a source it does not know.
@@ -253,19 +253,10 @@ class Records:
             replicas: Number of replicas that a packed batch is divided between.
 
         Returns:
-            A dataset of dicts. B is the batch size, K the most nonzeros of a cell, rounded up to a
-            multiple of 32:
-            "genes" int32 [B, K], ascending within a cell, padded with 0;
-            "values" float32 [B, K], padded with 0;
-            "offset" int32 [B, K], with `packed`: how many rows further down the cell stands that a
-            value belongs to;
-            "total" float32 [B], sum of all values of a cell, before `genes` selects; over the
-            source's `Manifest.coverage` where inputs were measured for different genes;
-            "row" int64 [B], position in the input;
-            "source" int32 [B];
-            "label/<key>" int64 [B], -1 where missing;
-            "cell" string [B];
-            "<modality>/genes" and "<modality>/values" for further modalities.
+            A dataset of the minibatches that `concerto_tf.records.batch` describes, of one shape: K
+            is the most nonzeros of a cell, rounded up to a multiple of 32. With `packed` they have
+            "offset", where it pays. "total" is over the source's `Manifest.coverage` where inputs
+            were measured for different genes.
 
         Raises:
             InputError: A label that is not there, batches that cannot be filled, or a damaged
@@ -274,6 +265,9 @@ class Records:
         """
         from concerto_tf.records.pipeline import build, share
 
+        names = list(self.manifest.modalities) if modalities is None else modalities
+        if genes is None or not isinstance(genes, Mapping):
+            genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
         self._check_dataset(batch_size, labels, shard_of, drop)
         self.check(share(self.manifest, shard_of)[0])
@@ -286,14 +280,16 @@ class Records:
             repeat=repeat,
             first_epoch=first_epoch,
             genes=genes,
-            modalities=list(self.manifest.modalities) if modalities is None else modalities,
+            modalities=names,
             sources=sources,
             labels=labels,
             cells=cells,
             shard_of=shard_of,
             drop_remainder=drop,
             pad_last=pad_last,
-            gene_cells=self.gene_stats.n_cells if packed else None,
+            gene_cells={name: self.gene_stats_of(name).n_cells for name in names}
+            if packed
+            else None,
             replicas=replicas,
         )
 

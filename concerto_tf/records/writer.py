@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._files import atomic, write_json
+from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, STORED, key
 from concerto_tf.records.example import BytesColumn, encode
 from concerto_tf.records.manifest import ShardInfo
 from concerto_tf.records.overlap import Match
@@ -42,7 +43,7 @@ class Chunk:
     """Some consecutive cells of one input.
 
     Attributes:
-        matrices: Modality to values [n, genes of the input]; always with "rna".
+        matrices: Modality to values [n, genes of the input]; always with RNA.
         rows: int64 [n], positions over all inputs.
         integers: "source" and "label/<key>" to codes [n].
         barcodes: n names.
@@ -117,7 +118,7 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
         targets: Modality to its place in the records.
         seed: Seed of the permutation.
     """
-    filled = np.diff(chunk.matrices["rna"].indptr) > 0
+    filled = np.diff(chunk.matrices[RNA].indptr) > 0
     empty = np.flatnonzero(~filled)
     keys = random_keys(seed, chunk.rows)
     order = np.argsort(keys)
@@ -211,7 +212,7 @@ def write_shard(plan: ShardPlan, parts: Sequence[Part], note: Path) -> ShardInfo
     def messages() -> Iterator[bytes]:
         for block in range(plan.cuts.shape[1] - 1):
             order, integers, strings = _gather(plan, parts, plan.cuts[:, block : block + 2])
-            sources[:] += np.bincount(integers["source"], minlength=plan.n_sources)
+            sources[:] += np.bincount(integers[SOURCE], minlength=plan.n_sources)
             yield from encode(order, integers, strings)
 
     with atomic(plan.path) as temporary:
@@ -250,11 +251,10 @@ def _gather(
         lengths = np.concatenate([np.diff(edge) for edge in edges]) if edges else []
         return BytesColumn(content, _offsets(lengths) * dtype.itemsize)
 
-    integers = {name: values(name) for name in ("row", *plan.integers)}
-    columns = {"cell": strings("cell", "cell", np.dtype("u1"))}
+    integers = {name: values(name) for name in (ROW, *plan.integers)}
+    columns = {CELL: strings("cell", "cell", np.dtype("u1"))}
     for name, dtype in plan.value_dtypes.items():
-        prefix = "" if name == "rna" else f"{name}/"
         genes = next(part.arrays[f"{name}/genes"][0] for part in parts)
-        columns[f"{prefix}genes"] = strings(name, f"{name}/genes", genes)
-        columns[f"{prefix}values"] = strings(name, f"{name}/values", dtype)
+        for field, stored in zip(STORED, (genes, dtype), strict=True):
+            columns[key(name, field)] = strings(name, f"{name}/{field}", stored)
     return np.argsort(values("key")), integers, columns

@@ -60,7 +60,7 @@ def adapt(
                     shuffle=True,
                     seed=seed,
                     repeat=True,
-                    genes=model.genes,
+                    genes=model.chosen_genes,
                     sources=adapted.sources,
                     modalities=seen_modalities(model, of),
                     packed=True,
@@ -103,7 +103,7 @@ def with_own_statistics(model: ContrastiveModel, records: Records) -> Contrastiv
     own.calibrate(
         records.dataset(
             min(_BATCH_CELLS, records.n_cells),
-            genes=model.genes,
+            genes=model.chosen_genes,
             sources=own.sources,
             modalities=seen_modalities(model, records),
             packed=True,

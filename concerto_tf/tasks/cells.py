@@ -126,7 +126,7 @@ def _own_places(model: ContrastiveModel, cells: Any, given: Mapping[str, str]) -
     guesses = {name: f"obsm:{name}" for name in model.looks_at if name != RNA and name not in given}
     if not guesses:
         return {}
-    with open_input(cells, modalities=guesses, lenient=model.modality == RNA) as found:
+    with open_input(cells, modalities=guesses, lenient=RNA in model.looks_at) as found:
         for name in set(guesses) - set(found.modalities):
             _log.info(
                 "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names another "

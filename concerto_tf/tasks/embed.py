@@ -11,6 +11,7 @@ import numpy as np
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.models import ContrastiveModel, load_model
 from concerto_tf.records import Records
+from concerto_tf.records.batch import ROW
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
 from concerto_tf.tasks.cells import as_records
 from concerto_tf.tasks.on_disk import RowsOnDisk
@@ -157,7 +158,7 @@ def whole_cells(
     check_agreement(model, records)
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells),
-        genes=model.genes,
+        genes=model.chosen_genes,
         sources=model.sources,
         packed=True,
         modalities=seen_modalities(model, records),
@@ -169,6 +170,6 @@ def _counted(data: Any, n_cells: int, progress: Progress | None) -> Iterator[Any
     done = 0
     for batch in data:
         yield batch
-        done = min(n_cells, done + int(batch["row"].shape[0]))
+        done = min(n_cells, done + int(batch[ROW].shape[0]))
         if progress is not None:
             progress(done, n_cells)

@@ -14,7 +14,7 @@ from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records
-from concerto_tf.records.batch import Minibatch
+from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
 from concerto_tf.tasks.cells import as_records
 from concerto_tf.tasks.embed import encoder_of
@@ -214,7 +214,7 @@ def _read(
     }
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells),
-        genes=model.genes,
+        genes=model.chosen_genes,
         sources=model.sources,
         labels=list(keys),
         cells=not keys,
@@ -240,17 +240,16 @@ def _read(
     done = 0
     with records.naming_damage():
         for batch in data:
-            wanted = ["row", *(f"label/{key}" for key in keys), *(() if keys else ["cell"])]
+            wanted = [ROW, *map(label_key, keys), *(() if keys else [CELL])]
             known = {name: batch[name].numpy() for name in wanted}
-            numeric = {k: v for k, v in batch.items() if v.dtype != tf.string}
             found = []
-            for genes, relative, values in look(numeric):
+            for genes, relative, values in look(Minibatch(batch).numeric):
                 genes, relative, values = genes.numpy(), relative.numpy(), values.numpy()
-                cell, place = np.nonzero((values != 0) & (known["row"] >= 0)[:, np.newaxis])
+                cell, place = np.nonzero((values != 0) & (known[ROW] >= 0)[:, np.newaxis])
                 at = (cell, place)
                 found.append(_Weights(cell, genes[at], relative[at], values[at]))
             yield known, found
-            done = min(records.n_cells, done + len(known["row"]))
+            done = min(records.n_cells, done + len(known[ROW]))
             if progress is not None:
                 progress(done, records.n_cells)
 
@@ -271,8 +270,8 @@ def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataF
             kept, rank = order[rank <= top], rank[rank <= top]
             columns.append(
                 {
-                    "row": known["row"][weights.cell[kept]],
-                    "cell": known["cell"][weights.cell[kept]],
+                    "row": known[ROW][weights.cell[kept]],
+                    "cell": known[CELL][weights.cell[kept]],
                     "part": np.full(len(kept), number),
                     "gene": weights.gene[kept],
                     "weight": weight[kept],
@@ -333,7 +332,7 @@ def sums_of_groups(
         {name: GroupSums(len(groups), len(part.features)) for name in _QUANTITIES} for part in parts
     ]
     for known, found in _read(model, records, parts, [key], progress):
-        group = np.where(known["row"] >= 0, known[f"label/{key}"], -1)
+        group = np.where(known[ROW] >= 0, known[label_key(key)], -1)
         for number, (of_part, weights) in enumerate(zip(sums, found, strict=True)):
             # A cell that lacks a further modality has no part in its means.
             lacks = number > 0 and np.bincount(weights.cell, minlength=len(group)) == 0

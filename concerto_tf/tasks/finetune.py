@@ -251,7 +251,7 @@ def _data_from(
             shuffle=True,
             seed=seed,
             repeat=True,
-            genes=model.encoder.genes,
+            genes=model.encoder.chosen_genes,
             first_epoch=done // per_epoch,
             sources=model.encoder.sources,
             packed=True,
@@ -273,7 +273,7 @@ def _calibrate(
     def batches(labels: np.ndarray) -> tf.data.Dataset:
         data = records.dataset(
             min(_BATCH_CELLS, records.n_cells),
-            genes=model.encoder.genes,
+            genes=model.encoder.chosen_genes,
             packed=True,
             sources=model.encoder.sources,
             modalities=seen_modalities(model.encoder, records),

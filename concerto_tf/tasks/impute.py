@@ -17,6 +17,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.reference import Reference, Values
 from concerto_tf.records import Records
+from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.cells import as_records, is_records, key_where_there
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.reference import find_reference, model_folder
@@ -206,7 +207,7 @@ def _modalities_of(reference: object) -> dict[str, str] | None:
         return {name: "" for name in reference.values}
     if is_records(reference):
         records = reference if isinstance(reference, Records) else Records(reference)
-        names = [name for name in records.manifest.modalities if name != "rna"]
+        names = [name for name in records.manifest.modalities if name != RNA]
         found = {name: "" for name in names}
     else:
         found = {name: f"obsm:{name}" for name in _tables(reference)}

@@ -75,7 +75,7 @@ def _model(path: Path) -> dict[str, Any]:
         }
         config = config["encoder"]
     genes = config["genes"]
-    sizes = {config.get("modality", "rna"): len(config["vocabulary"])}
+    sizes = {config["modality"]: len(config["vocabulary"])}
     for name, of in config.get("modalities", {}).items():
         sizes[name] = len(of["vocabulary"])
     found = {

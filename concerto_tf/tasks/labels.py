@@ -10,6 +10,8 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.models.classifier import UNKNOWN
 from concerto_tf.records import Records
+from concerto_tf.records.batch import ROW, SOURCE, Minibatch
+from concerto_tf.records.batch import label_key as key_of_label
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -44,9 +46,9 @@ def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarra
     names = records.labels[label_key]
     codes = np.full(records.n_cells, MISSING)
     for batch in records.dataset(
-        min(4096, records.n_cells), genes=np.zeros(0, np.int64), labels=[label_key], pad_last=False
+        min(4096, records.n_cells), modalities=(), labels=[label_key], pad_last=False
     ):
-        codes[batch["row"].numpy()] = batch[f"label/{label_key}"].numpy()
+        codes[batch[ROW].numpy()] = Minibatch(batch).label(label_key).numpy()
     if UNKNOWN in names and (codes == names.index(UNKNOWN)).any():
         _log.info("%s: cells labelled %r count as unlabelled", label_key, UNKNOWN)
         codes[codes == names.index(UNKNOWN)] = MISSING
@@ -122,9 +124,9 @@ def labelled_batches(data: tf.data.Dataset, label_key: str, codes: np.ndarray) -
     table = tf.constant(codes, tf.int32)
 
     def labelled(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        row = batch["row"]
+        row = batch[ROW]
         label = tf.where(row >= 0, tf.gather(table, tf.maximum(row, 0)), HELD_OUT)
-        source = tf.where(label == HELD_OUT, -1, batch["source"])
-        return {**batch, "source": source, f"label/{label_key}": tf.maximum(label, MISSING)}
+        source = tf.where(label == HELD_OUT, -1, batch[SOURCE])
+        return {**batch, SOURCE: source, key_of_label(label_key): tf.maximum(label, MISSING)}
 
     return data.map(labelled)

@@ -25,6 +25,7 @@ from concerto_tf.models.reference_files import (
 )
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.records import Records
+from concerto_tf.records.batch import ROW, Minibatch, label_key
 from concerto_tf.records.manifest import FILE_NAME as MANIFEST
 from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.tasks.cells import as_records, is_records
@@ -208,7 +209,7 @@ def _read_labels(records: Records, keys: Sequence[str]) -> dict[str, Labels]:
         if not names:
             raise InputError(f"the reference's {key!r} is empty; name a column with labels")
         place = {name: code for code, name in enumerate(names)}
-        codes = [place.get(name, -1) for name in known[f"label/{key}"]]
+        codes = [place.get(name, -1) for name in known[label_key(key)]]
         labels[key] = Labels(np.array(codes, np.int32), names)
     return labels
 
@@ -227,14 +228,11 @@ def read_values(records: Records, modality: str) -> Values:
     info = records.manifest.modalities[modality]
     dense = info.n_genes <= _DENSE_FEATURES
     rows, parts = [], []
-    data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells), genes=np.zeros(0, np.int64), modalities=[modality]
-    )
+    data = records.dataset(min(_BATCH_CELLS, records.n_cells), modalities=[modality])
     with records.naming_damage():
         for batch in data:
-            row = batch["row"].numpy()
-            genes = batch[f"{modality}/genes"].numpy()[row >= 0]
-            values = batch[f"{modality}/values"].numpy()[row >= 0]
+            row, held = batch[ROW].numpy(), Minibatch(batch).modality(modality)
+            genes, values = (x.numpy()[row >= 0] for x in (held.genes, held.values))
             if info.scales_with_depth:
                 total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
                 values = np.log1p(values * (TARGET_SUM / total))

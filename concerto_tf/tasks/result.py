@@ -14,6 +14,7 @@ from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, open_input
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.cells import Input
 from concerto_tf.records.overlap import union
 from concerto_tf.tasks.cells import is_records
@@ -232,7 +233,7 @@ def _stream(opened: list[Input], places: list[Any], rows: np.ndarray, group: h5p
         for start in range(0, cells.n_cells, _CHUNK_CELLS):
             stop = min(start + _CHUNK_CELLS, cells.n_cells)
             kept = rows[(rows >= first + start) & (rows < first + stop)] - first - start
-            matrix = place.apply(cells.chunk(start, stop)["rna"])[kept]
+            matrix = place.apply(cells.chunk(start, stop)[RNA])[kept]
             matrix.sort_indices()
             old = data.shape[0]
             for dataset, part in ((data, matrix.data), (indices, matrix.indices)):

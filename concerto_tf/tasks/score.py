@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.cells import Input
 from concerto_tf.records.units import detect_units, scales_with_depth
 from concerto_tf.records.writer import TARGET_SUM
@@ -234,13 +235,13 @@ def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     """Normalised values [cells, genes], read in chunks."""
     size = min(_SAMPLE_CELLS, cells.n_cells)
     starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-    units = detect_units(cells.chunk(start, start + size)["rna"] for start in starts)
+    units = detect_units(cells.chunk(start, start + size)[RNA] for start in starts)
     counts = scales_with_depth(units)
     if not counts:
         _log.info("%s: normalised already; scored as it is", cells.name)
     parts = []
     for start in range(0, cells.n_cells, _CHUNK_CELLS):
-        chunk = cells.chunk(start, min(start + _CHUNK_CELLS, cells.n_cells))["rna"]
+        chunk = cells.chunk(start, min(start + _CHUNK_CELLS, cells.n_cells))[RNA]
         part = chunk[:, genes].astype(np.float64)
         if counts:
             total = np.asarray(chunk.sum(axis=1, dtype=np.float64)).ravel()

@@ -13,6 +13,7 @@ from concerto_tf._files import atomic
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.cells import Input, Part
 from concerto_tf.simulate import Experiment, SplatParams
 from concerto_tf.tasks.result import assemble, check_target
@@ -178,7 +179,7 @@ def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:
     return Input(
         "simulation",
         experiment.params.n_cells,
-        {"rna": Part(genes, _Counts(experiment, progress), "X")},
+        {RNA: Part(genes, _Counts(experiment, progress), "X")},
         _Table(experiment),
     )
 

@@ -23,6 +23,7 @@ from concerto_tf.models.optimizers import make_optimizer
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
+from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
 from concerto_tf.tasks.training import (
@@ -307,7 +308,7 @@ def _create(
     if unknown:
         raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
     looks_at = cls.choose_modalities(records, modalities)
-    chosen = resolve_genes(genes or DEFAULT_GENES, records) if "rna" in looks_at else None
+    chosen = resolve_genes(genes or DEFAULT_GENES, records) if RNA in looks_at else None
 
     def create(**own: Any) -> ContrastiveModel:
         return cls.from_records(
@@ -346,7 +347,7 @@ def _batches(
     """Batches of the cells of records as a model trains on them."""
     return records.dataset(
         batch_size,
-        genes=model.genes,
+        genes=model.chosen_genes,
         sources=model.sources,
         packed=True,
         modalities=seen_modalities(model, records),

@@ -263,4 +263,4 @@ def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -
     assert model.branches[0].student_norm.aligned
     model.initialize([cells])
     np.testing.assert_array_equal(model.branches[0].student_norm.source_offset.numpy(), 0)
-    assert not make_model(components=0).student_norm.aligned
+    assert not make_model(components=0).branches[0].student_norm.aligned

@@ -211,6 +211,45 @@ def test_genes_that_were_not_measured_stand_at_their_mean(
     assert np.abs(zeros - want).max() > 100 * np.abs(got - want).max()
 
 
+def test_features_of_a_further_modality_that_were_not_measured_stand_at_their_mean(
+    make_two: Callable, make_batch: Callable
+) -> None:
+    model, cells = randomized(make_two(readout="both", mask_rate=0.0)), make_batch(50)
+    cells["source"][:] = 0
+    genes = np.tile(np.arange(N_PROTEINS, dtype=np.int32), (50, 1))
+    full = np.random.default_rng(5).gamma(2.0, 1.0, (50, N_PROTEINS)).astype(np.float32)
+
+    def with_protein(values: np.ndarray) -> dict[str, np.ndarray]:
+        return {**cells, "protein/genes": genes, "protein/values": values.astype(np.float32)}
+
+    model.calibrate([with_protein(full)])
+    measured = np.arange(N_PROTEINS) > 1
+    mean = np.array(model.branches[1].student_norm.moving_mean)[0]
+    want = model.embed([with_protein(np.where(measured, full, mean))])
+    part = with_protein(np.where(measured, full, 0))
+    got = model.embed([part], {"protein": measured})
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    assert np.abs(model.embed([part]) - want).max() > 100 * np.abs(got - want).max()
+
+
+def test_any_modality_may_be_the_one_that_cells_lack(
+    make_two: Callable, batch: dict[str, np.ndarray]
+) -> None:
+    model = randomized(make_two(readout="both"))
+    protein = {key: value for key, value in batch.items() if key.startswith("protein/")}
+    rna = {key: batch[key] for key in ("genes", "values", "total")}
+    of = {"source": batch["source"]}
+    silent = {
+        "rna": {**rna, "values": 0 * batch["values"], "total": 0 * batch["total"], **protein},
+        "protein": {**rna, **protein, "protein/values": 0 * batch["protein/values"]},
+    }
+    for without, have in (("rna", protein), ("protein", rna)):
+        want = model.embed([{**silent[without], **of}])
+        np.testing.assert_allclose(model.embed([{**have, **of}]), want, atol=1e-5)
+    with pytest.raises(InputError, match="no rna or protein"):
+        model.embed([of])
+
+
 def test_total_of_a_cell_makes_up_for_genes_that_were_not_measured(
     make_model: Callable, make_batch: Callable
 ) -> None:

@@ -100,14 +100,15 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
         "modalities": {"protein": {"vocabulary": ["CD3", "CD19"], "target_sum": None}},
     }
     standard = Concerto([f"G{i}" for i in range(30)])
-    config = make_model(**changed).get_config()
+    model = make_model(**changed)
+    config = model.get_config()
     elsewhere = {"loss"}  # tests/models/test_dense.py
     given = {"concerto_tf", "saved_format", "name", "vocabulary", "symbols"}
     for name in set(config) - given - elsewhere:
         assert config[name] != standard.get_config()[name], f"{name} is not changed by this test"
-    save_model(make_model(**changed), tmp_path / "m.keras")
+    save_model(model, tmp_path / "m.keras")
     again = load_model(tmp_path / "m.keras")
-    for name, value in make_model(**changed).get_config().items():
+    for name, value in config.items():
         assert again.get_config()[name] == value, name
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +41,7 @@ def cells_of(records: Records) -> AnnData:
 
     parts, rows = [], []
     with records.naming_damage():
-        for batch in records.dataset(min(1024, records.n_cells), modalities=["rna"]):
+        for batch in records.dataset(min(1024, records.n_cells), modalities=[RNA]):
             genes, values, row = (batch[key].numpy() for key in ("genes", "values", "row"))
             at = np.nonzero((values != 0) & (row >= 0)[:, np.newaxis])
             part = sp.csr_matrix(

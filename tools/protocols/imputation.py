@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.impute import K, impute
 from protocols.embeddings import check_training
 from protocols.report import check_folder, leave
@@ -123,7 +124,7 @@ def _compare(
         model = train(
             records,
             f"{folder}/model",
-            modalities=None if multimodal else ["rna"],
+            modalities=None if multimodal else [RNA],
             seed=seed,
             **training,
         )
