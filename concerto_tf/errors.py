@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument as a message names it: in Python's spelling, which the command line renders.
+
+    Attributes:
+        name: The argument's name in the Python call.
+        value: What to give it; None: that is for the caller to say.
+        of: The Python call that takes it, where that is another than the one that raises.
+
+    Example:
+        >>> print(Argument("genes", "all"), Argument("reference"))
+        genes='all' reference=...
+    """
+
+    name: str
+    value: Any = None
+    of: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}={'...' if self.value is None else repr(self.value)}"
+
 
 class InputError(ValueError):
     """The input, an argument or a file is unsuitable, and the user can mend it.
@@ -9,12 +34,25 @@ class InputError(ValueError):
     The message is one or two lines: what is wrong, where, and what to do about it. The command
     line prints it without a traceback and ends with exit code 2.
 
+    Args:
+        message: The message, which names no argument by its spelling.
+        argument: The argument that mends it: its name, or an `Argument` with a value. Python's
+            spelling follows the message in parentheses; the command line writes its own option.
+
     Example:
-        >>> raise InputError("counts.h5ad: there is no such file; check the path")
+        >>> raise InputError("counts.h5ad: has no raw counts; name their layer", "layer")
         Traceback (most recent call last):
         ...
-        concerto_tf.errors.InputError: counts.h5ad: there is no such file; check the path
+        concerto_tf.errors.InputError: counts.h5ad: has no raw counts; name their layer (layer=...)
     """
+
+    def __init__(self, message: str, argument: str | Argument | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.argument = Argument(argument) if isinstance(argument, str) else argument
+
+    def __str__(self) -> str:
+        return self.message if self.argument is None else f"{self.message} ({self.argument})"
 
 
 class Interrupted(RuntimeError):

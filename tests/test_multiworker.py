@@ -216,6 +216,6 @@ def test_what_describes_the_workers_is_checked(
     tf.config.list_logical_devices()  # TensorFlow begins
     with pytest.raises(InputError, match="first in a process"):
         train(records, tmp_path / "model", strategy="multiworker")
-    with pytest.raises(InputError, match="for concerto train alone"):
+    with pytest.raises(InputError, match="for `train` alone"):
         check_arguments(strategy="multiworker")  # as run and finetune do
     assert not (tmp_path / "model").exists()

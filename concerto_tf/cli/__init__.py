@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from concerto_tf.cli import spelling
 from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.commands import DONE, FAULT, INTERRUPTED, UNSUITABLE
 from concerto_tf.errors import InputError, Interrupted
@@ -74,7 +75,7 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
     if options.debug:
         traceback.print_exc()
     if isinstance(error, InputError):
-        print(f"concerto: {error}", file=sys.stderr)
+        print(f"concerto: {spelling.message(error, options)}", file=sys.stderr)
         return UNSUITABLE
     text = (str(error).splitlines() or [""])[0][:300]
     system = _of_the_system(error)
@@ -108,8 +109,12 @@ def _of_the_system(error: Exception) -> str | None:
 class _Lines(logging.Handler):
     """Messages as lines on what stderr is at the moment: a bar makes room for them above it."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._options = options
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr)
+        print(spelling.line(record, self._options), file=sys.stderr)
 
 
 def _quiet_libraries(options: argparse.Namespace) -> None:
@@ -125,7 +130,7 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         # HDF5 raises again, by the dozen, while what could not be written is cleared away.
         sys.excepthook = sys.unraisablehook = lambda *_: None
     log = logging.getLogger("concerto_tf")
-    log.handlers = [_Lines()]
+    log.handlers = [_Lines(options)]
     log.setLevel(logging.ERROR if options.quiet else logging.INFO)
     log.propagate = False
 

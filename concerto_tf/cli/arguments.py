@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         made = subparsers.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, parsers=subparsers.choices)
         return made
 
     def keys(made: argparse.ArgumentParser, *, labels: str | None = "one") -> None:

@@ -248,6 +248,7 @@ class StopOnNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if not np.isfinite((logs or {}).get("loss", 0.0)):
             raise InputError(
-                f"the loss became {logs['loss']} at step {batch + 1}; train again with a smaller "
-                "--learning-rate, into another folder"
+                f"the loss became {logs['loss']} at step {batch + 1}; train again, into another "
+                "folder, with a smaller step",
+                "learning_rate",
             )

@@ -215,7 +215,7 @@ def _read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{folder}: there is no reference; give the reference's cells with --reference"
+            f"{folder}: there is no reference; give the reference's cells", "reference"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(

@@ -75,8 +75,8 @@ def model_file(path: str | Path) -> Path:
             if (of_run / FILE_NAME).exists():
                 raise InputError(f"{path.parent}: holds no {FILE_NAME}; its model is {of_run}")
             raise InputError(
-                f"{path.parent}: holds no {FILE_NAME}; name a folder that concerto train finished "
-                "(run the same concerto train again to finish it), or a .keras file"
+                f"{path.parent}: holds no {FILE_NAME}; name a folder that `train` finished "
+                "(run the same `train` again to finish it), or a .keras file"
             )
     if not path.exists():
         raise InputError(f"{path}: there is no such model; check the path")

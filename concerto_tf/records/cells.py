@@ -281,7 +281,7 @@ class Input:
         try:
             return read()
         except InputError as error:
-            raise InputError(f"{self.name}: {where}: {error}") from error
+            raise InputError(f"{self.name}: {where}: {error.message}", error.argument) from error
         except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
             raise InputError(
                 f"{self.name}: {where} cannot be read ({first_line(error)}); the file is damaged"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import LABEL, RNA
 from concerto_tf.records.inputs import Input, open_input
 from concerto_tf.records.joining import join
@@ -302,12 +302,13 @@ def _take_over(out: Path, plan: str, overwrite: bool, skip_damaged: bool) -> Rec
                 records.check()
                 return records
             except InputError as error:
-                _log.warning("%s: damaged, and converted again (%s)", out, error)
+                _log.warning("%s: damaged, and converted again (%s)", out, error.message)
             overwrite = True
         if not overwrite:
             raise InputError(
                 f"{out}: already holds finished records of something else, or the input has "
-                "changed since; name another folder or overwrite them (overwrite=True, --overwrite)"
+                "changed since; name another folder or overwrite them",
+                Argument("overwrite", True),
             )
         _clean(out)
     elif (out / "plan.json").exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.overlap import FEWEST_SHARED
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _of_all_inputs(records: Records, share: np.ndarray, n_top: int) -> GeneStats
 
 
 def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
-    """Reads the option `--genes`.
+    """Reads which genes a model is to look at.
 
     Args:
         wanted: "all"; "hvg:N", the most variable of the genes that all inputs of the records were
@@ -126,25 +126,27 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
     if number:
         n_top = int(number[1])
         if n_top < 1:
-            raise InputError(f"--genes {wanted}: ask for at least one gene")
+            raise InputError(f"{wanted}: ask for at least one gene", "genes")
         if n_top >= records.n_genes and not partly.any():
             return None
         stats = _of_all_inputs(records, share, n_top) if partly.any() else records.gene_stats
         chosen = highly_variable(stats, n_top)
         if not len(chosen):
             raise InputError(
-                f"{records.path}: no gene is seen in {_FEWEST_CELLS} cells and varies; look at all "
-                "with --genes all, or check the counts"
+                f"{records.path}: no gene is seen in {_FEWEST_CELLS} cells and varies; check the "
+                "counts, or look at all genes",
+                Argument("genes", "all"),
             )
         return chosen
     if wanted.startswith("hvg"):
-        raise InputError(f"--genes {wanted}: write hvg:2000 for the 2,000 most variable genes")
+        raise InputError(f"{wanted}: write hvg:2000 for the 2,000 most variable genes", "genes")
     try:
         text = as_path(wanted).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--genes {wanted}: cannot be read as a list of genes ({error}); give all, hvg:2000 or "
-            "a file with one gene per line"
+            f"{wanted}: cannot be read as a list of genes ({error}); give all, hvg:2000 or a file "
+            "with one gene per line",
+            "genes",
         ) from error
     names = [line.strip() for line in text.splitlines() if line.strip()]
     vocabulary = records.vocabulary
@@ -156,6 +158,7 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         shown = ", ".join(vocabulary.names[:3])
         given = ", ".join(names[:3]) or "nothing"
         raise InputError(
-            f"--genes {wanted}: none of its genes ({given}, ...) is in the records ({shown}, ...)"
+            f"{wanted}: none of its genes ({given}, ...) is in the records ({shown}, ...)",
+            "genes",
         )
     return np.array(sorted(indices), np.int64)

@@ -154,8 +154,9 @@ def _named(name: str, open_it: Any) -> Input:
     except MissingModality as error:
         raise MissingModality(error.modality, f"{error.reason} in {name}") from error
     except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
+        text = error.message
+        text = text if text.startswith(f"{name}: ") else f"{name}: {text}"
+        raise InputError(text, error.argument) from error
     except PermissionError as error:
         raise InputError(
             f"{name}: you are not permitted to read it; ask its owner, or copy it"

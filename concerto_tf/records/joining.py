@@ -119,7 +119,7 @@ def join(
         )
         others = list(dict.fromkeys(name for cells in inputs for name in cells.layers))
         if modality == RNA and others:
-            line += f"; if the counts are in one of {', '.join(others)}, name it (--layer)"
+            line += f"; if the counts are in one of {', '.join(others)}, name that layer"
         report["lines"].append(line)
     return Joined(
         inputs=inputs,
@@ -181,7 +181,7 @@ def _genes(
             if modality in like:
                 what += "; convert such inputs apart to have them told from zero"
             elif modality == RNA and len(every) >= FEWEST_SHARED:
-                what = "a new model looks at these unless --genes names others"
+                what = "a new model looks at these unless its genes are named"
             report["lines"].append(
                 f"{modality}: {len(every):,} of {len(some):,} genes are in all inputs; {what}"
             )

@@ -177,7 +177,7 @@ def _missing(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: there is no such folder; check the path"
     if not folder.is_dir():
-        return f"{folder}: is no folder of records; concerto convert makes one from such a file"
+        return f"{folder}: is no folder of records; `convert` makes one from such a file"
     if (folder / "plan.json").exists():
         return f"{folder}: the conversion is unfinished; run the same convert again to finish it"
     return f"{folder}: has no {FILE_NAME}, so it holds no records"

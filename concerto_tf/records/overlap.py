@@ -261,8 +261,14 @@ def check_overlap(match: Match, what: str, minimum: float = 0.1) -> None:
         return
     raise InputError(
         f"{what}: only {match.shared:,} of its {len(match.query):,} genes are among the "
-        f"{len(match.reference):,} they are to be matched to; {_cause(match)}"
+        f"{len(match.reference):,} they are to be matched to; {_cause(match)}",
+        "orthologs" if _of_two_species(match) else None,
     )
+
+
+def _of_two_species(match: Match) -> bool:
+    species = {match.query.species, match.reference.species}
+    return None not in species and len(species) == 2
 
 
 def _cause(match: Match) -> str:
@@ -275,11 +281,11 @@ def _cause(match: Match) -> str:
         )
     kinds = [KINDS[side.kind] for side in (query, reference)]
     species = [side.species for side in (query, reference)]
-    if None not in species and species[0] != species[1]:
+    if _of_two_species(match):
         return (
             f"they look like {species[0]} ({kinds[0]}: {_typical(query)}), the others like "
             f"{species[1]} ({kinds[1]}: {_typical(reference)}); give an ortholog table that has "
-            "these names (--orthologs)"
+            "these names"
         )
     if query.kind != reference.kind:
         return (

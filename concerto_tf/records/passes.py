@@ -13,7 +13,7 @@ import numpy as np
 
 from concerto_tf._files import atomic, sha256
 from concerto_tf._version import __version__
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import RNA, ROW, SOURCE, label_key
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo, vocabulary_file
@@ -107,7 +107,8 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
             raise InputError(
                 f"{cells.name}: {n_empty} {have} no counts at all ({', '.join(names)}"
                 f"{', ...' * (n_empty > 3)}); run sc.pp.filter_cells(adata, min_counts=1) or leave "
-                "them out (drop_empty=True, --drop-empty)"
+                "them out",
+                Argument("drop_empty", True),
             )
     if empty:
         report["lines"].append(f"{empty} cells without any count were left out")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
 from concerto_tf.records.manifest import Manifest, ShardInfo
 from concerto_tf.records.shards import intact, problem_of, size_problem
@@ -345,7 +345,7 @@ class Records:
             try:
                 self._vocabulary_content(name)
             except InputError as error:
-                problems.append(str(error))
+                problems.append(error.message)
         done = 0
         for shard in self.manifest.shards:
             problem = self._problem(shard) or self._count_problem(shard)
@@ -404,7 +404,8 @@ class Records:
             known = ", ".join(self.manifest.modalities)
             raise InputError(
                 f"{self.path}: has no modality {modality!r} (there are: {known}); convert again "
-                f"with its place, for example --modality {modality}=obsm:{modality}"
+                "with its place",
+                Argument("modalities", {modality: f"obsm:{modality}"}, of="convert"),
             )
         info = self.manifest.modalities[modality]
         path = self.path / info.vocabulary
@@ -463,8 +464,8 @@ class Records:
             if name not in self.manifest.labels:
                 known = ", ".join(self.manifest.labels) or "none"
                 raise InputError(
-                    f"{self.path}: has no label {name!r} (there are: {known}); convert again with "
-                    f"label_keys=[{name!r}]"
+                    f"{self.path}: has no label {name!r} (there are: {known}); convert with it",
+                    Argument("label_keys", [name], of="convert"),
                 )
         index, count = shard_of
         if not 0 <= index < count:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records import Records, Vocabulary
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
@@ -36,7 +36,8 @@ def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
             what = "genes" if one.name == RNA else f"features of {one.name}"
             raise InputError(
                 f"{records.name}: its {len(found)} {what} are not the {len(one.vocabulary)} of "
-                "the model; convert the cells again with --like MODEL"
+                "the model; convert the cells again like it",
+                Argument("like", of="convert"),
             )
 
 
@@ -60,7 +61,8 @@ def check_measured(model: ContrastiveModel, records: Records) -> dict[str, np.nd
         if not seen.any():
             raise InputError(
                 f"{records.name}: none of the {len(seen)} genes{of} that the model looks at is in "
-                "these cells; give cells of the model's kind, or train with --genes all"
+                "these cells; give cells of the model's kind, or train on all genes",
+                Argument("genes", "all", of="train"),
             )
         if seen.mean() < _FEW_MEASURED:
             _log.warning(
@@ -88,8 +90,8 @@ def check_units(model: ContrastiveModel, records: Records) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
     kinds = {True: "raw counts", False: "values that are normalised already"}
     mend = {
-        True: "give it those (for example --layer counts)",
-        False: "give it those (--layer NAME), or train a model on these cells",
+        True: "give it those",
+        False: "train a model on these cells, or give it those",
     }
     for one in model.modality_inputs:
         if one.name not in records.manifest.modalities:
@@ -100,5 +102,7 @@ def check_units(model: ContrastiveModel, records: Records) -> None:
             where = records.name if one.name == RNA else f"{records.name}: {one.name}"
             held = "fractions on the scale of counts" if info.units == LINEAR else kinds[counts]
             raise InputError(
-                f"{where}: holds {held}, but the model was trained on {kinds[wants]}; {mend[wants]}"
+                f"{where}: holds {held}, but the model was trained on {kinds[wants]}; "
+                f"{mend[wants]}",
+                Argument("layer", "counts" if wants else None),
             )

@@ -146,8 +146,8 @@ def as_classifier(model: Any) -> Classifier:
         model = load_model(model)
     if not isinstance(model, Classifier):
         raise InputError(
-            f"{where}: tells no cell types; teach it some with concerto finetune, or transfer "
-            "labels from a reference with concerto map"
+            f"{where}: tells no cell types; teach it some with `finetune`, or transfer "
+            "labels from a reference with `map`"
         )
     return model
 

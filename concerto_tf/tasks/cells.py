@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.manifest import FILE_NAME
@@ -129,25 +129,24 @@ def _own_places(model: ContrastiveModel, cells: Any, given: Mapping[str, str]) -
     with open_input(cells, modalities=guesses, lenient=RNA in model.looks_at) as found:
         for name in set(guesses) - set(found.modalities):
             _log.info(
-                "%s: has no obsm[%r]; %s is taken as missing (--modality %s=PLACE names another "
-                "place)",
+                "%s: has no obsm[%r]; %s is taken as missing unless %s names another place",
                 found.name,
                 name,
                 name,
-                name,
+                Argument("modalities"),
             )
         return {name: place for name, place in guesses.items() if name in found.modalities}
 
 
 def _check_held(records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]) -> None:
     """Raises InputError if records lack labels or modalities that are asked for."""
-    for kind, held, asked, option in (
-        ("labels", records.labels, label_keys, "label-key"),
+    for kind, held, asked, argument in (
+        ("labels", records.labels, label_keys, "label_keys"),
         (
             "modality",
             [m for m in records.manifest.modalities if m != RNA],
             modalities,
-            "modality",
+            "modalities",
         ),
     ):
         for name in asked:
@@ -155,5 +154,6 @@ def _check_held(records: Records, label_keys: Sequence[str], modalities: Mapping
                 known = ", ".join(held) or "none"
                 raise InputError(
                     f"{records.path}: has no {kind} {name!r} (there are: {known}); convert again "
-                    f"with --{option} {name}"
+                    "with it",
+                    Argument(argument, [name] if argument == "label_keys" else None, of="convert"),
                 )

@@ -40,7 +40,7 @@ LABELS = ("concerto_label", "concerto_cluster")
 ON_CELLS = (
     "tests are on cells, which are no replicates: cells of one sample are alike, so what is found "
     "between two samples may be a difference of samples and not of conditions; name the column "
-    "of samples (--sample-key), two of each condition or more"
+    "of samples, two of each condition or more"
 )
 ON_SAMPLES = (
     "significance is by tests between samples; p values of the Wilcoxon tests (p, p_adjusted) "
@@ -139,7 +139,7 @@ def compare(
                 "pip install 'concerto_tf[enrichment]'"
             )
     else:
-        notes.append("no gene sets given (--sets FILE.gmt): no module scores and no enrichment")
+        notes.append("no gene sets given: no module scores and no enrichment")
     notes.append(ON_CELLS if groups.samples is None else ON_SAMPLES)
     for note in notes:
         _log.warning("%s: %s", name, note)
@@ -202,7 +202,8 @@ def _label_key(cells: Input) -> str:
     known = ", ".join(cells.columns) or "none"
     raise InputError(
         f"{cells.name}: neither {' nor '.join(LABELS)} in obs (there: {known}); name the column of "
-        "cell types (--label-key)"
+        "cell types",
+        "label_key",
     )
 
 

@@ -122,7 +122,7 @@ class Workers:
             if self.count == 1:
                 raise
             raise Interrupted(
-                "another worker ended; run the same command on all workers to continue"
+                "another worker ended; run the same again on all workers to continue"
             ) from error
 
 
@@ -137,7 +137,7 @@ def _over_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     except RuntimeError as error:
         raise InputError(
             "strategy multiworker has to come first in a process, and TensorFlow has begun "
-            "already; train in a process of its own, without --skip-damaged"
+            "already; train in a process of its own, from the path of sound records"
         ) from error
     except tf.errors.OpError as error:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.records import Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
@@ -179,8 +179,8 @@ def _with_attention(model: Any) -> Any:
     encoder = encoder_of(model)
     if not isinstance(encoder, ContrastiveModel) or not hasattr(encoder, "attention_weights"):
         raise InputError(
-            f"a {type(encoder).__name__} has no gene attention to explain; train with "
-            "--method concerto"
+            f"a {type(encoder).__name__} has no gene attention to explain; train another",
+            Argument("method", "concerto", of="train"),
         )
     return encoder
 
@@ -194,10 +194,11 @@ def _parts(model: Any, records: Records) -> list[_Part]:
         measured = one.chosen(records.measured(name))
         if one.n_inputs < len(one.vocabulary):
             _log.info(
-                "the model looks at %d of its %d genes; the others have no attention (train with "
-                "--genes all to have it for every gene)",
+                "the model looks at %d of its %d genes; the others have no attention (train with %s "
+                "to have it for every gene)",
                 one.n_inputs,
                 len(one.vocabulary),
+                Argument("genes", "all", of="train"),
             )
         parts.append(_Part(name, one.chosen(one.names), measured))
     return parts
@@ -318,8 +319,9 @@ def sums_of_groups(
     if key not in records.labels:
         known = ", ".join(records.labels) or "none"
         raise InputError(
-            f"{records.path}: has no column {key!r} to group by (there are: {known}); convert "
-            f"again with label_keys=[{key!r}], or explain the cells themselves"
+            f"{records.path}: has no column {key!r} to group by (there are: {known}); explain "
+            "the cells themselves, or convert again with it",
+            Argument("label_keys", [key], of="convert"),
         )
     groups = records.labels[key]
     if len(groups) > MOST_GROUPS:

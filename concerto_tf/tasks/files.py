@@ -34,7 +34,7 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
     if not path.exists():
         raise InputError(f"{path}: there is no such file; check the path")
     if not path.is_dir() and not is_hdf5(path):
-        raise InputError(f"{path}: no .h5ad; concerto embed or run writes one")
+        raise InputError(f"{path}: no .h5ad; `embed` or `run` writes one")
     try:
         if path.is_dir():
             return anndata.io.read_zarr(path)
@@ -45,7 +45,7 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
     except Exception as error:  # noqa: BLE001 - whatever the libraries raise, the file is wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"{path}: cannot be read as .h5ad ({reason}); concerto embed or run writes one"
+            f"{path}: cannot be read as .h5ad ({reason}); `embed` or `run` writes one"
         ) from error
 
 
@@ -54,8 +54,9 @@ def check_embedding(name: str | Path, adata: AnnData, rep: str) -> None:
     if rep != "X" and rep not in adata.obsm:
         known = ", ".join(adata.obsm) or "none"
         raise InputError(
-            f"{name}: no embedding {rep!r} in obsm (there: {known}); name one with --rep, or make "
-            "one with concerto embed"
+            f"{name}: no embedding {rep!r} in obsm (there: {known}); make one with `embed`, "
+            "or name another",
+            "rep",
         )
 
 

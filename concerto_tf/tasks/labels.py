@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.classifier import UNKNOWN
 from concerto_tf.records import Records
 from concerto_tf.records.batch import ROW, SOURCE, Minibatch
@@ -40,8 +40,8 @@ def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarra
     if label_key not in records.labels:
         known = ", ".join(records.labels) or "none"
         raise InputError(
-            f"{records.path}: has no label {label_key!r} (there are: {known}); convert again with "
-            f"--label-key {label_key}"
+            f"{records.path}: has no label {label_key!r} (there are: {known}); convert with it",
+            Argument("label_keys", [label_key], of="convert"),
         )
     names = records.labels[label_key]
     codes = np.full(records.n_cells, MISSING)

@@ -389,12 +389,11 @@ def _check_arguments(
         raise InputError(f"alpha is {alpha}; it must be at least 0 and below 1")
     if finetune and (reference is None or isinstance(reference, Reference)):
         raise InputError(
-            "fine-tuning embeds the reference anew, and so needs its cells (--reference)"
+            "fine-tuning embeds the reference anew, and so needs its cells", "reference"
         )
     if finetune and batch_aware:
         raise InputError(
-            "fine-tuning learns the query's own statistics already; leave out one of finetune and "
-            "batch_aware"
+            "fine-tuning learns the query's own statistics already; leave out one of the two"
         )
     if groupby is not None and not keys:
         raise InputError("groups are shown beside reference labels; name a label key, too")

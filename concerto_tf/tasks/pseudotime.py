@@ -170,7 +170,8 @@ def _root(
     known = choices(root, [str(group) for group in groups.cat.categories])
     raise InputError(
         f"{name}: the root {root!r} is neither a cell nor a group of {key!r}; {known}"
-        + ("" if named else " (--groupby names another column)")
+        + ("" if named else "; or name another column of groups"),
+        None if named else "groupby",
     )
 
 

@@ -107,13 +107,15 @@ def find_reference(
         if kept is None or not is_reference(kept):
             where = "the model" if folder is None else str(folder)
             raise InputError(
-                f"{where}: no reference is kept there yet; give the reference's cells (--reference)"
+                f"{where}: no reference is kept there yet; give the reference's cells",
+                "reference",
             )
         found = load_reference(kept)
         if found.model != own:
             raise InputError(
                 f"{kept}: belongs to another model (this one was trained again or replaced); give "
-                "the reference's cells again (--reference)"
+                "the reference's cells again",
+                "reference",
             )
         # Those that the model looks at itself are in the embeddings, and may lie elsewhere here.
         others = {name: of for name, of in wanted.items() if name not in model.looks_at}
@@ -133,7 +135,7 @@ def find_reference(
         try:
             found = load_reference(kept)
         except InputError as error:
-            _log.warning("%s; making it anew", error)
+            _log.warning("%s; making it anew", error.message)
         else:
             if found.model == own and found.cells == identity:
                 made = found
@@ -260,7 +262,8 @@ def _with_all(
         if held and place and held != place:
             raise InputError(
                 f"the reference holds modality {name!r} of {held}, not of {place}; name that "
-                "place, or give the reference's cells again (--reference)"
+                "place, or give the reference's cells again",
+                "reference",
             )
     return reference
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.cells import Input
 from concerto_tf.tasks.embed import KEY, embed_records
@@ -191,12 +191,11 @@ def _hint_at_sources(cells: Input) -> None:
             found = len(cells.column(key)[1])
             if 2 <= found <= 100:
                 _log.info(
-                    "%s: obs has %r with %d values; --source-key %s would normalise each by its "
-                    "own statistics",
+                    "%s: obs has %r with %d values; %s would normalise each by its own statistics",
                     cells.name,
                     key,
                     found,
-                    key,
+                    Argument("source_key", key),
                 )
                 return
 
@@ -320,13 +319,14 @@ class _State:
             changed = [key for key in both if held["asked"].get(key) != asked.get(key)]
             if changed and self.trained:
                 raise InputError(
-                    f"{out}: holds a run with another {' and '.join(changed)}; name another folder "
-                    "with -o, or remove this one"
+                    f"{out}: holds a run with another {' and '.join(changed)}; remove this "
+                    "one, or name another folder",
+                    "out",
                 )
             self.seconds = held["seconds"]
             remove_temporaries(out)
         elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise InputError(f"{out}: is not empty and holds no run; name another folder with -o")
+            raise InputError(f"{out}: is not empty and holds no run; name another folder", "out")
 
     @property
     def trained(self) -> bool:
@@ -348,7 +348,8 @@ class _State:
             self._save()
         except OSError as error:
             raise InputError(
-                f"{self.out}: cannot be written ({error.strerror}); name another folder with -o"
+                f"{self.out}: cannot be written ({error.strerror}); name another folder",
+                "out",
             ) from error
 
     def withdraw(self) -> None:

@@ -118,7 +118,7 @@ def parameters(
     path_from: Sequence[float] | None = None,
     **further: Any,
 ) -> SplatParams:
-    """Parameters of an experiment from what the command line takes.
+    """Parameters of an experiment in the words of `simulate`.
 
     Args:
         cells: Number of cells.

@@ -286,7 +286,7 @@ def check_arguments(
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
     if strategy == MULTIWORKER:
-        raise InputError("strategy multiworker is for concerto train alone")
+        raise InputError("strategy multiworker is for `train` alone")
     if strategy not in STRATEGIES:
         known = ", ".join((*STRATEGIES, MULTIWORKER))
         raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")

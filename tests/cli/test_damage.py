@@ -135,7 +135,7 @@ MODELS = [
         ["newer than this", "pip install -U"],
     ),
     ("weights", other_weights, ["does not load", "damaged"]),
-    ("missing", Path.unlink, ["no model.keras", "concerto train"]),
+    ("missing", Path.unlink, ["no model.keras", "`train`"]),
 ]
 
 

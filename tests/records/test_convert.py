@@ -451,7 +451,7 @@ def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
     assert records.units == "lognorm" and records.manifest.normalisation == {}
     assert np.array_equal(counts_of(records), cells.X.toarray())
     [line] = records.manifest.report["lines"]
-    assert "normalised already" in line and "--layer" not in line
+    assert "normalised already" in line and "name that layer" not in line
 
 
 def test_normalised_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_normalised_values_say_where_counts_could_be(make_cells, tmp_path: Path)
     cells.layers["counts"] = cells.X.copy()
     cells.X = cells.X.multiply(1e4 / cells.X.sum(1)).log1p().tocsr()
     [line] = convert(cells, tmp_path / "r").manifest.report["lines"]
-    assert "one of counts, name it (--layer)" in line
+    assert "one of counts, name that layer" in line
     assert not convert(cells, tmp_path / "counts", layer="counts").manifest.report["lines"]
 
 

@@ -283,7 +283,7 @@ def test_how_few_are_too_few(
             Vocabulary(("1060P11.3", "ACTB", "CD4")),
             "q: only 0 of its 2 genes are among the 3 they are to be matched to; they look like "
             "mouse (gene symbols: Actb), the others like human (gene symbols: ACTB); give an "
-            "ortholog table that has these names (--orthologs)",
+            "ortholog table that has these names (orthologs=...)",
         ),
         (
             Vocabulary(("ACTB", "CD4")),

@@ -92,7 +92,7 @@ def test_file_keeps_what_was_in_it(tmp_path: Path) -> None:
     ("root", "groupby", "message"),
     [
         ("erly", "stage", "the root 'erly' is neither a cell nor a group of 'stage'; did you mean"),
-        ("early", None, "neither a cell nor a group of 'concerto_cluster'.*--groupby"),
+        ("early", None, r"neither a cell nor a group of 'concerto_cluster'.*groupby=\.\.\."),
         ("early", "stages", "no column 'stages' in obs; did you mean 'stage'"),
         ("early", "time", "column 'time' has 150 values for 150 cells; name a column of groups"),
     ],
