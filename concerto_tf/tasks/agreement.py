@@ -104,5 +104,5 @@ def check_units(model: ContrastiveModel, records: Records) -> None:
             raise InputError(
                 f"{where}: holds {held}, but the model was trained on {kinds[wants]}; "
                 f"{mend[wants]}",
-                Argument("layer", "counts" if wants else None),
+                Argument("layer", "counts" if wants else None, of="convert"),
             )
