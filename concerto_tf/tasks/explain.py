@@ -194,8 +194,8 @@ def _parts(model: Any, records: Records) -> list[_Part]:
         measured = one.chosen(records.measured(name))
         if one.n_inputs < len(one.vocabulary):
             _log.info(
-                "the model looks at %d of its %d genes; the others have no attention (train with %s "
-                "to have it for every gene)",
+                "the model looks at %d of its %d genes; the others have no attention (train with "
+                "%s to have it for every gene)",
                 one.n_inputs,
                 len(one.vocabulary),
                 Argument("genes", "all", of="train"),
