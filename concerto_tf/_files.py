@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from concerto_tf._paths import as_path, copy_tree, is_remote
+from concerto_tf._paths import RemotePath, as_path, copy_tree, is_remote
 
 _TEMPORARY = ".tmp-"
 _STALE_SECONDS = 3600
@@ -77,7 +77,7 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 def remove(path: str | Path) -> None:
     """Removes a file or a folder with what is in it; nothing happens if it is not there."""
     path = as_path(path)
-    if is_remote(path) and path.is_dir():
+    if isinstance(path, RemotePath) and path.is_dir():
         path.rmtree()
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

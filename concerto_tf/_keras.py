@@ -21,7 +21,7 @@ serializable = keras.utils.register_keras_serializable(package="concerto_tf")
 
 
 def state_weight(
-    layer: keras.layers.Layer,
+    layer: Any,
     name: str,
     shape: tuple[int, ...],
     dtype: str = "float32",
@@ -54,7 +54,7 @@ def state_weight(
     )
 
 
-def compute_dtype(layer: keras.layers.Layer) -> tf.DType:
+def compute_dtype(layer: Any) -> tf.DType:
     """The dtype a layer computes in under its precision policy."""
     return tf.as_dtype(layer.compute_dtype)
 

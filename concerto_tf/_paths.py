@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 from concerto_tf.errors import InputError
+
+if sys.platform == "win32":
+    from pathlib import WindowsPath as _LocalPath
+else:
+    from pathlib import PosixPath as _LocalPath
 
 _BUFFER_BYTES = 2**20
 
@@ -86,7 +92,7 @@ def copy_tree(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, write, _BUFFER_BYTES)
 
 
-class RemotePath(type(Path())):
+class RemotePath(_LocalPath):
     """A path that `tf.io.gfile` reaches, with the methods of `Path` that we use.
 
     As a path it is that of the address with one slash, which is all that `Path` can keep.

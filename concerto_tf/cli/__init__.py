@@ -99,8 +99,9 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
 
 def _of_the_system(error: Exception) -> str | None:
     """What the system says if it is something the user can mend, whichever library passes it on."""
-    if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _NO_ROOM + _NO_PLACE:
-        return os.strerror(error.errno)
+    number = getattr(error, "errno", None) or 0
+    if isinstance(error, OSError) and errno.errorcode.get(number) in _NO_ROOM + _NO_PLACE:
+        return os.strerror(number)
     # TensorFlow and HDF5 keep the words and lose the number.
     words = [os.strerror(getattr(errno, name)) for name in _NO_ROOM if hasattr(errno, name)]
     return next((text for text in words if text.lower() in str(error).lower()), None)
@@ -128,7 +129,8 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         # dask tells at length, with tracebacks, of a cluster that is lost; we say so in a line.
         logging.getLogger("distributed.client").addFilter(lambda record: False)
         # HDF5 raises again, by the dozen, while what could not be written is cleared away.
-        sys.excepthook = sys.unraisablehook = lambda *_: None
+        sys.excepthook = lambda *_: None
+        sys.unraisablehook = lambda _: None
     log = logging.getLogger("concerto_tf")
     log.handlers = [_Lines(options)]
     log.setLevel(logging.ERROR if options.quiet else logging.INFO)

@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="concerto", description="From single-cell counts to embeddings, clusters and labels."
     )
     parser.add_argument("--version", action="version", version=f"concerto_tf {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = _shared()
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -232,7 +232,7 @@ class CellTransformer(keras.layers.Layer):
         self.depth = int(depth)
         self.width = None if width is None else int(width)
         self.seed = int(seed)
-        self._of_layers = {
+        self._of_layers: dict[str, Any] = {
             "heads": heads,
             "key_dim": key_dim,
             "units": units,

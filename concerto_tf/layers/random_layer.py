@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -13,7 +13,7 @@ from concerto_tf._keras import keras, replica_index, state_weight
 from concerto_tf.errors import InputError
 
 #: A shape, or its parts, known in advance or not.
-Shape = tf.Tensor | Sequence[int | tf.Tensor]
+Shape: TypeAlias = tf.Tensor | Sequence[int | tf.Tensor]
 
 
 def share(name: str, value: float, below_one: bool = False) -> float:

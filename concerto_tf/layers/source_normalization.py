@@ -234,8 +234,8 @@ class SourceBatchNormalization(keras.layers.Layer):
                 not know. That begins with the pooled statistics, and the weight of `min_cells`.
         """
         moments = other.moving_moments
-        rows = tf.constant(rows)
-        known, row = rows >= 0, tf.maximum(rows, 0)
+        found = tf.constant(rows)
+        known, row = found >= 0, tf.maximum(found, 0)
         seen = tf.minimum(tf.reduce_sum(moments[0]), tf.cast(self.min_cells, moments[0].dtype))
         count = tf.where(known, tf.gather(moments[0], row), seen)
         self.moving_count.assign(count)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, agreement, kmeans_partitions
-from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.separation import asw_label
 
 
 def batch_scores(
     embedding: np.ndarray,
-    labels: Sequence,
-    sources: Sequence,
+    labels: PerCell,
+    sources: PerCell,
     seed: int = 0,
     cap: int = CLUSTER_CELLS,
 ) -> dict[str, float]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
@@ -24,7 +23,7 @@ SCORES = tuple(
 
 
 def kmeans_scores(
-    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = CLUSTER_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = CLUSTER_CELLS
 ) -> dict[str, float]:
     """ARI and NMI of K-means at the true number of labels, each the mean of three seeds.
 
@@ -88,7 +87,7 @@ def leiden_partitions(z: np.ndarray, seed: int = 0) -> dict[float, np.ndarray]:
 
 
 def leiden_scores(
-    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = CLUSTER_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = CLUSTER_CELLS
 ) -> dict[str, float]:
     """ARI and NMI of the best of a sweep of Leiden clusterings.
 
@@ -117,7 +116,7 @@ def leiden_scores(
 
 
 def leiden_f1(
-    embedding: np.ndarray, labels: Sequence, label: str, seed: int = 0, cap: int = CLUSTER_CELLS
+    embedding: np.ndarray, labels: PerCell, label: str, seed: int = 0, cap: int = CLUSTER_CELLS
 ) -> float:
     """How well one label is recovered as a Leiden cluster of its own.
 
@@ -186,7 +185,7 @@ def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
 
 
 def clustering_scores(
-    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = CLUSTER_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = CLUSTER_CELLS
 ) -> dict[str, float]:
     """Agreement of K-means and of Leiden with labels.
 
@@ -239,7 +238,7 @@ def _best(by_resolution: dict[float, dict[str, float]]) -> dict[str, float]:
 
 
 def _thinned(
-    embedding: np.ndarray, labels: Sequence, seed: int, cap: int
+    embedding: np.ndarray, labels: PerCell, seed: int, cap: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Checked embedding and label codes of at most `cap` cells."""
     z = as_embedding(embedding)

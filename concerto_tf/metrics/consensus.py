@@ -8,13 +8,14 @@ So nothing of cells x cells is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from concerto_tf.errors import InputError
+from concerto_tf.metrics.inputs import PerCell
 
 # Sweeps over all groups that improve a consensus, at most; it converges in a few.
 _SWEEPS = 50
@@ -224,7 +225,7 @@ def _kmeans(groups: _Groups, k: int, seed: int) -> np.ndarray:
     return KMeans(int(k), n_init=10, random_state=seed).fit_predict(x, sample_weight=groups.size)
 
 
-def _codes(labels: np.ndarray | Sequence) -> np.ndarray:
+def _codes(labels: PerCell) -> np.ndarray:
     """Clusters as codes [n, runs], each clustering's from 0."""
     import pandas as pd
 

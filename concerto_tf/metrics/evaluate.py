@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.clustering import kmeans_scores, leiden_scores
-from concerto_tf.metrics.inputs import as_codes, as_embedding
+from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
 from concerto_tf.metrics.separation import FOLDS, asw_label, knn_scores
 
 
 def evaluate(
     embedding: np.ndarray,
-    labels: Sequence | None = None,
-    sources: Sequence | None = None,
+    labels: PerCell | None = None,
+    sources: PerCell | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Score an embedding against labels, and by the mixing of sources.

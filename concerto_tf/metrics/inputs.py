@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from concerto_tf.errors import InputError
+
+#: One value for each cell, a name or a code.
+PerCell: TypeAlias = Sequence[Any] | np.ndarray
 
 
 def as_embedding(embedding: np.ndarray) -> np.ndarray:
@@ -28,7 +32,7 @@ def as_embedding(embedding: np.ndarray) -> np.ndarray:
     return z
 
 
-def as_codes(values: Sequence, n: int, what: str, least: int = 1) -> np.ndarray:
+def as_codes(values: PerCell, n: int, what: str, least: int = 1) -> np.ndarray:
     """Categories as int64 [n] codes 0, 1, ... without gaps; -1 where missing.
 
     Args:

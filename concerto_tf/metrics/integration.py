@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, sample, thinned
 from concerto_tf.metrics.neighbours import nearest
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
@@ -17,8 +15,8 @@ NEIGHBOUR_CELLS = 20_000
 
 def asw_source(
     embedding: np.ndarray,
-    sources: Sequence,
-    labels: Sequence | None = None,
+    sources: PerCell,
+    labels: PerCell | None = None,
     seed: int = 0,
     cap: int = SILHOUETTE_CELLS,
 ) -> float:
@@ -67,7 +65,7 @@ def asw_source(
 
 def kbet(
     embedding: np.ndarray,
-    sources: Sequence,
+    sources: PerCell,
     k: int = 15,
     alpha: float = 0.05,
     seed: int = 0,
@@ -119,7 +117,7 @@ def kbet(
 
 def ilisi(
     embedding: np.ndarray,
-    sources: Sequence,
+    sources: PerCell,
     perplexity: float = 30.0,
     seed: int = 0,
     cap: int = NEIGHBOUR_CELLS,
@@ -189,7 +187,7 @@ def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
 
 def graph_connectivity(
     embedding: np.ndarray,
-    labels: Sequence,
+    labels: PerCell,
     k: int = 15,
     seed: int = 0,
     cap: int = NEIGHBOUR_CELLS,
@@ -243,7 +241,7 @@ def _composition(codes: np.ndarray, weights: np.ndarray, n_codes: int) -> np.nda
     return np.bincount(places.ravel(), weights.ravel(), n * n_codes).reshape(n, n_codes)
 
 
-def _checked(embedding: np.ndarray, sources: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _checked(embedding: np.ndarray, sources: PerCell) -> tuple[np.ndarray, np.ndarray]:
     """Checked embedding and source codes."""
     z = as_embedding(embedding)
     _at_least_three(z)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, sample, thinned
 
 # Cells whose pairwise distances are looked at, at most.
 SILHOUETTE_CELLS = 5_000
@@ -18,7 +16,7 @@ FOLDS = 5
 
 
 def asw_label(
-    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = SILHOUETTE_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = SILHOUETTE_CELLS
 ) -> float:
     """Average silhouette width of the labels, from -1 (wrongly placed) to 1 (well apart).
 
@@ -59,7 +57,7 @@ def asw_label(
 
 
 def knn_scores(
-    embedding: np.ndarray, labels: Sequence, seed: int = 0, cap: int = KNN_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = KNN_CELLS
 ) -> dict[str, float]:
     """How often a cell's five nearest neighbours vote for its label, in 5-fold cross-validation.
 

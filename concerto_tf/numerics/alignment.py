@@ -128,7 +128,7 @@ def clustered_offsets(
         (np.ones(len(x), np.float32), (cluster * n_sources + source, np.arange(len(x)))),
         (n_clusters * n_sources, len(x)),
     )
-    count = np.asarray(member.sum(1), np.float64).ravel()
+    count: np.ndarray = np.asarray(member.sum(1), np.float64).ravel()
     mean = np.asarray(member @ x, np.float64) / np.maximum(count, 1)[:, None]
     count, mean = count.reshape(n_clusters, n_sources), mean.reshape(n_clusters, n_sources, -1)
     shared = (count > 0).sum(1) > 1
@@ -239,7 +239,7 @@ def modality_offsets(
         offsets = source_offsets(together, source[:_MOST_CELLS], n_sources, by)
         if offsets is None:
             return [None] * len(xs)
-        return np.split(offsets, np.cumsum([x.shape[1] for x in xs])[:-1], axis=1)
+        return [*np.split(offsets, np.cumsum([x.shape[1] for x in xs])[:-1], axis=1)]
     found = []
     for x, own in zip(xs, has, strict=True):
         both = own & has[0]

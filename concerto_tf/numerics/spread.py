@@ -49,9 +49,9 @@ def held_out_share(x: np.ndarray, k: int, seed: int) -> np.ndarray:
             most, svd_solver="randomized", iterated_power=4, random_state=seed, copy=False
         ).fit(seen)
         # Of few cells there are fewer components than asked for; the others are like the last.
-        wide = {"pad_width": (0, k - most), "mode": "edge"}
-        squares += np.pad((pca.transform(unseen) ** 2).sum(0, dtype=np.float64), **wide)
-        variances += np.pad(pca.explained_variance_, **wide) * len(unseen)
+        wide = (0, k - most)
+        squares += np.pad((pca.transform(unseen) ** 2).sum(0, dtype=np.float64), wide, mode="edge")
+        variances += np.pad(pca.explained_variance_, wide, mode="edge") * len(unseen)
     share = np.sqrt(squares / np.maximum(variances, 1e-24))
     return np.minimum(share, 1).astype(np.float32)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from concerto_tf.errors import InputError
 
@@ -94,7 +95,7 @@ class SplatParams:
     path_sigma: float = 0.8
 
     @classmethod
-    def droplet(cls, **changes: object) -> SplatParams:
+    def droplet(cls, **changes: Any) -> SplatParams:
         """Parameters that look like a droplet experiment, for any fields not in `changes`.
 
         20,000 genes, about 2,900 counts and 1,300 detected genes per cell.
@@ -158,10 +159,9 @@ class SplatParams:
             _check("dropout_mid", self.dropout_mid)
             _check("dropout_shape", self.dropout_shape, most=0.0)
         if self.path_from is not None:
-            self._check_path_from()
+            self._check_path_from(self.path_from)
 
-    def _check_path_from(self) -> None:
-        origins = self.path_from
+    def _check_path_from(self, origins: tuple[int, ...]) -> None:
         if not self.paths:
             raise InputError("path_from is given but paths is not set: set paths=True.")
         if len(origins) != self.n_groups:
