@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -129,7 +129,8 @@ class RemotePath(_LocalPath):
             found = _gfile().stat(str(self))
         return SimpleNamespace(st_size=found.length, st_mtime_ns=found.mtime_nsec)
 
-    def open(
+    # Of what `Path` takes only what we use, so the signatures are narrower.
+    def open(  # type: ignore[override]
         self,
         mode: str = "r",
         buffering: int = -1,
@@ -153,16 +154,20 @@ class RemotePath(_LocalPath):
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
         self.write_bytes(b"")
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Generator[RemotePath, None, None]:
         with self._errors():
             # Stores name folders with a slash behind, and some name the folder itself.
             names = {name.rstrip("/") for name in _gfile().listdir(str(self))}
         return (self / name for name in sorted(names - {""}))
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:
+    def glob(  # type: ignore[override]
+        self, pattern: str, **_: Any
+    ) -> Iterator[RemotePath]:
         return (entry for entry in self.iterdir() if fnmatch(entry.name, pattern))
 
-    def rglob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:
+    def rglob(  # type: ignore[override]
+        self, pattern: str, **_: Any
+    ) -> Iterator[RemotePath]:
         for entry in self.iterdir():
             if fnmatch(entry.name, pattern):
                 yield entry
@@ -182,7 +187,7 @@ class RemotePath(_LocalPath):
         with self._errors():
             _gfile().rmtree(str(self))
 
-    def replace(self, target: RemotePath) -> RemotePath:
+    def replace(self, target: RemotePath) -> RemotePath:  # type: ignore[override]
         with self._errors():
             _gfile().rename(str(self), str(target), overwrite=True)
         return target
