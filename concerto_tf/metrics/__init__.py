@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from concerto_tf.metrics.batches import batch_scores
 from concerto_tf.metrics.clustering import (
     agreement,
-    clustering_scores,
     kmeans_scores,
     leiden_scores,
 )
 from concerto_tf.metrics.consensus import co_association, consensus
 from concerto_tf.metrics.evaluate import evaluate
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
-from concerto_tf.metrics.ordering import order_scores
 from concerto_tf.metrics.separation import asw_label, knn_scores
 
 __all__ = [
     "agreement",
     "asw_label",
     "asw_source",
-    "batch_scores",
-    "clustering_scores",
     "co_association",
     "consensus",
     "evaluate",
@@ -30,5 +25,4 @@ __all__ = [
     "kmeans_scores",
     "knn_scores",
     "leiden_scores",
-    "order_scores",
 ]

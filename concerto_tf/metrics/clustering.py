@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 
-from concerto_tf.errors import InputError
 from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 
@@ -14,12 +13,6 @@ from concerto_tf.metrics.neighbours import leiden, scanpy_graph
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 # Cells clustered at most.
 CLUSTER_CELLS = 20_000
-#: Keys of `clustering_scores`.
-SCORES = tuple(
-    f"{measure}_{way}"
-    for way in ("kmeans", "leiden", "leiden1")
-    for measure in ("ari", "nmi", "nmi_max")
-)
 
 
 def kmeans_scores(
@@ -115,45 +108,6 @@ def leiden_scores(
     return {f"{key}_leiden": found[key] for key in ("ari", "nmi")}
 
 
-def leiden_f1(
-    embedding: np.ndarray, labels: PerCell, label: str, seed: int = 0, cap: int = CLUSTER_CELLS
-) -> float:
-    """How well one label is recovered as a Leiden cluster of its own.
-
-    Args:
-        embedding: [n, d] float, at least 2 cells.
-        labels: [n] names, at least 2 different, none missing.
-        label: the one that is looked for, a rare type for example.
-        seed: of the neighbour search and of Leiden.
-        cap: more cells than this are thinned to a random sample of this size.
-
-    Returns:
-        The F1 of the cluster that fits the label best, over all clusters of the sweep that
-        `leiden_scores` looks at; 1 where a cluster is that label and nothing else.
-
-    Raises:
-        InputError: unsuitable embedding or labels, or no cell has the label.
-
-    Example:
-        >>> import numpy as np
-        >>> from concerto_tf.metrics.clustering import leiden_f1
-        >>> z = np.random.default_rng(0).normal(size=(200, 5))
-        >>> z[:20] += 10
-        >>> leiden_f1(z, ["rare"] * 20 + ["common"] * 180, "rare")
-        1.0
-    """
-    named = np.asarray(labels, object) == label
-    if not named.any():
-        raise InputError(f"no cell has the label {label!r}: name one that is there.")
-    z, _ = _thinned(embedding, labels, seed, cap)
-    own = named[thinned(len(named), cap, seed)]
-    best = 0.0
-    for clusters in leiden_partitions(z, seed).values():
-        both = np.bincount(clusters[own], minlength=clusters.max() + 1)
-        best = max(best, float((2 * both / (np.bincount(clusters) + own.sum())).max()))
-    return best
-
-
 def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
     """ARI, and the mutual information over the mean and over the larger of the entropies.
 
@@ -182,44 +136,6 @@ def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "nmi_max": float(normalized_mutual_info_score(labels, clusters, average_method="max")),
     }
-
-
-def clustering_scores(
-    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = CLUSTER_CELLS
-) -> dict[str, float]:
-    """Agreement of K-means and of Leiden with labels.
-
-    Args:
-        embedding: [n, d] float, at least 2 cells.
-        labels: [n] names or codes, at least 2 different, none missing.
-        seed: of the sample, of K-means, of the neighbour search and of Leiden.
-        cap: more cells than this are thinned to a random sample of this size.
-
-    Returns:
-        `ari`, `nmi` and `nmi_max` (see `agreement`) of three clusterings each: `_kmeans` at the
-        true number of labels, the mean of three seeds; `_leiden`, the one with the best `nmi` of
-        ten resolutions from 0.05 to 2, a best case in which the labels choose; and `_leiden1` at
-        resolution 1, which takes no labels.
-
-    Raises:
-        InputError: unsuitable embedding or labels.
-
-    Example:
-        >>> import numpy as np
-        >>> from concerto_tf.metrics import clustering_scores
-        >>> z = np.random.default_rng(0).normal(size=(60, 5))
-        >>> z[:30] += 10
-        >>> clustering_scores(z, ["T cell"] * 30 + ["B cell"] * 30)["nmi_max_kmeans"]
-        1.0
-    """
-    z, codes = _thinned(embedding, labels, seed, cap)
-    by_resolution = _of_leiden(z, codes, seed)
-    found = {
-        "kmeans": _of_kmeans(z, codes, seed),
-        "leiden": _best(by_resolution),
-        "leiden1": by_resolution[1.0],
-    }
-    return {f"{key}_{way}": value for way, of in found.items() for key, value in of.items()}
 
 
 def _of_kmeans(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[str, float]:

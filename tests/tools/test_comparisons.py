@@ -18,13 +18,15 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import batch_scores, clustering_scores, kbet
+from concerto_tf.metrics import kbet
 from concerto_tf.tasks.train import METHODS
 from protocols import embeddings
 from protocols.ablation import AUGMENTATIONS, ablation
 from protocols.baselines import cells_of, log_normalized, pca
+from protocols.batch_scores import batch_scores
 from protocols.batches import batches
 from protocols.clustering import clustering
+from protocols.clustering_scores import clustering_scores
 from protocols.dropout import dropout, mask_entries
 from protocols.printed import printed
 from protocols.robustness import robustness

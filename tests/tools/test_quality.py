@@ -17,7 +17,6 @@ from anndata import AnnData, read_h5ad
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import evaluate
-from concerto_tf.metrics.clustering import leiden_f1
 from concerto_tf.simulate import SplatParams
 from protocols import baselines, quality_cells
 from protocols.lines import append_line, read_lines
@@ -162,21 +161,6 @@ def test_each_batch_lacks_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in (1, 2, 3):
         groups = {f"Group{g}" for g in range(1, 7)} - {f"Group{i}", f"Group{i + 1}"}
         assert held[f"Batch{i}"] == groups
-
-
-def test_a_rare_type_is_recovered_by_a_cluster_of_its_own() -> None:
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(300, 4))
-    labels = np.array(["common"] * 280 + ["rare"] * 20)
-    apart = z.copy()
-    apart[280:] += 12
-    assert leiden_f1(apart, labels, "rare") == 1
-    # Five of the others are with it: precision 20/25, recall 1.
-    apart[:5] += 12
-    assert leiden_f1(apart, labels, "rare") == pytest.approx(2 * 20 / (25 + 20))
-    assert leiden_f1(z, labels, "rare") < 0.5
-    with pytest.raises(InputError, match="no cell has the label 'absent'"):
-        leiden_f1(z, labels, "absent")
 
 
 def test_scvi_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import batch_scores, kbet
+from concerto_tf.metrics import kbet
+from protocols.batch_scores import batch_scores
 from protocols.cells import labels_of, only_known, prepare_all
 from protocols.charts import strips
 from protocols.embeddings import COMPARED, check_seeds, check_training, variants

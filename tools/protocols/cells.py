@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import clustering_scores
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.cells import key_where_there
+from protocols.clustering_scores import clustering_scores
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -25,12 +25,12 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import evaluate
-from concerto_tf.metrics.clustering import leiden_f1
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import configuration
 from concerto_tf.records import convert
 from concerto_tf.tasks.train import arguments_of
 from protocols.baselines import check_installed
+from protocols.clustering_scores import leiden_f1
 from protocols.embeddings import BASELINES, Variant, check_training, embed_by
 from protocols.lines import append_line, read_lines
 from protocols.quality_cells import LABEL, SOURCE, DataSet

@@ -24,7 +24,7 @@ def order_scores(pseudotime: Sequence[float], truth: Sequence[float]) -> dict[st
         InputError: lengths differ, or there are fewer than 3 such cells or 2 such stages.
 
     Example:
-        >>> from concerto_tf.metrics import order_scores
+        >>> from protocols.order_scores import order_scores
         >>> order_scores([0.0, 0.1, 0.9, float("inf")], [1, 1, 2, 2])
         {'spearman': 0.866..., 'reached': 0.75}
 

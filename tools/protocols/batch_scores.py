@@ -40,7 +40,7 @@ def batch_scores(
 
     Example:
         >>> import numpy as np
-        >>> from concerto_tf.metrics import batch_scores
+        >>> from protocols.batch_scores import batch_scores
         >>> z = np.random.default_rng(0).normal(size=(60, 5))
         >>> z[:30] += 10
         >>> scores = batch_scores(z, ["T"] * 30 + ["B"] * 30, ["one", "two"] * 30)

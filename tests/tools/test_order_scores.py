@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import order_scores
+from protocols.order_scores import order_scores
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

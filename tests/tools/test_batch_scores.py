@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import agreement, batch_scores
-from concerto_tf.metrics.batches import harmonic_mean
+from concerto_tf.metrics import agreement
 from concerto_tf.metrics.clustering import kmeans_partitions
+from protocols.batch_scores import batch_scores, harmonic_mean
 
 
 def silhouette(z: np.ndarray, codes: np.ndarray) -> float:
