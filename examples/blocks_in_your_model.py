@@ -16,7 +16,7 @@ import tempfile
 import tensorflow as tf
 
 import concerto_tf
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 
 keras = tf.keras
 
@@ -55,7 +55,7 @@ def main() -> None:
         n_cells=1024, n_genes=300, group_sizes=(1, 1, 1), batch_sizes=(1, 1), seed=0
     )
     records = concerto_tf.convert(
-        simulate(params),
+        simulate_cells(params),
         tempfile.mkdtemp(),
         source_key="batch",
         label_keys=["group"],

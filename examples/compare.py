@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import concerto_tf
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 
-cells = simulate(SplatParams.droplet(n_cells=1_500, n_genes=300, group_sizes=(1, 1)))
+cells = simulate_cells(SplatParams.droplet(n_cells=1_500, n_genes=300, group_sizes=(1, 1)))
 rng = np.random.default_rng(0)
 donor = rng.integers(0, 6, cells.n_obs)
 cells.obs["donor"] = [f"donor{i}" for i in donor]

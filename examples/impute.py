@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 import concerto_tf
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 from concerto_tf.tasks.impute import impute
 
 if __name__ == "__main__":
     folder = tempfile.mkdtemp()
-    cells = simulate(SplatParams(n_cells=1000, n_genes=1000, group_sizes=(0.2,) * 5, de_scale=0.5))
+    cells = simulate_cells(
+        SplatParams(n_cells=1000, n_genes=1000, group_sizes=(0.2,) * 5, de_scale=0.5)
+    )
     rng = np.random.default_rng(0)
     group = cells.obs["group"].astype("category").cat.codes.to_numpy()
     level = rng.gamma(1.0, 40.0, (5, 3))[group]

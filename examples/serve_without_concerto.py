@@ -18,9 +18,11 @@ import tensorflow as tf
 def export(folder: str) -> None:
     """Trains a small model and exports it. This part needs concerto_tf."""
     import concerto_tf
-    from concerto_tf.simulate import SplatParams, simulate
+    from concerto_tf.simulate import SplatParams, simulate_cells
 
-    cells = simulate(SplatParams.droplet(n_cells=512, n_genes=300, group_sizes=(2, 1), seed=0))
+    cells = simulate_cells(
+        SplatParams.droplet(n_cells=512, n_genes=300, group_sizes=(2, 1), seed=0)
+    )
     records = concerto_tf.convert(cells, tempfile.mkdtemp(), drop_empty=True)
     model = concerto_tf.Concerto.from_records(records, hidden_units=32)
     model.compile()

@@ -16,7 +16,7 @@ import tempfile
 import tensorflow as tf
 
 import concerto_tf
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 
 
 def devices() -> list[str]:
@@ -33,7 +33,9 @@ def devices() -> list[str]:
 def main() -> None:
     strategy = tf.distribute.MirroredStrategy(devices())
     replicas = strategy.num_replicas_in_sync
-    cells = simulate(SplatParams.droplet(n_cells=1024, n_genes=300, group_sizes=(2, 1), seed=0))
+    cells = simulate_cells(
+        SplatParams.droplet(n_cells=1024, n_genes=300, group_sizes=(2, 1), seed=0)
+    )
     records = concerto_tf.convert(cells, tempfile.mkdtemp(), drop_empty=True)
 
     with strategy.scope():

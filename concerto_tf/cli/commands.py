@@ -204,7 +204,12 @@ def finetune(options: argparse.Namespace) -> Any:
 
 
 def annotate(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.annotate import annotate, as_classifier, compare, own_labels
+    from concerto_tf.tasks.annotate import (
+        agreement_with_labels,
+        annotate,
+        as_classifier,
+        own_labels,
+    )
 
     lost = _skip_damaged(options, "input")
     truth = None
@@ -222,7 +227,9 @@ def annotate(options: argparse.Namespace) -> Any:
         )
     found = _labelled(labels, options.output) | lost
     if truth is not None:
-        found["agreement"] = compare(labels, truth.reindex(labels.index), model.classes)
+        found["agreement"] = agreement_with_labels(
+            labels, truth.reindex(labels.index), model.classes
+        )
     say(options, table(found))
     return found
 

@@ -8,7 +8,7 @@ from concerto_tf.metrics.clustering import (
     leiden_scores,
 )
 from concerto_tf.metrics.consensus import co_association, consensus
-from concerto_tf.metrics.evaluate import evaluate
+from concerto_tf.metrics.embedding import embedding_scores
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
 from concerto_tf.metrics.separation import asw_label, knn_scores
 
@@ -18,7 +18,7 @@ __all__ = [
     "asw_source",
     "co_association",
     "consensus",
-    "evaluate",
+    "embedding_scores",
     "graph_connectivity",
     "ilisi",
     "kbet",

@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
-from concerto_tf.metrics.neighbours import leiden, scanpy_graph
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.graph import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import PerCell
+from concerto_tf.metrics.checks import PerCell
 
 # Sweeps over all groups that improve a consensus, at most; it converges in a few.
 _SWEEPS = 50

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, sample, thinned
-from concerto_tf.metrics.neighbours import nearest
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.graph import nearest
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
 # Cells among which neighbours are looked for, at most.

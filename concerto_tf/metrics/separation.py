@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample, thinned
 
 # Cells whose pairwise distances are looked at, at most.
 SILHOUETTE_CELLS = 5_000

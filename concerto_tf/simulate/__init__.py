@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from concerto_tf.simulate.params import SplatParams
-from concerto_tf.simulate.splat import Experiment, simulate, stream
+from concerto_tf.simulate.splat import Experiment, simulate_cells, stream
 
-__all__ = ["Experiment", "SplatParams", "simulate", "stream"]
+__all__ = ["Experiment", "SplatParams", "simulate_cells", "stream"]

@@ -206,7 +206,7 @@ def stream(
     return Experiment(params, workers).chunks(chunk_cells)
 
 
-def simulate(params: SplatParams, workers: int | None = None) -> AnnData:
+def simulate_cells(params: SplatParams, workers: int | None = None) -> AnnData:
     """Simulate all cells of an experiment into memory.
 
     Args:
@@ -220,8 +220,8 @@ def simulate(params: SplatParams, workers: int | None = None) -> AnnData:
         `uns["simulation"]`.
 
     Example:
-        >>> from concerto_tf.simulate import SplatParams, simulate
-        >>> adata = simulate(SplatParams.droplet(n_cells=50, n_genes=200, seed=1))
+        >>> from concerto_tf.simulate import SplatParams, simulate_cells
+        >>> adata = simulate_cells(SplatParams.droplet(n_cells=50, n_genes=200, seed=1))
         >>> adata.shape
         (50, 200)
     """

@@ -177,7 +177,9 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
     return pd.Series(np.array([*names, None], object)[codes], barcodes, object)
 
 
-def compare(table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+def agreement_with_labels(
+    table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
     """How well annotation agrees with labels that the query has itself.
 
     Types that the reference lacks ought to be rejected, and count for nothing else; types that
@@ -201,7 +203,7 @@ def compare(table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]) -
     ...     "label": ["B", "B", "unknown"], "predicted": ["B", "B", "B"],
     ...     "confidence": [0.9, 0.5, 0.01],
     ... })
-    >>> found = compare(table, ["B", "T", "NK"], ["B", "T", "DC"])
+    >>> found = agreement_with_labels(table, ["B", "T", "NK"], ["B", "T", "DC"])
     >>> found["accuracy"], found["rejected_unseen"], found["auroc"]
     (0.5, 1.0, 1.0)
     >>> found["types_unseen"], found["types_absent"]

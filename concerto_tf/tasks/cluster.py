@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.inputs import as_embedding
-from concerto_tf.metrics.neighbours import leiden, restore_graph, scanpy_graph
+from concerto_tf.metrics.checks import as_embedding
+from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,20 +22,21 @@ ALGORITHMS = ("leiden", "kmeans", "soft-kmeans", "consensus")
 RUNS = 20
 # Cells per step, and steps, of the soft K-means network.
 SOFT_CELLS, SOFT_STEPS = 256, 300
+# Column of `obs` that is written.
+CLUSTER = "concerto_cluster"
 # Key of the neighbour graph in `uns`, and prefix of its matrices in `obsp`.
 GRAPH_KEY = "concerto_neighbors"
 # Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
 FEW_CELLS = 16
 
 
-def cluster(
+def add_clusters(
     adata: AnnData,
     rep: str = "X_concerto",
     algorithm: str = "leiden",
     resolution: float = 1.0,
     k: int | None = None,
     seed: int = 0,
-    key_added: str = "concerto_cluster",
     runs: int | None = None,
     clusterings: Sequence[str] | None = None,
 ) -> None:
@@ -46,7 +47,7 @@ def cluster(
     A consensus is the clustering that agrees best with many: Leiden from half to twice the
     resolution, each with a seed of its own, and with `k` as many of K-means; or any columns of
     `adata.obs` (`concerto_tf.metrics.consensus`). How sure each cell is, its mean co-association
-    with its cluster, goes to a second column, `<key_added>_agreement`.
+    with its cluster, goes to a second column, `concerto_cluster_agreement`.
 
     Args:
         adata: cells; changed in place.
@@ -56,7 +57,6 @@ def cluster(
         resolution: of Leiden; higher gives more clusters.
         k: number of clusters, for all but "leiden"; a consensus without it finds its own number.
         seed: of the algorithm.
-        key_added: column of `adata.obs` to write.
         runs: clusterings that a consensus is made of; by default 20.
         clusterings: columns of `adata.obs` to make the consensus of instead.
 
@@ -67,10 +67,10 @@ def cluster(
     Example:
         >>> import numpy as np
         >>> from anndata import AnnData
-        >>> from concerto_tf.tasks.cluster import cluster
+        >>> from concerto_tf.tasks.cluster import add_clusters
         >>> adata = AnnData(np.zeros((40, 1), "float32"))
         >>> adata.obsm["X_concerto"] = np.repeat([[0.0, 0.0], [9.0, 9.0]], [30, 10], axis=0)
-        >>> cluster(adata, algorithm="kmeans", k=2)
+        >>> add_clusters(adata, algorithm="kmeans", k=2)
         >>> adata.obs["concerto_cluster"].value_counts().to_dict()
         {'0': 30, '1': 10}
     """
@@ -94,7 +94,7 @@ def cluster(
             else _columns(adata, clusterings, runs)
         )
         found, sure = consensus(labels, k, seed)
-        adata.obs[f"{key_added}_agreement"] = sure
+        adata.obs[f"{CLUSTER}_agreement"] = sure
     elif algorithm == "leiden":
         found = _leiden(adata, rep, embedding_of(adata, rep), [resolution], [seed])[0]
     else:
@@ -102,7 +102,7 @@ def cluster(
         found = _kmeans(z, k, seed)
         if algorithm == "soft-kmeans":
             found = _soft_kmeans(z, found, seed)
-    adata.obs[key_added] = _by_size(found)
+    adata.obs[CLUSTER] = _by_size(found)
 
 
 def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
@@ -194,7 +194,7 @@ def _runs(
 
 def _columns(adata: AnnData, clusterings: Sequence[str], runs: int | None) -> np.ndarray:
     """Clusterings that are there already [n, runs]."""
-    from concerto_tf.metrics.inputs import as_codes, complete
+    from concerto_tf.metrics.checks import as_codes, complete
 
     if runs is not None:
         raise InputError("runs are made where no clusterings are given: leave one of them out.")

@@ -98,8 +98,9 @@ def compare(
         InputError: The file, a column or an option is unsuitable.
 
     Example:
-        >>> from concerto_tf.simulate import SplatParams, simulate
-        >>> cells = simulate(SplatParams.droplet(n_cells=400, n_genes=200, group_sizes=(1, 1)))
+        >>> from concerto_tf.simulate import SplatParams, simulate_cells
+        >>> params = SplatParams.droplet(n_cells=400, n_genes=200, group_sizes=(1, 1))
+        >>> cells = simulate_cells(params)
         >>> cells.obs["given"] = ["drug", "none"] * 200
         >>> tables = compare(cells, condition="given", control="none", label_key="group")
         >>> tables["composition"][["cell_type", "condition"]].values.tolist()

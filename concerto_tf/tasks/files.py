@@ -94,7 +94,7 @@ def cluster(
     Raises:
         InputError: The file or an argument is unsuitable.
     """
-    from concerto_tf.tasks.cluster import cluster
+    from concerto_tf.tasks.cluster import add_clusters
 
     if out is not None:
         check_target(out)
@@ -102,7 +102,7 @@ def cluster(
     adata = open_embedded(cells, backed=False) if opened else cells
     if clusterings is None:
         check_embedding(cells if opened else "AnnData", adata, rep)
-    cluster(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
+    add_clusters(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
     if out is not None:
         with atomic(out) as temporary:
             adata.write_h5ad(temporary)
@@ -132,7 +132,7 @@ def evaluate(
     Raises:
         InputError: The file is unsuitable, or holds no such key.
     """
-    from concerto_tf.metrics import evaluate
+    from concerto_tf.metrics import embedding_scores
     from concerto_tf.tasks.cluster import embedding_of
 
     if label_key is None and source_key is None:
@@ -148,7 +148,7 @@ def evaluate(
                 raise InputError(
                     f"{name}: no column {key!r} in obs (there: {known}); name one of these"
                 )
-        scores = evaluate(
+        scores = embedding_scores(
             embedding_of(adata, rep),
             None if label_key is None else adata.obs[label_key].to_numpy(),
             None if source_key is None else adata.obs[source_key].to_numpy(),

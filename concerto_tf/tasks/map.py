@@ -338,10 +338,10 @@ def _groups(
     if groupby == "leiden":
         from anndata import AnnData
 
-        from concerto_tf.tasks.cluster import cluster
+        from concerto_tf.tasks.cluster import add_clusters
 
         adata = AnnData(obsm={KEY: z})
-        cluster(adata, seed=seed)
+        add_clusters(adata, seed=seed)
         return adata.obs["concerto_cluster"].astype(str).to_numpy(object)
     if is_records(query):
         if f"label/{groupby}" not in known:

@@ -11,7 +11,7 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.observations import choices
-from concerto_tf.tasks.cluster import cluster, embedding_of, neighbour_graph
+from concerto_tf.tasks.cluster import add_clusters, embedding_of, neighbour_graph
 from concerto_tf.tasks.files import check_embedding, open_embedded
 from concerto_tf.tasks.result import check_target
 
@@ -126,7 +126,7 @@ def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, see
     """The column with the groups; clusters are made where none is named or there."""
     if groupby is None:
         if CLUSTERS not in adata.obs:
-            cluster(adata, rep, seed=seed)
+            add_clusters(adata, rep, seed=seed)
         return CLUSTERS
     if groupby not in adata.obs:
         known = choices(groupby, list(map(str, adata.obs)))

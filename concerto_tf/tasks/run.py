@@ -213,8 +213,8 @@ def _finish(
     """Everything after training."""
     from anndata import AnnData
 
-    from concerto_tf.metrics import agreement, evaluate
-    from concerto_tf.tasks.cluster import cluster, umap
+    from concerto_tf.metrics import agreement, embedding_scores
+    from concerto_tf.tasks.cluster import add_clusters, umap
 
     out, seed = state.out, state.asked["seed"]
     with state.timed("embed"):
@@ -229,7 +229,7 @@ def _finish(
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
-    cluster(adata, resolution=resolution, seed=seed)
+    add_clusters(adata, resolution=resolution, seed=seed)
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
@@ -240,7 +240,7 @@ def _finish(
         _log.warning("%s: fewer than two labels; nothing to score by them", label_key)
         labels = None
     if labels is not None or "source" in colors:
-        scores = evaluate(z, labels, colors.get("source"), seed=seed)
+        scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
     if labels is not None:  # the scores so far are of other clusterings than this
         found = agreement(labels[has].astype(str), adata.obs["concerto_cluster"].to_numpy()[has])
         scores |= {f"{key}_clusters": found[key] for key in ("ari", "nmi")}

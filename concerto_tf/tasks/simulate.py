@@ -77,9 +77,9 @@ def simulate(
     """
     params = SplatParams.droplet() if params is None else params
     if out is None:
-        from concerto_tf.simulate import simulate
+        from concerto_tf.simulate import simulate_cells
 
-        return simulate(params, workers)
+        return simulate_cells(params, workers)
     out = as_path(out)
     if out.suffix == ".h5ad":
         check_target(out)

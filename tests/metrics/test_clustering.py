@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import kmeans_scores, leiden_scores
-from concerto_tf.metrics.neighbours import nearest, restore_graph, scanpy_graph
+from concerto_tf.metrics.graph import nearest, restore_graph, scanpy_graph
 
 
 def blobs(n: int, k: int, apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -126,10 +126,10 @@ def test_few_cells_have_a_graph(n: int) -> None:
 @pytest.mark.slow  # half a minute of compiling
 def test_many_cells_are_searched_approximately(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit pynndescent takes over, and finds nearly the same neighbours."""
-    from concerto_tf.metrics import neighbours
+    from concerto_tf.metrics import graph
 
     z = np.random.default_rng(0).normal(size=(300, 4))
     exact = scanpy_graph(z).obsp["distances"] > 0
-    monkeypatch.setattr(neighbours, "EXACT_CELLS", 100)
+    monkeypatch.setattr(graph, "EXACT_CELLS", 100)
     found = scanpy_graph(z).obsp["distances"] > 0
     assert exact.multiply(found).sum() > 0.95 * exact.sum()

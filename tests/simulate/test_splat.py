@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate import Experiment, SplatParams, simulate, stream
+from concerto_tf.simulate import Experiment, SplatParams, simulate_cells, stream
 
 PARAMS = SplatParams.droplet(n_cells=4500, n_genes=300, lib_loc=5, group_sizes=(2, 1), seed=7)
 
@@ -81,7 +81,7 @@ def test_anndata_holds_the_truth(tmp_path) -> None:
     import anndata
 
     params = dataclasses.replace(PARAMS, n_cells=200, batch_sizes=(1.0, 1.0))
-    adata = simulate(params)
+    adata = simulate_cells(params)
     assert (adata.X != whole(params)[0]).nnz == 0
     assert list(adata.obs) == ["group", "batch", "library_size"]
     assert list(adata.obs["group"].cat.categories) == ["Group1", "Group2"]
@@ -102,7 +102,7 @@ def test_anndata_holds_the_truth(tmp_path) -> None:
 
 
 def test_differential_genes_differ_between_groups() -> None:
-    adata = simulate(dataclasses.replace(PARAMS, de_prob=0.3, de_scale=1.0))
+    adata = simulate_cells(dataclasses.replace(PARAMS, de_prob=0.3, de_scale=1.0))
     first = (adata.obs["group"] == "Group1").to_numpy()
     ratio = np.log((adata.X[first].mean(0) + 1e-9) / (adata.X[~first].mean(0) + 1e-9)).A1
     truth = np.log(adata.var["de_Group1"] / adata.var["de_Group2"]).to_numpy()
@@ -114,7 +114,7 @@ def test_paths_have_pseudotime() -> None:
     params = dataclasses.replace(
         PARAMS, paths=True, path_from=(0, 1), path_steps=11, group_sizes=(1, 1), batch_sizes=(1, 1)
     )
-    obs = simulate(params).obs
+    obs = simulate_cells(params).obs
     assert list(obs) == ["path", "step", "pseudotime", "batch", "library_size"]
     second = obs["path"] == "Path2"
     np.testing.assert_allclose(obs["pseudotime"], second + obs["step"] / 10)

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks import cluster as module
-from concerto_tf.tasks.cluster import cluster, umap
+from concerto_tf.tasks.cluster import add_clusters, umap
 
 
 def cells(sizes: tuple[int, ...] = (60, 40, 20), apart: float = 20.0) -> AnnData:
@@ -27,7 +27,7 @@ def cells(sizes: tuple[int, ...] = (60, 40, 20), apart: float = 20.0) -> AnnData
 @pytest.mark.parametrize("options", [{"resolution": 0.1}, {"algorithm": "kmeans", "k": 3}])
 def test_groups_are_found_and_named_by_size(options: dict) -> None:
     adata = cells()
-    cluster(adata, **options)
+    add_clusters(adata, **options)
     found = adata.obs["concerto_cluster"]
     assert isinstance(found.dtype, pd.CategoricalDtype)
     assert (found.astype(str) == adata.obs["truth"]).all()
@@ -36,9 +36,10 @@ def test_groups_are_found_and_named_by_size(options: dict) -> None:
 
 def test_resolution_decides_how_many() -> None:
     adata = cells(sizes=(200,))
-    cluster(adata, resolution=0.2, key_added="coarse")
-    cluster(adata, resolution=3.0, key_added="fine")
-    assert adata.obs["fine"].nunique() > adata.obs["coarse"].nunique()
+    add_clusters(adata, resolution=0.2)
+    coarse = adata.obs["concerto_cluster"].nunique()
+    add_clusters(adata, resolution=3.0)
+    assert adata.obs["concerto_cluster"].nunique() > coarse
 
 
 def test_leiden_is_scanpys() -> None:
@@ -46,7 +47,7 @@ def test_leiden_is_scanpys() -> None:
     from sklearn.metrics import adjusted_rand_score
 
     adata = cells(apart=3.0)
-    cluster(adata)
+    add_clusters(adata)
     sc.pp.neighbors(adata, n_neighbors=15, use_rep="X_concerto")
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
     assert adjusted_rand_score(adata.obs["leiden"], adata.obs["concerto_cluster"]) == 1.0
@@ -64,14 +65,14 @@ def test_graph_is_computed_once_and_again_for_a_new_embedding(
     original = module.scanpy_graph
     monkeypatch.setattr(module, "scanpy_graph", counted)
     adata = cells()
-    cluster(adata)
+    add_clusters(adata)
     first = adata.obs["concerto_cluster"].copy()
     umap(adata)
-    cluster(adata)
+    add_clusters(adata)
     assert len(calls) == 1
     assert (adata.obs["concerto_cluster"] == first).all()
     adata.obsm["X_concerto"] = adata.obsm["X_concerto"][::-1].copy()
-    cluster(adata)
+    add_clusters(adata)
     assert len(calls) == 2
 
 
@@ -80,7 +81,7 @@ def test_graph_serves_scanpys_tools(tmp_path) -> None:
     import scanpy as sc
 
     adata = cells(apart=5.0)  # near enough for connections between groups
-    cluster(adata, resolution=0.3)
+    add_clusters(adata, resolution=0.3)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     adata = anndata.read_h5ad(tmp_path / "cells.h5ad")
     umap(adata)  # on the stored graph
@@ -105,65 +106,65 @@ def test_umap_keeps_groups_apart_and_is_seeded() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 10, 15, 16, 17])
 def test_few_cells(n: int) -> None:
     adata = cells(sizes=(n,))
-    cluster(adata)
+    add_clusters(adata)
     umap(adata)
     assert adata.obs["concerto_cluster"].notna().all()
     assert adata.obsm["X_umap"].shape == (n, 2)
     assert np.isfinite(adata.obsm["X_umap"]).all()
-    cluster(adata, algorithm="kmeans", k=1)
+    add_clusters(adata, algorithm="kmeans", k=1)
     assert set(adata.obs["concerto_cluster"]) == {"0"}
 
 
 def test_collapsed_embedding_has_clusters_and_a_map() -> None:
     adata = cells()
     adata.obsm["X_concerto"][:] = 1.0
-    cluster(adata)
+    add_clusters(adata)
     umap(adata)
     assert np.isfinite(adata.obsm["X_umap"]).all()
 
 
 def test_any_representation_serves() -> None:
     adata = AnnData(cells().obsm["X_concerto"])
-    cluster(adata, rep="X", algorithm="kmeans", k=3)
+    add_clusters(adata, rep="X", algorithm="kmeans", k=3)
     assert adata.obs["concerto_cluster"].nunique() == 3
 
 
 def test_unsuitable_input_is_refused() -> None:
     adata = cells()
     with pytest.raises(InputError, match=r"no embedding 'X_pca' in obsm \(there: X_concerto\)"):
-        cluster(adata, rep="X_pca")
+        add_clusters(adata, rep="X_pca")
     with pytest.raises(InputError, match="unknown algorithm 'louvain': use one of leiden, kmeans"):
-        cluster(adata, algorithm="louvain")
+        add_clusters(adata, algorithm="louvain")
     with pytest.raises(InputError, match="give k"):
-        cluster(adata, algorithm="kmeans")
+        add_clusters(adata, algorithm="kmeans")
     with pytest.raises(InputError, match="from 1 to the 120 cells"):
-        cluster(adata, algorithm="kmeans", k=121)
+        add_clusters(adata, algorithm="kmeans", k=121)
     with pytest.raises(InputError, match="k is for kmeans"):
-        cluster(adata, k=3)
+        add_clusters(adata, k=3)
     with pytest.raises(InputError, match="resolution is 0"):
-        cluster(adata, resolution=0)
+        add_clusters(adata, resolution=0)
     adata.obsm["X_concerto"][7, 0] = np.inf
     with pytest.raises(InputError, match="not finite in 1 of 120 cells, the first being cell 7"):
         umap(adata)
     adata.obsm["X_concerto"][:] = 1.0
     with pytest.raises(InputError, match="only 1 different points"):
-        cluster(adata, algorithm="kmeans", k=2)
+        add_clusters(adata, algorithm="kmeans", k=2)
     assert "concerto_cluster" not in adata.obs
 
 
 def test_soft_kmeans_finds_the_groups_again() -> None:
     adata = cells(apart=6.0)
-    cluster(adata, algorithm="soft-kmeans", k=3)
+    add_clusters(adata, algorithm="soft-kmeans", k=3)
     assert (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).mean() > 0.98
     again = cells(apart=6.0)
-    cluster(again, algorithm="soft-kmeans", k=3)
+    add_clusters(again, algorithm="soft-kmeans", k=3)
     assert (adata.obs["concerto_cluster"] == again.obs["concerto_cluster"]).all()
 
 
 @pytest.mark.parametrize("k", [None, 3])
 def test_consensus_of_runs(k: int | None) -> None:
     adata = cells()
-    cluster(adata, algorithm="consensus", k=k, runs=6, resolution=0.2)
+    add_clusters(adata, algorithm="consensus", k=k, runs=6, resolution=0.2)
     assert (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).all()
     sure = adata.obs["concerto_cluster_agreement"]
     assert sure.between(0.5, 1).all() and sure.dtype == np.float32
@@ -186,7 +187,7 @@ def test_consensus_of_columns_needs_no_embedding() -> None:
         adata.obs[f"run{run}"] = np.where(rng.random(120) < 0.2, rng.integers(0, 3, 120), truth)
     names = [f"run{run}" for run in range(5)]
     single = max((adata.obs[name] == truth).mean() for name in names)
-    cluster(adata, algorithm="consensus", clusterings=names)
+    add_clusters(adata, algorithm="consensus", clusterings=names)
     agreed = (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).mean()
     assert agreed > single and agreed > 0.95
 
@@ -208,5 +209,5 @@ def test_unsuitable_consensus_is_refused() -> None:
         ({"resolution": -1.0}, "resolution is -1"),
     ]:
         with pytest.raises(InputError, match=message):
-            cluster(adata, **{"algorithm": "consensus", **options})
+            add_clusters(adata, **{"algorithm": "consensus", **options})
     assert "concerto_cluster" not in adata.obs

@@ -14,7 +14,7 @@ from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.run import run
 
@@ -152,7 +152,7 @@ def test_bad_input_shows_before_anything_is_written(tmp_path: Path) -> None:
 def test_files_measured_for_different_genes_are_not_set_apart(tmp_path: Path) -> None:
     """Halves of one experiment, of which one lacks every second gene."""
     params = SplatParams(n_cells=600, n_genes=600, group_sizes=(1, 1, 1), lib_loc=8, de_prob=0.3)
-    cells = simulate(params)
+    cells = simulate_cells(params)
     cells.var_names = [f"AB{i}C" for i in range(600)]
     halves = {"one": cells[:300], "two": cells[300:, ::2]}
     for name, part in halves.items():

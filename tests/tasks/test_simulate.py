@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
 from concerto_tf.simulate import SplatParams
-from concerto_tf.simulate import simulate as in_memory
+from concerto_tf.simulate import simulate_cells as in_memory
 from concerto_tf.tasks.simulate import parameters, simulate
 
 PARAMS = SplatParams.droplet(

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from concerto_tf.errors import InputError
 from protocols import embeddings
-from protocols.cells import data_sets, only_known, prepare, prepare_all
+from protocols.data_sets import data_sets, only_known, prepare, prepare_all
 from protocols.embeddings import Variant, check_seeds, variants
 from protocols.scores import Scores, summary
 

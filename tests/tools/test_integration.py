@@ -15,7 +15,7 @@ import pytest
 from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import evaluate, ilisi
+from concerto_tf.metrics import embedding_scores, ilisi
 from concerto_tf.records import convert
 from protocols.baselines import cells_of, harmony, log_normalized, pca
 from protocols.integration import integration
@@ -106,7 +106,7 @@ def test_components_tell_types_apart_and_of_few_cells_are_few(
     cells = make_cells({("u", "a"): 30, ("v", "a"): 30})
     z = pca(log_normalized(AnnData(cells.X, cells.obs, cells.var)), components=5)
     assert z.shape == (60, 5)
-    assert evaluate(z, cells.obs["kind"])["ari_kmeans"] == 1
+    assert embedding_scores(z, cells.obs["kind"])["ari_kmeans"] == 1
     few = pca(log_normalized(cells[:6].copy()))
     assert few.shape == (6, 5)
 
@@ -118,7 +118,7 @@ def test_harmony_mixes_what_principal_components_do_not(make_cells: Callable[...
     after = harmony(before, cells.obs["donor"])
     assert after.shape == before.shape
     assert ilisi(after, cells.obs["donor"]) > ilisi(before, cells.obs["donor"]) + 0.2
-    assert evaluate(after, cells.obs["kind"])["knn_accuracy"] == 1
+    assert embedding_scores(after, cells.obs["kind"])["knn_accuracy"] == 1
 
 
 def test_harmony_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

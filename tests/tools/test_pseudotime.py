@@ -11,7 +11,7 @@ import pytest
 from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.pseudotime import pseudotime
 
 PCA = {"methods": ("pca",), "seeds": (0,)}
@@ -20,7 +20,7 @@ PCA = {"methods": ("pca",), "seeds": (0,)}
 @pytest.fixture(scope="module")
 def path() -> AnnData:
     """Cells along one path, in four stages; the names of which say nothing of their order."""
-    cells = simulate(
+    cells = simulate_cells(
         SplatParams(n_cells=160, n_genes=120, paths=True, de_prob=0.6, de_scale=1.5, seed=2)
     )
     stage = np.minimum(3, cells.obs["step"].to_numpy() // 25)

@@ -16,7 +16,7 @@ import pytest
 from anndata import AnnData, read_h5ad
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import evaluate
+from concerto_tf.metrics import embedding_scores
 from concerto_tf.simulate import SplatParams
 from protocols import baselines, quality_cells
 from protocols.lines import append_line, read_lines
@@ -175,7 +175,7 @@ def test_scvi_embeds_in_a_process_of_its_own(make_cells: Callable[..., AnnData])
     cells = make_cells({(kind, donor): 30 for kind in "uv" for donor in "ab"})
     z = baselines.scvi(cells, "donor")
     assert z.shape == (120, 30) and z.dtype == np.float32
-    assert evaluate(z, cells.obs["kind"])["knn_accuracy"] > 0.9
+    assert embedding_scores(z, cells.obs["kind"])["knn_accuracy"] > 0.9
     with pytest.raises(InputError, match="scVI failed: .*absent"):
         baselines.scvi(cells, "absent")
 
@@ -298,11 +298,11 @@ def test_the_tool_scores_what_is_missing_and_goes_on(
     pca, small = rows.values()
     assert pca["cells"] == small["cells"] == 75 and pca["seconds"] >= 0
     assert small["command"].endswith(f"{configured(SMALL).name} --seed 0")
-    # What evaluate says of scanpy's own components, of the cells with a label.
+    # What embedding_scores says of scanpy's own components, of the cells with a label.
     cells = read_h5ad(file)
     cells = cells[cells.obs["cell_type"].notna()].copy()
     z_pca = baselines.pca(baselines.log_normalized(cells))
-    want = evaluate(z_pca, cells.obs["cell_type"])
+    want = embedding_scores(z_pca, cells.obs["cell_type"])
     assert {name: pca[name] for name in want} == pytest.approx(want, abs=6e-5)
     assert "| small | " in capsys.readouterr().out
     assert drawn.read_bytes()[1:4] == b"PNG"

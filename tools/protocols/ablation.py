@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf.errors import InputError
-from protocols.cells import of_clusters, prepare_all
 from protocols.charts import strips
+from protocols.data_sets import of_clusters, prepare_all
 from protocols.embeddings import Variant, check_seeds, check_training, variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, agreement, kmeans_partitions
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.separation import asw_label
 
 

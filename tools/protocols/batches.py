@@ -11,8 +11,8 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import kbet
 from protocols.batch_scores import batch_scores
-from protocols.cells import labels_of, only_known, prepare_all
 from protocols.charts import strips
+from protocols.data_sets import labels_of, only_known, prepare_all
 from protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary

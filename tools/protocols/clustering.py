@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protocols.cells import labels_of, of_clusters, prepare_all
 from protocols.charts import strips
+from protocols.data_sets import labels_of, of_clusters, prepare_all
 from protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from protocols.printed import printed
 from protocols.report import check_folder, leave, plain

@@ -6,8 +6,8 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import agreement
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, kmeans_partitions, leiden_partitions
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding, complete, thinned
 
 
 def clustering_scores(

@@ -12,8 +12,8 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from protocols.baselines import cells_of
-from protocols.cells import of_clusters, prepare, prepare_all
 from protocols.charts import curves
+from protocols.data_sets import of_clusters, prepare, prepare_all
 from protocols.embeddings import (
     COMPARED,
     check_numbers,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import evaluate
+from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
 from protocols.embeddings import check_seeds, check_training, embed_by, variants
 from protocols.report import check_folder, dots, leave, plain
@@ -48,7 +48,7 @@ def integration(
 
     Returns:
         What ``result.json`` holds: the number of cells by source, and by method the mean and the
-        standard deviation over the seeds of each metric of `evaluate`.
+        standard deviation over the seeds of each metric of `embedding_scores`.
 
     Raises:
         InputError: There is one source only, or an argument is unsuitable.
@@ -83,7 +83,7 @@ def integration(
         for variant in chosen:
             model = out / "models" / f"{variant.name}-seed{seed}"
             z = embed_by(variant, records, seed, model, training)
-            scores = evaluate(z, labels, known["source"], seed=seed)
+            scores = embedding_scores(z, labels, known["source"], seed=seed)
             rows.append({"method": variant.name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_method = table.drop(columns="seed").groupby("method", sort=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import evaluate
+from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
@@ -44,7 +44,7 @@ def modalities(
 
     Returns:
         What ``result.json`` holds: by choice of modalities the mean and the standard deviation
-        over the seeds of each metric of `evaluate`.
+        over the seeds of each metric of `embedding_scores`.
 
     Raises:
         InputError: There is one modality only, or an argument is unsuitable.
@@ -79,7 +79,9 @@ def modalities(
                 seed=seed,
                 **training,
             )
-            scores = evaluate(embed_records(model, records), known[f"label/{label_key}"], seed=seed)
+            scores = embedding_scores(
+                embed_records(model, records), known[f"label/{label_key}"], seed=seed
+            )
             rows.append({"modalities": name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_choice = table.drop(columns="seed").groupby("modalities", sort=False)

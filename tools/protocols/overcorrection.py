@@ -10,7 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import ilisi, kbet
-from concerto_tf.metrics.neighbours import leiden, nearest, scanpy_graph
+from concerto_tf.metrics.graph import leiden, nearest, scanpy_graph
 from concerto_tf.records import convert
 from protocols.baselines import cells_of
 from protocols.embeddings import check_seeds, check_training, embed_by, variants

@@ -13,8 +13,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.tasks.pseudotime import KEY
 from concerto_tf.tasks.pseudotime import pseudotime as infer
 from protocols.baselines import cells_of, log_normalized
-from protocols.cells import labels_of, prepare
 from protocols.charts import strips
+from protocols.data_sets import labels_of, prepare
 from protocols.embeddings import COMPARED, check_seeds, check_training, variants
 from protocols.order_scores import order_scores
 from protocols.report import check_folder, leave, plain

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import evaluate
+from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import configuration
 from concerto_tf.records import convert
@@ -245,7 +245,7 @@ def scores(z: np.ndarray, data: DataSet, obs: Any) -> dict[str, float]:
     """
     labels = obs[LABEL].to_numpy()
     sources = obs[SOURCE].to_numpy() if data.has_sources else None
-    found = evaluate(z, labels, sources)
+    found = embedding_scores(z, labels, sources)
     if sources is not None:
         found |= scib(z, labels, sources)
     if data.rare:

@@ -12,7 +12,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import open_input
-from concerto_tf.simulate import SplatParams, simulate
+from concerto_tf.simulate import SplatParams, simulate_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -207,7 +207,7 @@ def _draw(kind: str, seed: int) -> AnnData:
     params = SIMULATED[kind]
     if kind == "rare":
         params = replace(params, seed=params.seed + 1000 * seed)
-    cells = simulate(params)
+    cells = simulate_cells(params)
     cells.obs[LABEL] = cells.obs["path" if params.paths else "group"].astype(str)
     columns = [LABEL]
     if params.n_batches > 1:

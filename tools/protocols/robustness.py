@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records
-from concerto_tf.simulate import SplatParams, simulate
-from protocols.cells import of_clusters, prepare, prepare_all
+from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
+from protocols.data_sets import of_clusters, prepare, prepare_all
 from protocols.embeddings import (
     Variant,
     check_numbers,
@@ -123,7 +123,7 @@ def robustness(
     for (ladder, level, params), seed in product(simulated, seeds):
         with TemporaryDirectory(prefix="concerto-") as folder:
             records = prepare(
-                simulate(replace(params, seed=seed)),
+                simulate_cells(replace(params, seed=seed)),
                 Path(folder),
                 label_key="group",
                 drop_empty=True,

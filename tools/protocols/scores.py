@@ -14,7 +14,7 @@ from concerto_tf import _files
 from concerto_tf._version import __version__
 from concerto_tf.records import Records
 from concerto_tf.tasks.training import fingerprint
-from protocols.cells import Score
+from protocols.data_sets import Score
 from protocols.embeddings import Variant, embed_by
 from protocols.lines import append_line, read_lines
 from protocols.report import plain

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate import SplatParams, simulate
-from protocols.cells import of_clusters, prepare
+from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
+from protocols.data_sets import of_clusters, prepare
 from protocols.embeddings import (
     COMPARED,
     check_numbers,
@@ -112,7 +112,7 @@ def simulations(
     zeros: dict[str, list[float]] = {}
     for case, params in drawn.items():
         design, k, mid, seed = case
-        cells = simulate(params)
+        cells = simulate_cells(params)
         zeros.setdefault(f"{mid:g}", []).append(1 - cells.X.nnz / np.prod(cells.shape))
         with TemporaryDirectory(prefix="concerto-") as folder:
             records = prepare(cells, Path(folder), label_key="group", drop_empty=True)

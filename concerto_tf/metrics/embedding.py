@@ -7,13 +7,13 @@ import contextlib
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding
 from concerto_tf.metrics.clustering import kmeans_scores, leiden_scores
-from concerto_tf.metrics.inputs import PerCell, as_codes, as_embedding
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
 from concerto_tf.metrics.separation import FOLDS, asw_label, knn_scores
 
 
-def evaluate(
+def embedding_scores(
     embedding: np.ndarray,
     labels: PerCell | None = None,
     sources: PerCell | None = None,
@@ -46,10 +46,10 @@ def evaluate(
 
     Example:
         >>> import numpy as np
-        >>> from concerto_tf.metrics import evaluate
+        >>> from concerto_tf.metrics import embedding_scores
         >>> z = np.random.default_rng(0).normal(size=(60, 5))
         >>> z[:30] += 10
-        >>> evaluate(z, ["T cell"] * 30 + ["B cell"] * 30)["ari_kmeans"]
+        >>> embedding_scores(z, ["T cell"] * 30 + ["B cell"] * 30)["ari_kmeans"]
         1.0
     """
     z = as_embedding(embedding)

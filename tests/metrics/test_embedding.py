@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import asw_source, evaluate, ilisi, kbet, knn_scores
+from concerto_tf.metrics import asw_source, embedding_scores, ilisi, kbet, knn_scores
 
 LABEL_KEYS = {
     "ari_kmeans",
@@ -30,18 +30,18 @@ def cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_exactly_the_keys_that_apply(cells: tuple) -> None:
     z, labels, sources = cells
-    assert set(evaluate(z)) == set()
-    assert set(evaluate(z, labels)) == LABEL_KEYS
-    assert set(evaluate(z, sources=sources)) == SOURCE_KEYS
-    scores = evaluate(z, labels, sources)
+    assert set(embedding_scores(z)) == set()
+    assert set(embedding_scores(z, labels)) == LABEL_KEYS
+    assert set(embedding_scores(z, sources=sources)) == SOURCE_KEYS
+    scores = embedding_scores(z, labels, sources)
     assert set(scores) == LABEL_KEYS | SOURCE_KEYS | {"graph_connectivity"}
     assert all(type(v) is float and np.isfinite(v) for v in scores.values())
-    assert set(evaluate(z, labels, np.zeros(150))) == LABEL_KEYS
+    assert set(embedding_scores(z, labels, np.zeros(150))) == LABEL_KEYS
 
 
 def test_values_are_those_of_the_metrics(cells: tuple) -> None:
     z, labels, sources = cells
-    scores = evaluate(z, labels, sources, seed=2)
+    scores = embedding_scores(z, labels, sources, seed=2)
     assert scores["kbet"] == kbet(z, sources, seed=2)
     assert scores["ilisi"] == ilisi(z, sources, seed=2)
     assert scores["asw_source"] == asw_source(z, sources, labels, seed=2)
@@ -52,8 +52,8 @@ def test_cells_without_a_label_are_left_out(cells: tuple) -> None:
     z, labels, sources = cells
     named = pd.Series(np.array(["a", "b", "c"])[labels], dtype="category")
     named[:20] = np.nan
-    scores = evaluate(z, named, sources)
-    alone = evaluate(z[20:], labels[20:], sources[20:])
+    scores = embedding_scores(z, named, sources)
+    alone = embedding_scores(z[20:], labels[20:], sources[20:])
     for key in LABEL_KEYS | {"asw_source", "graph_connectivity"}:
         assert scores[key] == alone[key], key
     assert scores["kbet"] == kbet(z, sources)  # what needs no label looks at every cell
@@ -62,18 +62,18 @@ def test_cells_without_a_label_are_left_out(cells: tuple) -> None:
 def test_cells_without_a_source_are_left_out(cells: tuple) -> None:
     z, _, sources = cells
     partly = [None, *sources[1:]]
-    assert evaluate(z, sources=partly) == evaluate(z[1:], sources=sources[1:])
+    assert embedding_scores(z, sources=partly) == embedding_scores(z[1:], sources=sources[1:])
 
 
 def test_scores_that_are_not_defined_are_left_out(cells: tuple) -> None:
     z, labels, _ = cells
-    assert "asw_label" not in evaluate(z[:6], np.arange(6))
-    assert "knn_accuracy" not in evaluate(z[:6], [0, 0, 0, 1, 1, 1])
-    assert "asw_source" not in evaluate(z, labels, labels)
+    assert "asw_label" not in embedding_scores(z[:6], np.arange(6))
+    assert "knn_accuracy" not in embedding_scores(z[:6], [0, 0, 0, 1, 1, 1])
+    assert "asw_source" not in embedding_scores(z, labels, labels)
 
 
 def test_two_cells(cells: tuple) -> None:
-    scores = evaluate(cells[0][:2], ["a", "b"], ["x", "y"])
+    scores = embedding_scores(cells[0][:2], ["a", "b"], ["x", "y"])
     assert scores["ari_kmeans"] == 1.0
     assert "kbet" not in scores
 
@@ -81,11 +81,11 @@ def test_two_cells(cells: tuple) -> None:
 def test_one_class_is_refused(cells: tuple) -> None:
     z = cells[0]
     with pytest.raises(InputError, match="only 'T': at least 2"):
-        evaluate(z, ["T"] * 149 + [None])
+        embedding_scores(z, ["T"] * 149 + [None])
     with pytest.raises(InputError, match="the labels have none"):
-        evaluate(z, [None] * 150)
+        embedding_scores(z, [None] * 150)
     with pytest.raises(InputError, match="3 sources for an embedding of 150 cells"):
-        evaluate(z, sources=[1, 2, 3])
+        embedding_scores(z, sources=[1, 2, 3])
 
 
 def test_the_benchmarks_measure(cells: tuple, shared_data) -> None:
@@ -101,7 +101,7 @@ def test_the_benchmarks_measure(cells: tuple, shared_data) -> None:
     z, labels, _ = cells
     z = z.astype("f4")
     theirs = bench.clustering(z, labels.astype(str)) | bench.separation(z, labels.astype(str))
-    ours = evaluate(z, labels.astype(str))
+    ours = embedding_scores(z, labels.astype(str))
     for key, other in {
         "ari_kmeans": "kmeans_ari",
         "nmi_kmeans": "kmeans_nmi",
