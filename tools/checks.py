@@ -26,8 +26,6 @@ MOST_PARAMETERS = 10
 ALLOWED = frozenset(
     {
         "circle models.concerto > models.start > models.concerto",
-        "concerto_tf/cli/arguments.py: length",
-        "concerto_tf/cli/commands.py: length",
         "concerto_tf/models/base.py: length",
         "concerto_tf/models/branches.py: build_branch()",
         "concerto_tf/models/classifier.py: length",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from concerto_tf.cli import spelling
 from concerto_tf.cli.arguments import make_parser
-from concerto_tf.cli.commands import DONE, FAULT, INTERRUPTED, UNSUITABLE
+from concerto_tf.cli.output import DONE, FAULT, INTERRUPTED, UNSUITABLE
 from concerto_tf.errors import InputError, Interrupted
 
 # What the system says where the user can mend it: no space, no right, no such place. Not every

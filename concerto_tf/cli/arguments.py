@@ -3,70 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from concerto_tf._version import __version__
-from concerto_tf.cli import commands
-from concerto_tf.cli.commands import UNSUITABLE
-
-
-class _Once(argparse.Action):
-    """An option that takes one value and says so when it is given two."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
-            raise argparse.ArgumentError(self, "given twice; it takes one value")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, and takes options by their full name."""
-
-    def __init__(self, **options: Any) -> None:
-        # An abbreviation that works today could mean two options tomorrow.
-        super().__init__(**options, allow_abbrev=False)
-        self.register("action", None, _Once)
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(UNSUITABLE)
-
-
-def _modality(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    if not equals or not name or not place:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE, as in protein=obsm:protein")
-    return name, place
-
-
-def _epochs(text: str) -> int | None:
-    if text == "auto":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers, as in 3,2,1") from None
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
+from concerto_tf.cli import commands, parsing
 
 
 def _shared() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--seed", type=_seed, default=0, help="seed of everything (default 0)")
+    shared.add_argument(
+        "--seed", type=parsing.seed, default=0, help="seed of everything (default 0)"
+    )
     shared.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     shared.add_argument("--quiet", action="store_true", help="only errors")
     shared.add_argument("--debug", action="store_true", help="tracebacks and library messages")
@@ -74,7 +21,7 @@ def _shared() -> argparse.ArgumentParser:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = parsing.Parser(
         prog="concerto", description="From single-cell counts to embeddings, clusters and labels."
     )
     parser.add_argument("--version", action="version", version=f"concerto_tf {__version__}")
@@ -103,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
         made.add_argument(
             "--modality",
-            type=_modality,
+            type=parsing.modality,
             action="append",
             metavar="NAME=PLACE",
             help="where a further modality lies, as protein=obsm:protein",
@@ -166,7 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
         steps(made)
 
     def steps(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--epochs", type=_epochs, metavar="N|auto", help="passes over the cells")
+        made.add_argument(
+            "--epochs", type=parsing.epochs, metavar="N|auto", help="passes over the cells"
+        )
         made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
         made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
@@ -380,7 +329,9 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--cells", type=int, metavar="N", help="number of cells (1,000)")
     made.add_argument("--genes", type=int, metavar="N", help="number of genes (20,000)")
     made.add_argument("--groups", type=int, metavar="N", help="groups of one size, or paths (1)")
-    made.add_argument("--sizes", type=_numbers, metavar="X,X", help="relative sizes of the groups")
+    made.add_argument(
+        "--sizes", type=parsing.numbers, metavar="X,X", help="relative sizes of the groups"
+    )
     made.add_argument("--batches", type=int, metavar="N", help="batches of one size (1)")
     made.add_argument("--batch-scale", type=float, metavar="X", help="how much they differ (0.1)")
     made.add_argument(
@@ -398,7 +349,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--paths", action="store_true", help="groups are paths of a trajectory")
     made.add_argument(
         "--path-from",
-        type=_numbers,
+        type=parsing.numbers,
         metavar="N,N",
         help="where each path begins: 0, or the number of an earlier path",
     )

@@ -12,9 +12,8 @@ from typing import Any
 
 from concerto_tf._paths import as_path
 from concerto_tf._progress import Reporter
-from concerto_tf.cli.output import say, table
-
-DONE, FAULT, UNSUITABLE, INTERRUPTED = 0, 1, 2, 130
+from concerto_tf.cli import given
+from concerto_tf.cli.output import DONE, UNSUITABLE, say, table
 
 
 def run(options: argparse.Namespace) -> Any:
@@ -30,13 +29,13 @@ def run(options: argparse.Namespace) -> Any:
             genes=options.genes,
             resolution=options.resolution,
             drop_empty=options.drop_empty,
-            modalities=_places(options),
+            modalities=given.places(options),
             workers=options.workers,
             dask=options.dask,
             seed=options.seed,
             skip_damaged=options.skip_damaged,
             progress=progress,
-            **_training(options),
+            **given.training(options),
         )
     say(
         options,
@@ -77,9 +76,9 @@ def convert(options: argparse.Namespace) -> Any:
             layer=options.layer,
             source_key=options.source_key,
             label_keys=options.label_key or [],
-            like=_like(options.like),
+            like=given.like(options.like),
             orthologs=options.orthologs,
-            modalities=_places(options),
+            modalities=given.places(options),
             shards=options.shards,
             compression=options.compression,
             workers=options.workers,
@@ -110,7 +109,7 @@ def train(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.train import train
     from concerto_tf.tasks.training import SUMMARY
 
-    lost = _skip_damaged(options, "records")
+    lost = given.skip_damaged(options, "records")
     with Reporter(options.quiet) as progress:
         train(
             options.records,
@@ -120,7 +119,7 @@ def train(options: argparse.Namespace) -> Any:
             modalities=options.modality,
             seed=options.seed,
             progress=progress.stage("train"),
-            **_training(options),
+            **given.training(options),
         )
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
@@ -131,14 +130,14 @@ def train(options: argparse.Namespace) -> Any:
 def embed(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.embed import write_embeddings
 
-    lost = _skip_damaged(options, "input")
+    lost = given.skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
         z = write_embeddings(
             options.model,
             options.input,
             options.output,
             progress=progress.stage("embed"),
-            **_reading(options),
+            **given.reading(options),
         )
     found = {"cells": z.shape[0], "dimensions": z.shape[1], **lost, "output": str(options.output)}
     say(options, table(found))
@@ -157,7 +156,7 @@ def cluster(options: argparse.Namespace) -> Any:
         k=options.k,
         seed=options.seed,
         runs=options.runs,
-        clusterings=None if options.clusterings is None else _names(options.clusterings),
+        clusterings=None if options.clusterings is None else given.names(options.clusterings),
     )
     sizes = adata.obs["concerto_cluster"].value_counts()
     found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
@@ -183,7 +182,7 @@ def finetune(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.finetune import finetune
     from concerto_tf.tasks.training import SUMMARY
 
-    lost = _skip_damaged(options, "records", "target")
+    lost = given.skip_damaged(options, "records", "target")
     with Reporter(options.quiet) as progress:
         finetune(
             options.model,
@@ -195,7 +194,7 @@ def finetune(options: argparse.Namespace) -> Any:
             calibration=options.calibration,
             seed=options.seed,
             progress=progress.stage("train"),
-            **_training(options),
+            **given.training(options),
         )
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
@@ -204,14 +203,9 @@ def finetune(options: argparse.Namespace) -> Any:
 
 
 def annotate(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.annotate import (
-        agreement_with_labels,
-        annotate,
-        as_classifier,
-        own_labels,
-    )
+    from concerto_tf.tasks.annotate import agreement_of, annotate, as_classifier, own_labels
 
-    lost = _skip_damaged(options, "input")
+    lost = given.skip_damaged(options, "input")
     truth = None
     if options.label_key is not None:  # before there is any work to lose
         truth = own_labels(options.input, options.label_key)
@@ -223,13 +217,11 @@ def annotate(options: argparse.Namespace) -> Any:
             options.output,
             alpha=options.alpha,
             progress=progress.stage("annotate"),
-            **_reading(options),
+            **given.reading(options),
         )
-    found = _labelled(labels, options.output) | lost
+    found = given.labelled(labels, options.output) | lost
     if truth is not None:
-        found["agreement"] = agreement_with_labels(
-            labels, truth.reindex(labels.index), model.classes
-        )
+        found["agreement"] = agreement_of(labels, truth.reindex(labels.index), model.classes)
     say(options, table(found))
     return found
 
@@ -237,7 +229,7 @@ def annotate(options: argparse.Namespace) -> Any:
 def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
     from concerto_tf.tasks.map import ALPHA, map
 
-    lost = _skip_damaged(options, "reference", "query")
+    lost = given.skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         labels = map(
             options.model,
@@ -245,7 +237,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             options.output,
             reference=options.reference,
             label_key=options.label_key,
-            levels=_names(options.levels),
+            levels=given.names(options.levels),
             k=options.k,
             alpha=ALPHA if options.alpha is None else options.alpha,
             finetune=options.finetune,
@@ -254,10 +246,10 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             figure=options.figure,
             seed=options.seed,
             progress=progress.stage("map"),
-            **_of_reference(options),
-            **_reading(options),
+            **given.of_reference(options),
+            **given.reading(options),
         )
-    found = _labelled(labels, options.output) | lost
+    found = given.labelled(labels, options.output) | lost
     say(options, table(found))
     return found
 
@@ -265,7 +257,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
 def impute(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.impute import impute
 
-    lost = _skip_damaged(options, "reference", "query")
+    lost = given.skip_damaged(options, "reference", "query")
     with Reporter(options.quiet) as progress:
         values = impute(
             options.model,
@@ -274,8 +266,8 @@ def impute(options: argparse.Namespace) -> Any:
             reference=options.reference,
             k=options.k,
             progress=progress.stage("impute"),
-            **_of_reference(options),
-            **_reading(options),
+            **given.of_reference(options),
+            **given.reading(options),
         )
     found = {
         "cells": len(next(iter(values.values()))),
@@ -290,7 +282,7 @@ def impute(options: argparse.Namespace) -> Any:
 def explain(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.explain import explain
 
-    lost = _skip_damaged(options, "input")
+    lost = given.skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
         rows = explain(
             options.model,
@@ -300,7 +292,7 @@ def explain(options: argparse.Namespace) -> Any:
             top=options.top,
             figure=options.figure,
             progress=progress.stage("explain"),
-            **_reading(options),
+            **given.reading(options),
         )
     found = {"rows": len(rows), **lost, "output": str(options.output)}
     if options.groupby:
@@ -372,24 +364,10 @@ def compare(options: argparse.Namespace) -> Any:
 def simulate(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.simulate import parameters, simulate
 
-    names = (
-        "cells",
-        "genes",
-        "groups",
-        "sizes",
-        "batches",
-        "batch_scale",
-        "de_prob",
-        "de_scale",
-        "dropout_mid",
-        "dropout_shape",
-        "counts",
-        "paths",
-        "path_from",
-        "seed",
-    )
-    given = {name: getattr(options, name) for name in names}
-    params = parameters(**{key: value for key, value in given.items() if value is not None})
+    names = "cells genes groups sizes batches batch_scale de_prob de_scale dropout_mid"
+    names += " dropout_shape counts paths path_from seed"
+    asked = {name: getattr(options, name) for name in names.split()}
+    params = parameters(**{key: value for key, value in asked.items() if value is not None})
     with Reporter(options.quiet) as progress:
         simulate(
             params,
@@ -415,92 +393,5 @@ def export(options: argparse.Namespace) -> Any:
     from concerto_tf.export import export
 
     folder = export(options.model, options.output, alpha=options.alpha, k=options.k)
-    found = {"saved_model": str(folder)}
-    say(options, table(found))
+    say(options, table(found := {"saved_model": str(folder)}))
     return found
-
-
-def _training(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `train` that were given."""
-    names = (
-        "method",
-        "preset",
-        "members",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "optimizer",
-        "strategy",
-    )
-    given = {name: getattr(options, name, None) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of whatever reads cells with the genes of a model."""
-    return {
-        "source_key": options.source_key,
-        "layer": options.layer,
-        "drop_empty": options.drop_empty,
-        "modalities": _places(options) or None,
-        "orthologs": options.orthologs,
-    }
-
-
-def _skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
-    """Opens the records among some arguments without their damaged cells, where that is asked for.
-
-    Returns:
-        How many cells are lost by it, to be told.
-    """
-    if not options.skip_damaged:
-        return {}
-    from concerto_tf.records import Records
-    from concerto_tf.tasks.cells import is_records
-
-    lost = 0
-    for name in names:
-        given = getattr(options, name)
-        if is_records(given):
-            records = Records(given, skip_damaged=True)
-            setattr(options, name, records)
-            lost += sum(records.lost.values())
-    return {"cells_lost": lost}
-
-
-def _of_reference(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "reference_source_key": options.reference_source_key,
-        "reference_layer": options.reference_layer,
-    }
-
-
-def _places(options: argparse.Namespace) -> dict[str, str]:
-    """Further modalities and where they lie."""
-    return dict(options.modality or [])
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def _labelled(labels: Any, output: str) -> dict[str, Any]:
-    """How many cells have which label."""
-    found: dict[str, Any] = {"cells": len(labels)}
-    if "label" in labels:
-        counts = labels["label"].value_counts()
-        found["labels"] = {str(name): int(n) for name, n in counts.items()}
-        found["unknown"] = int(counts.get("unknown", 0))
-    return {**found, "output": str(output)}
-
-
-def _like(path: str | None) -> Any:
-    """Vocabulary of records or of a model."""
-    if path is None or (as_path(path) / "manifest.json").exists():
-        return path
-    if as_path(path).suffix == ".keras" or (as_path(path) / "model.keras").exists():
-        from concerto_tf.tasks.agreement import vocabularies_of
-        from concerto_tf.tasks.embed import encoder_of
-
-        return vocabularies_of(encoder_of(path))
-    return path

@@ -1,12 +1,16 @@
-"""What commands print: names and values in two columns."""
+"""What commands print, names and values in two columns, and what they end with."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+# Exit codes: done, a fault of ours, the user can mend it, interrupted.
+DONE, FAULT, UNSUITABLE, INTERRUPTED = 0, 1, 2, 130
+
 
 def say(options: argparse.Namespace, *lines: str) -> None:
+    """Prints lines, unless the user wants none or JSON."""
     if not options.quiet and not options.json:
         print(*lines, sep="\n")
 

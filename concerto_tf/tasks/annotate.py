@@ -177,7 +177,7 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
     return pd.Series(np.array([*names, None], object)[codes], barcodes, object)
 
 
-def agreement_with_labels(
+def agreement_of(
     table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Any]:
     """How well annotation agrees with labels that the query has itself.
@@ -203,7 +203,7 @@ def agreement_with_labels(
     ...     "label": ["B", "B", "unknown"], "predicted": ["B", "B", "B"],
     ...     "confidence": [0.9, 0.5, 0.01],
     ... })
-    >>> found = agreement_with_labels(table, ["B", "T", "NK"], ["B", "T", "DC"])
+    >>> found = agreement_of(table, ["B", "T", "NK"], ["B", "T", "DC"])
     >>> found["accuracy"], found["rejected_unseen"], found["auroc"]
     (0.5, 1.0, 1.0)
     >>> found["types_unseen"], found["types_absent"]

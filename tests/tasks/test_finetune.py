@@ -19,7 +19,7 @@ from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.typicality import confidence_of, rejection_rate, type_axes, typicality
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.annotate import agreement_with_labels, annotate, annotate_records
+from concerto_tf.tasks.annotate import agreement_of, annotate, annotate_records
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.labels import hold_out, known_labels
@@ -343,11 +343,11 @@ def test_unseen_types_are_unknown_and_evaluated_as_such(finetuned: Path) -> None
     query = make_cells(200, seed=4, kinds=4)
     query = query[query.obs["type"] != "NK"].copy()
     table = annotate(finetuned, query)
-    found = agreement_with_labels(table, query.obs["type"].tolist(), load_model(finetuned).classes)
+    found = agreement_of(table, query.obs["type"].tolist(), load_model(finetuned).classes)
     assert found["types_unseen"] == ["DC"] and found["types_absent"] == ["NK"]
     assert found["auroc"] > 0.9 and found["rejected_unseen"] > found["rejected_seen"] + 0.3
     assert found["cells"] + found["cells_unseen"] == len(query) and found["accuracy"] > 0.9
-    nobody = agreement_with_labels(table, [None] * len(query), ["B", "T"])
+    nobody = agreement_of(table, [None] * len(query), ["B", "T"])
     assert nobody["accuracy"] is None and nobody["auroc"] is None and nobody["cells"] == 0
 
 

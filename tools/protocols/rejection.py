@@ -11,7 +11,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import convert
-from concerto_tf.tasks.annotate import agreement_with_labels, annotate
+from concerto_tf.tasks.annotate import agreement_of, annotate
 from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.labels import known_labels
 from concerto_tf.tasks.train import train
@@ -118,7 +118,7 @@ def rejection(
                     **dict(finetuning or {}),
                 )
                 table = annotate(fine, adata[aside].copy(), alpha=alpha, source_key="source")
-                found = agreement_with_labels(table, labels[aside], fine.classes)
+                found = agreement_of(table, labels[aside], fine.classes)
                 name = " + ".join(group)
                 rows.append(
                     {

@@ -1,0 +1,94 @@
+"""What several commands make of their options: arguments of the Python calls."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from concerto_tf._paths import as_path
+
+
+def training(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `train` that were given."""
+    names = (
+        "method",
+        "preset",
+        "members",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "optimizer",
+        "strategy",
+    )
+    given = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of whatever reads cells with the genes of a model."""
+    return {
+        "source_key": options.source_key,
+        "layer": options.layer,
+        "drop_empty": options.drop_empty,
+        "modalities": places(options) or None,
+        "orthologs": options.orthologs,
+    }
+
+
+def skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
+    """Opens the records among some arguments without their damaged cells, where that is asked for.
+
+    Returns:
+        How many cells are lost by it, to be told.
+    """
+    if not options.skip_damaged:
+        return {}
+    from concerto_tf.records import Records
+    from concerto_tf.tasks.cells import is_records
+
+    lost = 0
+    for name in names:
+        given = getattr(options, name)
+        if is_records(given):
+            records = Records(given, skip_damaged=True)
+            setattr(options, name, records)
+            lost += sum(records.lost.values())
+    return {"cells_lost": lost}
+
+
+def of_reference(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "reference_source_key": options.reference_source_key,
+        "reference_layer": options.reference_layer,
+    }
+
+
+def places(options: argparse.Namespace) -> dict[str, str]:
+    """Further modalities and where they lie."""
+    return dict(options.modality or [])
+
+
+def names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def labelled(labels: Any, output: str) -> dict[str, Any]:
+    """How many cells have which label."""
+    found: dict[str, Any] = {"cells": len(labels)}
+    if "label" in labels:
+        counts = labels["label"].value_counts()
+        found["labels"] = {str(name): int(n) for name, n in counts.items()}
+        found["unknown"] = int(counts.get("unknown", 0))
+    return {**found, "output": str(output)}
+
+
+def like(path: str | None) -> Any:
+    """Vocabulary of records or of a model."""
+    if path is None or (as_path(path) / "manifest.json").exists():
+        return path
+    if as_path(path).suffix == ".keras" or (as_path(path) / "model.keras").exists():
+        from concerto_tf.tasks.agreement import vocabularies_of
+        from concerto_tf.tasks.embed import encoder_of
+
+        return vocabularies_of(encoder_of(path))
+    return path

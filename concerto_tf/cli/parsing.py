@@ -1,0 +1,62 @@
+"""What the command line's arguments are read by: a parser that says what is wrong, and values."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from concerto_tf.cli.output import UNSUITABLE
+
+
+class _Once(argparse.Action):
+    """An option that takes one value and says so when it is given two."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "given twice; it takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, and takes options by their full name."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today could mean two options tomorrow.
+        super().__init__(**options, allow_abbrev=False)
+        self.register("action", None, _Once)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(UNSUITABLE)
+
+
+def modality(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not equals or not name or not place:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE, as in protein=obsm:protein")
+    return name, place
+
+
+def epochs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers, as in 3,2,1") from None
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
