@@ -114,7 +114,7 @@ def _open_path(
         return open_10x_h5(path, file, layer, modalities)
     if "mod" in file:
         raise InputError(
-            "a MuData with several modalities; write one of them: mdata['rna'].write_h5ad(...)"
+            f"a MuData with several modalities; write one of them: mdata[{RNA!r}].write_h5ad(...)"
         )
     held = ", ".join(list(file)[:12]) or "nothing"
     raise InputError(f"neither an AnnData nor a 10x file (it holds: {held}); give {_ACCEPTED}")

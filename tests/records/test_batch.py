@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import concerto_tf
 from concerto_tf.records.batch import (
     RNA,
     Minibatch,
@@ -74,3 +78,14 @@ def test_cells_are_of_the_first_source_where_none_is_named() -> None:
 def test_a_model_looks_at_neither_barcodes_nor_labels() -> None:
     batch = {"cell": ["a", "b"], "label/type": [0, 1], "row": [0, 1], "protein/genes": GENES}
     assert set(Minibatch((batch, [0, 1])).numeric) == {"row", "protein/genes"}
+
+
+def test_no_other_file_of_the_package_names_the_first_modality() -> None:
+    """Who needs to know it takes `RNA`, so that a rule about it can be found."""
+    naming = {
+        path.name
+        for path in Path(concerto_tf.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and node.value == RNA
+    }
+    assert naming == {"batch.py"}
