@@ -53,7 +53,9 @@ class ContrastiveModel(Readout, BatchModel):
         symbols: Symbols of the genes, where the identifiers are something else.
         genes: Indices of the genes the model looks at, ascending; ``None`` for all. The other
             genes still count towards a cell's total.
-        modality: The modality that vocabulary, symbols and genes are of.
+        modality: The modality that vocabulary, symbols, genes and target_sum are of.
+        modalities: Further modalities, of a method that looks at several: name to the same
+            arguments, of which ``vocabulary`` must be there.
         sources: Names of the sources (batches, donors, technologies) of the cells.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
             are normalised already.
@@ -81,8 +83,10 @@ class ContrastiveModel(Readout, BatchModel):
     FORMER: dict[str, Any] = {}
     #: Arguments that files of earlier versions hold and that only mattered to their start.
     RETIRED = frozenset({"component_power"})
+    #: Whether the method looks at more than one modality where there are more.
+    looks_at_several = False
     #: The modalities that the model looks at, in order.
-    modality_inputs: tuple[ModalityInput, ...] = ()
+    modality_inputs: tuple[ModalityInput, ...]
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class ContrastiveModel(Readout, BatchModel):
         symbols: Sequence[str] | None = None,
         genes: Sequence[int] | None = None,
         modality: str = RNA,
+        modalities: Mapping[str, Mapping[str, Any]] | None = None,
         sources: Sequence[str] = ("all",),
         target_sum: float | None = float(TARGET_SUM),
         loss: Any = "nt_xent",
@@ -101,9 +106,20 @@ class ContrastiveModel(Readout, BatchModel):
     ) -> None:
         # Raw counts do not fit into half precision; `normalize` casts them once they are small.
         super().__init__(autocast=False, **kwargs)
-        self._look_at(
-            ModalityInput(modality, vocabulary, symbols=symbols, genes=genes, target_sum=target_sum)
+        own = {"symbols": symbols, "genes": genes, "target_sum": target_sum}
+        further = dict(modalities or {})
+        if further and not self.looks_at_several:
+            raise InputError(
+                f"{type(self).__name__} looks at {modality} alone, not at further ones."
+            )
+        if modality in further:
+            raise InputError(f"modality {modality!r} is named twice.")
+        self.modality_inputs = tuple(
+            ModalityInput(name, **of)
+            for name, of in {modality: {"vocabulary": vocabulary, **own}, **further}.items()
         )
+        for one in self.modality_inputs:
+            one.build(self)
         self.sources = tuple(sources)
         self.temperature = float(temperature)
         self.negatives = str(negatives)
@@ -127,11 +143,6 @@ class ContrastiveModel(Readout, BatchModel):
         if self.negatives not in NEGATIVES:
             known = " or ".join(NEGATIVES)
             raise InputError(f"negatives must be {known}, not {self.negatives!r}.")
-
-    def _look_at(self, modality: ModalityInput) -> None:
-        """Has the model look at one more modality."""
-        modality.build(self)
-        self.modality_inputs = (*self.modality_inputs, modality)
 
     # --- shape of the input -----------------------------------------------------------------
 
@@ -462,6 +473,7 @@ class ContrastiveModel(Readout, BatchModel):
             "name": self.name,
             "modality": self.modality,
             **self.modality_inputs[0].get_config(),
+            "modalities": {one.name: one.get_config() for one in self.modality_inputs[1:]},
             "sources": list(self.sources),
             "loss": self._loss_name or keras.losses.serialize(self.view_loss),
             "temperature": self.temperature,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -14,7 +14,6 @@ from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.branches import Branch, Seen, at_mean, build_branch, shown_of
 from concerto_tf.models.mlp import wide_start
-from concerto_tf.models.modality import further_inputs
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import MOST_EPOCHS, principal_start
@@ -46,8 +45,6 @@ class Concerto(ContrastiveModel):
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        modalities: Further modalities: name to the arguments ``vocabulary`` (identifiers of its
-            features) and, as of the first modality, ``symbols``, ``genes`` and ``target_sum``.
         modality_dropout: Share of the cells of which each view hides one modality.
         units: Width d of the gene embeddings.
         attention_units: Width of the attention's hidden layer.
@@ -79,8 +76,8 @@ class Concerto(ContrastiveModel):
             direction; most users compare embeddings by cosine. Distances stay as they are. Not
             with the readout ``both``.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
-        **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, temperature,
-            negatives, seed.
+        **kwargs: Of `ContrastiveModel`: symbols, genes, modality, modalities, sources, target_sum,
+            temperature, negatives, seed.
 
     Example:
 
@@ -127,6 +124,7 @@ class Concerto(ContrastiveModel):
         }
     }
 
+    looks_at_several = True
     TRAINING = {"paper": {"learning_rate": 1e-3}}
     #: Small: the start is close to what training ends at.
     default_learning_rate = 1e-4
@@ -141,7 +139,6 @@ class Concerto(ContrastiveModel):
         self,
         vocabulary: Sequence[str],
         *,
-        modalities: Mapping[str, Mapping[str, Any]] | None = None,
         modality_dropout: float = 0.2,
         units: int = 128,
         attention_units: int = 32,
@@ -168,8 +165,6 @@ class Concerto(ContrastiveModel):
             raise InputError(
                 f"readout_activation must be relu or None, not {readout_activation!r}."
             )
-        for one in further_inputs(modalities, self.modality):
-            self._look_at(one)
         self.modality_dropout = float(modality_dropout)
         self.units = int(units)
         self.attention_units = int(attention_units)
@@ -441,7 +436,6 @@ class Concerto(ContrastiveModel):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "modalities": {one.name: one.get_config() for one in self.modality_inputs[1:]},
             "modality_dropout": self.modality_dropout,
             "units": self.units,
             "attention_units": self.attention_units,

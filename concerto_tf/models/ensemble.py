@@ -12,7 +12,6 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
-from concerto_tf.models.modality import ModalityInput
 from concerto_tf.models.weights import keep_together
 from concerto_tf.records.batch import Batch
 
@@ -42,6 +41,8 @@ class Ensemble(ContrastiveModel):
         contrastive-sc, Methods, "Combined representation clustering".
     """
 
+    looks_at_several = True
+
     def __init__(self, members: Sequence[ContrastiveModel], **kwargs: Any) -> None:
         if not members:
             raise InputError("an ensemble needs at least one model")
@@ -49,18 +50,14 @@ class Ensemble(ContrastiveModel):
         for member in members[1:]:
             _check_alike(member, first)
         super().__init__(
-            first.vocabulary,
-            symbols=first.symbols,
-            genes=first.genes,
             modality=first.modality,
+            **first.modality_inputs[0].get_config(),
+            modalities={one.name: one.get_config() for one in first.modality_inputs[1:]},
             sources=first.sources,
-            target_sum=first.target_sum,
             temperature=first.temperature,
             seed=first.seed,
             **kwargs,
         )
-        for one in first.modality_inputs[1:]:
-            self._look_at(ModalityInput(one.name, **one.get_config()))
         self.default_learning_rate = first.default_learning_rate
         self.members = list(members)
         for own, of in zip(self.modality_inputs, first.modality_inputs, strict=True):

@@ -206,19 +206,6 @@ def target_sum_of(records: Records, modality: str, wanted: float | None = None) 
     return float(min(TARGET_SUM, max(1, round(records.typical_total))))
 
 
-def further_inputs(
-    modalities: Mapping[str, Mapping[str, Any]] | None, first: str
-) -> list[ModalityInput]:
-    """Further modalities of a model, from its arguments.
-
-    Args:
-        modalities: Name to the other arguments of a `ModalityInput`.
-        first: Name of the model's first modality.
-
-    Raises:
-        InputError: A modality is the first one again, or has no features.
-    """
-    for name in modalities or {}:
-        if name == first:
-            raise InputError(f"modality {name!r} must be another than {first!r}.")
-    return [ModalityInput(name, **of) for name, of in (modalities or {}).items()]
+def described(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The modalities of a model's configuration, each with its arguments."""
+    return {config["modality"]: config, **config["modalities"]}

@@ -16,8 +16,8 @@ from concerto_tf._keras import keras
 from concerto_tf._paths import as_path, local_copy
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
+from concerto_tf.models.modality import described
 from concerto_tf.models.weights import lasting_weights
-from concerto_tf.records.batch import RNA
 
 FILE_NAME = "model.keras"
 
@@ -155,16 +155,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _describes_cells(config: dict[str, Any]) -> bool:
     """Whether what every model says of its input has the right types."""
-    names = [config["vocabulary"], config.get("sources")]
-    genes = config.get("genes")
-    return (
-        all(
-            isinstance(held, list) and held and all(isinstance(name, str) for name in held)
-            for held in names
-        )
-        and isinstance(config.get("modality", RNA), str)
-        and (genes is None or (isinstance(genes, list) and all(type(i) is int for i in genes)))
+    if not isinstance(config.get("modality"), str) or not isinstance(
+        config.get("modalities"), dict
+    ):
+        return False
+    return _are_names(config.get("sources")) and all(
+        isinstance(of, dict) and _are_names(of.get("vocabulary")) and _are_indices(of.get("genes"))
+        for of in described(config).values()
     )
+
+
+def _are_names(held: Any) -> bool:
+    return isinstance(held, list) and bool(held) and all(isinstance(name, str) for name in held)
+
+
+def _are_indices(held: Any) -> bool:
+    return held is None or (isinstance(held, list) and all(type(i) is int for i in held))
 
 
 def _largest(value: Any) -> int:

@@ -61,6 +61,7 @@ def inspect(
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from concerto_tf.models.modality import described
     from concerto_tf.models.reference_files import FOLDER, load_reference
     from concerto_tf.models.saving import model_file, read_config
 
@@ -75,9 +76,7 @@ def _model(path: Path) -> dict[str, Any]:
         }
         config = config["encoder"]
     genes = config["genes"]
-    sizes = {config["modality"]: len(config["vocabulary"])}
-    for name, of in config.get("modalities", {}).items():
-        sizes[name] = len(of["vocabulary"])
+    sizes = {name: len(of["vocabulary"]) for name, of in described(config).items()}
     found = {
         "kind": "model",
         "method": saved["class_name"],
