@@ -245,20 +245,26 @@ class ContrastiveModel(Readout, BatchModel):
 
         Args:
             records: Finished records.
-            wanted: Names of some; by default those that the method is for: one, rna where there
+            wanted: Names of some; by default all, or of a method that looks at one RNA, where there
                 is any.
+
+        Returns:
+            Their names, RNA first.
 
         Raises:
             InputError: The records do not have one, or the method cannot look at so many.
         """
-        held = list(records.manifest.modalities)
-        chosen = [RNA if RNA in held else held[0]] if wanted is None else list(wanted)
-        if len(chosen) != 1:
+        held = records.manifest.modalities if wanted is None else wanted
+        chosen = sorted(held, key=lambda name: name != RNA)
+        if wanted is None and not cls.looks_at_several:
+            chosen = chosen[:1]
+        if not chosen or (len(chosen) > 1 and not cls.looks_at_several):
             raise InputError(
                 f"{cls.__name__} looks at one modality, not at {', '.join(chosen) or 'none'}; name "
                 "one, or train with method concerto"
             )
-        records.vocabulary_of(chosen[0])  # says so if there is none
+        for name in chosen:
+            records.vocabulary_of(name)  # says so if there is none
         return chosen
 
     @classmethod

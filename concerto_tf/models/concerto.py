@@ -19,10 +19,10 @@ from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.components import checked_share
-from concerto_tf.records.batch import RNA, Batch, Minibatch
+from concerto_tf.records.batch import Batch, Minibatch
 
 if TYPE_CHECKING:
-    from concerto_tf.records import Records
+    pass
 
 READOUTS = ("teacher", "student", "both")
 
@@ -274,15 +274,6 @@ class Concerto(ContrastiveModel):
                 layer.build((None, width))
         keep_together([*self.layers, *self.metrics])
         self.built = True
-
-    @classmethod
-    def choose_modalities(cls, records: Records, wanted: Sequence[str] | None = None) -> list[str]:
-        """The modalities of records that a new model looks at: by default all, RNA first."""
-        chosen = list(records.manifest.modalities if wanted is None else wanted)
-        chosen.sort(key=lambda name: name != RNA)
-        for name in chosen:
-            records.vocabulary_of(name)  # says so if there is none
-        return chosen
 
     @property
     def embedding_dim(self) -> int:
