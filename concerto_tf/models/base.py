@@ -255,7 +255,7 @@ class ContrastiveModel(Readout, BatchModel):
             InputError: The records do not have one, or the method cannot look at so many.
         """
         held = records.manifest.modalities if wanted is None else wanted
-        chosen = sorted(held, key=lambda name: name != RNA)
+        chosen = sorted(dict.fromkeys(held), key=lambda name: name != RNA)
         if wanted is None and not cls.looks_at_several:
             chosen = chosen[:1]
         if not chosen or (len(chosen) > 1 and not cls.looks_at_several):
