@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import accumulation_dtype, compute_dtype, keras, serializable
+from concerto_tf.layers.directions import take_directions
 
 
 def scatter_to_dense(
@@ -164,6 +166,18 @@ class GeneAttention(keras.layers.Layer):
             self.value_shift = self.add_weight(name="value_shift", shape=(), initializer="zeros")
         super().build(input_shape)
 
+    def take_directions(self, directions: np.ndarray) -> None:
+        """Has cell vectors hold given linear combinations of the genes.
+
+        The gene embeddings become the directions, so that attention, which is nearly uniform
+        before training, gives a cell's values along them, divided by the root of the number of
+        genes.
+
+        Args:
+            directions: [G, k] with k at most ``units``.
+        """
+        take_directions(self.embeddings, directions * np.sqrt(self.n_genes))
+
     def call(
         self,
         genes: tf.Tensor,
@@ -265,7 +279,7 @@ class GeneAttention(keras.layers.Layer):
             added = constant * (own * tf.cast(unmeasured, wide) - offset)
             added = tf.matmul(tf.cast(added, dtype)[tf.newaxis], embeddings)
             background += rescale[:, tf.newaxis] * tf.cast(added, wide)
-        # A dense product is faster here than any sparse one (see the architecture's figures).
+        # A dense product is faster here than any sparse one.
         dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes, rows)
         summed = tf.cast(tf.matmul(dense, embeddings), wide) + background
         return tf.cast(summed / denominator[:, tf.newaxis], dtype), weight, denominator

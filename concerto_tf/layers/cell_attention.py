@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import (
@@ -14,6 +15,7 @@ from concerto_tf._keras import (
     serializable,
 )
 from concerto_tf.errors import InputError
+from concerto_tf.layers.directions import take_directions
 
 _EPSILON = 1e-3
 
@@ -257,6 +259,14 @@ class CellTransformer(keras.layers.Layer):
         for layer in self.layers:
             layer.build((None, self.width or width))
         super().build(input_shape)
+
+    def take_directions(self, directions: np.ndarray) -> None:
+        """Has the tokens' first units be given linear combinations of the input.
+
+        Args:
+            directions: [n, k] with k at most ``width``, which must not be None.
+        """
+        take_directions(self.projection, directions)
 
     def call(self, x: tf.Tensor, context: tf.Tensor | None = None) -> tf.Tensor:
         x, context = self._tokens(x), None if context is None else self._tokens(context)

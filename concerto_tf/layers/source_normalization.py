@@ -16,6 +16,7 @@ from concerto_tf._keras import (
     state_weight,
     sum_over_replicas,
 )
+from concerto_tf.layers.directions import REMAINDER
 
 Moments = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
@@ -96,8 +97,8 @@ class SourceBatchNormalization(keras.layers.Layer):
     its source; a cell of a source never seen takes the pooled statistics of all sources, or,
     with ``statistics``, those of its own data set ("batch-aware inference").
 
-    What the statistics take away from a source is not only its technology, but also which kinds
-    of cells it holds: of two sources of which one lacks the B cells, both are centred. An
+    What the statistics take away from a source is not only its technology, but also which cell
+    types it holds: of two sources of which one lacks the B cells, both are centred. An
     ``aligned`` layer puts that back, by a factor and an offset of each source behind its
     own statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
@@ -212,6 +213,16 @@ class SourceBatchNormalization(keras.layers.Layer):
     def moving_weights(self) -> tuple[Any, Any, Any]:
         """The weights that hold `moving_moments`."""
         return self.moving_count, self.moving_mean, self.moving_variance
+
+    def take_scales(self, scales: np.ndarray) -> None:
+        """Gives the first features these scales, and little of their own to all others.
+
+        Args:
+            scales: [k] of the first features.
+        """
+        gamma = np.full(self.gamma.shape, REMAINDER / 2, np.float32)
+        gamma[: len(scales)] = scales
+        self.gamma.assign(gamma)
 
     def align(self, factor: np.ndarray, offset: np.ndarray) -> None:
         """Sets what sources are multiplied with and moved by behind their statistics.

@@ -20,9 +20,8 @@ from concerto_tf.layers import (
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.start import MOST_EPOCHS, REMAINDER
-from concerto_tf.numerics.components import principal_components
-from concerto_tf.numerics.spread import held_out_share, unit_spread
+from concerto_tf.models.start import MOST_EPOCHS
+from concerto_tf.numerics.components import component_directions
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
@@ -283,15 +282,11 @@ class CICL(DenseModel):
         self.landmarks.assign(x[np.resize(order, self.n_landmarks)])
         if self.width is None or not self.components:
             return
-        loadings, variance = principal_components(
-            x, min(self.components, self.width), self.seed, self.denoise
-        )
-        k = len(variance)
-        if k and variance.mean() > 0:
-            kernel = np.array(tf.convert_to_tensor(self.backbone.projection)) * REMAINDER
-            kernel[:, :k] = loadings / np.sqrt(variance.mean())
-            self.backbone.projection.assign(kernel)
-            self.place(k, unit_spread(variance, held_out_share(x, k, self.seed)))
+        most = min(self.components, self.width)
+        directions, spread = component_directions(x, most, self.seed, self.denoise)
+        if directions.shape[1]:
+            self.backbone.take_directions(directions)
+            self.place(directions.shape[1], spread)
 
     def get_config(self) -> dict[str, Any]:
         return {

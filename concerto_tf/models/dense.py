@@ -17,10 +17,14 @@ from concerto_tf.models.batches import first_cells
 from concerto_tf.models.mlp import MLP
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, principal_mlp
+from concerto_tf.models.start import MOST_EPOCHS
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
-from concerto_tf.numerics.components import checked_share, standardize_by_source
+from concerto_tf.numerics.components import (
+    checked_share,
+    component_directions,
+    standardize_by_source,
+)
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
@@ -312,16 +316,13 @@ class DenseModel(ContrastiveModel):
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
         if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
-            held, spread = principal_mlp(
-                self.backbone.kernels,
-                x,
-                self.components,
-                self.seed,
-                paired=self.head is not None,
-                denoise=self.denoise,
-                gain=self.backbone.gain,
-            )
-            self.place(held, spread)
+            paired = self.head is not None  # behind a ReLU
+            most = min(self.components, self.backbone.room(paired))
+            directions, spread = component_directions(x, most, self.seed, self.denoise)
+            if not directions.shape[1]:
+                return
+            held = self.backbone.take_directions(directions, paired)
+            self.place(held, np.tile(spread, 2)[:, :held])
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.

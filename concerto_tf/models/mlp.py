@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
+from concerto_tf.layers import take_directions, with_negatives
 from concerto_tf.models.seeds import Seeds
 
 
@@ -76,10 +78,32 @@ class MLP(keras.layers.Layer):
             width = step.units
         super().build(input_shape)
 
-    @property
-    def kernels(self) -> list[Any]:
-        """Kernels of the layers in their order."""
-        return [step.kernel for step in self.steps]
+    def room(self, paired: bool) -> int:
+        """How many directions `take_directions` can take at most."""
+        *inner, last = self.widths
+        return min([width // 2 for width in inner] + [last // 2 if paired else last])
+
+    def take_directions(self, directions: np.ndarray, paired: bool) -> int:
+        """Has the output hold given linear combinations of the inputs.
+
+        The first layer projects on them and on their negatives, which together pass a ReLU without
+        loss, and each further one passes them on.
+
+        Args:
+            directions: [n, k] with k at most `room`.
+            paired: Whether the output holds their negatives too, as a ReLU behind it needs them.
+
+        Returns:
+            Number of units of the output that hold them, the first ones.
+        """
+        part = directions / self.gain
+        for step in self.steps:
+            columns = part if step is self.steps[-1] and not paired else with_negatives(part)
+            full = np.zeros((int(step.kernel.shape[0]), columns.shape[1]), np.float32)
+            full[: len(columns)] = columns
+            take_directions(step.kernel, full)
+            part = np.concatenate([np.eye(directions.shape[1]), -np.eye(directions.shape[1])])
+        return columns.shape[1]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = self.steps[0](inputs * self.gain)

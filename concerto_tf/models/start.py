@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.layers import SourceBatchNormalization
+from concerto_tf.layers import (
+    SourceBatchNormalization,
+    take_directions,
+    with_negatives,
+)
 from concerto_tf.models.branches import Branch, show
 from concerto_tf.numerics.alignment import Comparison, align, modality_offsets
 from concerto_tf.numerics.components import principal_components, standardize_by_source
@@ -17,8 +20,6 @@ from concerto_tf.numerics.spread import held_out_share, unit_spread
 if TYPE_CHECKING:
     from concerto_tf.models.concerto import Concerto
 
-#: What is left of the random start beside the components.
-REMAINDER = 0.02
 #: Passes over the cells after such a start, at most. There is little to be found anew, and a few
 #: cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30
@@ -68,35 +69,22 @@ def principal_start(model: Concerto, xs: list[np.ndarray], source: np.ndarray) -
     if model.readout != "both":  # whose halves are of length 1, and so compared by cosine already
         whole = model.readout_activation is None  # a ReLU leaves half of it
         model.place(2 * k, np.tile(unit_spread(variance, share), 2) if whole else None)
-    model.teacher_norm.gamma.assign(_gamma(model.teacher_norm, variance, typical))
-    teacher = model.teacher_dense.kernel.numpy() * REMAINDER
-    teacher[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
-    model.teacher_dense.kernel.assign(teacher)
-
+    scales, both = np.sqrt(variance) / typical, with_negatives(np.eye(k))
+    model.teacher_norm.take_scales(scales)
+    take_directions(model.teacher_dense.kernel, both)
     first = 0
     for branch, (loadings, _) in zip(model.branches, found, strict=True):
-        place = slice(first, first + loadings.shape[1])
-        first = place.stop
-        embeddings = branch.attention.embeddings.numpy()
-        embeddings[:, place] = loadings * np.sqrt(len(embeddings))
-        embeddings[:, k:] *= REMAINDER
-        if len(found) > 1:
-            embeddings[:, : place.start] *= 0
-            embeddings[:, place.stop : k] *= 0
-            kernel = branch.branch_dense.kernel.numpy() * REMAINDER
-            kernel[:, :k] = 0
-            kernel[:, place] = loadings / branch.input_gain
-            branch.branch_dense.kernel.assign(kernel)
-        branch.attention.embeddings.assign(embeddings)
-
-    student = model.student_dense.kernel.numpy() * REMAINDER
-    if len(found) > 1:  # the components were made in the branches, and normalised since
-        student[:k, : 2 * k] = np.concatenate([np.eye(k), -np.eye(k)], axis=1)
-        model.joint_norm.gamma.assign(_gamma(model.joint_norm, variance, typical))
+        directions = np.zeros((branch.n_inputs, k), np.float32)
+        directions[:, first : first + loadings.shape[1]] = loadings
+        first += loadings.shape[1]
+        branch.attention.take_directions(directions)
+        if branch.branch_dense is not None:
+            take_directions(branch.branch_dense.kernel, directions / branch.input_gain)
+    if model.joint_norm is not None:  # the components were made in the branches
+        model.joint_norm.take_scales(scales)
     else:
-        loadings = found[0][0] / (typical * model.branches[0].input_gain)
-        student[:, : 2 * k] = np.concatenate([loadings, -loadings], axis=1)
-    model.student_dense.kernel.assign(student)
+        both = with_negatives(found[0][0] / (typical * model.branches[0].input_gain))
+    take_directions(model.student_dense.kernel, both)
     if offsets[0] is not None:
         _align_teacher(model, xs, source, offsets)
         if len(model.branches) > 1:
@@ -192,14 +180,6 @@ def _align_joint(model: Concerto, inputs: list[np.ndarray], source: np.ndarray) 
     _align(model.joint_norm, whole, source, offsets, view)
 
 
-def _gamma(norm: Any, variance: np.ndarray, typical: float) -> np.ndarray:
-    """Scales that give components their standard deviations, and what else there is little."""
-    gamma = norm.gamma.numpy()
-    gamma[: len(variance)] = np.sqrt(variance) / typical
-    gamma[len(variance) :] = REMAINDER / 2
-    return gamma
-
-
 def _components(
     model: Concerto,
     branch: Branch,
@@ -231,55 +211,6 @@ def _components(
         return loadings, variance, share, y
     inputs[having] = y
     return loadings, variance, share, inputs
-
-
-def principal_mlp(
-    kernels: Sequence[Any],
-    x: np.ndarray,
-    components: int,
-    seed: int,
-    paired: bool,
-    denoise: float,
-    gain: float,
-) -> tuple[int, np.ndarray]:
-    """Sets the kernels of dense layers with a ReLU in between so that they begin as PCA.
-
-    A component and its negative pass a ReLU without loss: c = relu(c) - relu(-c). So the first
-    kernel projects on the components and their negatives, and each further one passes them on.
-    Little is left of the random start beside them.
-
-    Args:
-        kernels: Kernels [width before, width] of the layers in their order.
-        x: The first layer's inputs [n, width before] for a sample of cells.
-        components: Largest number of components.
-        seed: Seed of the solver.
-        paired: Whether the last layer gives negatives too, as a ReLU behind it needs them;
-            otherwise its first columns are the components.
-        denoise: Share of the noise that is taken out of the components.
-        gain: What the first layer multiplies its inputs with.
-
-    Returns:
-        Number of the last layer's units that hold components, the first ones, and how far cells
-        spread along these (`ContrastiveModel.place`).
-    """
-    widths = [int(kernel.shape[1]) for kernel in kernels]
-    room = [width // 2 for width in widths[:-1]] + [widths[-1] // 2 if paired else widths[-1]]
-    loadings, variance = principal_components(x, min(components, *room), seed, denoise)
-    k = len(variance)
-    if not k or not variance.mean() > 0:
-        return 0, np.zeros((2, 0), np.float32)
-    spread = unit_spread(variance, held_out_share(x, k, seed))
-    part = loadings / np.sqrt(variance.mean()) / gain
-    for i, kernel in enumerate(kernels):
-        weights = np.array(kernel) * REMAINDER
-        last = i == len(kernels) - 1
-        columns = part if last and not paired else np.concatenate([part, -part], axis=1)
-        weights[:, : columns.shape[1]] = 0
-        weights[: len(columns), : columns.shape[1]] = columns
-        kernel.assign(weights)
-        part = np.concatenate([np.eye(k), -np.eye(k)]).astype(np.float32)
-    held = columns.shape[1]
-    return held, np.tile(spread, 2)[:, :held]
 
 
 def _shares(wanted: list[int], most: int) -> list[int]:

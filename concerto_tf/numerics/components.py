@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.numerics.spread import held_out_share, unit_spread
 
 
 def standardize_by_source(
@@ -104,3 +107,34 @@ def principal_components(
         signal = 1 - denoise * noise
         loadings, variance = loadings * np.sqrt(signal), variance * signal
     return loadings.astype(np.float32), variance.astype(np.float32)
+
+
+class Directions(NamedTuple):
+    """Principal components as the units of an embedding hold them.
+
+    Attributes:
+        directions: What values are multiplied with for the units [features, k], float32.
+        spread: Standard deviations of the units in the cells seen, and in others [2, k].
+    """
+
+    directions: np.ndarray
+    spread: np.ndarray
+
+
+def component_directions(x: np.ndarray, most: int, seed: int, denoise: float) -> Directions:
+    """Principal components divided by their typical standard deviation.
+
+    Args:
+        x: Values [n, features].
+        most: Largest number of components.
+        seed: Seed of the solver.
+        denoise: As in `principal_components`.
+
+    Returns:
+        The directions; none where cells do not differ.
+    """
+    loadings, variance = principal_components(x, most, seed, denoise)
+    if not len(variance) or not variance.mean() > 0:
+        return Directions(loadings[:, :0], np.zeros((2, 0), np.float32))
+    share = held_out_share(x, len(variance), seed)
+    return Directions(loadings / np.sqrt(variance.mean()), unit_spread(variance, share))

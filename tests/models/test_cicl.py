@@ -133,7 +133,7 @@ def test_loss_is_equation_17(make_batch: Callable) -> None:
     h = seen["encode"][-1][1].numpy()
     reference = KMeans(3, n_init=10, random_state=0).fit_predict(h)
     assert adjusted_rand_score(reference, labels) > 0.5
-    kernel = model.head.kernels
+    kernel = [step.kernel for step in model.head.steps]
     z = np.maximum(seen["encode"][0][1] @ np.array(kernel[0]), 0) @ np.array(kernel[1])
     np.testing.assert_allclose(a, z, atol=1e-4)  # equation 10; biases begin at 0
 

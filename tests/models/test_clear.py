@@ -132,10 +132,10 @@ def test_each_augmentation_can_be_left_out(make_batch: Callable) -> None:
 def test_queue_follows_the_minibatch() -> None:
     model = make(queue=None, batch_size=256)
     assert model.queue.size == 1024
-    model.backbone.kernels[0].assign_add(tf.ones([30, 8]))
+    model.backbone.steps[0].kernel.assign_add(tf.ones([30, 8]))
     other = model.for_batches(90)
     assert other.queue.size == 5 * 2 * 90
-    np.testing.assert_array_equal(other.backbone.kernels[0], model.backbone.kernels[0])
+    np.testing.assert_array_equal(other.backbone.steps[0].kernel, model.backbone.steps[0].kernel)
     assert other.for_batches(90) is other and make(queue=64).for_batches(32).queue.size == 64
     assert make(queue=None, batch_size=4_000).queue.size == 8_000
     with pytest.raises(InputError, match="queue is 64, .* multiple of the 20 views .* take 60"):

@@ -119,9 +119,9 @@ def test_start_embeds_like_pca(make_batch: Callable) -> None:
             pairs @ pairs.T, (wanted @ wanted.T) * (2 if head else 1), atol=0.1
         )
     plain = make(components=0)
-    before = plain.backbone.kernels[0].numpy()
+    before = plain.backbone.steps[0].kernel.numpy()
     plain.initialize([cells])
-    np.testing.assert_array_equal(before, plain.backbone.kernels[0].numpy())
+    np.testing.assert_array_equal(before, plain.backbone.steps[0].kernel.numpy())
 
 
 @pytest.mark.parametrize(("head", "held"), [(4, 12), (None, 6)])
@@ -148,7 +148,7 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
     for scaled in (True, False):
         model = make(backbone=(16, 12), components=4, scale_inputs=scaled)
         model.initialize([cells])
-        found.append((model.backbone.kernels[0].numpy(), model(cells).numpy()))
+        found.append((model.backbone.steps[0].kernel.numpy(), model(cells).numpy()))
     (kernel, z), (plain, plain_z) = found
     np.testing.assert_allclose(kernel, plain * np.sqrt(30), rtol=1e-4)
     np.testing.assert_allclose(z, plain_z, rtol=1e-4, atol=1e-5)
@@ -194,7 +194,7 @@ def test_sources_keep_their_statistics(data: tf.data.Dataset) -> None:
     np.testing.assert_array_equal(
         other.input_norm.moving_mean.numpy()[0], model.input_norm.moving_mean.numpy()[1]
     )
-    np.testing.assert_array_equal(other.backbone.kernels[0], model.backbone.kernels[0])
+    np.testing.assert_array_equal(other.backbone.steps[0].kernel, model.backbone.steps[0].kernel)
 
 
 def test_looking_leaves_no_trace(data: tf.data.Dataset) -> None:

@@ -1,0 +1,65 @@
+"""What a method is by default, and what its paper printed: as data.
+
+Each method has its presets in a file of that name in its own folder, ``default`` among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+#: Genes that a model looks at where nothing is said.
+DEFAULT_GENES = "hvg:5000"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained where nothing else is said.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        genes: Genes to look at, as `train` takes them.
+        epochs: Passes over the cells; None for as many as their number calls for.
+        most_epochs: Passes where ``epochs`` is None, at most.
+        batch_size: Cells per minibatch over all replicas; None for what suits their number.
+        cosine: Whether the rate rises and then falls along a cosine; otherwise it is constant.
+        settling_steps: Steps at the start whose losses do not compare with later ones.
+        finetuning_rate: Peak learning rate of fine-tuning to labels.
+    """
+
+    learning_rate: float = 1e-3
+    genes: str = DEFAULT_GENES
+    epochs: int | None = None
+    most_epochs: int | None = None
+    batch_size: int | None = None
+    cosine: bool = False
+    settling_steps: int = 0
+    finetuning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named choice of a method's options and of its training.
+
+    Attributes:
+        name: What it is called by.
+        training: How a model is trained with it.
+        options: Arguments of the model's class; all others are as the class has them.
+    """
+
+    name: str
+    training: Training
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+
+DEFAULT = "default"
+
+
+def by_name(*presets: Preset) -> Mapping[str, Preset]:
+    """Presets of a method by their names."""
+    return MappingProxyType({preset.name: preset for preset in presets})
