@@ -3,7 +3,6 @@
 from concerto_tf.layers.attention import GeneAttention, scatter_to_dense
 from concerto_tf.layers.augmentation import Augmentation
 from concerto_tf.layers.cell_attention import CellTransformer, CellTransformerLayer
-from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.layers.exchange import Crossover, CrossoverMany, RandomSwap
 from concerto_tf.layers.kmeans import kmeans, student_t_assignment
 from concerto_tf.layers.masking import RandomMask
@@ -37,6 +36,4 @@ __all__ = [
     "pool_moments",
     "scatter_to_dense",
     "student_t_assignment",
-    "take_directions",
-    "with_negatives",
 ]

@@ -22,7 +22,7 @@ def take_directions(weight: Any, directions: np.ndarray) -> None:
     Example:
 
     >>> import numpy as np, tensorflow as tf
-    >>> from concerto_tf.layers import take_directions
+    >>> from concerto_tf.layers.directions import take_directions
     >>> kernel = tf.Variable(tf.ones([2, 3]))
     >>> take_directions(kernel, np.array([[5.0], [7.0]]))
     >>> kernel.numpy().round(2).tolist()

@@ -22,6 +22,7 @@ from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import batch_size_of, by_batch, in_order
 from concerto_tf.models.modality import Cells, ModalityInput, config_of
+from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
 from concerto_tf.models.readout import Readout
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Version of what a saved model holds; raised when an older package could not read a newer file.
 SAVED_FORMAT = 1
+#: What a configuration holds beside the arguments of the class.
+STAMPS = ("concerto_tf", "saved_format")
 
 NEGATIVES = ("all", "source")
 
@@ -68,21 +71,8 @@ class ContrastiveModel(Readout, BatchModel):
         **kwargs: Of `keras.Model`.
     """
 
-    #: Arguments of the class by name of a preset.
-    PRESETS: dict[str, dict[str, Any]] = {}
-    #: How the preset trains where it says so: ``epochs``, ``batch_size``, ``learning_rate``,
-    #: ``genes``, and ``cosine`` for a rate that falls along a cosine.
-    TRAINING: dict[str, dict[str, Any]] = {}
-    #: Peak learning rate of fine-tuning to labels; the paper's.
-    finetuning_rate = 1e-3
-    #: Weights that files of earlier versions may lack.
-    LATER_WEIGHTS = frozenset({"gene_share", "readout_origin", "readout_spread"})
-    #: Steps at the start of a training whose losses do not compare with later ones.
-    settling_steps = 0
-    #: Arguments that files of earlier versions may lack, as those models had them.
-    FORMER: dict[str, Any] = {}
-    #: Arguments that files of earlier versions hold and that only mattered to their start.
-    RETIRED = frozenset({"component_power"})
+    #: The method's presets by name, ``default`` among them.
+    presets: Mapping[str, Preset] = by_name(Preset(DEFAULT, Training()))
     #: Whether the method looks at more than one modality where there are more.
     looks_at_several = False
     #: The modalities that the model looks at, in order.
@@ -219,9 +209,8 @@ class ContrastiveModel(Readout, BatchModel):
         return self.modality_input(modality).measured(Minibatch(batch))
 
     @property
-    def most_epochs(self) -> int | None:
-        """Passes over the cells that `train` takes where nothing is said, at most."""
-        return None
+    def recipe(self) -> Training:
+        return self.presets[DEFAULT].training
 
     # --- what a method implements -----------------------------------------------------------
 
@@ -495,6 +484,4 @@ class ContrastiveModel(Readout, BatchModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
-        left_aside = ("concerto_tf", "saved_format", *cls.RETIRED)
-        known = {key: value for key, value in config.items() if key not in left_aside}
-        return cls(**{**cls.FORMER, **known})
+        return cls(**{key: value for key, value in config.items() if key not in STAMPS})

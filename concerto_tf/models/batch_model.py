@@ -9,6 +9,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.models.batches import without_text
 from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+from concerto_tf.models.presets import Training
 
 
 def compiled(step: Any) -> Any:
@@ -22,8 +23,6 @@ class BatchModel(keras.Model):
     #: Whether XLA compiles steps where nothing else is said. It makes them quicker, but takes
     #: seconds for each, which is most of the time of many tests.
     use_xla = True
-    #: Peak learning rate where none is given.
-    default_learning_rate = 1e-3
 
     def compile(
         self,
@@ -44,7 +43,7 @@ class BatchModel(keras.Model):
             **kwargs: Of `keras.Model.compile`. The loss is the model's own.
         """
         if isinstance(optimizer, str):
-            learning_rate = learning_rate or self.default_learning_rate
+            learning_rate = learning_rate or self.recipe.learning_rate
             rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
             optimizer = make_optimizer(optimizer, rate)
         self._jit_compile_asked = jit_compile
@@ -56,6 +55,11 @@ class BatchModel(keras.Model):
             # Here and not in `fit`, where Keras would do it from a batch of a replica.
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.learned_variables)
+
+    @property
+    def recipe(self) -> Training:
+        """How the model is trained where nothing else is said."""
+        return Training()
 
     @property
     def learned_variables(self) -> list[Any]:

@@ -23,6 +23,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import SAMPLE_VALUES, in_order
+from concerto_tf.models.presets import Training
 from concerto_tf.models.typicality import (
     COMPONENTS,
     confidence_of,
@@ -109,7 +110,6 @@ class Classifier(BatchModel):
                 "without members"
             )
         self.encoder = encoder
-        self.default_learning_rate = encoder.finetuning_rate
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.label_smoothing = float(label_smoothing)
@@ -145,6 +145,10 @@ class Classifier(BatchModel):
         self.built = True
 
     # --- what it shares with its encoder ----------------------------------------------------
+
+    @property
+    def recipe(self) -> Training:
+        return Training(learning_rate=self.encoder.recipe.finetuning_rate)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -15,9 +16,9 @@ from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.mlp import MLP
+from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, by_name
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import (
@@ -101,12 +102,7 @@ class DenseModel(ContrastiveModel):
 
     #: Arguments that a subclass makes by itself, and so are none of its own.
     _MADE: frozenset[str] = frozenset()
-    FORMER = {
-        "scale_inputs": False,
-        "denoise": 0.0,
-        "align_sources": False,
-        "readout_offset": 0.0,
-    }
+    presets = by_name(Preset(DEFAULT, Training(most_epochs=MOST_EPOCHS)))
 
     def __init__(
         self,
@@ -306,8 +302,14 @@ class DenseModel(ContrastiveModel):
             self.start(self.standardized_sample(xs[0], source))
 
     @property
-    def most_epochs(self) -> int | None:
-        return MOST_EPOCHS if self.components and isinstance(self.backbone, MLP) else None
+    def starts_from_components(self) -> bool:
+        """Whether training begins with a PCA initialization."""
+        return bool(self.components) and isinstance(self.backbone, MLP)
+
+    @property
+    def recipe(self) -> Training:
+        recipe = super().recipe
+        return recipe if self.starts_from_components else replace(recipe, most_epochs=None)
 
     def start(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.
@@ -315,7 +317,7 @@ class DenseModel(ContrastiveModel):
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
-        if self.components and len(x) > 2 and isinstance(self.backbone, MLP):
+        if self.starts_from_components and len(x) > 2:
             paired = self.head is not None  # behind a ReLU
             most = min(self.components, self.backbone.room(paired))
             directions, spread = component_directions(x, most, self.seed, self.denoise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together
 from concerto_tf.records.batch import Batch
 
@@ -58,7 +60,6 @@ class Ensemble(ContrastiveModel):
             seed=first.seed,
             **kwargs,
         )
-        self.default_learning_rate = first.default_learning_rate
         self.members = list(members)
         for own, of in zip(self.modality_inputs, first.modality_inputs, strict=True):
             own.gene_share.assign(of.gene_share)
@@ -85,8 +86,10 @@ class Ensemble(ContrastiveModel):
         return np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
 
     @property
-    def most_epochs(self) -> int | None:
-        return self.members[0].most_epochs
+    def recipe(self) -> Training:
+        recipes = [member.recipe for member in self.members]
+        steps = max(recipe.settling_steps for recipe in recipes)
+        return replace(recipes[0], settling_steps=steps)
 
     def initialize(self, data: Iterable[Batch]) -> None:
         super().initialize(data)
@@ -108,10 +111,6 @@ class Ensemble(ContrastiveModel):
     def after_step(self) -> None:
         for member in self.members:
             member.after_step()
-
-    @property
-    def settling_steps(self) -> int:
-        return max(member.settling_steps for member in self.members)
 
     def for_batches(self, batch_size: int) -> Ensemble:
         members = [member.for_batches(batch_size) for member in self.members]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 
 from concerto_tf._version import __version__
 from concerto_tf.models.base import ContrastiveModel
@@ -11,11 +12,10 @@ from concerto_tf.models.cicl import CICL
 from concerto_tf.models.clear import CLEAR
 from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
+from concerto_tf.models.presets import DEFAULT
 
 #: Raised when what is made of the same arguments changes: the start, the length of a training.
 DEFAULTS = 8
-#: Genes that a model looks at where nothing is said.
-DEFAULT_GENES = "hvg:5000"
 METHODS: dict[str, type[ContrastiveModel]] = {
     "concerto": Concerto,
     "clear": CLEAR,
@@ -43,15 +43,8 @@ def configuration(method: str, preset: str | None = None) -> str:
     False
     """
     cls = METHODS[method]
-    options = cls.PRESETS[preset] if preset else {}
+    chosen = cls.presets[preset or DEFAULT]
     # Named, or Keras would number the models that it makes.
-    config = cls(["a", "b"], name=method, **options).get_config()
-    whole = [
-        __version__,
-        config,
-        cls.default_learning_rate,
-        cls.TRAINING.get(preset or ""),
-        DEFAULT_GENES,
-        DEFAULTS,
-    ]
+    config = cls(["a", "b"], name=method, **chosen.options).get_config()
+    whole = [__version__, config, asdict(chosen.training), DEFAULTS]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]

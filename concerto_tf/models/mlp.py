@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
-from concerto_tf.layers import take_directions, with_negatives
+from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.models.seeds import Seeds
 
 

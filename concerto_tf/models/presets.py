@@ -13,6 +13,10 @@ from typing import Any
 #: Genes that a model looks at where nothing is said.
 DEFAULT_GENES = "hvg:5000"
 
+#: Passes over the cells behind a PCA initialization, at most. There is little to be found anew, and
+#: a few cells looked at again and again are told apart by their noise.
+MOST_EPOCHS = 30
+
 
 @dataclass(frozen=True)
 class Training:

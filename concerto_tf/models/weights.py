@@ -7,7 +7,6 @@ later version finds the weights of an older file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -32,8 +31,6 @@ def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
     """Takes all weights of a model from Keras' store; see `Layer.load_own_variables`."""
     for name, weight in _named(model).items():
         if name not in store.keys():  # Keras' store has no other way to ask
-            if re.sub(r".*\.|_\d+$", "", name) in model.LATER_WEIGHTS:  # of members too, and twins
-                continue
             raise ValueError(f"there are no weights {name!r}")
         found, wanted = tuple(store[name].shape), tuple(weight.shape)
         if found != wanted:  # seen before it is read: a forged one may be of any size

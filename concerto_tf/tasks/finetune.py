@@ -90,7 +90,7 @@ def finetune(
         epochs: Passes over the cells; ``None`` follows from their number.
         batch_size: Cells per minibatch over all devices.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
-            model's ``finetuning_rate``.
+            model's own (``recipe.finetuning_rate``).
         optimizer: As for `train`.
         strategy: As for `train`.
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds

@@ -18,8 +18,8 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.callbacks import saved_rounds
-from concerto_tf.models.methods import DEFAULT_GENES
 from concerto_tf.models.optimizers import make_optimizer
+from concerto_tf.models.presets import DEFAULT
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
@@ -77,7 +77,7 @@ def train(
         out: Folder of the model.
         method: ``concerto`` (the default), ``clear``, ``contrastive-sc`` or ``cicl``.
         preset: ``paper`` for the values printed in the method's paper, how long to train among
-            them where it says so (``TRAINING`` of the model's class); ``None`` for what embeds
+            them where it says so (``presets`` of the model's class); ``None`` for what embeds
             best.
         members: Number of networks with seeds of their own that the model joins (`Ensemble`).
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
@@ -155,17 +155,7 @@ def train(
         given = " and ".join(name for name, value in settled.items() if value is not None)
         raise InputError(f"{start}: has been made with its own; leave out {given}, or the model")
     method = method or DEFAULT_METHOD
-    wanted = batch_size
-    printed = METHODS[method].TRAINING.get(preset, {})
-    epochs, batch_size, learning_rate, genes = (
-        printed.get(name) if given is None else given
-        for name, given in {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "genes": genes,
-        }.items()
-    )
+    training = None if start is not None else METHODS[method].presets[preset or DEFAULT].training
     check_cells(
         str(records.path),
         records.n_cells,
@@ -184,15 +174,27 @@ def train(
             if start is not None
             else _create(method, preset, members, genes, modalities, records, seed, options or {})
         )
-        schedule = plan_training(n_cells, epochs, batch_size, replicas, model.most_epochs)
+        training = training or model.recipe
+        epochs = epochs or training.epochs
+        schedule = plan_training(
+            n_cells,
+            epochs,
+            batch_size or training.batch_size,
+            replicas,
+            model.recipe.most_epochs,
+        )
         model = model.for_batches(schedule.batch_size)
-        model.compile(optimizer, learning_rate, schedule.steps if printed.get("cosine") else None)
-    if wanted is not None and schedule.batch_size != wanted:
+        model.compile(
+            optimizer,
+            learning_rate or training.learning_rate,
+            schedule.steps if training.cosine else None,
+        )
+    if batch_size is not None and schedule.batch_size != batch_size:
         _log.warning(
             "%s: minibatches of %d cells instead of %d, for its %d cells",
             records.path,
             schedule.batch_size,
-            wanted,
+            batch_size,
             records.n_cells,
         )
     if workers.first:
@@ -267,8 +269,8 @@ def check_arguments(
     method = method or DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
-    if preset is not None and preset not in METHODS[method].PRESETS:
-        known = ", ".join(METHODS[method].PRESETS)
+    if preset is not None and preset not in METHODS[method].presets:
+        known = ", ".join(METHODS[method].presets)
         raise InputError(f"{method} has no preset {preset!r}; it has {known}")
     for name, value in {
         "epochs": epochs,
@@ -308,14 +310,15 @@ def _create(
     if unknown:
         raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
     looks_at = cls.choose_modalities(records, modalities)
-    chosen = resolve_genes(genes or DEFAULT_GENES, records) if RNA in looks_at else None
+    settled = cls.presets[preset or DEFAULT]
+    chosen = resolve_genes(genes or settled.training.genes, records) if RNA in looks_at else None
 
     def create(**own: Any) -> ContrastiveModel:
         return cls.from_records(
             records,
             genes=chosen,
             modalities=looks_at,
-            **{**(cls.PRESETS[preset] if preset else {}), **own, **options},
+            **{**settled.options, **own, **options},
         )
 
     if members == 1:

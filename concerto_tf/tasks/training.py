@@ -122,7 +122,7 @@ def fit_in_rounds(
             "loss",
             min_delta=1e-3,
             patience=patience,
-            start_from_epoch=math.ceil(model.settling_steps / schedule.steps_per_round),
+            start_from_epoch=math.ceil(model.recipe.settling_steps / schedule.steps_per_round),
         )
     clock = InputClock()
     log = Log(str(log_file), append=bool(first))

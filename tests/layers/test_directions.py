@@ -10,9 +10,8 @@ from concerto_tf.layers import (
     CellTransformer,
     GeneAttention,
     SourceBatchNormalization,
-    take_directions,
-    with_negatives,
 )
+from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.models.mlp import MLP
 
 RNG = np.random.default_rng(0)

@@ -60,13 +60,13 @@ def test_a_limit_on_passes_binds_on_small_data_alone(n_cells: int) -> None:
 
 def test_models_that_start_from_components_pass_over_few_cells_less_often() -> None:
     genes = [f"gene{i}" for i in range(4)]
-    limits = {name: cls(genes).most_epochs for name, cls in METHODS.items()}
+    limits = {name: cls(genes).recipe.most_epochs for name, cls in METHODS.items()}
     assert limits == dict.fromkeys(METHODS, 30)
-    assert Ensemble([Concerto(genes), Concerto(genes, seed=1)]).most_epochs == 30
+    assert Ensemble([Concerto(genes), Concerto(genes, seed=1)]).recipe.most_epochs == 30
     for cls in METHODS.values():
-        assert cls(genes, **cls.PRESETS["paper"]).most_epochs is None
+        assert cls(genes, **cls.presets["paper"].options).recipe.most_epochs is None
     encoder = keras.Sequential([keras.layers.Dense(3)])
-    assert DenseModel(genes, backbone=encoder).most_epochs is None  # no start for one of one's own
+    assert DenseModel(genes, backbone=encoder).recipe.most_epochs is None
 
 
 def test_more_cells_never_mean_more_passes() -> None:

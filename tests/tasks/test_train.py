@@ -170,7 +170,7 @@ def test_counts_are_scaled_to_what_the_cells_have(records: Records, tmp_path: Pa
     create = partial(Concerto.from_records, records)
     assert create().target_sum == round(records.typical_total) < 100
     assert create(target_sum=500.0).target_sum == 500
-    assert create(**Concerto.PRESETS["paper"]).target_sum == 1e4
+    assert create(**Concerto.presets["paper"].options).target_sum == 1e4
     for wrong in (0, -1.0, "x"):
         with pytest.raises(InputError, match="target_sum must be a positive number"):
             create(target_sum=wrong)

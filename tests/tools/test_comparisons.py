@@ -232,7 +232,7 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
     asked = []
 
     class Clear:
-        PRESETS = {"paper": {}}
+        presets = {"default": None, "paper": None}
 
     monkeypatch.setattr(embeddings, "METHODS", {"clear": Clear})
     monkeypatch.setattr(embeddings, "configuration", lambda *of: "")

@@ -27,7 +27,13 @@ def cells(make_cells: Callable[..., AnnData]) -> AnnData:
 class Model:
     """A model with presets, that is not trained by anybody."""
 
-    PRESETS = {"paper": {}}
+    presets = {"default": None, "paper": None}
+
+
+class Plain:
+    """A model with its defaults alone."""
+
+    presets = {"default": None}
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (out / "model").write_text("")
         return out
 
-    monkeypatch.setattr(embeddings, "METHODS", {"one": Model, "two": object})
+    monkeypatch.setattr(embeddings, "METHODS", {"one": Model, "two": Plain})
     monkeypatch.setattr(embeddings, "configuration", lambda *of: "")
     monkeypatch.setattr(embeddings, "train", train)
     monkeypatch.setattr(

@@ -75,7 +75,7 @@ def variants(methods: Sequence[str], presets: Sequence[str] = ()) -> list[Varian
     if unknown or not methods:
         what = f"there is no method {unknown[0]!r}" if unknown else "no method is given"
         raise InputError(f"{what}; choose some of {', '.join(known)}")
-    having = {method: getattr(METHODS.get(method), "PRESETS", {}) for method in methods}
+    having = {method: METHODS[method].presets if method in METHODS else {} for method in methods}
     for preset in presets:
         if not any(preset in of for of in having.values()):
             there = sorted({name for of in having.values() for name in of}) or ["none"]

@@ -27,6 +27,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import configuration
+from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import convert
 from concerto_tf.tasks.train import arguments_of
 from protocols.baselines import check_installed
@@ -155,7 +156,8 @@ def _check(made: Variant, options: dict[str, Any]) -> None:
     cls, preset = METHODS[made.method], made.training.get("preset")
     for name in sorted(set(options) - arguments_of(cls)):
         raise InputError(f"{made.method} has no option {name!r}; see {cls.__name__}")
-    cls(["a", "b"], name=made.method, **{**(cls.PRESETS[preset] if preset else {}), **options})
+    settled = cls.presets[preset or DEFAULT].options
+    cls(["a", "b"], name=made.method, **{**settled, **options})
 
 
 def planned(

@@ -33,7 +33,7 @@ def test_views_keep_their_share_of_the_genes(rescale: bool, make_batch: Callable
 
 
 def test_loss_is_nt_xent_at_the_printed_temperature() -> None:
-    model = ContrastiveSC(NAMES, **ContrastiveSC.PRESETS["paper"])
+    model = ContrastiveSC(NAMES, **ContrastiveSC.presets["paper"].options)
     assert model.backbone.widths[-1] == 32 and len(model.backbone.widths) == 3
     assert model.augmentation.rate in (0.8, 0.9) and model.head is None
     a, b = (tf.random.stateless_normal([6, 32], [i, 0]) for i in range(2))

@@ -10,7 +10,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
-from concerto_tf.models import Concerto, DenseModel, load_model, start
+from concerto_tf.models import Concerto, DenseModel, load_model
+from concerto_tf.models.concerto import initialization
 from concerto_tf.models.saving import save_model
 from concerto_tf.numerics.alignment import align
 
@@ -247,7 +248,7 @@ def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
     of_two: tuple[dict[str, np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells, _ = of_two
-    monkeypatch.setattr(start, "_TEACHER_CELLS", 200)
+    monkeypatch.setattr(initialization, "_TEACHER_CELLS", 200)
     lacks = ~(cells["protein/values"] > 0).any(1)
     lacks[:300] = True
     order = np.argsort(~lacks, kind="stable")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
@@ -12,12 +14,15 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
-from concerto_tf.models.branches import Branch, Seen, at_mean, build_branch, shown_of
+from concerto_tf.models.concerto.branches import Branch, Seen, at_mean, build_branch, shown_of
+from concerto_tf.models.concerto.initialization import Networks, initialize
+from concerto_tf.models.concerto.presets import PRESETS
 from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.presets import Training
 from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.start import MOST_EPOCHS, principal_start
 from concerto_tf.models.weights import keep_together
+from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.numerics.components import checked_share
 from concerto_tf.records.batch import Batch, Minibatch
 
@@ -39,7 +44,7 @@ class Concerto(ContrastiveModel):
     branches are summed before normalisation, dropout and the dense layer, which they share. A cell
     without any value in a modality lacks it, and stands at its mean there.
 
-    The defaults are what embeds best over many data sets; ``Concerto.PRESETS["paper"]`` are the
+    The defaults are what embeds best over many data sets; ``Concerto.presets["paper"]`` has the
     paper's values. They differ in that the paper starts at random, has no projection head, hides
     nothing before the dropout layer and reads the teacher's output.
 
@@ -99,41 +104,8 @@ class Concerto(ContrastiveModel):
         Concerto, equations 1 to 9, and 10 and 11 for several modalities.
     """
 
-    #: Arguments of the class by name of the preset: ``paper`` holds what is printed.
-    PRESETS = {
-        "paper": {
-            "units": 128,
-            "attention_units": 128,
-            "hidden_units": 128,
-            "head_units": None,
-            "mask_rate": 0.0,
-            "dropout": 0.2,
-            "value_clip": None,
-            "input_epsilon": 1e-3,
-            "scale_genes": False,
-            "scale_inputs": False,
-            "modality_dropout": 0.0,
-            "components": 0,
-            "align_sources": False,
-            "readout": "teacher",
-            "readout_offset": 0.0,
-            "readout_activation": "relu",
-            "temperature": 0.1,
-            "negatives": "all",
-            "target_sum": 1e4,
-        }
-    }
-
+    presets = PRESETS
     looks_at_several = True
-    TRAINING = {"paper": {"learning_rate": 1e-3}}
-    #: Small: the start is close to what training ends at.
-    default_learning_rate = 1e-4
-    FORMER = {
-        "scale_inputs": False,
-        "denoise": 0.0,
-        "align_sources": False,
-        "readout_offset": 0.0,
-    }
 
     def __init__(
         self,
@@ -280,13 +252,13 @@ class Concerto(ContrastiveModel):
         return self.hidden_units * (2 if self.readout == "both" else 1)
 
     @property
-    def finetuning_rate(self) -> float:
-        # Weights that meet scaled inputs are larger, so that the same step changes less.
-        return 2e-3 if self.scale_inputs else 1e-3
-
-    @property
-    def most_epochs(self) -> int | None:
-        return MOST_EPOCHS if self.components else None
+    def recipe(self) -> Training:
+        recipe, random = super().recipe, self.presets["paper"].training
+        if not self.components:
+            recipe = replace(recipe, most_epochs=random.most_epochs)
+        if not self.scale_inputs:
+            recipe = replace(recipe, finetuning_rate=random.finetuning_rate)
+        return recipe
 
     @property
     def heads(self) -> list[Any]:
@@ -294,7 +266,7 @@ class Concerto(ContrastiveModel):
         return [head for head in (self.teacher_head, self.student_head) if head is not None]
 
     def initialize(self, data: Iterable[Batch]) -> None:
-        """Starts both networks from the principal components of a sample of cells.
+        """PCA initialization: both networks begin with the components of a sample of cells.
 
         Training then refines what PCA sees instead of finding it again from a random start, which
         small data does not suffice for. No label is looked at.
@@ -304,9 +276,24 @@ class Concerto(ContrastiveModel):
                 50,000 at most.
         """
         super().initialize(data)
-        x, source = first_cells(self._spread, data, self.n_features)
-        if self.components and len(source) > 2:
-            principal_start(self, x, source)
+        xs, source = first_cells(self._spread, data, self.n_features)
+        if not self.components or len(source) < 3:
+            return
+        networks = Networks(
+            self.branches,
+            self.teacher_norm,
+            self.teacher_dense,
+            self.teacher_hide,
+            self.student_dense,
+            self.student_hide,
+            self.joint_norm,
+        )
+        by = Comparison(self.input_epsilon, self.value_clip, self.components, self.seed)
+        spread = initialize(networks, xs, source, by, self.denoise, self.align_sources)
+        if spread is None or self.readout == "both":
+            return  # whose halves are of length 1, and so compared by cosine already
+        whole = self.readout_activation is None  # a ReLU leaves half of it
+        self.place(2 * spread.shape[1], np.tile(spread, 2) if whole else None)
 
     def _spread(self, batch: Batch) -> list[tf.Tensor]:
         """Normalised values [B, features] of each modality, NaN where a cell lacks it."""

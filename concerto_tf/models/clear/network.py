@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from concerto_tf._keras import assign_everywhere, keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
+from concerto_tf.models.clear.presets import PRESETS
 from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
+from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.records.batch import Batch
 
@@ -30,7 +33,7 @@ class CLEAR(DenseModel):
     other view among the keys of the minibatch and of earlier minibatches, kept in a queue. Keys
     and queue are state of the model: saved with it, and continued where training is.
 
-    The defaults were chosen by a few trials on labelled data. ``CLEAR.PRESETS["paper"]`` are the
+    The defaults were chosen by a few trials on labelled data. ``CLEAR.presets["paper"]`` has the
     paper's values except for its learning rate of 1, which is that of ``"paper-lr1"``.
 
     Args:
@@ -72,28 +75,7 @@ class CLEAR(DenseModel):
         CLEAR, The CLEAR framework, equations 1 to 3; Architecture and hyperparameters.
     """
 
-    _PAPER = {
-        "mask": 0.2,
-        "noise": 0.8,
-        "swap": 0.1,
-        "crossover": 0.25,
-        "crossover_many": 0.25,
-        "probability": 0.5,
-        "stddev": 0.2,
-        "momentum": 0.999,
-        "backbone": (1024, 128),
-        "head": None,
-        "standardize": False,
-        "scale_inputs": False,
-        "components": 0,
-        "target_sum": 1e4,
-        "temperature": 0.2,
-    }
-    PRESETS = {"paper": _PAPER, "paper-lr1": _PAPER}
-    TRAINING = {
-        "paper": {"epochs": 200, "cosine": True},
-        "paper-lr1": {"epochs": 200, "cosine": True, "learning_rate": 1.0},
-    }
+    presets = PRESETS
     _MADE = frozenset({"augmentation", "loss", "negatives"})
 
     def __init__(
@@ -202,8 +184,9 @@ class CLEAR(DenseModel):
         return [weight for weight in self.trainable_variables if id(weight) not in slow]
 
     @property
-    def settling_steps(self) -> int:
-        return self.queue.size // (2 * self._batch_size)
+    def recipe(self) -> Training:
+        # Until the queue is full, there are fewer negatives.
+        return replace(super().recipe, settling_steps=self.queue.size // (2 * self._batch_size))
 
     def for_batches(self, batch_size: int) -> CLEAR:
         if self._queue is not None:

@@ -18,9 +18,9 @@ from concerto_tf.layers import (
     student_t_assignment,
 )
 from concerto_tf.losses import cluster_aware
+from concerto_tf.models.cicl.presets import PRESETS
 from concerto_tf.models.dense import DenseModel, refuse_made
 from concerto_tf.models.mlp import MLP
-from concerto_tf.models.start import MOST_EPOCHS
 from concerto_tf.numerics.components import component_directions
 from concerto_tf.records.batch import Batch, Minibatch
 
@@ -41,7 +41,7 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    The defaults were chosen by a few trials on labelled data; ``CICL.PRESETS["paper"]`` are the
+    The defaults were chosen by a few trials on labelled data; ``CICL.presets["paper"]`` has the
     paper's values. They differ in that the paper's tokens are all genes, normalised after each
     residual connection, and start at random.
 
@@ -87,38 +87,9 @@ class CICL(DenseModel):
         CICL, equations 3 to 17.
     """
 
-    #: Arguments of the class by name of the preset: ``paper`` holds what is printed. Not printed
-    #: are the number of heads, their width, and the number of clusters of a minibatch.
-    PRESETS = {
-        "paper": {
-            "depth": 4,
-            "width": None,
-            "heads": 4,
-            "key_dim": 128,
-            "units": 1024,
-            "normalize_first": False,
-            "identity_start": False,
-            "head_units": (1024, 512),
-            "mask_rate": 0.0,
-            "noise": 1.0,
-            "cluster_weight": 0.1,
-            "temperature": 0.5,
-            "input_epsilon": 1e-3,
-            "value_clip": None,
-            "components": 0,
-            "target_sum": 1e4,
-            "negatives": "all",
-        }
-    }
-
-    TRAINING = {
-        "paper": {"epochs": 1000, "batch_size": 6000, "learning_rate": 1e-5, "genes": "hvg:500"}
-    }
-    default_learning_rate = 3e-4
-
+    presets = PRESETS
     #: Made here, and so no arguments of this class.
     _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
-    FORMER = {"denoise": 0.0, "align_sources": False, "readout_offset": 0.0}
 
     def __init__(
         self,
@@ -266,8 +237,8 @@ class CICL(DenseModel):
         return tf.cast(x, dtype)
 
     @property
-    def most_epochs(self) -> int | None:
-        return MOST_EPOCHS if self.components and self.width is not None else None
+    def starts_from_components(self) -> bool:
+        return bool(self.components) and self.width is not None
 
     def start(self, x: np.ndarray) -> None:
         """Keeps landmarks, and starts the projection from principal components.

@@ -7,6 +7,7 @@ from typing import Any
 
 from concerto_tf._keras import serializable
 from concerto_tf.layers import RandomMask
+from concerto_tf.models.contrastive_sc.presets import PRESETS
 from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.seeds import Seeds
 
@@ -19,7 +20,7 @@ class ContrastiveSC(DenseModel):
     together. Several such networks make an `Ensemble`.
 
     The defaults were chosen by a few trials on labelled data;
-    ``ContrastiveSC.PRESETS["paper"]`` are the paper's values. The paper does not print the widths
+    ``ContrastiveSC.presets["paper"]`` has the paper's values. The paper does not print the widths
     of the first two of its three layers: here they are 512 and 128.
 
     Args:
@@ -50,23 +51,7 @@ class ContrastiveSC(DenseModel):
         contrastive-sc, Methods, "Representation learning"; Figure 8 for the share of genes kept.
     """
 
-    PRESETS = {
-        "paper": {
-            "mask_rate": 0.8,
-            "rescale": True,
-            "backbone": (512, 128, 32),
-            "head": None,
-            "standardize": True,
-            "input_epsilon": 1e-3,
-            "value_clip": None,
-            "augment_first": False,
-            "scale_inputs": False,
-            "components": 0,
-            "target_sum": 1e4,
-            "temperature": 0.07,
-        }
-    }
-    TRAINING = {"paper": {"epochs": 100, "batch_size": 300, "genes": "hvg:1500"}}
+    presets = PRESETS
     _MADE = frozenset({"augmentation"})
 
     def __init__(

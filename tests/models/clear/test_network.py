@@ -171,7 +171,7 @@ def test_unsuitable_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_presets_are_what_is_printed() -> None:
-    model = CLEAR(NAMES, **CLEAR.PRESETS["paper"])
+    model = CLEAR(NAMES, **CLEAR.presets["paper"].options)
     assert model.backbone.widths == (1024, 128) and model.temperature == 0.2
     assert model.head is None and model.input_norm is None
     config = model.get_config()
@@ -186,4 +186,4 @@ def test_presets_are_what_is_printed() -> None:
         "momentum": 0.999,
     }
     assert {name: config[name] for name in printed} == printed
-    assert CLEAR.TRAINING["paper-lr1"]["learning_rate"] == 1.0
+    assert CLEAR.presets["paper-lr1"].training.learning_rate == 1.0

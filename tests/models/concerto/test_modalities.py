@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model, save_model
-from concerto_tf.models.branches import shown_of
+from concerto_tf.models.concerto.branches import shown_of
 from concerto_tf.records.batch import Minibatch
 
 pytestmark = pytest.mark.stack

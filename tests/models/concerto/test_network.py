@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stack
 G, B, TAU = 30, 12, 0.3
 #: The paper's preset with nothing left to chance.
 PAPER = {
-    **Concerto.PRESETS["paper"],
+    **Concerto.presets["paper"].options,
     "units": 6,
     "attention_units": 5,
     "hidden_units": 7,
