@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.batches import Batch
 from concerto_tf.models.classifier import UNKNOWN, Classifier
+from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.reference import Reference
 from concerto_tf.models.reference_files import (
     FOLDER,
@@ -20,6 +20,7 @@ from concerto_tf.models.reference_files import (
     load_reference,
 )
 from concerto_tf.tasks.annotate import ALPHA as ALPHA_OF_TYPES
+from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.map import ALPHA as ALPHA_OF_REFERENCE
 from concerto_tf.tasks.reference import model_folder
 
@@ -46,13 +47,13 @@ class Answer:
 
     def __init__(
         self,
-        model: ContrastiveModel | Classifier,
+        model: Encoder | Classifier,
         reference: Reference | None,
         alpha: float | None,
         k: int,
     ) -> None:
         self.model = model
-        self.encoder: ContrastiveModel = getattr(model, "encoder", model)
+        self.encoder = encoder_of(model)
         if reference is not None and reference.model != fingerprint(self.encoder):
             _log.warning(
                 "the reference kept with the model was embedded by other weights and is left out; "

@@ -6,6 +6,7 @@ from typing import Any
 
 from concerto_tf._version import __version__
 from concerto_tf.export.answer import Answer
+from concerto_tf.models.encoder import looks_at
 
 _SHOWN = 20
 
@@ -13,17 +14,18 @@ _SHOWN = 20
 def card(answer: Answer) -> str:
     """The text of MODEL_CARD.md."""
     model = answer.encoder
-    if model.target_sum is None:
+    first = model.modality_inputs[0]
+    if first.target_sum is None:
         units = "values normalised as those it was trained on"
     else:
-        units = f"raw counts (scaled to {model.target_sum:g} per cell and log1p inside)"
+        units = f"raw counts (scaled to {first.target_sum:g} per cell and log1p inside)"
     rows: list[tuple[str, Any]] = [
         ("method", type(model).__name__),
         ("written by", f"concerto_tf {__version__}"),
         ("input", units),
-        ("modalities", ", ".join(model.looks_at)),
-        ("genes known", len(model.vocabulary)),
-        ("genes used", model.n_inputs),
+        ("modalities", ", ".join(looks_at(model))),
+        ("genes known", len(first.vocabulary)),
+        ("genes used", first.n_inputs),
         ("sources", _listed(model.sources)),
         ("embedding", f"{model.embedding_dim} dimensions, float32"),
     ]
@@ -44,7 +46,7 @@ def card(answer: Answer) -> str:
     if labelled:
         told = 'answer["label"], answer["confidence"], ' + told
     several = ""
-    if len(model.looks_at) > 1:
+    if len(looks_at(model)) > 1:
         several = ", `by_modality` (as `by_source`,\nwith further modalities)"
     return f"""# A cell embedding model
 
@@ -57,7 +59,7 @@ import tensorflow as tf
 
 model = tf.saved_model.load("FOLDER")
 answer = model.signatures["serving_default"](
-    genes=tf.constant([["{model.vocabulary[0]}", ""]]), values=tf.constant([[3.0, 0.0]])
+    genes=tf.constant([["{first.vocabulary[0]}", ""]]), values=tf.constant([[3.0, 0.0]])
 )
 {told}
 ```

@@ -14,8 +14,9 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export.answer import Answer, kept_reference
 from concerto_tf.export.card import card
-from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.encoder import Encoder, looks_at
 from concerto_tf.records.batch import SOURCE, ModalityBatch
 from concerto_tf.tasks.result import check_target
 
@@ -26,7 +27,7 @@ _SOURCE = tf.TensorSpec([None], tf.string, name="source")
 
 
 def export(
-    model: ContrastiveModel | Classifier | str | Path,
+    model: Encoder | Classifier | str | Path,
     out: str | Path,
     *,
     alpha: float | None = None,
@@ -77,7 +78,7 @@ def export(
     ([1, 128], [0.5])
     """
     reference = kept_reference(model)
-    if not isinstance(model, ContrastiveModel | Classifier):
+    if isinstance(model, str | Path):
         model = load_model(model)
     out = as_path(out)
     if out.exists():
@@ -114,8 +115,8 @@ class _Served(tf.Module):
             one.name: _table(_gene_names(one.vocabulary, one.symbols))
             for one in encoder.modality_inputs
         }
-        self._n_genes = len(encoder.vocabulary)
-        self._first, *self._further = encoder.looks_at
+        self._n_genes = len(encoder.modality_inputs[0].vocabulary)
+        self._first, *self._further = looks_at(encoder)
 
     def signatures(self) -> dict[str, Any]:
         """The concrete functions by the names of their signatures."""

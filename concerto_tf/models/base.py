@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from concerto_tf._keras import (
 )
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
+from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
 from concerto_tf.models import calibration
-from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import batch_size_of, by_batch, in_order
-from concerto_tf.models.modality import Cells, ModalityInput, config_of
+from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.batches import batch_size_of
+from concerto_tf.models.encoder import Geometry, embed
+from concerto_tf.models.modality import ModalityInput, chosen_modalities, config_of
+from concerto_tf.models.placement import Placement
 from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
-from concerto_tf.models.readout import Readout
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 from concerto_tf.records.batch import RNA, Batch, Minibatch
@@ -37,10 +38,8 @@ SAVED_FORMAT = 1
 #: What a configuration holds beside the arguments of the class.
 STAMPS = ("concerto_tf", "saved_format")
 
-NEGATIVES = ("all", "source")
 
-
-class ContrastiveModel(Readout, BatchModel):
+class ContrastiveModel(BatchModel):
     """Base of the contrastive models: two views of each cell, pulled together by a loss.
 
     It takes the minibatches of `Records.dataset`, which `concerto_tf.records.batch` describes: of
@@ -48,8 +47,9 @@ class ContrastiveModel(Readout, BatchModel):
     there is. Calling the model gives embeddings; `fit` trains it. Genes that a minibatch was not
     ``measured`` for are taken at their mean instead of at zero.
 
-    A model of this kind builds its layers in ``_build_layers`` and implements ``views`` (two
-    views of a batch in training) and ``call`` (embeddings).
+    A method implements `views` (two views of a batch in training), ``call`` (embeddings) and
+    `embedding_dim`. It may look at cells before its training (`initialize`), compute its loss
+    otherwise (`batch_loss`), and do something behind each step (`after_step`).
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -75,8 +75,12 @@ class ContrastiveModel(Readout, BatchModel):
     presets: Mapping[str, Preset] = by_name(Preset(DEFAULT, Training()))
     #: Whether the method looks at more than one modality where there are more.
     looks_at_several = False
+    #: Arguments that a method makes by itself, and so are none of its own.
+    makes: frozenset[str] = frozenset()
     #: The modalities that the model looks at, in order.
     modality_inputs: tuple[ModalityInput, ...]
+    #: Moves embeddings, in a method that may begin with components.
+    placement: Placement | None = None
 
     def __init__(
         self,
@@ -114,99 +118,33 @@ class ContrastiveModel(Readout, BatchModel):
         self.temperature = float(temperature)
         self.negatives = str(negatives)
         self.seed = int(seed)
-        self._check_arguments()
+        if not self.sources:
+            raise InputError("A model needs at least one source.")
         # Not `self.loss`: that is what Keras' `compile` was given.
-        self.view_loss = view_loss(loss, self.temperature)
-        if self.negatives == "source" and not isinstance(self.view_loss, NTXent):
-            raise InputError("negatives of the same source only are possible with loss nt_xent.")
+        self.view_loss = view_loss(loss, self.temperature, self.negatives)
         self._loss_name = loss if isinstance(loss, str) else None
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.diagnostics = [Alignment(), Uniformity(), EffectiveRank()]
         self.started = state_weight(self, "started", (), "int32")
-        self._embed_step = None
-
-    def _check_arguments(self) -> None:
-        if not self.sources:
-            raise InputError("A model needs at least one source.")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be positive, not {self.temperature}.")
-        if self.negatives not in NEGATIVES:
-            known = " or ".join(NEGATIVES)
-            raise InputError(f"negatives must be {known}, not {self.negatives!r}.")
 
     # --- shape of the input -----------------------------------------------------------------
 
-    def modality_input(self, name: str | None = None) -> ModalityInput:
-        """What the model looks at in one of its modalities; by default the first."""
-        for one in self.modality_inputs:
-            if one.name == (name or self.modality):
-                return one
-        raise InputError(f"the model looks at no {name}, but at {', '.join(self.looks_at)}")
-
-    @property
-    def looks_at(self) -> tuple[str, ...]:
-        """Names of the modalities that the model looks at."""
-        return tuple(one.name for one in self.modality_inputs)
-
-    @property
-    def modality(self) -> str:
-        """Name of the model's first modality, which the following are of."""
-        return self.modality_inputs[0].name
-
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Identifiers of all genes."""
+        """Identifiers of all genes of the first modality."""
         return self.modality_inputs[0].vocabulary
-
-    @property
-    def symbols(self) -> tuple[str, ...] | None:
-        """Symbols of all genes, where the identifiers are something else."""
-        return self.modality_inputs[0].symbols
-
-    @property
-    def genes(self) -> tuple[int, ...] | None:
-        """Indices of the genes that the model looks at; None for all."""
-        return self.modality_inputs[0].genes
-
-    @property
-    def chosen_genes(self) -> dict[str, tuple[int, ...]]:
-        """Modality to the genes looked at, as `Records.dataset` takes them; not where it is all."""
-        return {m.name: m.genes for m in self.modality_inputs if m.genes is not None}
-
-    @property
-    def target_sum(self) -> float | None:
-        """Total to which counts are scaled before ``log1p``; None takes values unchanged."""
-        return self.modality_inputs[0].target_sum
-
-    @property
-    def n_inputs(self) -> int:
-        """Number of genes that the model looks at."""
-        return self.modality_inputs[0].n_inputs
 
     @property
     def embedding_dim(self) -> int:
         """Width of an embedding."""
         raise NotImplementedError
 
-    def nonzeros(self, batch: Batch, modality: str | None = None) -> Cells:
-        """Normalised values of the genes the model looks at.
-
-        Args:
-            batch: As the class describes.
-            modality: Whose genes; by default the first modality's.
-
-        Raises:
-            InputError: The batch has nothing of that modality.
-        """
-        wanted = self.modality_input(modality)
-        cells = wanted.cells(Minibatch(batch))
-        if cells is None:
-            raise InputError(f"the cells have no {wanted.name}, which the model looks at")
-        return cells
-
-    def measured(self, batch: Batch, modality: str | None = None) -> tf.Tensor | None:
-        """Which genes of those looked at were measured, bool [n_inputs]; None for all."""
-        return self.modality_input(modality).measured(Minibatch(batch))
+    @property
+    def geometry(self) -> Geometry:
+        """Where cells lie in the embeddings."""
+        if self.placement is None:
+            return Geometry(np.zeros(self.embedding_dim, np.float32))
+        return self.placement.geometry
 
     @property
     def recipe(self) -> Training:
@@ -229,34 +167,6 @@ class ContrastiveModel(Readout, BatchModel):
         self.started.assign(1)
 
     @classmethod
-    def choose_modalities(cls, records: Records, wanted: Sequence[str] | None = None) -> list[str]:
-        """The modalities of records that a new model looks at.
-
-        Args:
-            records: Finished records.
-            wanted: Names of some; by default all, or of a method that looks at one RNA, where there
-                is any.
-
-        Returns:
-            Their names, RNA first.
-
-        Raises:
-            InputError: The records do not have one, or the method cannot look at so many.
-        """
-        held = records.manifest.modalities if wanted is None else wanted
-        chosen = sorted(dict.fromkeys(held), key=lambda name: name != RNA)
-        if wanted is None and not cls.looks_at_several:
-            chosen = chosen[:1]
-        if not chosen or (len(chosen) > 1 and not cls.looks_at_several):
-            raise InputError(
-                f"{cls.__name__} looks at one modality, not at {', '.join(chosen) or 'none'}; name "
-                "one, or train with method concerto"
-            )
-        for name in chosen:
-            records.vocabulary_of(name)  # says so if there is none
-        return chosen
-
-    @classmethod
     def from_records(
         cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
     ) -> ContrastiveModel:
@@ -265,15 +175,16 @@ class ContrastiveModel(Readout, BatchModel):
         Args:
             records: Finished records.
             genes: Indices of the genes to look at; ``None`` for all.
-            **kwargs: Of the class; ``modalities``, where given, are names as `choose_modalities`
-                takes them.
+            **kwargs: Of the class; ``modalities``, where given, are names (`chosen_modalities`).
 
         Returns:
             The model, with the records' vocabulary and sources, which normalises counts and
             passes on what is normalised already. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """
-        first, *further = cls.choose_modalities(records, kwargs.pop("modalities", None))
+        first, *further = chosen_modalities(
+            records, kwargs.pop("modalities", None), cls.looks_at_several
+        )
         if further:
             kwargs["modalities"] = {name: config_of(records, name) for name in further}
         model = cls(
@@ -300,6 +211,23 @@ class ContrastiveModel(Readout, BatchModel):
         other = type(self).from_config({**self.get_config(), "sources": list(sources)})
         calibration.carry_over(self, other)
         return other
+
+    def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> ContrastiveModel:
+        """The same method and options for cells of other sources, with random weights.
+
+        It takes no PCA initialization; `finetune` trains it from labels alone.
+
+        Args:
+            sources: Names of the sources.
+            seed: Seed of the weights.
+            **options: Arguments of the class that differ.
+        """
+        own = {"sources": list(sources), "seed": seed, **options}
+        fresh = type(self).from_config({**self.get_config(), **own})
+        for one, of in zip(fresh.modality_inputs, self.modality_inputs, strict=True):
+            one.gene_share.assign(of.gene_share)
+        fresh.started.assign(1)
+        return fresh
 
     def for_batches(self, batch_size: int) -> ContrastiveModel:
         """This model for training with minibatches of a size, where that matters to it.
@@ -435,38 +363,14 @@ class ContrastiveModel(Readout, BatchModel):
         Returns:
             Embeddings [N, d], float32.
         """
-        found = in_order(self._embedding_step(), data, measured)
-        return found["z"] if found else np.zeros((0, self.embedding_dim), np.float32)
-
-    def embed_batches(
-        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
-    ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-        """Embeddings batch by batch, for more cells than memory holds embeddings of.
-
-        Args:
-            data: As `embed` takes them.
-            measured: As `embed` takes it.
-
-        Yields:
-            Rows int64 [n] of a batch's cells in the input, None where batches do not say, and
-            their embeddings [n, d], float32.
-        """
-        for rows, found in by_batch(self._embedding_step(), data, measured):
-            yield rows, found["z"]
-
-    def _embedding_step(self) -> Any:
-        if self._embed_step is None:
-            self._embed_step = compiled(
-                lambda batch: {"z": tf.cast(self(batch, training=False), tf.float32)}
-            )
-        return self._embed_step
+        return embed(self, data, measured)
 
     def get_config(self) -> dict[str, Any]:
         return {
             "concerto_tf": __version__,
             "saved_format": SAVED_FORMAT,
             "name": self.name,
-            "modality": self.modality,
+            "modality": self.modality_inputs[0].name,
             **self.modality_inputs[0].get_config(),
             "modalities": {one.name: one.get_config() for one in self.modality_inputs[1:]},
             "sources": list(self.sources),

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from concerto_tf.records.batch import ROW, Batch, Minibatch, key
 
-#: Values, and cells, that a start looks at, at most (400 MB).
+#: Values, and cells, that an initialization looks at, at most (400 MB).
 SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
 
 

@@ -20,9 +20,10 @@ from concerto_tf._keras import (
 )
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
+from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import SAMPLE_VALUES, in_order
+from concerto_tf.models.encoder import Teachable, embed
 from concerto_tf.models.presets import Training
 from concerto_tf.models.typicality import (
     COMPONENTS,
@@ -39,6 +40,15 @@ UNKNOWN = "unknown"
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
+
+
+def check_teachable(encoder: Any) -> None:
+    """Raises InputError if an encoder cannot be taught cell types."""
+    if not isinstance(encoder, Teachable):
+        raise InputError(
+            f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
+            "without members"
+        )
 
 
 @serializable
@@ -91,7 +101,7 @@ class Classifier(BatchModel):
 
     def __init__(
         self,
-        encoder: ContrastiveModel,
+        encoder: Teachable,
         classes: Sequence[str],
         *,
         label_key: str = "cell_type",
@@ -104,12 +114,9 @@ class Classifier(BatchModel):
         super().__init__(autocast=False, **kwargs)
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise InputError(f"A classifier needs two classes or more, each once, not {classes}.")
-        if not hasattr(encoder, "represent"):
-            raise InputError(
-                f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
-                "without members"
-            )
+        check_teachable(encoder)
         self.encoder = encoder
+        self._n_features = sum(one.n_inputs for one in encoder.modality_inputs)
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.label_smoothing = float(label_smoothing)
@@ -137,7 +144,7 @@ class Classifier(BatchModel):
     def build(self, input_shape: Any = None) -> None:
         c, width = len(self.classes), self.encoder.hidden_units
         self.class_weight = state_weight(self, "class_weight", (c,), initializer="ones")
-        self.type_axes = state_weight(self, "type_axes", (self.encoder.n_features, COMPONENTS))
+        self.type_axes = state_weight(self, "type_axes", (self._n_features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
         for layer in (self.teacher_classes, self.student_classes):
             layer.build((None, width))
@@ -152,18 +159,8 @@ class Classifier(BatchModel):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Identifiers of all genes, in the order of the gene indices."""
-        return self.encoder.vocabulary
-
-    @property
-    def symbols(self) -> tuple[str, ...] | None:
-        """Symbols of the genes, where the identifiers are something else."""
-        return self.encoder.symbols
-
-    @property
-    def genes(self) -> tuple[int, ...] | None:
-        """Indices of the genes that the model looks at; None for all."""
-        return self.encoder.genes
+        """Identifiers of all genes of the first modality."""
+        return self.encoder.modality_inputs[0].vocabulary
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -326,7 +323,7 @@ class Classifier(BatchModel):
         for y, label in cells():
             ys.append(y)
             labels.append(label)
-            if sum(map(len, labels)) * self.encoder.n_features >= SAMPLE_VALUES:
+            if sum(map(len, labels)) * self._n_features >= SAMPLE_VALUES:
                 break
         axes = type_axes(np.concatenate(ys), np.concatenate(labels), self.seed, components)
         count, sums = np.zeros(c), np.zeros(self.type_mean.shape)
@@ -397,8 +394,8 @@ class Classifier(BatchModel):
     def embed(
         self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Embeddings of cells; see `ContrastiveModel.embed`."""
-        return self.encoder.embed(data, measured)
+        """Embeddings of cells; see `encoder.embed`."""
+        return embed(self.encoder, data, measured)
 
     # --- files ------------------------------------------------------------------------------
 
@@ -407,7 +404,7 @@ class Classifier(BatchModel):
             "concerto_tf": __version__,
             "saved_format": SAVED_FORMAT,
             "name": self.name,
-            "method": type(self.encoder).__name__,
+            "method": keras.utils.get_registered_name(type(self.encoder)),
             "encoder": self.encoder.get_config(),
             "classes": list(self.classes),
             "label_key": self.label_key,
@@ -420,12 +417,12 @@ class Classifier(BatchModel):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Classifier:
         config = dict(config)
-        method = keras.utils.get_registered_object(f"concerto_tf>{config.pop('method')}")
-        if not (isinstance(method, type) and issubclass(method, ContrastiveModel)):
-            raise ValueError("the encoder is no model of concerto_tf")
+        name = config.pop("method")
+        method = keras.utils.get_registered_object(name)
+        if not (isinstance(method, type) and issubclass(method, keras.Model)):
+            raise ValueError(f"there is no encoder {name}; import the module that registers it")
         encoder = method.from_config(config.pop("encoder"))
-        stamps = ("concerto_tf", "saved_format")
-        return cls(encoder, **{key: value for key, value in config.items() if key not in stamps})
+        return cls(encoder, **{key: value for key, value in config.items() if key not in STAMPS})
 
     def get_compile_config(self) -> None:
         return None

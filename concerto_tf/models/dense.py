@@ -16,8 +16,8 @@ from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.mlp import MLP
+from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, by_name
-from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
@@ -57,14 +57,14 @@ class DenseModel(ContrastiveModel):
         value_clip: Largest absolute value after standardising; ``None`` for no limit.
         augment_first: Whether values are augmented before they are standardised, or after.
         scale_inputs: Whether an `MLP` divides its inputs by the root of their number: see there.
-        components: Principal components that `initialize` starts an `MLP` from; 0 keeps its
-            random start, as any other encoder does.
-        denoise: Share of the noise that is taken out of each component at the start, 0 to 1
+        components: Number of principal components in the PCA initialization of an `MLP`; 0 for
+            random weights, as any other encoder has.
+        denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the kinds of cells that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. At the start
-            from components, of standardised values.
-        readout_offset: What the start adds to every unit of the embedding that holds a component;
+        align_sources: Whether sources are aligned by the cell types that they share
+            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
+            initialization of standardised values only.
+        readout_offset: What is added to every unit of the embedding that holds a component;
             as for `Concerto`.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
@@ -100,8 +100,6 @@ class DenseModel(ContrastiveModel):
         Chen et al. 2020 (SimCLR); CLEAR, contrastive-sc and CICL are of this form.
     """
 
-    #: Arguments that a subclass makes by itself, and so are none of its own.
-    _MADE: frozenset[str] = frozenset()
     presets = by_name(Preset(DEFAULT, Training(most_epochs=MOST_EPOCHS)))
 
     def __init__(
@@ -135,7 +133,7 @@ class DenseModel(ContrastiveModel):
         self.components = int(components)
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
-        self.readout_offset = float(readout_offset)
+        self.placement = Placement(readout_offset, name="placement")
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
@@ -175,7 +173,7 @@ class DenseModel(ContrastiveModel):
         if len(x.shape) != 2:
             raise InputError(f"an encoder gives one embedding per cell, not shape {x.shape}.")
         self._embedding_dim = int(x.shape[-1])
-        self.build_readout()
+        self.placement.build((None, self._embedding_dim))
         if self.head is not None:
             self.head(x, training=False)
         self._build_more()
@@ -200,16 +198,24 @@ class DenseModel(ContrastiveModel):
         return [] if self.head is None else [self.head]
 
     @property
-    def n_features(self) -> int:
+    def n_inputs(self) -> int:
         """Number of genes that the model looks at."""
-        return self.n_inputs
+        return self.modality_inputs[0].n_inputs
+
+    def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> DenseModel:
+        # The small steps of scaled inputs suit a PCA initialization.
+        scaled = {} if "scale_inputs" in self.makes else {"scale_inputs": False}
+        return super().untrained(sources, seed, **{**scaled, **options})
 
     # --- from a batch to embeddings ---------------------------------------------------------
 
     def dense(self, batch: Batch) -> tf.Tensor:
         """Normalised values of all genes the model looks at [B, n_inputs], before any change."""
-        genes, values, rows = self.nonzeros(batch)
-        return scatter_to_dense(genes, values, self.n_inputs, rows)
+        [genes] = self.modality_inputs
+        cells = genes.cells(Minibatch(batch))
+        if cells is None:
+            raise InputError(f"the cells have no {genes.name}, which the model looks at")
+        return scatter_to_dense(cells.genes, cells.values, self.n_inputs, cells.rows)
 
     def augmented(self, x: tf.Tensor) -> tf.Tensor:
         """A view [B, n_inputs] of dense values [B, n_inputs], for training."""
@@ -226,7 +232,7 @@ class DenseModel(ContrastiveModel):
         Returns:
             Values [B, n_inputs].
         """
-        measured = self.measured(batch)
+        measured = self.modality_inputs[0].measured(Minibatch(batch))
         if measured is not None:
             # Not `input_norm`'s own mean: that is one of views, where genes are hidden.
             x = tf.where(measured, x, tf.cast(self.gene_mean, x.dtype))
@@ -276,19 +282,18 @@ class DenseModel(ContrastiveModel):
         return a, b
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        z = self.read_out(batch)
-        return z + tf.cast(self.readout_origin, z.dtype)
+        return self.placement(self.read_out(batch))
 
     def read_out(self, batch: Batch) -> tf.Tensor:
         """What the encoder makes of the whole cells of a batch [B, d]."""
         return self.encode(self.standardized(batch))
 
-    # --- start ------------------------------------------------------------------------------
+    # --- PCA initialization -----------------------------------------------------------------
 
     def initialize(self, data: Iterable[Batch]) -> None:
-        """Starts an `MLP` from the principal components of a sample of cells.
+        """PCA initialization: an `MLP` begins with the components of a sample of cells.
 
-        Training then refines what PCA sees instead of finding it again from a random start, which
+        Training then refines what PCA sees instead of finding it again from random weights, which
         small data does not suffice for. No label is looked at.
 
         Args:
@@ -299,7 +304,7 @@ class DenseModel(ContrastiveModel):
         xs, source = first_cells(lambda batch: [self.dense(batch)], data, self.n_inputs)
         if len(source):
             self.gene_mean.assign(xs[0].mean(0))
-            self.start(self.standardized_sample(xs[0], source))
+            self.begin(self.standardized_sample(xs[0], source))
 
     @property
     def starts_from_components(self) -> bool:
@@ -311,7 +316,7 @@ class DenseModel(ContrastiveModel):
         recipe = super().recipe
         return recipe if self.starts_from_components else replace(recipe, most_epochs=None)
 
-    def start(self, x: np.ndarray) -> None:
+    def begin(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.
 
         Args:
@@ -324,7 +329,7 @@ class DenseModel(ContrastiveModel):
             if not directions.shape[1]:
                 return
             held = self.backbone.take_directions(directions, paired)
-            self.place(held, np.tile(spread, 2)[:, :held])
+            self.placement.place(held, np.tile(spread, 2)[:, :held])
 
     def standardized_sample(self, x: np.ndarray, source: np.ndarray) -> np.ndarray:
         """What the encoder takes in [n, n_inputs] of a sample, by its own statistics.
@@ -361,14 +366,14 @@ class DenseModel(ContrastiveModel):
             "components": self.components,
             "denoise": self.denoise,
             "align_sources": self.align_sources,
-            "readout_offset": self.readout_offset,
+            "readout_offset": self.placement.offset,
         }
-        return {key: value for key, value in config.items() if key not in self._MADE}
+        return {key: value for key, value in config.items() if key not in self.makes}
 
 
 def refuse_made(cls: type[DenseModel], given: Mapping[str, Any]) -> None:
     """Raises InputError if a method is given what it makes by itself."""
-    for name in sorted(cls._MADE & set(given)):
+    for name in sorted(cls.makes & set(given)):
         raise InputError(f"{cls.__name__} has a {name} of its own; combine others in a DenseModel")
 
 

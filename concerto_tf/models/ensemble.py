@@ -13,6 +13,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras, serializable
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.encoder import Geometry, looks_at
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together
 from concerto_tf.records.batch import Batch
@@ -52,7 +53,7 @@ class Ensemble(ContrastiveModel):
         for member in members[1:]:
             _check_alike(member, first)
         super().__init__(
-            modality=first.modality,
+            modality=first.modality_inputs[0].name,
             **first.modality_inputs[0].get_config(),
             modalities={one.name: one.get_config() for one in first.modality_inputs[1:]},
             sources=first.sources,
@@ -74,16 +75,14 @@ class Ensemble(ContrastiveModel):
         return sum(member.embedding_dim for member in self.members)
 
     @property
-    def origin(self) -> np.ndarray:
-        parts = [member.origin for member in self.members]
-        return np.concatenate(parts) / np.float32(math.sqrt(len(parts)))
-
-    @property
-    def spread(self) -> np.ndarray | None:
-        parts = [member.spread for member in self.members]
-        if any(part is None for part in parts):
-            return None
-        return np.concatenate(parts, axis=1) / np.float32(math.sqrt(len(parts)))
+    def geometry(self) -> Geometry:
+        parts = [member.geometry for member in self.members]
+        scale = np.float32(math.sqrt(len(parts)))
+        origin = np.concatenate([part.origin for part in parts]) / scale
+        spreads = [part.spread for part in parts]
+        if any(spread is None for spread in spreads):
+            return Geometry(origin)
+        return Geometry(origin, np.concatenate(spreads, axis=1) / scale)
 
     @property
     def recipe(self) -> Training:
@@ -138,10 +137,10 @@ class Ensemble(ContrastiveModel):
 
 def _check_alike(model: ContrastiveModel, first: ContrastiveModel) -> None:
     """Raises InputError if two models do not look at the same in the same cells."""
-    for what in ("looks_at", "sources"):
-        if getattr(model, what) != getattr(first, what):
-            known = "modalities" if what == "looks_at" else what
-            raise InputError(f"the models of an ensemble differ in their {known}")
+    if looks_at(model) != looks_at(first):
+        raise InputError("the models of an ensemble differ in their modalities")
+    if model.sources != first.sources:
+        raise InputError("the models of an ensemble differ in their sources")
     for one, other in zip(model.modality_inputs, first.modality_inputs, strict=True):
         own, of = one.get_config(), other.get_config()
         for name in own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import asdict
 
@@ -14,7 +15,7 @@ from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
 from concerto_tf.models.presets import DEFAULT
 
-#: Raised when what is made of the same arguments changes: the start, the length of a training.
+#: Raised when the same arguments make something else: other initial weights, another training.
 DEFAULTS = 8
 METHODS: dict[str, type[ContrastiveModel]] = {
     "concerto": Concerto,
@@ -48,3 +49,11 @@ def configuration(method: str, preset: str | None = None) -> str:
     config = cls(["a", "b"], name=method, **chosen.options).get_config()
     whole = [__version__, config, asdict(chosen.training), DEFAULTS]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def arguments_of(cls: type[ContrastiveModel]) -> set[str]:
+    """Names of the arguments that a method's model may be given."""
+    given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
+    of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]
+    names = {name for c in of for name in inspect.signature(c.__init__).parameters}
+    return names - given - cls.makes

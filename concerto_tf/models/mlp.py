@@ -14,8 +14,8 @@ from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.models.seeds import Seeds
 
 
-def wide_start(gain: float, seed: int) -> Any:
-    """Glorot's start of a dense layer whose inputs are multiplied with a gain."""
+def scaled_glorot(gain: float, seed: int) -> Any:
+    """Glorot's initializer of a dense layer whose inputs are multiplied with a gain."""
     return keras.initializers.VarianceScaling(
         gain**-2, mode="fan_avg", distribution="uniform", seed=seed
     )
@@ -72,7 +72,7 @@ class MLP(keras.layers.Layer):
         if self.scale_inputs:
             self.gain = width**-0.5
             first = self.steps[0]
-            first.kernel_initializer = wide_start(self.gain, first.kernel_initializer.seed)
+            first.kernel_initializer = scaled_glorot(self.gain, first.kernel_initializer.seed)
         for step in self.steps:
             step.build((None, width))
             width = step.units

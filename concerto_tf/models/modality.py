@@ -163,6 +163,31 @@ class ModalityInput:
         self.gene_share.assign((mean / max(mean.sum(), 1e-12)).astype(np.float32))
 
 
+def chosen_modalities(records: Records, wanted: Sequence[str] | None, several: bool) -> list[str]:
+    """The modalities of records that a new model looks at, RNA first.
+
+    Args:
+        records: Finished records.
+        wanted: Names of some; by default all that the method can look at.
+        several: Whether the method looks at several; otherwise at one, RNA where there is any.
+
+    Raises:
+        InputError: The records do not have one, or the method cannot look at so many.
+    """
+    held = records.manifest.modalities if wanted is None else wanted
+    chosen = sorted(dict.fromkeys(held), key=lambda name: name != RNA)
+    if wanted is None and not several:
+        chosen = chosen[:1]
+    if not chosen or (len(chosen) > 1 and not several):
+        raise InputError(
+            f"the method looks at one modality, not at {', '.join(chosen) or 'none'}; name one, or "
+            "train with method concerto"
+        )
+    for name in chosen:
+        records.vocabulary_of(name)  # says so if there is none
+    return chosen
+
+
 def config_of(
     records: Records,
     modality: str,

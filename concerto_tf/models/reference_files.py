@@ -9,29 +9,31 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import tensorflow as tf
 
 from concerto_tf import _files
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
+from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.familiarity import Calibration
 from concerto_tf.models.reference import Labels, Reference, Values
-from concerto_tf.models.weights import name_of
+from concerto_tf.models.weights import lasting_weights
 
 FOLDER = "reference"
 FILE_NAME = "reference.json"
 #: Version of what a saved reference holds.
 SAVED_FORMAT = 2
 
-#: Weights of a model that say how embeddings compare.
-_COMPARING = ("readout_origin", "readout_spread")
+#: Arguments that no embedding rests on.
+_OTHER = ("name", "concerto_tf", "saved_format", "seed", "temperature")
 #: What a reference holds whose model knows how far cells spread.
 _SPREAD_OUT = ("spread", "factor", "lengths")
 _CSR = ("data", "indices", "indptr")
 
 
-def fingerprint(model: ContrastiveModel) -> str:
+def fingerprint(model: Encoder) -> str:
     """What tells models apart that embed differently: a checksum of genes, sources and weights.
 
     Args:
@@ -40,28 +42,17 @@ def fingerprint(model: ContrastiveModel) -> str:
     Returns:
         SHA-256 in hexadecimal; the same before saving and after loading.
     """
-    config = {
-        key: value
-        for key, value in _without(model.get_config(), "readout_offset").items()
-        if key not in ("name", "concerto_tf", "saved_format", "seed", "temperature")
-    }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    # Counters of masks advance in training alone; an embedding rests on floats.
-    for weight, values in zip(model.weights, model.get_weights(), strict=True):
-        if np.issubdtype(values.dtype, np.floating) and name_of(weight) not in _COMPARING:
+    inputs = {one.name: one.get_config() for one in model.modality_inputs}
+    own = model.get_config() if isinstance(model, ContrastiveModel) else {}
+    config = {key: value for key, value in own.items() if key not in _OTHER}
+    told = [config, inputs, list(model.sources), model.embedding_dim]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for weight in lasting_weights(model):
+        values = np.array(tf.convert_to_tensor(weight))
+        # Counters of masks advance in training alone; an embedding rests on floats.
+        if np.issubdtype(values.dtype, np.floating):
             digest.update(np.ascontiguousarray(values).tobytes())
-    # Models of earlier versions have none, and the references kept beside them are still theirs.
-    for found in (model.origin, model.spread):
-        if found is not None and found.any():
-            digest.update(found.tobytes())
     return digest.hexdigest()
-
-
-def _without(config: Any, name: str) -> Any:
-    """A configuration without an argument, that of an ensemble's members included."""
-    if isinstance(config, dict):
-        return {key: _without(value, name) for key, value in config.items() if key != name}
-    return [_without(value, name) for value in config] if isinstance(config, list) else config
 
 
 def is_reference(folder: str | Path) -> bool:

@@ -138,7 +138,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a saved model, or cut short; copy it again or train anew"
         ) from error
-    if not ours or "vocabulary" not in config.get("encoder", config):
+    # A model with labels may have an encoder of others, which knows itself whether it is damaged.
+    of_cells = config.get("encoder", config)
+    foreign = not str(config.get("method", "concerto_tf>")).startswith("concerto_tf>")
+    if not ours or not (foreign or "vocabulary" in of_cells):
         raise InputError(f"{path}: a Keras model, but none of concerto_tf")
     if newer or keras.utils.get_registered_object(name) is None:
         raise InputError(
@@ -146,7 +149,7 @@ def read_config(path: Path) -> dict[str, Any]:
             "update with pip install -U concerto_tf"
         )
     stored = sizes.get("model.weights.h5", _MOST_CONFIG_BYTES)
-    if not _describes_cells(config.get("encoder", config)) or _largest(config) > stored:
+    if not (foreign or _describes_cells(of_cells)) or _largest(config) > stored:
         raise InputError(
             f"{path}: does not say what a model of concerto_tf does; the file was changed"
         )

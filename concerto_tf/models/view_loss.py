@@ -10,21 +10,26 @@ from concerto_tf.losses import InfoNCE, NTXent, VICReg
 
 #: The losses that go by a name; those with a temperature take the model's.
 LOSSES = ("nt_xent", "info_nce", "vicreg")
+#: Which cells a cell may be told apart from: all others, or those of its own source.
+NEGATIVES = ("all", "source")
 
 
-def view_loss(loss: str | dict[str, Any] | keras.losses.Loss, temperature: float) -> Any:
+def view_loss(
+    loss: str | dict[str, Any] | keras.losses.Loss, temperature: float, negatives: str = "all"
+) -> Any:
     """The Keras loss between two views of the same cells.
 
     Args:
         loss: A name (`LOSSES`), a Keras loss whose ``call(view_b, view_a)`` gives a loss per cell
             [B] or one for all, or the configuration of one.
         temperature: Temperature of the losses that go by a name.
+        negatives: Which cells a cell is told apart from: one of `NEGATIVES`.
 
     Returns:
         The loss.
 
     Raises:
-        InputError: There is no loss of this name, or it is no loss.
+        InputError: There is no loss of this name, it is no loss, or an argument is unsuitable.
 
     Example:
 
@@ -32,6 +37,17 @@ def view_loss(loss: str | dict[str, Any] | keras.losses.Loss, temperature: float
     >>> view_loss("nt_xent", temperature=0.5).temperature
     0.5
     """
+    if not temperature > 0:
+        raise InputError(f"temperature must be positive, not {temperature}.")
+    if negatives not in NEGATIVES:
+        raise InputError(f"negatives must be {' or '.join(NEGATIVES)}, not {negatives!r}.")
+    found = _of(loss, temperature)
+    if negatives == "source" and not isinstance(found, NTXent):
+        raise InputError("negatives of the same source only are possible with loss nt_xent.")
+    return found
+
+
+def _of(loss: Any, temperature: float) -> Any:
     if loss == "nt_xent":
         return NTXent(temperature)
     if loss == "info_nce":

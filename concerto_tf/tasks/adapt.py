@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.encoder import Encoder, SourceAware, chosen_genes
 from concerto_tf.models.schedule import plan_training
 from concerto_tf.records import Records
 from concerto_tf.tasks.agreement import seen_modalities
@@ -23,7 +24,7 @@ _LEARNING_RATE = 1e-3
 
 
 def adapt(
-    model: ContrastiveModel,
+    model: Encoder,
     records: Sequence[Records],
     seed: int = 0,
     progress: Progress | None = None,
@@ -42,6 +43,10 @@ def adapt(
     from concerto_tf.models.callbacks import Progress as Report
     from concerto_tf.models.callbacks import StopOnNaN
 
+    if not isinstance(model, ContrastiveModel):
+        raise InputError(
+            f"a {type(model).__name__} cannot be trained further; map without finetune"
+        )
     sources = dict.fromkeys([*model.sources, *(name for of in records for name in of.sources)])
     adapted = model.with_sources(list(sources))
     cells = sum(of.n_cells for of in records)
@@ -60,7 +65,7 @@ def adapt(
                     shuffle=True,
                     seed=seed,
                     repeat=True,
-                    genes=model.chosen_genes,
+                    genes=chosen_genes(model),
                     sources=adapted.sources,
                     modalities=seen_modalities(model, of),
                     packed=True,
@@ -89,7 +94,7 @@ def _mixed(parts: list[tf.data.Dataset], weights: list[float], seed: int) -> tf.
     )
 
 
-def with_own_statistics(model: ContrastiveModel, records: Records) -> ContrastiveModel:
+def with_own_statistics(model: Encoder, records: Records) -> SourceAware:
     """The model with the statistics of a query's own sources ("batch-aware inference").
 
     Args:
@@ -99,11 +104,15 @@ def with_own_statistics(model: ContrastiveModel, records: Records) -> Contrastiv
     Returns:
         A new model that knows the query's sources alone.
     """
+    if not isinstance(model, SourceAware):
+        raise InputError(
+            f"a {type(model).__name__} has no statistics of sources; map without batch_aware"
+        )
     own = model.with_sources(records.sources)
     own.calibrate(
         records.dataset(
             min(_BATCH_CELLS, records.n_cells),
-            genes=model.chosen_genes,
+            genes=chosen_genes(model),
             sources=own.sources,
             modalities=seen_modalities(model, records),
             packed=True,

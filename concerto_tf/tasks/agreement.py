@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.models.encoder import Encoder, looks_at, modality_input
 from concerto_tf.records import Records, Vocabulary
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
-
-if TYPE_CHECKING:
-    from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
 #: Share of the genes looked at below which it is said that few were measured.
 _FEW_MEASURED = 0.5
 
 
-def check_agreement(model: ContrastiveModel, records: Records) -> None:
+def check_agreement(model: Encoder, records: Records) -> None:
     """Raises InputError if records do not hold the model's genes, or values of another kind."""
     check_vocabulary(model, records)
     check_units(model, records)
 
 
-def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
+def check_vocabulary(model: Encoder, records: Records) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
-    for one in model.modality_inputs:
-        if one.name != model.modality and one.name not in records.manifest.modalities:
+    for place, one in enumerate(model.modality_inputs):
+        if place and one.name not in records.manifest.modalities:
             continue
         found = records.vocabulary_of(one.name).ids
         if tuple(found) != one.vocabulary:
@@ -41,7 +38,7 @@ def check_vocabulary(model: ContrastiveModel, records: Records) -> None:
             )
 
 
-def check_measured(model: ContrastiveModel, records: Records) -> dict[str, np.ndarray] | None:
+def check_measured(model: Encoder, records: Records) -> dict[str, np.ndarray] | None:
     """Which genes were measured at all, and whether these are enough to say anything.
 
     Args:
@@ -56,7 +53,7 @@ def check_measured(model: ContrastiveModel, records: Records) -> dict[str, np.nd
     """
     found = {name: records.measured(name) for name in seen_modalities(model, records)}
     for name, measured in found.items():
-        seen = model.modality_input(name).chosen(measured)
+        seen = modality_input(model, name).chosen(measured)
         of = "" if name == RNA else f" of {name}"
         if not seen.any():
             raise InputError(
@@ -76,17 +73,17 @@ def check_measured(model: ContrastiveModel, records: Records) -> dict[str, np.nd
     return {name: of for name, of in found.items() if not of.all()} or None
 
 
-def vocabularies_of(model: ContrastiveModel) -> dict[str, Vocabulary]:
+def vocabularies_of(model: Encoder) -> dict[str, Vocabulary]:
     """The genes of each modality of a model, as `convert` takes them."""
     return {one.name: Vocabulary(one.vocabulary, one.symbols) for one in model.modality_inputs}
 
 
-def seen_modalities(model: ContrastiveModel, records: Records) -> list[str]:
+def seen_modalities(model: Encoder, records: Records) -> list[str]:
     """The modalities of records that a model looks at."""
-    return [name for name in model.looks_at if name in records.manifest.modalities]
+    return [name for name in looks_at(model) if name in records.manifest.modalities]
 
 
-def check_units(model: ContrastiveModel, records: Records) -> None:
+def check_units(model: Encoder, records: Records) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
     kinds = {True: "raw counts", False: "values that are normalised already"}
     mend = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.models.encoder import looks_at
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.manifest import FILE_NAME
@@ -19,7 +20,7 @@ from concerto_tf.tasks.agreement import vocabularies_of
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from concerto_tf.models import ContrastiveModel
+    from concerto_tf.models.encoder import Encoder
 
 _log = logging.getLogger("concerto_tf")
 
@@ -33,7 +34,7 @@ def is_records(cells: Any) -> bool:
 
 @contextmanager
 def as_records(
-    model: ContrastiveModel,
+    model: Encoder,
     cells: Records | str | Path | AnnData,
     *,
     source_key: str | None = None,
@@ -84,8 +85,8 @@ def as_records(
     asked = dict(modalities or {})
     if not further:
         for name in asked:
-            if name not in model.looks_at:
-                known = ", ".join(model.looks_at)
+            if name not in looks_at(model):
+                known = ", ".join(looks_at(model))
                 raise InputError(
                     f"modality {name}: the model does not know it; it looks at {known}"
                 )
@@ -121,12 +122,14 @@ def key_where_there(cells: Any, key: str | None) -> str | None:
         return key if key in found.columns else None
 
 
-def _own_places(model: ContrastiveModel, cells: Any, given: Mapping[str, str]) -> dict[str, str]:
+def _own_places(model: Encoder, cells: Any, given: Mapping[str, str]) -> dict[str, str]:
     """Where the modalities lie that a model looks at and no place was given for."""
-    guesses = {name: f"obsm:{name}" for name in model.looks_at if name != RNA and name not in given}
+    guesses = {
+        name: f"obsm:{name}" for name in looks_at(model) if name != RNA and name not in given
+    }
     if not guesses:
         return {}
-    with open_input(cells, modalities=guesses, lenient=RNA in model.looks_at) as found:
+    with open_input(cells, modalities=guesses, lenient=RNA in looks_at(model)) as found:
         for name in set(guesses) - set(found.modalities):
             _log.info(
                 "%s: has no obsm[%r]; %s is taken as missing unless %s names another place",

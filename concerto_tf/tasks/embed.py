@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import as_path, is_remote
-from concerto_tf.models import ContrastiveModel, load_model
+from concerto_tf.errors import InputError
+from concerto_tf.models import Classifier, load_model
+from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches
+from concerto_tf.models.encoder import embed as embed_cells
 from concerto_tf.records import Records
 from concerto_tf.records.batch import ROW
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
@@ -26,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 def embed(
-    model: ContrastiveModel | str | Path,
+    model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
     out: str | Path | None = None,
     *,
@@ -77,7 +80,7 @@ def embed(
 
 
 def write_embeddings(
-    model: ContrastiveModel | str | Path,
+    model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
     out: str | Path,
     *,
@@ -105,21 +108,32 @@ def write_embeddings(
         z = RowsOnDisk(model.embedding_dim, None if is_remote(place) else place.parent)
         data, measured = whole_cells(model, records, progress)
         with records.naming_damage():
-            for rows, found in model.embed_batches(data, measured):
+            for rows, found in embed_batches(model, data, measured):
                 z.put(rows, found)
         write_found(cells, out, records, obsm={KEY: z}, layer=layer)
     return z
 
 
-def encoder_of(model: Any) -> ContrastiveModel:
-    """The model that makes the embeddings: of a path, a model with labels, or itself."""
+def encoder_of(model: Any) -> Encoder:
+    """The model that makes the embeddings: of a path, a model with labels, or itself.
+
+    Raises:
+        InputError: It is none that embeds cells.
+    """
     if isinstance(model, str | Path):
         model = load_model(model)
-    return getattr(model, "encoder", model)
+    if isinstance(model, Classifier):
+        return model.encoder
+    if not isinstance(model, Encoder):
+        raise InputError(
+            f"a {type(model).__name__} does not embed cells; it needs the members of "
+            "concerto_tf.models.encoder.Encoder"
+        )
+    return model
 
 
 def embed_records(
-    model: ContrastiveModel,
+    model: Encoder,
     records: Records,
     progress: Progress | None = None,
     *,
@@ -139,11 +153,11 @@ def embed_records(
     """
     data, measured = whole_cells(model, records, progress)
     with records.naming_damage():
-        return model.embed(data, measured if fill_unmeasured else None)
+        return embed_cells(model, data, measured if fill_unmeasured else None)
 
 
 def whole_cells(
-    model: ContrastiveModel, records: Records, progress: Progress | None = None
+    model: Encoder, records: Records, progress: Progress | None = None
 ) -> tuple[Iterator[Any], dict[str, np.ndarray] | None]:
     """All cells of records as a model takes them.
 
@@ -158,7 +172,7 @@ def whole_cells(
     check_agreement(model, records)
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells),
-        genes=model.chosen_genes,
+        genes=chosen_genes(model),
         sources=model.sources,
         packed=True,
         modalities=seen_modalities(model, records),

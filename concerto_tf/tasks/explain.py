@@ -12,7 +12,7 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.encoder import Attentive, chosen_genes, modality_input
 from concerto_tf.records import Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
@@ -174,10 +174,10 @@ class _Weights:
         return self.attention * self.value
 
 
-def _with_attention(model: Any) -> Any:
-    """The Concerto that a model is or holds."""
+def _with_attention(model: Any) -> Attentive:
+    """The encoder that a model is or holds."""
     encoder = encoder_of(model)
-    if not isinstance(encoder, ContrastiveModel) or not hasattr(encoder, "attention_weights"):
+    if not isinstance(encoder, Attentive):
         raise InputError(
             f"a {type(encoder).__name__} has no gene attention to explain; train another",
             Argument("method", "concerto", of="train"),
@@ -185,12 +185,12 @@ def _with_attention(model: Any) -> Any:
     return encoder
 
 
-def _parts(model: Any, records: Records) -> list[_Part]:
+def _parts(model: Attentive, records: Records) -> list[_Part]:
     """The modalities that both the model looks at and the records hold."""
     check_measured(model, records)
     parts = []
     for name in seen_modalities(model, records):
-        one = model.modality_input(name)
+        one = modality_input(model, name)
         measured = one.chosen(records.measured(name))
         if one.n_inputs < len(one.vocabulary):
             _log.info(
@@ -205,7 +205,7 @@ def _parts(model: Any, records: Records) -> list[_Part]:
 
 
 def _read(
-    model: Any, records: Records, parts: Sequence[_Part], keys: Sequence[str], progress: Any
+    model: Attentive, records: Records, parts: Sequence[_Part], keys: Sequence[str], progress: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], list[_Weights]]]:
     """Batches of cells (row, labels, names) and what they express in each modality."""
     import tensorflow as tf
@@ -215,7 +215,7 @@ def _read(
     }
     data = records.dataset(
         min(_BATCH_CELLS, records.n_cells),
-        genes=model.chosen_genes,
+        genes=chosen_genes(model),
         sources=model.sources,
         labels=list(keys),
         cells=not keys,
@@ -233,7 +233,7 @@ def _read(
         found = []
         for part in parts:
             genes, weights = model.attention_weights(batch, part.name)
-            values = model.nonzeros(batch, part.name).values
+            values = modality_input(model, part.name).cells(Minibatch(batch)).values
             relative = weights / weights[:, -1:]
             found.append((genes, tf.cast(relative, tf.float32), tf.cast(values, tf.float32)))
         return found
@@ -255,7 +255,7 @@ def _read(
                 progress(done, records.n_cells)
 
 
-def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataFrame:
+def _of_cells(model: Attentive, records: Records, top: int, progress: Any) -> pd.DataFrame:
     """The strongest genes of each cell."""
     import pandas as pd
 
@@ -299,7 +299,7 @@ def _of_cells(model: Any, records: Records, top: int, progress: Any) -> pd.DataF
 
 
 def sums_of_groups(
-    model: Any, records: Records, key: str, progress: Progress | None = None
+    model: Attentive, records: Records, key: str, progress: Progress | None = None
 ) -> tuple[list[str], list[tuple[_Part, dict[str, GroupSums]]]]:
     """Sums over the cells of each group of what `explain` measures of a gene.
 
@@ -351,7 +351,7 @@ def sums_of_groups(
 
 
 def _of_groups(
-    model: Any, records: Records, key: str, top: int | None, progress: Any
+    model: Attentive, records: Records, key: str, top: int | None, progress: Any
 ) -> pd.DataFrame:
     """The genes of each group by how much more they weigh in it than in all other cells."""
     import pandas as pd

@@ -16,8 +16,8 @@ import numpy as np
 from concerto_tf import _files
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
-from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.classifier import Classifier, check_teachable
+from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes
 from concerto_tf.models.saving import model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.typicality import rejection_rate, steps_below
@@ -48,7 +48,7 @@ _COMPONENTS = (50, 30, 20, 10)
 
 
 def finetune(
-    model: ContrastiveModel | Classifier | str | Path,
+    model: Encoder | Classifier | str | Path,
     records: Records | str | Path,
     out: str | Path,
     *,
@@ -150,6 +150,7 @@ def finetune(
     if not 0 <= consistency < np.inf:
         raise InputError(f"consistency is {consistency}; it must not be negative")
     given = encoder_of(model)
+    check_teachable(given)
     for cells in (records, target):
         if cells is not None:
             check_agreement(given, cells)
@@ -198,7 +199,7 @@ def finetune(
     return fine
 
 
-def _identity(model: ContrastiveModel | Classifier | str | Path) -> str:
+def _identity(model: Encoder | Classifier | str | Path) -> str:
     """What tells a model apart: the content of its file, or its weights."""
     if isinstance(model, str | Path):
         return _files.sha256(model_file(model))
@@ -209,24 +210,17 @@ def _identity(model: ContrastiveModel | Classifier | str | Path) -> str:
 
 
 def _encoder(
-    given: ContrastiveModel,
+    given: Teachable,
     records: Records,
     target: Records | None,
     end_to_end: bool,
     seed: int,
-) -> ContrastiveModel:
+) -> Teachable:
     """A copy of the encoder, or a fresh one, that knows the sources of all cells."""
     new = [*records.sources, *(target.sources if target is not None else ())]
     if not end_to_end:
         return given.with_sources(list(dict.fromkeys([*given.sources, *new])))
-    config = {**given.get_config(), "sources": list(dict.fromkeys(new)), "seed": seed}
-    if "scale_inputs" in config:
-        config["scale_inputs"] = False  # small steps suit a start close to the end; this is none
-    fresh = type(given).from_config(config)
-    for one, of in zip(fresh.modality_inputs, given.modality_inputs, strict=True):
-        one.gene_share.assign(of.gene_share)
-    fresh.started.assign(1)  # at random
-    return fresh
+    return given.untrained(list(dict.fromkeys(new)), seed)
 
 
 def _data_from(
@@ -251,7 +245,7 @@ def _data_from(
             shuffle=True,
             seed=seed,
             repeat=True,
-            genes=model.encoder.chosen_genes,
+            genes=chosen_genes(model.encoder),
             first_epoch=done // per_epoch,
             sources=model.encoder.sources,
             packed=True,
@@ -273,7 +267,7 @@ def _calibrate(
     def batches(labels: np.ndarray) -> tf.data.Dataset:
         data = records.dataset(
             min(_BATCH_CELLS, records.n_cells),
-            genes=model.encoder.chosen_genes,
+            genes=chosen_genes(model.encoder),
             packed=True,
             sources=model.encoder.sources,
             modalities=seen_modalities(model.encoder, records),

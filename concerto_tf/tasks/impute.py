@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from concerto_tf._files import atomic
 from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.reference import Reference, Values
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
@@ -38,7 +38,7 @@ _ROWS = 1024
 
 
 def impute(
-    model: ContrastiveModel | str | Path,
+    model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
     out: str | Path | None = None,
     *,

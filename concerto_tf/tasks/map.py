@@ -11,7 +11,7 @@ import numpy as np
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
+from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.reference import Labels, Reference
 from concerto_tf.records import Records, open_input
 from concerto_tf.tasks.adapt import adapt, with_own_statistics
@@ -32,7 +32,7 @@ ALPHA = 0.1
 
 
 def map(  # noqa: A001 - the command's name
-    model: ContrastiveModel | str | Path,
+    model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
     out: str | Path | None = None,
     *,

@@ -13,8 +13,8 @@ import scipy.sparse as sp
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.classifier import UNKNOWN
+from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
 from concerto_tf.models.reference import Labels, Reference, Values
 from concerto_tf.models.reference_files import (
     FOLDER,
@@ -54,7 +54,7 @@ def model_folder(model: Any) -> Path | None:
 
 
 def find_reference(
-    model: ContrastiveModel,
+    model: Encoder,
     folder: Path | None,
     cells: Reference | Records | str | Path | AnnData | None,
     *,
@@ -91,13 +91,13 @@ def find_reference(
             raise InputError(
                 "the reference was embedded by another model; embed both with one model"
             )
+        origin, spread = geometry_of(model)
         if cells.model and not (
-            np.array_equal(cells.origin, model.origin)
-            and np.array_equal(cells.spread, model.spread)
+            np.array_equal(cells.origin, origin) and np.array_equal(cells.spread, spread)
         ):
             raise InputError(
                 "the reference has another origin or spread than the model; make it with "
-                "Reference(..., origin=model.origin, spread=model.spread)"
+                "Reference(..., origin=model.geometry.origin, spread=model.geometry.spread)"
             )
         return _with_all(cells, label_keys, modalities or {})
     # In records every modality has one place.
@@ -118,13 +118,13 @@ def find_reference(
                 "reference",
             )
         # Those that the model looks at itself are in the embeddings, and may lie elsewhere here.
-        others = {name: of for name, of in wanted.items() if name not in model.looks_at}
+        others = {name: of for name, of in wanted.items() if name not in looks_at(model)}
         return _with_all(found, label_keys, others)
     # Embeddings rest on where the model's own modalities lie, too.
     own_places = {
         f"modality {name}": of
         for name, of in wanted.items()
-        if name in model.looks_at and of not in ("", f"obsm:{name}")
+        if name in looks_at(model) and of not in ("", f"obsm:{name}")
     }
     identity = _identity(cells, {**options, **own_places})
     if kept is not None and kept.exists() and not is_reference(kept):
@@ -168,7 +168,7 @@ def find_reference(
 
 
 def make_reference(
-    model: ContrastiveModel,
+    model: Encoder,
     records: Records,
     label_keys: Sequence[str] = (),
     modalities: Sequence[str] = (),
@@ -195,8 +195,7 @@ def make_reference(
         labels,
         {name: read_values(records, name) for name in modalities},
         model=fingerprint(model),
-        origin=model.origin,
-        spread=model.spread,
+        **geometry_of(model)._asdict(),
     )
 
 

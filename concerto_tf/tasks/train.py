@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -18,6 +17,9 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.callbacks import saved_rounds
+from concerto_tf.models.encoder import chosen_genes
+from concerto_tf.models.methods import arguments_of
+from concerto_tf.models.modality import chosen_modalities
 from concerto_tf.models.optimizers import make_optimizer
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.models.schedule import Schedule, plan_training
@@ -223,7 +225,7 @@ def train(
         raise
     if workers.first:
         seconds = time.perf_counter() - began
-        finish(model, out, asked, schedule, seconds, genes=model.n_inputs)
+        finish(model, out, asked, schedule, seconds, genes=model.modality_inputs[0].n_inputs)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model
@@ -309,15 +311,15 @@ def _create(
     unknown = set(options) - arguments_of(cls)
     if unknown:
         raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
-    looks_at = cls.choose_modalities(records, modalities)
+    looked_at = chosen_modalities(records, modalities, cls.looks_at_several)
     settled = cls.presets[preset or DEFAULT]
-    chosen = resolve_genes(genes or settled.training.genes, records) if RNA in looks_at else None
+    chosen = resolve_genes(genes or settled.training.genes, records) if RNA in looked_at else None
 
     def create(**own: Any) -> ContrastiveModel:
         return cls.from_records(
             records,
             genes=chosen,
-            modalities=looks_at,
+            modalities=looked_at,
             **{**settled.options, **own, **options},
         )
 
@@ -326,14 +328,6 @@ def _create(
     return Ensemble(
         [create(seed=(seed * members + i) % 2**32, name=f"member_{i}") for i in range(members)]
     )
-
-
-def arguments_of(cls: type[ContrastiveModel]) -> set[str]:
-    """Names of the arguments that a method's model may be given."""
-    given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
-    of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]
-    names = {name for c in of for name in inspect.signature(c.__init__).parameters}
-    return names - given - getattr(cls, "_MADE", frozenset())
 
 
 def _continue(start: str | Path, records: Records) -> ContrastiveModel:
@@ -350,7 +344,7 @@ def _batches(
     """Batches of the cells of records as a model trains on them."""
     return records.dataset(
         batch_size,
-        genes=model.chosen_genes,
+        genes=chosen_genes(model),
         sources=model.sources,
         packed=True,
         modalities=seen_modalities(model, records),

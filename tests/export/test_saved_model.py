@@ -301,8 +301,8 @@ def test_a_reference_of_cells_that_were_trained_on_is_served_as_it_is_mapped(
         model.embed([cells]),
         labels,
         model=fingerprint(model),
-        origin=model.origin,
-        spread=model.spread,
+        origin=model.geometry.origin,
+        spread=model.geometry.spread,
     )
     assert reference.factor.min() < 0.95 and reference.middle.any()
     save_reference(reference, tmp_path / "reference")

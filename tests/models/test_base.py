@@ -14,6 +14,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.layers import pool_moments
 from concerto_tf.models import Concerto
+from concerto_tf.records.batch import Minibatch
 
 pytestmark = pytest.mark.stack
 
@@ -86,7 +87,7 @@ def test_xla_is_on_with_one_replica_unless_said_otherwise(make_model: Callable) 
 def test_evaluate_gives_the_loss_and_leaves_no_trace(trained: tuple, data: tf.data.Dataset) -> None:
     model, history = trained
     before = [np.array(w) for w in model.trainable_weights] + [model.embed(data)]
-    draws = int(model.branches[0].student_mask.draws)
+    draws = int(model.networks.branches[0].student_mask.draws)
     first = model.evaluate(data, verbose=0, return_dict=True)
     again = model.evaluate(data, verbose=0, return_dict=True)
     assert set(first) == NAMES and first == again
@@ -94,7 +95,7 @@ def test_evaluate_gives_the_loss_and_leaves_no_trace(trained: tuple, data: tf.da
     after = [np.array(w) for w in model.trainable_weights] + [model.embed(data)]
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(new, old)
-    assert int(model.branches[0].student_mask.draws) == draws
+    assert int(model.networks.branches[0].student_mask.draws) == draws
 
 
 def test_predict_is_embed(trained: tuple, data: tf.data.Dataset) -> None:
@@ -200,7 +201,7 @@ def test_keras_callbacks_work(make_model: Callable, data: tf.data.Dataset, tmp_p
     assert written and all(file.stat().st_size > 0 for file in written)
     saved = keras.models.load_model(tmp_path / "best.keras")
     np.testing.assert_array_equal(
-        np.array(saved.student_dense.kernel), np.array(model.student_dense.kernel)
+        np.array(saved.networks.student_dense.kernel), np.array(model.networks.student_dense.kernel)
     )
 
 
@@ -209,10 +210,10 @@ def test_keras_callbacks_work(make_model: Callable, data: tf.data.Dataset, tmp_p
 
 def layer_inputs(model: Concerto, cells: dict) -> list[tuple[Any, np.ndarray]]:
     """The source-aware layers and what each is given of whole cells."""
-    [branch], own = model.branches, model.nonzeros(cells)
+    [branch], own = model.networks.branches, model.modality_inputs[0].cells(Minibatch(cells))
     return [
-        (model.teacher_norm, branch.attended(own).numpy()),
-        (model.branches[0].student_norm, branch.spread(own).numpy()),
+        (model.networks.teacher_norm, branch.attended(own).numpy()),
+        (model.networks.branches[0].student_norm, branch.spread(own).numpy()),
     ]
 
 
@@ -250,7 +251,7 @@ def test_calibration_sees_cells_as_training_does(
     # The student's genes are hidden behind the statistics, which are those of the whole cells.
     np.testing.assert_allclose(student.moving_variance[0], x[first].var(0), rtol=1e-3, atol=1e-5)
     # The teacher's are hidden before, and its statistics those of such views.
-    [branch], own = model.branches, model.nonzeros(cells)
+    [branch], own = model.networks.branches, model.modality_inputs[0].cells(Minibatch(cells))
     views = np.concatenate([branch.attended(own, training=True)[first] for _ in range(300)])
     found = np.array(teacher.moving_variance)[0]
     np.testing.assert_allclose(found, views.var(0), rtol=0.1)
@@ -262,17 +263,21 @@ def test_calibration_leaves_padding_out_and_keeps_what_it_does_not_see(
 ) -> None:
     model, cells = make_model(mask_rate=0.0), make_batch(40)
     model.calibrate([cells])
-    second = np.array(model.branches[0].student_norm.moving_mean)[1]
+    second = np.array(model.networks.branches[0].student_norm.moving_mean)[1]
     only = {key: value[cells["source"] == 0] for key, value in cells.items()}
     only["row"][5:] = only["source"][5:] = -1
     model.calibrate([only])
-    assert np.array(model.branches[0].student_norm.moving_count).tolist() == [
+    assert np.array(model.networks.branches[0].student_norm.moving_count).tolist() == [
         5,
         (cells["source"] == 1).sum(),
     ]
-    np.testing.assert_array_equal(np.array(model.branches[0].student_norm.moving_mean)[1], second)
+    np.testing.assert_array_equal(
+        np.array(model.networks.branches[0].student_norm.moving_mean)[1], second
+    )
     x = layer_inputs(model, {key: value[:5] for key, value in only.items()})[1][1]
-    np.testing.assert_allclose(model.branches[0].student_norm.moving_mean[0], x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        model.networks.branches[0].student_norm.moving_mean[0], x.mean(0), atol=1e-5
+    )
 
 
 def test_other_sources_keep_the_weights_and_their_own_statistics(
@@ -288,12 +293,12 @@ def test_other_sources_keep_the_weights_and_their_own_statistics(
     strange = {**cells, "source": np.full(20, -1, np.int32)}
     new = {**cells, "source": np.zeros(20, np.int32)}
     np.testing.assert_allclose(other(new), model(strange), atol=1e-5)
-    layer, old = other.branches[0].student_norm, model.branches[0].student_norm
+    layer, old = other.networks.branches[0].student_norm, model.networks.branches[0].student_norm
     np.testing.assert_allclose(layer.moving_mean[0], pool_moments(old.moving_moments)[0])
     assert np.array(layer.moving_count).tolist() == [4, float(old.moving_count[1])]
 
 
 def test_other_sources_of_an_untrained_model(make_model: Callable, make_batch: Callable) -> None:
     model = make_model().with_sources(["c"])
-    assert np.array(model.branches[0].student_norm.moving_count).tolist() == [0]
+    assert np.array(model.networks.branches[0].student_norm.moving_count).tolist() == [0]
     assert np.isfinite(model({**make_batch(5), "source": np.zeros(5, np.int32)})).all()

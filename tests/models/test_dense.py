@@ -131,16 +131,17 @@ def test_offset_of_the_embedding_is_in_the_readout_alone(
     cells = make_batch(64)
     model = make(backbone=(14,), head=head, components=6, readout_offset=0.25)
     model.initialize([cells])
-    np.testing.assert_array_equal(model.origin, 0.25 * (np.arange(14) < held))
+    origin, spread = model.geometry
+    np.testing.assert_array_equal(origin, 0.25 * (np.arange(14) < held))
     inside, _ = model.represent(cells)
-    np.testing.assert_allclose(model(cells) - inside, np.tile(model.origin, (64, 1)), atol=1e-6)
+    np.testing.assert_allclose(model(cells) - inside, np.tile(origin, (64, 1)), atol=1e-6)
     many = Ensemble([model, model.with_sources(model.sources)])
-    np.testing.assert_allclose(many.origin, np.tile(model.origin, 2) / np.sqrt(2), atol=1e-6)
+    np.testing.assert_allclose(many.geometry.origin, np.tile(origin, 2) / np.sqrt(2), atol=1e-6)
     model.calibrate([cells])
     seen = model(cells).numpy().std(0)[:held]
-    np.testing.assert_allclose(model.spread[0, :held], seen, rtol=0.1)
-    assert (model.spread[1, :held] < model.spread[0, :held]).all()
-    np.testing.assert_allclose(many.spread, np.tile(model.spread, 2) / np.sqrt(2), atol=1e-6)
+    np.testing.assert_allclose(spread[0, :held], seen, rtol=0.1)
+    assert (spread[1, :held] < spread[0, :held]).all()
+    np.testing.assert_allclose(many.geometry.spread, np.tile(spread, 2) / np.sqrt(2), atol=1e-6)
 
 
 def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) -> None:
@@ -152,16 +153,6 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(make_batch: Callable) 
     (kernel, z), (plain, plain_z) = found
     np.testing.assert_allclose(kernel, plain * np.sqrt(30), rtol=1e-4)
     np.testing.assert_allclose(z, plain_z, rtol=1e-4, atol=1e-5)
-    # A file of an earlier version does not say; its weights are for inputs as they are.
-    config = model.get_config()
-    assert config.pop("scale_inputs") is False
-    assert config.pop("denoise") == 0.5
-    assert config.pop("readout_offset") == 0.4
-    config["component_power"] = 0.5  # of former versions, for their start alone
-    again = DenseModel.from_config(config)
-    again.set_weights(model.get_weights())
-    np.testing.assert_array_equal(again(cells), plain_z)
-    assert again.denoise == again.readout_offset == 0
 
 
 def test_gene_that_was_not_measured_stands_at_its_mean(make_batch: Callable) -> None:

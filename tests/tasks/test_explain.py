@@ -40,15 +40,15 @@ def make_cells(n: int = 30, seed: int = 0) -> AnnData:
 def model() -> Concerto:
     made = Concerto(list(make_cells().var_names), genes=GENES, seed=3, **SMALL)
     rng = np.random.default_rng(1)
-    made.branches[0].attention.context.assign(2 * rng.normal(size=(4, 1)))
-    made.branches[0].attention.bias.assign(rng.normal(size=4))
+    made.networks.branches[0].attention.context.assign(2 * rng.normal(size=(4, 1)))
+    made.networks.branches[0].attention.bias.assign(rng.normal(size=4))
     return made
 
 
 def by_hand(model: Concerto, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Attention of equation 4 over that of a silent gene, and values, [cells, genes], float64."""
     values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))[:, list(model.genes)]
-    layer = model.branches[0].attention
+    layer = model.networks.branches[0].attention
     embeddings, kernel, bias, context = (
         np.float64(w.numpy()) for w in (layer.embeddings, layer.kernel, layer.bias, layer.context)
     )

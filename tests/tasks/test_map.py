@@ -149,11 +149,11 @@ def test_a_reference_of_another_model_or_damaged_is_refused(
         map(model, query, label_key="fine")
     with pytest.raises(InputError, match="embedded by another model"):
         map(loaded, query, reference=Reference(np.eye(16), model="other"), label_key="fine")
-    assert loaded.origin.any()
+    assert loaded.geometry.origin.any()
     own = Reference(np.eye(16), model=fingerprint(loaded))
     with pytest.raises(InputError, match=r"another origin.*origin=model\.origin"):
         map(loaded, query, reference=own, label_key="fine")
-    own = Reference(np.eye(16), model=fingerprint(loaded), origin=loaded.origin)
+    own = Reference(np.eye(16), model=fingerprint(loaded), origin=loaded.geometry.origin)
     with pytest.raises(InputError, match=r"spread.*spread=model\.spread"):
         map(loaded, query, reference=own, label_key="fine")
 
@@ -361,6 +361,6 @@ def test_a_query_without_any_gene_that_the_model_looks_at_is_refused(
     out = tmp_path_factory.mktemp("few")
     records = convert(make_cells(), out / "records", label_keys=["fine"])
     model = train(records, out / "model", genes="hvg:15", epochs=1, options=SMALL)
-    others = [i for i in range(N_GENES) if i not in model.genes]
+    others = [i for i in range(N_GENES) if i not in model.modality_inputs[0].genes]
     with pytest.raises(InputError, match="none of the 15 genes that the model looks at"):
         map(model, make_cells(seed=4)[:, others].copy(), reference=records, label_key="fine")

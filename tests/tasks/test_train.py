@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
 from concerto_tf.models.callbacks import Checkpoint, has_ended, saved_rounds, trim_log
 from concerto_tf.records import Records, convert
+from concerto_tf.records.batch import Minibatch
 from concerto_tf.tasks.agreement import check_units
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
@@ -115,8 +115,8 @@ def test_every_source_has_statistics_of_its_own_cells(undisturbed: Path, records
     model = load_model(undisturbed)
     (batch,) = records.dataset(60, sources=model.sources)
     source = batch["source"].numpy()
-    layer, [branch] = model.branches[0].student_norm, model.branches
-    x = branch.spread(model.nonzeros(batch))
+    layer, [branch] = model.networks.branches[0].student_norm, model.networks.branches
+    x = branch.spread(model.modality_inputs[0].cells(Minibatch(batch)))
     assert (np.array(layer.moving_count) > np.bincount(source)).all()
     means = np.array([x.numpy()[source == code].mean(0) for code in (0, 1)])
     found = np.array(layer.moving_mean)
@@ -161,22 +161,25 @@ def in_fresh_process(
 def test_another_seed_is_another_model(undisturbed: Path, records: Records, tmp_path: Path) -> None:
     train(records, tmp_path / "other", seed=1, **OPTIONS)
     a, b = load_model(tmp_path / "other"), load_model(undisturbed)
-    for layer in ("attention", "student_dense", "teacher_dense", "student_head", "teacher_head"):
-        for x, y in zip(getattr(a, layer).weights, getattr(b, layer).weights, strict=True):
-            assert not np.array_equal(np.array(x), np.array(y)), layer
+    layers = ("rna_attention", "student_dense", "teacher_dense", "student_head", "teacher_head")
+    for one, other in zip(a.networks.layers, b.networks.layers, strict=True):
+        for x, y in zip(one.weights, other.weights, strict=True):
+            assert one.name not in layers or not np.array_equal(np.array(x), np.array(y)), one.name
 
 
 def test_counts_are_scaled_to_what_the_cells_have(records: Records, tmp_path: Path) -> None:
-    create = partial(Concerto.from_records, records)
-    assert create().target_sum == round(records.typical_total) < 100
-    assert create(target_sum=500.0).target_sum == 500
-    assert create(**Concerto.presets["paper"].options).target_sum == 1e4
+    def target_sum(cells: Records, **options: float) -> float | None:
+        return Concerto.from_records(cells, **options).modality_inputs[0].target_sum
+
+    assert target_sum(records) == round(records.typical_total) < 100
+    assert target_sum(records, target_sum=500.0) == 500
+    assert target_sum(records, **Concerto.presets["paper"].options) == 1e4
     for wrong in (0, -1.0, "x"):
         with pytest.raises(InputError, match="target_sum must be a positive number"):
-            create(target_sum=wrong)
+            target_sum(records, target_sum=wrong)
     deep = make_cells()
     deep.X = deep.X * 5000
-    assert Concerto.from_records(convert(deep, tmp_path / "deep")).target_sum == 1e4
+    assert target_sum(convert(deep, tmp_path / "deep")) == 1e4
 
 
 # --- stopping and going on ----------------------------------------------------------------------
@@ -350,9 +353,10 @@ def test_goes_on_from_a_model_on_the_same_sources(
     further = train(records, tmp_path / "further", start=undisturbed, epochs=1, batch_size=25)
     assert further.sources == start.sources
     # Two small steps away from where it began, and not from anew.
-    distance = np.abs(np.array(further.student_dense.kernel) - np.array(start.student_dense.kernel))
+    own, given = further.networks, start.networks
+    distance = np.abs(np.array(own.student_dense.kernel) - np.array(given.student_dense.kernel))
     assert 0 < distance.max() < 0.02
-    assert int(further.branches[0].student_mask.draws) > int(start.branches[0].student_mask.draws)
+    assert int(own.branches[0].student_mask.draws) > int(given.branches[0].student_mask.draws)
 
 
 def test_goes_on_from_a_model_on_new_sources(
@@ -366,7 +370,7 @@ def test_goes_on_from_a_model_on_new_sources(
     )
     model = train(new, tmp_path / "further", start=undisturbed, epochs=2, batch_size=20)
     assert set(model.sources) == {"b", "c"}
-    assert (np.array(model.branches[0].student_norm.moving_count) > 20).all()
+    assert (np.array(model.networks.branches[0].student_norm.moving_count) > 20).all()
     z = embed_records(load_model(tmp_path / "further"), new)
     assert z.shape == (40, 8) and np.isfinite(z).all()
 
@@ -384,7 +388,7 @@ def test_models_and_records_that_do_not_fit_are_refused(
         train(normalised, tmp_path / "out", start=undisturbed)
     assert not (tmp_path / "out").exists()
     model = load_model(undisturbed / "model.keras")
-    model.target_sum = None  # as of an earlier version, which took TPM as they are
+    model.modality_inputs[0].target_sum = None  # as of a model of values that were normalised
     cells.X = np.expm1(cells.X) * 100
     tpm = convert(cells, tmp_path / "tpm", like=records)
     with pytest.raises(InputError, match="tpm: holds fractions on the scale.*or train a model"):
@@ -395,8 +399,8 @@ def test_normalised_records_make_a_model_of_normalised_values(tmp_path: Path) ->
     cells = make_cells()
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
     model = train(convert(cells, tmp_path / "records"), tmp_path / "model", epochs=1, options=SMALL)
-    assert model.target_sum is None
-    assert load_model(tmp_path / "model").target_sum is None
+    assert model.modality_inputs[0].target_sum is None
+    assert load_model(tmp_path / "model").modality_inputs[0].target_sum is None
 
 
 # --- what is unsuitable -------------------------------------------------------------------------

@@ -26,10 +26,9 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
-from concerto_tf.models.methods import configuration
+from concerto_tf.models.methods import arguments_of, configuration
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import convert
-from concerto_tf.tasks.train import arguments_of
 from protocols.baselines import check_installed
 from protocols.clustering_scores import leiden_f1
 from protocols.embeddings import BASELINES, Variant, check_training, embed_by

@@ -184,8 +184,9 @@ def _wilcoxon(model: Any, records: Records, key: str, groups: list[str]) -> np.n
     import scanpy as sc
 
     cells = log_normalized(cells_of(records), records.scales_with_depth)
-    if model.genes is not None:
-        cells = cells[:, list(model.genes)]
+    genes = model.modality_inputs[0].genes
+    if genes is not None:
+        cells = cells[:, list(genes)]
     cells = cells[cells.obs[key].notna()].copy()
     cells.obs["group"] = cells.obs[key].astype("category")
     cells.var_names = [str(i) for i in range(cells.n_vars)]

@@ -133,9 +133,13 @@ class Deep(Concerto):
         self.outer.build((None, 256))
         super().build(input_shape)
 
-    def _student(self, *args: Any, **kwargs: Any) -> tf.Tensor:
-        z = super()._student(*args, **kwargs)
-        return z + self.outer(self.inner(z))
+        student = self.networks.student
+
+        def deeper(*args: Any) -> tf.Tensor:
+            z = student(*args)
+            return z + self.outer(self.inner(z))
+
+        self.networks.student = deeper
 
 
 @serializable
@@ -144,9 +148,9 @@ class Augmented(Concerto):
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        [branch] = self.branches
+        [branch] = self.networks.branches
         self.student_mask = branch.student_mask = Augmentation(seed=self.seed)
-        self.student_mask.build((None, self.n_inputs))
+        self.student_mask.build((None, branch.n_inputs))
 
 
 @serializable
@@ -155,7 +159,8 @@ class WholeTeacher(Concerto):
 
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
-        self.teacher_mask.rate = 0.0
+        for branch in self.networks.branches:
+            branch.teacher_mask.rate = 0.0
 
 
 LEVERS = {

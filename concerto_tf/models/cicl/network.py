@@ -43,7 +43,7 @@ class CICL(DenseModel):
 
     The defaults were chosen by a few trials on labelled data; ``CICL.presets["paper"]`` has the
     paper's values. They differ in that the paper's tokens are all genes, normalised after each
-    residual connection, and start at random.
+    residual connection, and begin at random.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -89,7 +89,7 @@ class CICL(DenseModel):
 
     presets = PRESETS
     #: Made here, and so no arguments of this class.
-    _MADE = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
+    makes = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
 
     def __init__(
         self,
@@ -240,8 +240,8 @@ class CICL(DenseModel):
     def starts_from_components(self) -> bool:
         return bool(self.components) and self.width is not None
 
-    def start(self, x: np.ndarray) -> None:
-        """Keeps landmarks, and starts the projection from principal components.
+    def begin(self, x: np.ndarray) -> None:
+        """Keeps landmarks, and has the projection begin with principal components.
 
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
@@ -257,7 +257,7 @@ class CICL(DenseModel):
         directions, spread = component_directions(x, most, self.seed, self.denoise)
         if directions.shape[1]:
             self.backbone.take_directions(directions)
-            self.place(directions.shape[1], spread)
+            self.placement.place(directions.shape[1], spread)
 
     def get_config(self) -> dict[str, Any]:
         return {

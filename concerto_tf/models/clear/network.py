@@ -76,7 +76,7 @@ class CLEAR(DenseModel):
     """
 
     presets = PRESETS
-    _MADE = frozenset({"augmentation", "loss", "negatives"})
+    makes = frozenset({"augmentation", "loss", "negatives"})
 
     def __init__(
         self,
@@ -160,8 +160,8 @@ class CLEAR(DenseModel):
     def after_step(self) -> None:
         self._follow(self._momentum)
 
-    def start(self, x: np.ndarray) -> None:
-        super().start(x)
+    def begin(self, x: np.ndarray) -> None:
+        super().begin(x)
         self._follow(0.0)
 
     def _follow(self, momentum: float) -> None:

@@ -17,9 +17,42 @@ from concerto_tf.layers import (
     scatter_to_dense,
 )
 from concerto_tf.layers.source_normalization import pool_moments
-from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.mlp import scaled_glorot
 from concerto_tf.models.modality import Cells, ModalityInput
 from concerto_tf.records.batch import Minibatch
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the layers of a Concerto are made from.
+
+    Attributes:
+        n_sources: Number of sources.
+        units: Width of the feature embeddings.
+        attention_units: Width of the attention's hidden layer.
+        hidden_units: Width of the teacher's and the student's dense layer.
+        head_units: Width of the projections that the loss is taken on; None for none.
+        mask_rate: Share of the features that each view hides.
+        dropout: Dropout before the dense layers.
+        modality_dropout: Share of the cells of which each view hides one modality.
+        input_epsilon: Added to the variance of the student's input.
+        clip: See `Branch`.
+        scale_inputs: Whether the student's input is divided by the root of its width.
+        aligned: Whether normalisations have factors and offsets of sources.
+    """
+
+    n_sources: int
+    units: int
+    attention_units: int
+    hidden_units: int
+    head_units: int | None
+    mask_rate: float
+    dropout: float
+    modality_dropout: float
+    input_epsilon: float
+    clip: float | None
+    scale_inputs: bool
+    aligned: bool
 
 
 @dataclass
@@ -186,42 +219,22 @@ def show(present: tf.Tensor, hide: RandomMask, training: bool) -> tf.Tensor:
 
 
 def build_branch(
-    modality: ModalityInput,
-    *,
-    n_sources: int,
-    units: int,
-    attention_units: int,
-    hidden_units: int,
-    mask_rate: float,
-    input_epsilon: float,
-    clip: float | None,
-    several: bool,
-    scale_inputs: bool,
-    aligned: bool,
-    seed: Callable[[], int],
+    modality: ModalityInput, of: Architecture, several: bool, seed: Callable[[], int]
 ) -> Branch:
     """Creates the layers of one modality, not yet built.
 
     Args:
         modality: What the model looks at in it. Its name begins the layers' names.
-        n_sources: Number of sources.
-        units: Width of the feature embeddings.
-        attention_units: Width of the attention's hidden layer.
-        hidden_units: Width of the student's dense layers.
-        mask_rate: Share of the features that each view hides.
-        input_epsilon: Added to the variance of the student's input.
-        clip: See `Branch`.
+        of: What they are made from.
         several: Whether the model has several modalities.
-        scale_inputs: Whether the student's input is divided by the root of its width.
-        aligned: Whether normalisations have factors and offsets of sources.
         seed: Gives the next seed.
     """
     prefix, n_inputs = f"{modality.name}_", modality.n_inputs
     glorot, normal = keras.initializers.GlorotUniform, keras.initializers.RandomNormal
     attention = GeneAttention(
         n_inputs,
-        units,
-        attention_units,
+        of.units,
+        of.attention_units,
         embeddings_initializer=normal(stddev=1.0, seed=seed()),
         kernel_initializer=glorot(seed=seed()),
         # Small, so that attention begins near uniform.
@@ -231,22 +244,22 @@ def build_branch(
     branch = Branch(
         modality,
         attention,
-        RandomMask(mask_rate, seed=seed(), name=f"{prefix}teacher_mask"),
-        RandomMask(mask_rate, seed=seed(), exact=True, name=f"{prefix}student_mask"),
+        RandomMask(of.mask_rate, seed=seed(), name=f"{prefix}teacher_mask"),
+        RandomMask(of.mask_rate, seed=seed(), exact=True, name=f"{prefix}student_mask"),
         SourceBatchNormalization(
-            n_sources, epsilon=input_epsilon, aligned=aligned, name=f"{prefix}student_norm"
+            of.n_sources, epsilon=of.input_epsilon, aligned=of.aligned, name=f"{prefix}student_norm"
         ),
-        clip=clip,
-        input_gain=n_inputs**-0.5 if scale_inputs else 1.0,
+        clip=of.clip,
+        input_gain=n_inputs**-0.5 if of.scale_inputs else 1.0,
     )
     if several:
         branch.branch_norm = SourceBatchNormalization(
-            n_sources, epsilon=1e-5, aligned=aligned, name=f"{prefix}branch_norm"
+            of.n_sources, epsilon=1e-5, aligned=of.aligned, name=f"{prefix}branch_norm"
         )
         branch.branch_dense = keras.layers.Dense(
-            hidden_units,
+            of.hidden_units,
             use_bias=False,
-            kernel_initializer=wide_start(branch.input_gain, seed()),
+            kernel_initializer=scaled_glorot(branch.input_gain, seed()),
             name=f"{prefix}branch_dense",
         )
     return branch

@@ -10,16 +10,15 @@ variance in each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.layers import RandomMask, SourceBatchNormalization
+from concerto_tf.layers import SourceBatchNormalization
 from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.models.concerto.branches import Branch, show
+from concerto_tf.models.concerto.networks import Networks
 from concerto_tf.models.modality import Cells
 from concerto_tf.numerics.alignment import Comparison, align, modality_offsets
 from concerto_tf.numerics.components import principal_components, standardize_by_source
@@ -27,34 +26,6 @@ from concerto_tf.numerics.spread import held_out_share, unit_spread
 
 #: Cells of each modality, and cells at a time, that the teacher is shown to align sources.
 _TEACHER_CELLS, _TEACHER_BATCH = 2_000, 250
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The layers that begin with components.
-
-    Attributes:
-        branches: Those of each modality.
-        teacher_norm: Normalises what the teacher sums over modalities.
-        teacher_dense: The teacher's dense layer.
-        teacher_hide: Hides modalities from the teacher; None where there is one.
-        student_dense: The student's dense layer.
-        student_hide: Hides modalities from the student; None where there is one.
-        joint_norm: Normalises what the student sums over modalities; None where there is one.
-    """
-
-    branches: Sequence[Branch]
-    teacher_norm: SourceBatchNormalization
-    teacher_dense: Any
-    teacher_hide: RandomMask | None
-    student_dense: Any
-    student_hide: RandomMask | None
-    joint_norm: SourceBatchNormalization | None
-
-    @property
-    def room(self) -> int:
-        """How many components there is room for."""
-        return min(self.branches[0].attention.units, self.teacher_dense.units // 2)
 
 
 class _Components(NamedTuple):
@@ -95,17 +66,18 @@ def initialize(
         sign in as many behind them, of cells seen and of others [2, k]. None where cells do not
         differ.
     """
+    room = min(networks.branches[0].attention.units, networks.teacher_dense.units // 2)
     offsets: list[np.ndarray | None] = [None] * len(xs)
     if aligned:
         offsets = modality_offsets(xs, source, networks.teacher_norm.n_sources, by)
     found, inputs = [], []
     for branch, x, own in zip(networks.branches, xs, offsets, strict=True):
         y = _student_input(branch, x, source, own, by)
-        found.append(_components(y, min(by.components, networks.room), by.seed, denoise))
-        if networks.joint_norm is not None:  # a sample of cells takes 400 MB
+        found.append(_components(y, min(by.components, room), by.seed, denoise))
+        if networks.several:  # a sample of cells takes 400 MB
             inputs.append(y)
         del y
-    found = _in_room(found, networks.room)
+    found = _in_room(found, room)
     variance = np.concatenate([of.variance for of in found])
     if not len(variance) or not variance.mean() > 0:
         return None

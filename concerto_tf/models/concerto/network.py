@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import keras, serializable, state_weight
+from concerto_tf._keras import serializable, state_weight
 from concerto_tf.errors import InputError
-from concerto_tf.layers import RandomMask, SourceBatchNormalization
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
-from concerto_tf.models.concerto.branches import Branch, Seen, at_mean, build_branch, shown_of
-from concerto_tf.models.concerto.initialization import Networks, initialize
+from concerto_tf.models.concerto.branches import Architecture, Seen
+from concerto_tf.models.concerto.initialization import initialize
+from concerto_tf.models.concerto.networks import build_networks
 from concerto_tf.models.concerto.presets import PRESETS
-from concerto_tf.models.mlp import wide_start
+from concerto_tf.models.encoder import modality_input
+from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import Training
-from concerto_tf.models.readout import READOUT_OFFSET
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
@@ -45,8 +45,8 @@ class Concerto(ContrastiveModel):
     without any value in a modality lacks it, and stands at its mean there.
 
     The defaults are what embeds best over many data sets; ``Concerto.presets["paper"]`` has the
-    paper's values. They differ in that the paper starts at random, has no projection head, hides
-    nothing before the dropout layer and reads the teacher's output.
+    paper's values. They differ in that the paper begins with random weights, has no projection
+    head, hides nothing before the dropout layer and reads the teacher's output.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -68,15 +68,15 @@ class Concerto(ContrastiveModel):
         scale_inputs: Whether the student's normalised input is divided by the root of the number
             of genes. The weights it meets are larger by that, so that Adam, whose steps are as
             large for any weight, changes them in proportion whatever the number of genes.
-        components: Principal components that `initialize` starts from; 0 keeps the random start.
-        denoise: Share of the noise that is taken out of each component at the start, 0 to 1
+        components: Number of principal components in the PCA initialization; 0 for random weights.
+        denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the kinds of cells that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. At the start
-            from components only.
+        align_sources: Whether sources are aligned by the cell types that they share
+            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
+            initialization only.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
-        readout_offset: What the start adds to every unit of the embedding that holds a component,
+        readout_offset: What is added to every unit of the embedding that holds a component,
             in standard deviations. Seen from the middle of all cells, those that are there have no
             direction; most users compare embeddings by cosine. Distances stay as they are. Not
             with the readout ``both``.
@@ -152,98 +152,34 @@ class Concerto(ContrastiveModel):
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources and self.components)
         self.readout = readout
-        self.readout_offset = float(readout_offset)
+        self.placement = Placement(readout_offset, name="placement")
         self.readout_activation = readout_activation
-        self._build_layers()
-
-    def _build_layers(self) -> None:
-        """Creates all layers and their weights: their shapes are known without any data."""
-        sources, rng = len(self.sources), Seeds(self.seed)
-
-        several = len(self.modality_inputs) > 1
-        self.branches: tuple[Branch, ...] = tuple(
-            build_branch(
-                modality,
-                n_sources=sources,
-                units=self.units,
-                attention_units=self.attention_units,
-                hidden_units=self.hidden_units,
-                mask_rate=self.mask_rate,
-                input_epsilon=self.input_epsilon,
-                clip=self.value_clip,
-                several=several,
-                aligned=self.align_sources,
-                scale_inputs=self.scale_inputs,
-                seed=rng,
-            )
-            for modality in self.modality_inputs
+        architecture = Architecture(
+            len(self.sources),
+            self.units,
+            self.attention_units,
+            self.hidden_units,
+            self.head_units,
+            self.mask_rate,
+            self.dropout,
+            self.modality_dropout,
+            self.input_epsilon,
+            self.value_clip,
+            self.scale_inputs,
+            self.align_sources,
         )
-        self._own_layers = [
-            layer
-            for branch in self.branches
-            for layer in vars(branch).values()
-            if isinstance(layer, keras.layers.Layer)
-        ]
-
-        def norm(name: str) -> SourceBatchNormalization:
-            return SourceBatchNormalization(
-                sources, epsilon=1e-5, aligned=self.align_sources, name=name
-            )
-
-        def dense(name: str, width: int, gain: float = 1.0) -> keras.layers.Layer:
-            return keras.layers.Dense(width, kernel_initializer=wide_start(gain, rng()), name=name)
-
-        self.teacher_norm = norm("teacher_norm")
-        self.teacher_dropout = RandomMask(self.dropout, seed=rng(), name="teacher_dropout")
-        self.student_dropout = RandomMask(self.dropout, seed=rng(), name="student_dropout")
-        self.teacher_dense = dense("teacher_dense", self.hidden_units)
-        # Of several modalities each is scaled in its own branch.
-        gain = 1.0 if several else self.branches[0].input_gain
-        self.student_dense = dense("student_dense", self.hidden_units, gain)
-        self.teacher_head = self.student_head = None
-        if self.head_units is not None:
-            self.teacher_head = dense("teacher_head", self.head_units)
-            self.student_head = dense("student_head", self.head_units)
-        self.joint_norm = norm("joint_norm") if several else None
-        self.teacher_hide, self.student_hide = (
-            RandomMask(self.modality_dropout, rescale=False, seed=rng(), name=f"{side}_hide")
-            if several
-            else None
-            for side in ("teacher", "student")
-        )
+        self.networks = build_networks(self.modality_inputs, architecture, Seeds(self.seed))
+        self._own_layers = self.networks.layers
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        n = len(self.branches)
-        shared = self.n_inputs if n == 1 else self.hidden_units
-        widths: list[tuple[Any, int | None]] = [
-            (self.teacher_norm, self.units),
-            (self.teacher_dropout, self.units),
-            (self.student_dropout, shared),
-            (self.teacher_dense, self.units),
-            (self.student_dense, shared),
-            (self.teacher_head, self.hidden_units),
-            (self.student_head, self.hidden_units),
-            (self.joint_norm, shared),
-            (self.teacher_hide, n),
-            (self.student_hide, n),
-        ]
-        self.build_readout()
-        for branch in self.branches:
+        """Creates all weights: their shapes are known without any data."""
+        self.placement.build((None, self.embedding_dim))
+        for branch in self.networks.branches:
             name = f"{branch.name}_gene_scale"
             scale = state_weight(self, name, (branch.n_inputs,), initializer="ones")
             branch.scale = scale if self.scale_genes else None
-            widths += [
-                (branch.attention, None),
-                (branch.teacher_mask, None),
-                (branch.student_mask, None),
-                (branch.student_norm, branch.n_inputs),
-                (branch.branch_norm, self.units),
-                (branch.branch_dense, branch.n_inputs),
-            ]
-        for layer, width in widths:
-            if layer is not None:
-                layer.build((None, width))
+        self.networks.build()
         keep_together([*self.layers, *self.metrics])
         self.built = True
 
@@ -260,15 +196,19 @@ class Concerto(ContrastiveModel):
             recipe = replace(recipe, finetuning_rate=random.finetuning_rate)
         return recipe
 
+    def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> Concerto:
+        # The small steps of scaled inputs suit a PCA initialization.
+        return super().untrained(sources, seed, **{"scale_inputs": False, **options})
+
     @property
     def heads(self) -> list[Any]:
         """The projections that only the loss looks at."""
-        return [head for head in (self.teacher_head, self.student_head) if head is not None]
+        return self.networks.heads
 
     def initialize(self, data: Iterable[Batch]) -> None:
         """PCA initialization: both networks begin with the components of a sample of cells.
 
-        Training then refines what PCA sees instead of finding it again from a random start, which
+        Training then refines what PCA sees instead of finding it again from random weights, which
         small data does not suffice for. No label is looked at.
 
         Args:
@@ -276,47 +216,37 @@ class Concerto(ContrastiveModel):
                 50,000 at most.
         """
         super().initialize(data)
-        xs, source = first_cells(self._spread, data, self.n_features)
+        xs, source = first_cells(
+            lambda batch: self.networks.values(Minibatch(batch)),
+            data,
+            sum(one.n_inputs for one in self.modality_inputs),
+        )
         if not self.components or len(source) < 3:
             return
-        networks = Networks(
-            self.branches,
-            self.teacher_norm,
-            self.teacher_dense,
-            self.teacher_hide,
-            self.student_dense,
-            self.student_hide,
-            self.joint_norm,
-        )
         by = Comparison(self.input_epsilon, self.value_clip, self.components, self.seed)
-        spread = initialize(networks, xs, source, by, self.denoise, self.align_sources)
+        spread = initialize(self.networks, xs, source, by, self.denoise, self.align_sources)
         if spread is None or self.readout == "both":
             return  # whose halves are of length 1, and so compared by cosine already
         whole = self.readout_activation is None  # a ReLU leaves half of it
-        self.place(2 * spread.shape[1], np.tile(spread, 2) if whole else None)
-
-    def _spread(self, batch: Batch) -> list[tf.Tensor]:
-        """Normalised values [B, features] of each modality, NaN where a cell lacks it."""
-        parts = []
-        for branch, cells, present, _ in self._seen(batch):
-            x = tf.cast(branch.spread(cells), tf.float32)
-            if len(self.branches) > 1:
-                x = tf.where(present[:, tf.newaxis], x, float("nan"))
-            parts.append(x)
-        return parts
+        self.placement.place(2 * spread.shape[1], np.tile(spread, 2) if whole else None)
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        seen, source = self._seen(batch), Minibatch(batch).source
+        seen, source = self._look(batch)
         parts = []
         if self.readout != "student":
-            parts.append(self._teacher(seen, source, training=False))
+            parts.append(self.networks.teacher(seen, source, training=False))
         if self.readout != "teacher":
-            parts.append(self._student(seen, source, training=False))
+            parts.append(self.networks.student(seen, source, training=False))
         if self.readout_activation is not None:
             parts = [tf.nn.relu(part) for part in parts]
         if len(parts) == 1:
-            return parts[0] + tf.cast(self.readout_origin, parts[0].dtype)
+            return self.placement(parts[0])
         return tf.concat([tf.math.l2_normalize(part, axis=-1) for part in parts], axis=-1)
+
+    def _look(self, batch: Batch) -> tuple[list[Seen], tf.Tensor]:
+        """What a batch has of each modality, and its source codes."""
+        view = Minibatch(batch)
+        return self.networks.look(view), view.source
 
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """The teacher's and the student's dense layer, before its activation.
@@ -328,13 +258,11 @@ class Concerto(ContrastiveModel):
         Returns:
             Teacher [B, hidden_units] and student [B, hidden_units].
         """
-        seen, source = self._seen(batch), Minibatch(batch).source
-        return self._teacher(seen, source, training), self._student(seen, source, training)
-
-    @property
-    def n_features(self) -> int:
-        """Number of features of all modalities that the model looks at."""
-        return sum(branch.n_inputs for branch in self.branches)
+        seen, source = self._look(batch)
+        return tuple(
+            network(seen, source, training)
+            for network in (self.networks.teacher, self.networks.student)
+        )
 
     def standardized(self, batch: Batch) -> tf.Tensor:
         """Values normalised by source, as the student takes them in.
@@ -343,22 +271,16 @@ class Concerto(ContrastiveModel):
             batch: As `ContrastiveModel` describes.
 
         Returns:
-            The features of all modalities side by side [B, n_features]; zeros for a modality that
+            The features of all modalities side by side [B, features]; zeros for a modality that
             a cell lacks.
         """
-        source, parts = Minibatch(batch).source, []
-        for branch, cells, present, measured in self._seen(batch):
-            if cells is None:
-                part = tf.zeros([tf.shape(source)[0], branch.n_inputs], self.compute_dtype)
-            else:
-                part = at_mean(branch.standardized(cells, source, measured=measured), present)
-            parts.append(part)
-        return tf.concat(parts, axis=1)
+        return self.networks.standardized(Minibatch(batch), self.compute_dtype)
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         teacher, student = (tf.nn.relu(part) for part in self.represent(batch, training=True))
-        if self.teacher_head is not None:
-            teacher, student = self.teacher_head(teacher), self.student_head(student)
+        if self.networks.teacher_head is not None:
+            teacher = self.networks.teacher_head(teacher)
+            student = self.networks.student_head(student)
         return teacher, student
 
     def attention_weights(
@@ -374,42 +296,16 @@ class Concerto(ContrastiveModel):
             Indices int32 [B, K] among the features that the model looks at, and their weights
             [B, K] (equation 4).
         """
-        self.modality_input(modality)  # says so if there is none
+        name = modality_input(self, modality or self.modality_inputs[0].name).name
         branch, cells, _, measured = next(
-            seen for seen in self._seen(batch) if seen.branch.name == (modality or self.modality)
+            seen for seen in self._look(batch)[0] if seen.branch.name == name
         )
         if cells is None:
-            raise InputError(f"the cells have no {branch.name}, which has the attention asked for")
+            raise InputError(f"the cells have no {name}, which has the attention asked for")
         genes, values, rows = cells
         return genes, branch.attention.attention_weights(
             genes, branch.scaled(genes, values), rows, branch.unmeasured(measured)
         )
-
-    def _seen(self, batch: Batch) -> list[Seen]:
-        """What a batch has of each modality."""
-        view = Minibatch(batch)
-        seen = [branch.look(view) for branch in self.branches]
-        if all(one.cells is None for one in seen):
-            raise InputError(f"the cells have no {' or '.join(self.looks_at)}")
-        return seen
-
-    def _teacher(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
-        parts = [
-            one.branch.teacher_part(one, shown, source, training)
-            for one, shown in shown_of(seen, self.teacher_hide, training)
-        ]
-        cell = self.teacher_norm(tf.add_n(parts), source=source, training=training)
-        return self.teacher_dense(self.teacher_dropout(cell, training=training))
-
-    def _student(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
-        parts = [
-            one.branch.student_part(one, shown, source, training)
-            for one, shown in shown_of(seen, self.student_hide, training)
-        ]
-        cell = tf.add_n(parts)
-        if self.joint_norm is not None:
-            cell = self.joint_norm(cell, source=source, training=training)
-        return self.student_dense(self.student_dropout(cell, training=training))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -429,6 +325,6 @@ class Concerto(ContrastiveModel):
             "denoise": self.denoise,
             "align_sources": self.align_sources,
             "readout": self.readout,
-            "readout_offset": self.readout_offset,
+            "readout_offset": self.placement.offset,
             "readout_activation": self.readout_activation,
         }

@@ -52,7 +52,7 @@ class ContrastiveSC(DenseModel):
     """
 
     presets = PRESETS
-    _MADE = frozenset({"augmentation"})
+    makes = frozenset({"augmentation"})
 
     def __init__(
         self,

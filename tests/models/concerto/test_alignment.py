@@ -102,11 +102,12 @@ def test_alignment_is_kept_with_the_model_and_for_its_sources(
     save_model(model, tmp_path / "m.keras")
     again = load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(again(cells), model(cells))
-    assert np.abs(model.branches[0].student_norm.source_offset.numpy()).max() > 0.1
+    assert np.abs(model.networks.branches[0].student_norm.source_offset.numpy()).max() > 0.1
     other = model.with_sources(["b", "new", "a"])
     moved = {**cells, "source": np.where(cells["source"] == 0, 2, 0).astype(np.int32)}
     np.testing.assert_allclose(other(moved), model(cells), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(other.branches[0].student_norm.source_factor.numpy()[1], 1)
+    [branch] = other.networks.branches
+    np.testing.assert_array_equal(branch.student_norm.source_factor.numpy()[1], 1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -140,8 +141,9 @@ def test_a_source_of_a_few_cells_is_left_as_it_is(
     keep = np.flatnonzero(cells["source"] == 0)
     keep = np.r_[keep, np.flatnonzero(cells["source"] == 1)[:few]]
     model = started({name: value[keep] for name, value in cells.items()})
-    np.testing.assert_array_equal(model.branches[0].student_norm.source_factor.numpy()[1], 1)
-    np.testing.assert_array_equal(model.branches[0].student_norm.source_offset.numpy()[1], 0)
+    norm = model.networks.branches[0].student_norm
+    np.testing.assert_array_equal(norm.source_factor.numpy()[1], 1)
+    np.testing.assert_array_equal(norm.source_offset.numpy()[1], 0)
     model.calibrate([cells])
     z = model(cells).numpy()
     spread = [z[cells["source"] == code].std(0).mean() for code in (0, 1)]
@@ -219,9 +221,9 @@ def test_normalisation_of_both_modalities_is_that_of_all_sources(
 ) -> None:
     cells, _ = of_two
     model = two_modalities(cells, readout=network)
-    norm = model.joint_norm if network == "student" else model.teacher_norm
+    norm = model.networks.joint_norm if network == "student" else model.networks.teacher_norm
     seen = []
-    dense = getattr(model, f"{network}_dense")
+    dense = getattr(model.networks, f"{network}_dense")
     inner = dense.call
     dense.call = lambda x, **_: seen.append(x) or inner(x)
     model(cells)
@@ -237,8 +239,8 @@ def test_a_modality_of_one_source_alone(of_two: tuple[dict[str, np.ndarray], np.
     cells, kind = of_two
     cells["protein/values"][cells["source"] == 1] = 0
     model = two_modalities(cells)
-    np.testing.assert_array_equal(model.branches[1].student_norm.source_offset.numpy(), 0)
-    assert np.abs(model.branches[0].student_norm.source_offset.numpy()).max() > 0.1
+    np.testing.assert_array_equal(model.networks.branches[1].student_norm.source_offset.numpy(), 0)
+    assert np.abs(model.networks.branches[0].student_norm.source_offset.numpy()).max() > 0.1
     z = model({name: cells[name] for name in ("genes", "values", "source")}).numpy()
     spread = np.sqrt(z.var(0).sum())
     assert max(_distance(z, cells["source"], kind, k) for k in (2, 3)) / spread < 0.55
@@ -255,13 +257,13 @@ def test_a_modality_that_the_first_cells_lack_is_aligned_in_the_teacher(
     cells = {name: value[order] for name, value in cells.items()}
     cells["protein/values"][lacks[order]] = 0
     model = two_modalities(cells)
-    assert np.abs(model.branches[1].branch_norm.source_offset.numpy()).max() > 0.1
+    assert np.abs(model.networks.branches[1].branch_norm.source_offset.numpy()).max() > 0.1
 
 
 def test_one_source_is_not_aligned(make_model: Callable, make_batch: Callable) -> None:
     cells = {**make_batch(60), "source": np.zeros(60, np.int32)}
     model = make_model(components=3, sources=("a",))
-    assert model.branches[0].student_norm.aligned
+    assert model.networks.branches[0].student_norm.aligned
     model.initialize([cells])
-    np.testing.assert_array_equal(model.branches[0].student_norm.source_offset.numpy(), 0)
-    assert not make_model(components=0).branches[0].student_norm.aligned
+    np.testing.assert_array_equal(model.networks.branches[0].student_norm.source_offset.numpy(), 0)
+    assert not make_model(components=0).networks.branches[0].student_norm.aligned

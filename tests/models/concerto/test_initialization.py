@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from concerto_tf.models import batches as batches_module
 from concerto_tf.models.batches import first_cells
 from concerto_tf.numerics.components import standardize_by_source
+from concerto_tf.records.batch import Minibatch
 
 
 def test_both_networks_begin_with_the_principal_components(
@@ -22,7 +23,7 @@ def test_both_networks_begin_with_the_principal_components(
     model = make_model(components=3, readout="both", hidden_units=16, units=16, align_sources=False)
     model.initialize([cells])
     model.calibrate([cells])
-    [x], source = first_cells(model._spread, [cells], model.n_features)
+    [x], source = first_cells(lambda batch: model.networks.values(Minibatch(batch)), [cells], 30)
     y, _ = standardize_by_source(x, source, model.input_epsilon)
     components = PCA(3).fit_transform(np.clip(y, -10, 10))
     z = model(cells).numpy()
@@ -43,8 +44,8 @@ def test_scaled_inputs_change_the_steps_and_not_the_start(
         model.initialize([cells])
         model.calibrate([cells])
         embeddings.append(model(cells).numpy())
-        kernels.append(np.array(model.student_dense.kernel))
-    np.testing.assert_allclose(kernels[0], kernels[1] * np.sqrt(model.n_inputs), rtol=1e-4)
+        kernels.append(np.array(model.networks.student_dense.kernel))
+    np.testing.assert_allclose(kernels[0], kernels[1] * np.sqrt(30), rtol=1e-4)
     np.testing.assert_allclose(embeddings[0], embeddings[1], rtol=1e-4, atol=1e-5)
 
 
@@ -72,7 +73,7 @@ def test_cells_in_the_middle_have_a_direction(make_model: Callable, readout: str
             denoise=0.0,
         )
         model.initialize([cells])
-        np.testing.assert_array_equal(model.origin, offset * (np.arange(12) < 4))
+        np.testing.assert_array_equal(model.geometry.origin, offset * (np.arange(12) < 4))
         model.calibrate([cells])
         embeddings.append(model(cells).numpy())
         vote = KNeighborsClassifier(5, metric="cosine").fit(embeddings[-1][::2], kind[::2])
@@ -97,17 +98,17 @@ def test_a_model_knows_how_far_unseen_cells_spread(make_model: Callable, readout
     model = make_model(
         components=6, hidden_units=16, units=16, sources=("a",), readout=readout, scale_genes=False
     )
-    assert model.spread is None
+    assert model.geometry.spread is None
     model.initialize(batches[:1])
     if readout == "both":  # of length 1
-        assert model.spread is None
+        assert model.geometry.spread is None
         return
     model.calibrate(batches[:1])
     seen, unseen = (model(cells).numpy().std(0)[:12] for cells in batches)
     if readout == "student":  # the teacher's attention is not quite uniform
-        np.testing.assert_allclose(model.spread[0, :12], seen, rtol=0.05)
-    np.testing.assert_array_equal(model.spread[:, 12:], 0)
-    share = model.spread[1, :12] / model.spread[0, :12]
+        np.testing.assert_allclose(model.geometry.spread[0, :12], seen, rtol=0.05)
+    np.testing.assert_array_equal(model.geometry.spread[:, 12:], 0)
+    share = np.divide(*model.geometry.spread[::-1, :12])
     np.testing.assert_array_equal(share[:6], share[6:12])
     assert share[:2].min() > 0.92 > 0.88 > share[2:6].max()
     np.testing.assert_allclose(share[:12], unseen / seen, atol=0.15)
@@ -119,7 +120,7 @@ def test_start_follows_from_the_seed_alone(make_model: Callable, make_batch: Cal
     for seed in (1, 1, 2):
         model = make_model(components=3, seed=seed)
         model.initialize([cells])
-        kernels.append(np.array(model.student_dense.kernel))
+        kernels.append(np.array(model.networks.student_dense.kernel))
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])
 
@@ -142,10 +143,10 @@ def test_padding_and_too_few_cells_are_no_sample(
     cells = make_batch(10)
     cells["row"][3:] = -1
     model = make_model()
-    [x], source = first_cells(model._spread, [cells], model.n_features)
+    [x], source = first_cells(lambda batch: model.networks.values(Minibatch(batch)), [cells], 30)
     assert x.shape == (3, 30) and source.shape == (3,)
-    before = np.array(model.student_dense.kernel)
+    before = np.array(model.networks.student_dense.kernel)
     cells["row"][1:] = -1
     model = make_model(components=3)
     model.initialize([cells])
-    np.testing.assert_array_equal(np.array(model.student_dense.kernel), before)
+    np.testing.assert_array_equal(np.array(model.networks.student_dense.kernel), before)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.models.concerto.branches import shown_of
+from concerto_tf.models.encoder import looks_at
 from concerto_tf.records.batch import Minibatch
 
 pytestmark = pytest.mark.stack
@@ -79,7 +80,7 @@ def test_modalities_are_summed_before_what_they_share(
     xs = [rna, dense(batch["protein/genes"], batch["protein/values"], N_PROTEINS)]
     has = [counts.sum(1) > 0, xs[1].sum(1) > 0]
     teacher, student = np.zeros((40, 8)), np.zeros((40, 8))
-    for branch, x, present in zip(model.branches, xs, has, strict=True):
+    for branch, x, present in zip(model.networks.branches, xs, has, strict=True):
         attention = [np.array(w, np.float64) for w in branch.attention.get_weights()]
         e, w, b, u = attention
         score = np.exp(np.tanh((x[:, :, None] * e) @ w + b) @ u[:, 0])
@@ -88,11 +89,15 @@ def test_modalities_are_summed_before_what_they_share(
         y = normalised(x, source, branch.student_norm, present)
         y /= np.sqrt(x.shape[1])
         student += (y @ np.array(branch.branch_dense.kernel)) * present[:, None]  # eq. 10
-    teacher = normalised(teacher, source, model.teacher_norm) @ np.array(model.teacher_dense.kernel)
-    student = normalised(student, source, model.joint_norm) @ np.array(model.student_dense.kernel)
+    teacher = normalised(teacher, source, model.networks.teacher_norm) @ np.array(
+        model.networks.teacher_dense.kernel
+    )
+    student = normalised(student, source, model.networks.joint_norm) @ np.array(
+        model.networks.student_dense.kernel
+    )
     got_t, got_s = model.represent(batch, training=True)
-    want_t = teacher + np.array(model.teacher_dense.bias)
-    want_s = student + np.array(model.student_dense.bias)
+    want_t = teacher + np.array(model.networks.teacher_dense.bias)
+    want_s = student + np.array(model.networks.student_dense.bias)
     np.testing.assert_allclose(got_t, want_t, atol=2e-4 * np.abs(want_t).max())
     np.testing.assert_allclose(got_s, want_s, atol=2e-4 * np.abs(want_s).max())
 
@@ -124,7 +129,7 @@ def test_two_modalities_train_and_come_back(
     assert found < losses[4][0] - 0.1
     save_model(model, tmp_path / "model.keras")
     again = load_model(tmp_path / "model.keras")
-    assert again.looks_at == ("rna", "protein") and again.get_config() == model.get_config()
+    assert looks_at(again) == ("rna", "protein") and again.get_config() == model.get_config()
     np.testing.assert_array_equal(again(batch), model(batch))
 
 
@@ -152,9 +157,12 @@ def test_views_hide_one_modality_and_never_all(
 ) -> None:
     model = make_two(modality_dropout=0.4)
     tensors = {key: tf.constant(value) for key, value in batch.items()}
-    seen = [branch.look(Minibatch(tensors)) for branch in model.branches]
+    seen = [branch.look(Minibatch(tensors)) for branch in model.networks.branches]
     shown = np.array(
-        [[part.numpy() for _, part in shown_of(seen, model.teacher_hide, True)] for _ in range(100)]
+        [
+            [part.numpy() for _, part in shown_of(seen, model.networks.teacher_hide, True)]
+            for _ in range(100)
+        ]
     )
     has = np.array([one.present.numpy() for one in seen])
     assert (shown.any(1)).all() and not (shown & ~has).any()
@@ -201,7 +209,7 @@ def test_genes_that_were_not_measured_stand_at_their_mean(
     every = np.tile(np.arange(30, dtype=np.int32), (50, 1))
     model.calibrate([{"genes": every, "values": full, "source": cells["source"]}])
     measured = np.arange(30) % 3 > 0
-    mean = np.array(model.branches[0].student_norm.moving_mean)[0]
+    mean = np.array(model.networks.branches[0].student_norm.moving_mean)[0]
     filled = {"genes": every, "values": np.where(measured, full, mean).astype(np.float32)}
     without = {"genes": every, "values": np.where(measured, full, 0).astype(np.float32)}
     want = model.embed([{**filled, "source": cells["source"]}])
@@ -224,7 +232,7 @@ def test_features_of_a_further_modality_that_were_not_measured_stand_at_their_me
 
     model.calibrate([with_protein(full)])
     measured = np.arange(N_PROTEINS) > 1
-    mean = np.array(model.branches[1].student_norm.moving_mean)[0]
+    mean = np.array(model.networks.branches[1].student_norm.moving_mean)[0]
     want = model.embed([with_protein(np.where(measured, full, mean))])
     part = with_protein(np.where(measured, full, 0))
     got = model.embed([part], {"protein": measured})
@@ -261,6 +269,6 @@ def test_total_of_a_cell_makes_up_for_genes_that_were_not_measured(
     part = np.where(measured, counts, 0).astype(np.float32)
     every = np.tile(np.arange(30, dtype=np.int32), (50, 1))
     batch = {"genes": every, "values": part, "measured": measured}
-    _, got, _ = model.nonzeros(batch)
+    _, got, _ = model.modality_inputs[0].cells(Minibatch(batch))
     want = np.log1p(1e4 * part * share[measured].sum() / part.sum(1, keepdims=True))
     np.testing.assert_allclose(got, want, rtol=1e-4)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto
+from concerto_tf.records.batch import Minibatch
 from concerto_tf.records.packing import pack
 
 pytestmark = pytest.mark.stack
@@ -48,9 +49,9 @@ def exact(make_model: Callable, make_batch: Callable) -> Iterator[tuple[Concerto
 
 def named_weights(model: Concerto) -> dict[str, tf.Variable]:
     attention, teacher, student = (
-        model.branches[0].attention,
-        model.teacher_norm,
-        model.branches[0].student_norm,
+        model.networks.branches[0].attention,
+        model.networks.teacher_norm,
+        model.networks.branches[0].student_norm,
     )
     return {
         "E": attention.embeddings,
@@ -59,12 +60,12 @@ def named_weights(model: Concerto) -> dict[str, tf.Variable]:
         "u": attention.context,
         "gt": teacher.gamma,
         "ct": teacher.beta,
-        "W2": model.teacher_dense.kernel,
-        "b2": model.teacher_dense.bias,
+        "W2": model.networks.teacher_dense.kernel,
+        "b2": model.networks.teacher_dense.bias,
         "gs": student.gamma,
         "cs": student.beta,
-        "W3": model.student_dense.kernel,
-        "b3": model.student_dense.bias,
+        "W3": model.networks.student_dense.kernel,
+        "b3": model.networks.student_dense.bias,
     }
 
 
@@ -208,7 +209,7 @@ def test_genes_outside_the_choice_count_towards_the_total_only(
 ) -> None:
     chosen, batch = [1, 4, 5, 20], make_batch()
     model = make_model(genes=chosen)
-    genes, values, _ = model.nonzeros(batch)
+    genes, values, _ = model.modality_inputs[0].cells(Minibatch(batch))
     dense = np.zeros((32, 4))
     np.add.at(dense, (np.arange(32)[:, None], genes.numpy()), values.numpy())
     np.testing.assert_allclose(dense, dense_values(batch)[:, chosen], rtol=1e-5)
@@ -234,7 +235,7 @@ def test_the_two_views_hide_different_genes_and_every_step_others(
     make_model: Callable, make_batch: Callable
 ) -> None:
     model, batch = make_model(), make_batch()
-    [branch], cells = model.branches, model.nonzeros(batch)
+    [branch], cells = model.networks.branches, model.modality_inputs[0].cells(Minibatch(batch))
     hidden = [
         branch.standardized(cells, batch["source"], training=True).numpy() == 0 for _ in range(2)
     ]
@@ -242,12 +243,14 @@ def test_the_two_views_hide_different_genes_and_every_step_others(
         np.testing.assert_array_equal(part.sum(1), branch.n_inputs / 2)  # zeros among them
     assert not np.array_equal(*hidden)
     hidden = [
-        model.branches[0].teacher_mask(tf.ones([32, 30]), training=True).numpy() == 0
+        model.networks.branches[0].teacher_mask(tf.ones([32, 30]), training=True).numpy() == 0
         for _ in range(2)
     ]
     assert 0.4 < np.mean(hidden) < 0.6  # 1,920 draws: five standard deviations are 0.06
     assert not np.array_equal(*hidden)
-    assert model.branches[0].teacher_mask.seed != model.branches[0].student_mask.seed
+    assert (
+        model.networks.branches[0].teacher_mask.seed != model.networks.branches[0].student_mask.seed
+    )
 
 
 def test_hidden_genes_do_not_enter_the_statistics_of_the_student(
@@ -261,7 +264,7 @@ def test_hidden_genes_do_not_enter_the_statistics_of_the_student(
     batch["total"] = batch["values"].sum(1)
     batch["source"] = np.zeros(32, np.int32)
     model = make_model(value_clip=None, input_epsilon=1e-12)
-    [branch], cells = model.branches, model.nonzeros(batch)
+    [branch], cells = model.networks.branches, model.modality_inputs[0].cells(Minibatch(batch))
     x = branch.spread(cells).numpy()
     want = (x - x.mean(0)) / x.std(0)
     got = branch.standardized(cells, batch["source"], training=True).numpy()

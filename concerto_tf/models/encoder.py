@@ -1,0 +1,244 @@
+"""What tasks need of a model that embeds cells, whoever has written it.
+
+`Encoder` is enough to embed, map, impute and export. What a model can do beyond that is said by
+further protocols, each asked for by the task that needs it: `SourceAware`, `Attentive`, `Teachable`
+and `Located`. A Keras model of one's own is an encoder by having the members, without inheriting
+from anything.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.errors import InputError
+from concerto_tf.models.batch_model import BatchModel, compiled
+from concerto_tf.models.batches import by_batch, in_order
+from concerto_tf.models.modality import ModalityInput
+from concerto_tf.models.presets import Training
+from concerto_tf.records.batch import Batch
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A Keras model that makes embeddings of minibatches of raw counts.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.layers import scatter_to_dense
+    >>> from concerto_tf.models.encoder import Encoder
+    >>> from concerto_tf.models.modality import ModalityInput
+    >>> from concerto_tf.records.batch import Minibatch
+    >>> class Linear(tf.keras.Model):
+    ...     sources, embedding_dim = ("all",), 8
+    ...
+    ...     def __init__(self, genes):
+    ...         super().__init__()
+    ...         self.modality_inputs = (ModalityInput("rna", genes),)
+    ...         self.modality_inputs[0].build(self)
+    ...         self.dense = tf.keras.layers.Dense(8)
+    ...         self.dense.build((None, len(genes)))
+    ...         self.built = True
+    ...
+    ...     def call(self, batch, training=False):
+    ...         [genes] = self.modality_inputs
+    ...         cells = genes.cells(Minibatch(batch))
+    ...         return self.dense(scatter_to_dense(*cells[:2], genes.n_inputs, cells.rows))
+    >>> isinstance(Linear(["CD3E", "MS4A1"]), Encoder)
+    True
+    """
+
+    @property
+    def modality_inputs(self) -> Sequence[ModalityInput]:
+        """The modalities that it looks at; cells must have the first one."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Names of the sources that it knows; cells of any other have source -1."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width d of an embedding."""
+
+    @property
+    def weights(self) -> list[Any]:
+        """Its weights, all of which exist already."""
+
+    def __call__(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
+        """Embeddings [B, d] of the cells of a minibatch (`concerto_tf.records.batch`)."""
+
+
+@runtime_checkable
+class SourceAware(Encoder, Protocol):
+    """An encoder that can be adapted to cells of other sources."""
+
+    def with_sources(self, sources: Sequence[str]) -> SourceAware:
+        """A new model with the same weights that knows these sources."""
+
+    def calibrate(self, data: Iterable[Batch]) -> None:
+        """Sets what the model knows of its sources from minibatches of their cells."""
+
+
+@runtime_checkable
+class Attentive(Encoder, Protocol):
+    """An encoder that says how much attention each gene of a cell gets."""
+
+    def attention_weights(
+        self, batch: Batch, modality: str | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Indices int32 [B, K] among the genes looked at in a modality, and their weights [B, K].
+
+        They stand where `ModalityInput.cells` has them.
+        """
+
+
+@runtime_checkable
+class Teachable(SourceAware, Protocol):
+    """An encoder that `finetune` can teach cell types; registered with Keras, so that it is saved.
+
+    ``get_config`` and ``from_config`` make it again.
+    """
+
+    @property
+    def hidden_units(self) -> int:
+        """Width of what `represent` gives."""
+
+    @property
+    def recipe(self) -> Training:
+        """How it is trained where nothing else is said."""
+
+    @property
+    def heads(self) -> Sequence[Any]:
+        """Layers that only its pre-training looks at."""
+
+    def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Two hidden representations [B, hidden_units] of the cells, of views of them in training.
+
+        They are what cell types are told from: each by a softmax layer behind a ReLU.
+        """
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        """Values of all genes looked at, of all modalities side by side, without their sources."""
+
+    def untrained(self, sources: Sequence[str], seed: int) -> Teachable:
+        """The same model for these sources, with random weights."""
+
+
+# --- what it looks at -----------------------------------------------------------------------
+
+
+def looks_at(encoder: Encoder) -> tuple[str, ...]:
+    """Names of the modalities that an encoder looks at."""
+    return tuple(one.name for one in encoder.modality_inputs)
+
+
+def modality_input(encoder: Encoder, name: str) -> ModalityInput:
+    """What an encoder looks at in a modality.
+
+    Raises:
+        InputError: It does not look at it.
+    """
+    for one in encoder.modality_inputs:
+        if one.name == name:
+            return one
+    raise InputError(f"the model looks at no {name}, but at {', '.join(looks_at(encoder))}")
+
+
+def chosen_genes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
+    """Modality to the genes looked at, as `Records.dataset` takes them; not where it is all."""
+    return {one.name: one.genes for one in encoder.modality_inputs if one.genes is not None}
+
+
+# --- embeddings -----------------------------------------------------------------------------
+
+
+class Geometry(NamedTuple):
+    """Where cells lie in an embedding.
+
+    Attributes:
+        origin: Where a cell lies that is in the middle of all [d].
+        spread: How far cells spread along each unit [2, d], in standard deviations, of cells
+            trained on and of others; 0 for units of which it is not known. None where it is known
+            of none.
+    """
+
+    origin: np.ndarray
+    spread: np.ndarray | None = None
+
+
+@runtime_checkable
+class Located(Encoder, Protocol):
+    """An encoder that knows where cells lie in its embeddings."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where cells lie."""
+
+
+def geometry_of(encoder: Encoder) -> Geometry:
+    """Where cells lie in the embeddings of an encoder; around 0 where it does not say."""
+    if isinstance(encoder, Located):
+        return encoder.geometry
+    return Geometry(np.zeros(encoder.embedding_dim, np.float32))
+
+
+def embed(
+    encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """Embeddings of cells in the order of the input.
+
+    Args:
+        encoder: A model.
+        data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
+            back in that order, whatever the order of reading, and rows of -1 are left out.
+        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
+            default all.
+
+    Returns:
+        Embeddings [N, d], float32.
+    """
+    found = in_order(_step(encoder), data, measured)
+    return found["z"] if found else np.zeros((0, encoder.embedding_dim), np.float32)
+
+
+def embed_batches(
+    encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
+) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """Embeddings batch by batch, for more cells than memory holds embeddings of.
+
+    Args:
+        encoder: A model.
+        data: As `embed` takes them.
+        measured: As `embed` takes it.
+
+    Yields:
+        Rows int64 [n] of a batch's cells in the input, None where batches do not say, and their
+        embeddings [n, d], float32.
+    """
+    for rows, found in by_batch(_step(encoder), data, measured):
+        yield rows, found["z"]
+
+
+#: Compiled steps of the encoders that are in use.
+_STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _step(encoder: Encoder) -> Any:
+    step = _STEPS.get(encoder)
+    if step is None:
+        alive = weakref.ref(encoder)
+        # What others have written need not be something that XLA can compile.
+        make = compiled if isinstance(encoder, BatchModel) else tf.function
+        # AutoGraph would make other errors of those that tell a user what is wrong.
+        step = make(
+            tf.autograph.experimental.do_not_convert(
+                lambda batch: {"z": tf.cast(alive()(batch, training=False), tf.float32)}
+            )
+        )
+        _STEPS[encoder] = step
+    return step
