@@ -304,10 +304,16 @@ def identity_of_cells(cells: str | Path | AnnData, without: Path | None = None) 
         without: A folder for results, which may lie in the one that the cells are in.
 
     Returns:
-        A checksum. It is that of nothing where there is no such file; whoever opens it complains.
+        A checksum.
+
+    Raises:
+        InputError: There is no such file.
     """
     if isinstance(cells, str | Path):
-        return fingerprint(_marks(as_path(cells), without))
+        path = as_path(cells).expanduser()
+        if not path.exists():
+            raise InputError(f"{cells}: there is no such file or folder; check the path")
+        return fingerprint(_marks(path, without))
     import joblib
 
     x = _marks(Path(cells.filename), None) if cells.isbacked else cells.X

@@ -367,8 +367,8 @@ def test_files_are_told_by_name_size_and_time(tmp_path: Path) -> None:
     (tmp_path / "results" / "run" / "run.json").touch()
     assert identity_of_cells(tmp_path, without=tmp_path / "results" / "run") == of_folder
     assert identity_of_cells(tmp_path) != of_folder
-    # What is not there is for who opens it to complain about.
-    assert identity_of_cells(tmp_path / "none") == identity_of_cells(tmp_path / "nothing")
+    with pytest.raises(InputError, match="none: there is no such file or folder"):
+        identity_of_cells(tmp_path / "none")
     (tmp_path / "genes.txt").write_text("CD3E")
     first = identity_of_file(tmp_path / "genes.txt")
     os.utime(tmp_path / "genes.txt", (1, 1))
