@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -40,6 +41,8 @@ except ImportError:  # Windows has none; two processes in one folder are not tol
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_log = logging.getLogger("concerto_tf")
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ class Job:
             for folder in ("", *self.layout.scratch):
                 if (self.out / folder).is_dir():
                     remove_temporaries(self.out / folder)
+            if not self._same and (self.out / self.layout.begun).exists():
+                _log.info("%s: what was begun there of something else is begun anew", self.out)
             if self.finished or not self._same:
                 self._clear()
             self._began = True
