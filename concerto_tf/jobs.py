@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import remove, remove_temporaries, sha256, write_json
 from concerto_tf._paths import as_path, is_remote
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 
 try:
     import fcntl
@@ -109,7 +109,7 @@ class Job:
         ...     pass
         Traceback (most recent call last):
         ...
-        concerto_tf.errors.InputError: ...: holds a sum differing in numbers; name another folder...
+        concerto_tf.errors.InputError: ...: holds a sum differing in numbers; remove this one...
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Job:
             self.note(**self.facts)
         except OSError as error:
             raise InputError(
-                f"{self.out}: cannot be written ({error.strerror}); name another folder"
+                f"{self.out}: cannot be written ({error.strerror}); name another folder", "out"
             ) from error
 
     def note(self, **facts: Any) -> None:
@@ -205,14 +205,14 @@ class Job:
         """Takes in what the folder holds; raises InputError if it is something else."""
         layout, out = self.layout, self.out
         if out.exists() and not out.is_dir():
-            raise InputError(f"{out}: is a file; name a folder for the {layout.noun}")
+            raise InputError(f"{out}: is a file; name a folder for the {layout.noun}", "out")
         whole = all(_is_there(out / name) for name in (layout.finished, *layout.results))
         found = layout.finished if whole else layout.begun
         self._same = self.finished = False
         if not (out / found).exists():
             if any(not self._is_left_over(entry) for entry in self._entries()):
                 raise InputError(
-                    f"{out}: is not empty and holds no {layout.noun}; name another folder"
+                    f"{out}: is not empty and holds no {layout.noun}; name another folder", "out"
                 )
             return
         self.facts = _read(out / found)
@@ -228,10 +228,10 @@ class Job:
             both = held and isinstance(held, dict) and self.asked
             names = list(_differing(held, self.asked)) if both else []
             what = f"differing in {' and '.join(names)}" if names else "of something else"
-            way_out = "remove this one" if self._overwrite is None else "set overwrite=True"
-            raise InputError(
-                f"{out}: holds {article}{noun} {what}; name another folder, or {way_out}"
-            )
+            ways = "remove this one, or name another folder", Argument("out")
+            if self._overwrite is not None:
+                ways = "name another folder, or overwrite this one", Argument("overwrite", True)
+            raise InputError(f"{out}: holds {article}{noun} {what}; {ways[0]}", ways[1])
 
     def _entries(self) -> list[Path]:
         """What the folder shows."""
@@ -259,7 +259,8 @@ class Job:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     raise InputError(
                         f"{self.out}: another process is at work there; wait for its end, or name "
-                        "another folder"
+                        "another folder",
+                        "out",
                     ) from error
             else:
                 self._lock = lock

@@ -102,11 +102,11 @@ def test_another_call_is_told_in_what_it_differs(layout: Layout, tmp_path: Path)
     with Job(out, ASKED, layout) as job:
         complete(job)
     before = content(out)
-    message = f"{out}: holds (a )?{layout.noun} differing in seed and units; name another folder"
+    message = f"{out}: holds (a )?{layout.noun} differing in seed and units; remove this one, or"
     other = {"inputs": ["a"], "options": {"units": 9}}
     with pytest.raises(InputError, match=message):
         Job(out, other, layout).__enter__()
-    with pytest.raises(InputError, match="of something else; name"):
+    with pytest.raises(InputError, match="of something else; remove"):
         Job(out, None, layout).__enter__()
     assert content(out) == before
 
@@ -215,7 +215,7 @@ def test_a_damaged_note_is_of_something_else(layout: Layout, tmp_path: Path) -> 
     for text in ("", "{", "[]", "null", '{"asked": 3}', "{}"):
         (tmp_path / layout.finished).write_text(text)
         before = content(tmp_path)
-        with pytest.raises(InputError, match="of something else; name another folder"):
+        with pytest.raises(InputError, match="of something else; remove this one"):
             Job(tmp_path, ASKED, layout).__enter__()
         assert content(tmp_path) == before
 
