@@ -126,7 +126,7 @@ def test_records(store: Path, file: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one["values"], other["values"])
     # Done already, and not to be overwritten by something else.
     assert convert(file, f"{store}/records", **OPTIONS).n_cells == 120
-    with pytest.raises(InputError, match="already holds finished records"):
+    with pytest.raises(InputError, match="holds records differing in seed"):
         convert(file, f"{store}/records", seed=1, **OPTIONS)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf._files import remove, remove_temporaries, write_json
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import InputError
+from concerto_tf.jobs import Job, fingerprint, identity_of_cells
 from concerto_tf.records.batch import LABEL, RNA
 from concerto_tf.records.inputs import Input, open_input
 from concerto_tf.records.joining import join
-from concerto_tf.records.manifest import FILE_NAME
+from concerto_tf.records.manifest import LAYOUT
 from concerto_tf.records.orthologs import read_orthologs
 from concerto_tf.records.passes import (
     SHARD_CELLS,
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 _CHUNK_CELLS = 8_192
-_OWN_FILES = ("shard-*.tfrecord", "shard-*.tfrecord.gz", "vocabulary*.tsv")
 
 
 def convert(
@@ -124,37 +121,39 @@ def convert(
     _check_options(inputs, shards, compression, workers, dask, chunk_cells, modalities)
     vocabularies = _given_vocabularies(like)
     table = None if orthologs is None else read_orthologs(orthologs)
-    plan = _fingerprint(
-        [_path_of(item, layer, modalities) for item in inputs],
-        out,
-        options=[
-            layer,
-            source_key,
-            label_keys,
-            modalities,
-            shards,
-            compression,
-            seed,
-            chunk_cells,
-            drop_empty,
-            table and table.pairs,
-            {name: genes.digest for name, genes in vocabularies.items()},
-            *([source_name] if source_name else []),
-        ],
-    )
-    with ExitStack() as stack:
-        pool = stack.enter_context(Workers(workers, dask))  # before there is anything to clear away
-        finished = _take_over(out, plan, overwrite, skip_damaged)
-        if finished is not None:
-            return finished
-        fresh = not out.exists()
-        # Absolute, as workers elsewhere have another current folder.
-        spool = out.absolute() / "spool"
-        if is_remote(out) and not pool.elsewhere:
-            # A store would be slow in handing out so many small pieces.
-            spool = Path(stack.enter_context(TemporaryDirectory(prefix="concerto-")))
-        try:
-            _begin(out, spool, plan)
+    identities = _identities(inputs, out, layer, modalities)
+    asked = identities and {
+        "version": __version__,
+        "inputs": identities,
+        "layer": layer,
+        "source_key": source_key,
+        "source_name": source_name,
+        "label_keys": label_keys,
+        "like": {name: genes.digest for name, genes in vocabularies.items()},
+        "orthologs": table and fingerprint(table.pairs),
+        "modalities": modalities,
+        "shards": shards,
+        "compression": compression,
+        "seed": seed,
+        "chunk_cells": chunk_cells,
+        "drop_empty": drop_empty,
+    }
+    try:
+        with (
+            Workers(workers, dask) as pool,  # before there is anything to clear away
+            Job(out, asked, LAYOUT, overwrite=overwrite) as job,
+            ExitStack() as stack,
+        ):
+            finished = _finished(job, skip_damaged)
+            if finished is not None:
+                return finished
+            job.begin()
+            # Absolute, as workers elsewhere have another current folder.
+            spool = out.absolute() / "spool"
+            if is_remote(out) and not pool.elsewhere:
+                # A store would be slow in handing out so many small pieces.
+                spool = Path(stack.enter_context(TemporaryDirectory(prefix="concerto-")))
+            spool.mkdir(exist_ok=True)
             with ExitStack() as files:
                 opened = [
                     files.enter_context(
@@ -185,16 +184,10 @@ def convert(
             check_parts(parts, joined, drop_empty)
             n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
             infos = second_pass(out, spool, parts, joined, n_shards, compression, pool, done)
-            finish(out, parts, joined, infos, seed, compression, plan)
-            remove(out / "spool")
-            remove(out / "plan.json")
-        except InputError:
-            _clean(out)
-            if fresh:
-                remove(out)
-            raise
-        except WorkersError as error:
-            raise InputError(str(error)) from error
+            finish(out, parts, joined, infos, seed, compression, job.asked)
+            job.tidy()
+    except WorkersError as error:  # here, as what was done stays
+        raise InputError(str(error)) from error
     for line in joined.report["lines"]:
         _log.info(line)
     return Records(out)
@@ -251,104 +244,35 @@ def _given_vocabularies(
     return {name: like.vocabulary_of(name) for name in like.manifest.modalities}
 
 
-def _path_of(
-    item: Path | AnnData | Input, layer: str | None, modalities: Mapping[str, str]
-) -> Path | None:
-    """The path that an input is read from; None if it is not what that path would be read as."""
-    if isinstance(item, Input) and item.opened is not None:
-        path, *how = item.opened
-        return path if how == [layer, modalities] else None
-    return item if isinstance(item, Path) else None
-
-
-def _fingerprint(inputs: Sequence[Path | None], out: Path, options: list) -> str:
-    """What the result depends on, in one string; empty if an input is in memory, and so may differ
-    the next time without anything to show for it."""
-    files = []
+def _identities(
+    inputs: Sequence[Path | AnnData | Input],
+    out: Path,
+    layer: str | None,
+    modalities: Mapping[str, str],
+) -> list[str] | None:
+    """What tells the inputs apart; None if one is in memory: to hash it would take as long as to
+    convert it."""
+    found = []
     for item in inputs:
-        if item is None:
-            return ""
-        # What is not there is for `open_input` to complain about.
-        found = sorted(item.rglob("*")) if item.is_dir() else [item]
-        own, place = item.absolute(), out.absolute()
-        # Results may lie in the folder that the cells are in.
-        results = own / place.relative_to(own).parts[0] if own in place.parents else None
-        for entry in found:
-            if entry.is_file() and results not in (entry.absolute(), *entry.absolute().parents):
-                status = entry.stat()
-                files.append([item.name, entry.name, status.st_size, status.st_mtime_ns])
-    text = json.dumps([__version__, files, options], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        if isinstance(item, Input) and item.opened is not None:
+            path, *how = item.opened
+            item = path if how == [layer, modalities] else item  # noqa: PLW2901
+        if not isinstance(item, Path):
+            return None
+        found.append(identity_of_cells(item, without=out))
+    return found
 
 
-def _take_over(out: Path, plan: str, overwrite: bool, skip_damaged: bool) -> Records | None:
-    """Makes `out` ready: the finished records if they are the ones wanted, or else room for them.
-
-    What an interrupted conversion left is kept if it had the same plan, and removed if not.
-    """
-    if not out.exists():
+def _finished(job: Job, skip_damaged: bool) -> Records | None:
+    """The finished records if they are the ones wanted, and whole or to be read as they are."""
+    if not job.finished:
         return None
-    if not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder for the records")
-    remove_temporaries(out)
-    if (out / FILE_NAME).exists():
-        if plan and _plan_of(out / FILE_NAME) == plan:
-            remove(out / "spool")
-            remove(out / "plan.json")
-            if skip_damaged:
-                return Records(out, skip_damaged=True)
-            try:
-                records = Records(out)
-                records.check()
-                return records
-            except InputError as error:
-                _log.warning("%s: damaged, and converted again (%s)", out, error.message)
-            overwrite = True
-        if not overwrite:
-            raise InputError(
-                f"{out}: already holds finished records of something else, or the input has "
-                "changed since; name another folder or overwrite them",
-                Argument("overwrite", True),
-            )
-        _clean(out)
-    elif (out / "plan.json").exists():
-        if not plan or _plan_of(out / "plan.json") != plan:
-            _log.info("%s: an unfinished conversion of something else is started afresh", out)
-            _clean(out)
-    elif any(out.iterdir()):
-        raise InputError(f"{out}: the folder is not empty; name a new or an empty one")
-    return None
-
-
-def _plan_of(path: Path) -> str | None:
+    if skip_damaged:
+        return Records(job.out, skip_damaged=True)
     try:
-        return json.loads(path.read_text("utf-8")).get("plan")
-    except (OSError, ValueError, AttributeError):
+        records = Records(job.out)
+        records.check()
+    except InputError as error:
+        _log.warning("%s: damaged, and converted again (%s)", job.out, error.message)
         return None
-
-
-def _begin(out: Path, spool: Path, plan: str) -> None:
-    """Makes the folders, and says what is going to be in them."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "plan.json", {"plan": plan})
-        spool.mkdir(exist_ok=True)
-        remove_temporaries(spool)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); name another folder"
-        ) from error
-
-
-def _clean(out: Path) -> None:
-    """Removes what conversions make, and nothing else; the manifest first, the plan last."""
-    if (out / FILE_NAME).exists():
-        write_json(out / "plan.json", {})  # so that what is left can be told for what it is
-    for name in (FILE_NAME, "spool"):
-        remove(out / name)
-    if out.is_dir():
-        remove_temporaries(out)
-        for pattern in _OWN_FILES:
-            for path in out.glob(pattern):
-                remove(path)
-        remove(out / "plan.json")
+    return records

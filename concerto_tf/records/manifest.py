@@ -12,11 +12,20 @@ from typing import Any
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import Layout
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import COUNTS, LINEAR, LOGNORM, VALUES, scales_with_depth
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
+#: A folder of records as a conversion makes it.
+LAYOUT = Layout(
+    "records",
+    begun="plan.json",
+    finished=FILE_NAME,
+    scratch=("spool",),
+    products=("shard-*.tfrecord", "shard-*.tfrecord.gz", "vocabulary*.tsv"),
+)
 UNITS = (COUNTS, LINEAR, LOGNORM, VALUES)
 _GENE_DTYPES = ("uint16", "uint32")
 _VALUE_DTYPES = ("uint8", "uint16", "uint32", "float32")
@@ -96,7 +105,8 @@ class Manifest:
         report: What conversion found worth saying: {"lines": [...], ...}.
         coverage: Expected share of a cell's RNA that the genes which its source was measured for
             hold, in the order of the sources; empty where all inputs have the same genes.
-        plan: Fingerprint of inputs and options, empty if the inputs were in memory.
+        asked: Inputs (by checksum) and options that they were made with; None if an input was in
+            memory.
         schema_version: Version of this format.
     """
 
@@ -112,7 +122,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     report: dict[str, Any] = field(default_factory=dict)
     coverage: tuple[float, ...] = ()
-    plan: str = ""
+    asked: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -178,7 +188,7 @@ def _missing(folder: Path) -> str:
         return f"{folder}: there is no such folder; check the path"
     if not folder.is_dir():
         return f"{folder}: is no folder of records; `convert` makes one from such a file"
-    if (folder / "plan.json").exists():
+    if (folder / LAYOUT.begun).exists():
         return f"{folder}: the conversion is unfinished; run the same convert again to finish it"
     return f"{folder}: has no {FILE_NAME}, so it holds no records"
 

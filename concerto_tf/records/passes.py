@@ -1,13 +1,14 @@
 """What conversion does, in order: spool every chunk, check, write every shard, write the manifest.
 
-Each step skips what an interrupted conversion with the same plan has finished.
+Each step skips what an interrupted conversion of the same has finished.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from concerto_tf.records.workers import Workers
 from concerto_tf.records.writer import (
     TARGET_SUM,
     ShardPlan,
-    Target,
     gene_dtype,
     spool_chunk,
     write_shard,
@@ -63,22 +63,11 @@ def first_pass(
             tasks.append((spool / f"part-{len(tasks):05d}", number, start, stop))
     if any(cells.path is None for cells in joined.inputs):
         workers = Workers(1)  # sending what is in memory takes longer than its conversion
-    missing = [task for task in tasks if not _is_spooled(task[0], joined.targets[task[1]])]
+    missing = [task for task in tasks if not task[0].exists()]
     done.add(joined.n_cells - sum(stop - start for *_, start, stop in missing))
     for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed), missing, spool):
         done.add(stop - start)
     return [open_part(path) for path, *_ in tasks]
-
-
-def _is_spooled(path: Path, targets: Mapping[str, Target]) -> bool:
-    """Whether a part is there, of values in the units that these targets have.
-
-    An earlier version may have begun it, which told other units by the same values.
-    """
-    if not path.exists():
-        return False
-    found = open_part(path).summary["modalities"]
-    return all(found[name].get("units") == target.units for name, target in targets.items())
 
 
 def _inputs_of(parts: Sequence[Part], joined: Joined) -> np.ndarray:
@@ -260,7 +249,7 @@ def finish(
     infos: Sequence[ShardInfo],
     seed: int,
     compression: str,
-    plan: str,
+    asked: dict[str, Any] | None,
 ) -> None:
     """Writes the vocabularies and the manifest."""
     n_cells = sum(info.n_cells for info in infos)
@@ -310,5 +299,5 @@ def finish(
         shards=tuple(infos),
         report=joined.report,
         coverage=_by_source(coverage, joined, parts, input_of),
-        plan=plan,
+        asked=asked,
     ).save(out)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf import _files
-from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
+from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier, check_teachable
 from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes
 from concerto_tf.models.saving import model_file
@@ -28,14 +26,7 @@ from concerto_tf.tasks.distribution import make_strategy
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.labels import HELD_OUT, MISSING, hold_out, known_labels, labelled_batches
 from concerto_tf.tasks.train import check_arguments
-from concerto_tf.tasks.training import (
-    begin,
-    fingerprint,
-    finish,
-    fit_in_rounds,
-    take_over,
-    withdraw,
-)
+from concerto_tf.tasks.training import LAYOUT, finish, fit_in_rounds
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -115,98 +106,82 @@ def finetune(
         item if item is None or isinstance(item, Records) else Records(item)
         for item in (records, target)
     )
-    out = as_path(out)
-    asked = json.loads(
-        json.dumps(
-            {
-                "task": "finetune",
-                "model": _identity(model),
-                "records": fingerprint(records),
-                "label_key": label_key,
-                "target": None if target is None else fingerprint(target),
-                "end_to_end": end_to_end,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "optimizer": optimizer,
-                "calibration": calibration,
-                "consistency": consistency,
-                "seed": seed,
-            }
+    asked = {
+        "task": "finetune",
+        "model": (
+            identity_of_file(model_file(model))
+            if isinstance(model, str | Path)
+            else identity_of_model(model)
+        ),
+        "records": identity_of_records(records),
+        "label_key": label_key,
+        "target": None if target is None else identity_of_records(target),
+        "end_to_end": end_to_end,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "calibration": calibration,
+        "consistency": consistency,
+        "seed": seed,
+    }
+    with Job(out, asked, LAYOUT) as job:
+        if job.finished:
+            return load_model(model_file(job.out))
+        check_arguments(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            strategy=strategy,
         )
-    )
-    finished = take_over(out, asked)
-    if finished is not None:
-        return finished
-    check_arguments(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        strategy=strategy,
-    )
-    if not 0 <= calibration <= 0.5:
-        raise InputError(f"calibration is {calibration}; hold out a share between 0 and 0.5")
-    if not 0 <= consistency < np.inf:
-        raise InputError(f"consistency is {consistency}; it must not be negative")
-    given = encoder_of(model)
-    check_teachable(given)
-    for cells in (records, target):
-        if cells is not None:
-            check_agreement(given, cells)
-    classes, codes = known_labels(records, label_key)
-    held_out = hold_out(codes, calibration, seed)
-    scope = make_strategy(strategy)
-    replicas = scope.num_replicas_in_sync if scope else 1
-    schedule = plan_training(records.n_cells, epochs, batch_size, replicas)
-    began = time.perf_counter()
-    with scope.scope() if scope else nullcontext():
-        fine = Classifier(
-            _encoder(given, records, target, end_to_end, seed),
-            classes,
-            label_key=label_key,
-            consistency=consistency,
-            seed=seed,
-        )
-        fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
-        fine.compile(optimizer, learning_rate, steps=schedule.steps)
-    begin(out, asked)
-    try:
+        if not 0 <= calibration <= 0.5:
+            raise InputError(f"calibration is {calibration}; hold out a share between 0 and 0.5")
+        if not 0 <= consistency < np.inf:
+            raise InputError(f"consistency is {consistency}; it must not be negative")
+        given = encoder_of(model)
+        check_teachable(given)
+        for cells in (records, target):
+            if cells is not None:
+                check_agreement(given, cells)
+        classes, codes = known_labels(records, label_key)
+        held_out = hold_out(codes, calibration, seed)
+        scope = make_strategy(strategy)
+        replicas = scope.num_replicas_in_sync if scope else 1
+        schedule = plan_training(records.n_cells, epochs, batch_size, replicas)
+        began = time.perf_counter()
+        with scope.scope() if scope else nullcontext():
+            fine = Classifier(
+                _encoder(given, records, target, end_to_end, seed),
+                classes,
+                label_key=label_key,
+                consistency=consistency,
+                seed=seed,
+            )
+            fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
+            fine.compile(optimizer, learning_rate, steps=schedule.steps)
+        job.begin()
         with records.naming_damage():
             learned = np.where(held_out, HELD_OUT, codes)
             fit_in_rounds(
                 fine,
                 lambda done: _data_from(done, fine, records, target, learned, schedule, seed),
-                out,
+                job.out,
                 schedule,
                 callbacks=callbacks,
                 progress=progress,
                 verbose=verbose,
             )
             found = _calibrate(fine, records, codes, held_out)
-    except InputError:
-        withdraw(out)
-        raise
-    finish(
-        fine,
-        out,
-        asked,
-        schedule,
-        time.perf_counter() - began,
-        classes=dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
-        calibration=found,
-    )
+        finish(
+            job,
+            fine,
+            schedule,
+            time.perf_counter() - began,
+            classes=dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
+            calibration=found,
+        )
     return fine
-
-
-def _identity(model: Encoder | Classifier | str | Path) -> str:
-    """What tells a model apart: the content of its file, or its weights."""
-    if isinstance(model, str | Path):
-        return _files.sha256(model_file(model))
-    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True).encode())
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
 
 
 def _encoder(

@@ -8,16 +8,17 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._files import remove, remove_temporaries, write_json
+from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.jobs import Job, Layout, identity_of_cells
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.cells import Input
 from concerto_tf.tasks.embed import KEY, embed_records
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
-_STATE = "run.json"
+_LAYOUT = Layout(
+    "run",
+    begun="run.json",
+    finished="run.json",
+    results=("metrics.json", "result.h5ad"),
+    keep="model",  # what led to a training that has begun can no longer be changed
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -86,7 +93,7 @@ def run(
         inputs = [inputs]
     out = as_path(out)
     asked = {
-        "inputs": [_identity(item) for item in inputs],
+        "inputs": [identity_of_cells(item, without=out) for item in inputs],
         "source_key": source_key,
         "label_key": label_key,
         "layer": layer,
@@ -97,32 +104,33 @@ def run(
         **({"modalities": dict(modalities)} if modalities else {}),
         "training": {key: str(value) for key, value in training.items()},
     }
-    state = _State(out, asked)
 
     def reporter(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
-    # What is unsuitable shows before anything is written.
-    check_arguments(**training)
-    if not 0 < resolution < math.inf:
-        raise InputError(f"resolution is {resolution}; it must be a positive number")
-    with ExitStack() as stack:
-        # `convert` tells if none of several has a modality.
-        opened = [
-            stack.enter_context(
-                open_input(item, layer=layer, modalities=modalities, lenient=len(inputs) > 1)
-            )
-            for item in inputs
-        ]
-        _check_inputs(opened, source_key, label_key)
-        state.begin()
-        held = any(cells.path is None for cells in opened)
-        try:
-            with state.timed("convert"):
+    with Job(out, asked, _LAYOUT) as job:
+        # What is unsuitable shows before anything is written.
+        check_arguments(**training)
+        if not 0 < resolution < math.inf:
+            raise InputError(f"resolution is {resolution}; it must be a positive number")
+        finished, trained = job.finished, job.kept
+        with ExitStack() as stack:
+            # `convert` tells if none of several has a modality.
+            opened = [
+                stack.enter_context(
+                    open_input(item, layer=layer, modalities=modalities, lenient=len(inputs) > 1)
+                )
+                for item in inputs
+            ]
+            _check_inputs(opened, source_key, label_key)
+            if not finished:
+                job.begin()
+            held = any(cells.path is None for cells in opened)
+            with _timed(job, "convert"):
                 # `asked` holds the content of cells in memory, so these records are of the same.
                 records = (
                     Records(out / "records", skip_damaged=skip_damaged)
-                    if held and state.trained
+                    if held and trained
                     else convert(
                         # Workers elsewhere share the folder of the records, and nothing else.
                         opened if dask is None else inputs,
@@ -135,36 +143,33 @@ def run(
                         workers=workers,
                         dask=dask,
                         seed=seed,
-                        overwrite=not state.trained,
+                        overwrite=not trained,
                         skip_damaged=skip_damaged,
                         progress=reporter("convert"),
                     )
                 )
-        except InputError:
-            state.withdraw()
-            raise
-    if not state.finished:
-        with state.timed("train"):
-            model = train(
-                records,
-                out / "model",
-                genes=genes,
-                seed=seed,
-                progress=reporter("train"),
-                **training,
-            )
-        _finish(state, inputs, records, model, reporter("embed"), layer, label_key, resolution)
+        if not finished:
+            with _timed(job, "train"):
+                model = train(
+                    records,
+                    out / "model",
+                    genes=genes,
+                    seed=seed,
+                    progress=reporter("train"),
+                    **training,
+                )
+            _finish(job, inputs, records, model, reporter("embed"))
     return json.loads((out / "metrics.json").read_text("utf-8"))
 
 
-def _identity(item: str | Path | AnnData) -> str:
-    """What tells an input apart: its path, or the content of cells in memory."""
-    if isinstance(item, str | Path):
-        return str(as_path(item).absolute())
-    import joblib
-
-    raw = None if item.raw is None else (item.raw.X, item.raw.var)
-    return joblib.hash([item.obs, item.var, item.X, dict(item.layers), dict(item.obsm), raw])
+@contextmanager
+def _timed(job: Job, stage: str) -> Iterator[None]:
+    """Notes how long a stage took, the first time it is done."""
+    began = time.perf_counter()
+    yield
+    seconds = job.facts.get("seconds", {})
+    if stage not in seconds:
+        job.note(seconds={**seconds, stage: time.perf_counter() - began})
 
 
 def _check_inputs(opened: Sequence[Input], source_key: str | None, label_key: str | None) -> None:
@@ -201,14 +206,11 @@ def _hint_at_sources(cells: Input) -> None:
 
 
 def _finish(
-    state: _State,
+    job: Job,
     inputs: Sequence[str | Path | AnnData],
     records: Records,
     model: ContrastiveModel,
     progress: Callable[[int, int], None] | None,
-    layer: str | None,
-    label_key: str | None,
-    resolution: float,
 ) -> None:
     """Everything after training."""
     from anndata import AnnData
@@ -216,8 +218,9 @@ def _finish(
     from concerto_tf.metrics import agreement, embedding_scores
     from concerto_tf.tasks.cluster import add_clusters, umap
 
-    out, seed = state.out, state.asked["seed"]
-    with state.timed("embed"):
+    out, asked = job.out, job.asked
+    seed, label_key = asked["seed"], asked["label_key"]
+    with _timed(job, "embed"):
         z = embed_records(model, records, progress)
     known = records.obs()
     adata = AnnData(obsm={KEY: z})
@@ -229,7 +232,7 @@ def _finish(
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
-    add_clusters(adata, resolution=resolution, seed=seed)
+    add_clusters(adata, resolution=asked["resolution"], seed=seed)
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
@@ -250,13 +253,13 @@ def _finish(
     write_result(
         inputs,
         out / "result.h5ad",
-        layer=layer,
+        layer=asked["layer"],
         names=known["cell"],
         rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
         obs={"concerto_cluster": adata.obs["concerto_cluster"]},
     )
-    seconds = {f"seconds_{stage}": round(s, 3) for stage, s in state.seconds.items()}
+    seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
     write_json(
         out / "metrics.json",
         {
@@ -302,79 +305,3 @@ def _peak_memory() -> dict[str, int]:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024}
-
-
-class _State:
-    """What `out` was asked for, and how far it is; kept in ``run.json``."""
-
-    def __init__(self, out: Path, asked: dict[str, Any]) -> None:
-        self.out, self.asked = out, asked
-        self.seconds: dict[str, float] = {}
-        self._path = out / _STATE
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out}: is a file; name a folder for the result")
-        if self._path.exists():
-            held = json.loads(self._path.read_text("utf-8"))
-            both = {**held["asked"], **asked}
-            changed = [key for key in both if held["asked"].get(key) != asked.get(key)]
-            if changed and self.trained:
-                raise InputError(
-                    f"{out}: holds a run with another {' and '.join(changed)}; remove this "
-                    "one, or name another folder",
-                    "out",
-                )
-            self.seconds = held["seconds"]
-            remove_temporaries(out)
-        elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise InputError(f"{out}: is not empty and holds no run; name another folder", "out")
-
-    @property
-    def trained(self) -> bool:
-        """Whether training has begun; what led to it can no longer be changed."""
-        model = self.out / "model"
-        return model.is_dir() and any(model.iterdir())
-
-    @property
-    def finished(self) -> bool:
-        """Whether the result is there."""
-        return (self.out / "metrics.json").exists() and (self.out / "result.h5ad").exists()
-
-    def begin(self) -> None:
-        """Makes the folder and notes what is asked for."""
-        if self.finished:
-            return
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._save()
-        except OSError as error:
-            raise InputError(
-                f"{self.out}: cannot be written ({error.strerror}); name another folder",
-                "out",
-            ) from error
-
-    def withdraw(self) -> None:
-        """Takes back what `begin` left, unless there are records to continue from."""
-        if not (self.out / "records").exists():
-            remove(self._path)
-            if not any(self.out.iterdir()):
-                remove(self.out)
-
-    def timed(self, stage: str) -> _Timed:
-        """A context that notes how long a stage took, the first time it is done."""
-        return _Timed(self, stage)
-
-    def _save(self) -> None:
-        write_json(self._path, {"asked": self.asked, "seconds": self.seconds})
-
-
-class _Timed:
-    def __init__(self, state: _State, stage: str) -> None:
-        self._state, self._stage = state, stage
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is None and self._stage not in self._state.seconds:
-            self._state.seconds[self._stage] = time.perf_counter() - self._began
-            self._state._save()

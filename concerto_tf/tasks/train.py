@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf import _files
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import Job, identity_of_file, identity_of_records
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.callbacks import saved_rounds
 from concerto_tf.models.encoder import chosen_genes
 from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.modality import chosen_modalities
 from concerto_tf.models.optimizers import make_optimizer
-from concerto_tf.models.presets import DEFAULT
+from concerto_tf.models.presets import DEFAULT, Training
+from concerto_tf.models.saving import model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
-from concerto_tf.tasks.training import (
-    begin,
-    fingerprint,
-    finish,
-    fit_in_rounds,
-    take_over,
-    withdraw,
-)
+from concerto_tf.tasks.training import LAYOUT, finish, fit_in_rounds
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -109,123 +103,147 @@ def train(
         Interrupted: Another worker ended; the same call on all of them continues.
     """
     records = records if isinstance(records, Records) else Records(records)
-    out = as_path(out)
-    asked = {
-        "method": method or DEFAULT_METHOD,
-        "preset": preset,
-        "genes": _named_genes(genes),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "start": None if start is None else str(start),
-        "seed": seed,
-        "options": options or {},
-        **({} if modalities is None else {"modalities": list(modalities)}),
-        **({} if members == 1 else {"members": members}),
-        "records": fingerprint(records),
-    }
-    asked = json.loads(json.dumps(asked))  # as it reads when it comes back from its file
-    scope = make_strategy(strategy) if strategy == MULTIWORKER else None
-    workers = Workers(scope)
-    finished = take_over(out, asked)
-    done = -1 if finished is not None else saved_rounds(out / "checkpoint")
-    with workers.naming_loss():
-        workers.agree(
-            done, f"{out}: not all workers see the same there; name a folder that they share"
-        )
-    if finished is not None:
-        return finished
-    check_arguments(
-        method=method,
+    recipe = Recipe(
+        method=method or DEFAULT_METHOD,
         preset=preset,
         members=members,
+        genes=genes,
+        modalities=modalities,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
-        strategy="one" if strategy == MULTIWORKER else strategy,
+        start=start,
+        seed=seed,
+        options=options or {},
     )
-    settled = {
-        "a method": method,
-        "a preset": preset,
-        "members": None if members == 1 else members,
-        "genes": genes,
-        "options": options or None,
-    }
-    if start is not None and any(value is not None for value in settled.values()):
-        given = " and ".join(name for name, value in settled.items() if value is not None)
-        raise InputError(f"{start}: has been made with its own; leave out {given}, or the model")
-    method = method or DEFAULT_METHOD
-    training = None if start is not None else METHODS[method].presets[preset or DEFAULT].training
-    check_cells(
-        str(records.path),
-        records.n_cells,
-        records.n_genes,
-        dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
-    )
-    scope = scope or make_strategy(strategy)
+    scope = make_strategy(strategy) if strategy == MULTIWORKER else None
+    workers = Workers(scope)
+    with Job(out, recipe.asked(records), LAYOUT, writes=workers.first) as job:
+        done = -1 if job.finished else saved_rounds(job.out / "checkpoint")
+        with workers.naming_loss():
+            workers.agree(
+                done, f"{out}: not all workers see the same there; name a folder that they share"
+            )
+        if job.finished:
+            return load_model(model_file(job.out))
+        recipe.check("one" if strategy == MULTIWORKER else strategy)
+        settled = {"method": method, "preset": preset, "genes": genes, "options": options or None}
+        given = [name for name, value in settled.items() if value is not None]
+        given += ["members"] if members != 1 else []
+        if start is not None and given:
+            raise InputError(
+                f"{start}: has been made with its own {' and '.join(given)}; leave that out, or "
+                "the model"
+            )
+        check_cells(
+            str(records.path),
+            records.n_cells,
+            records.n_genes,
+            dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
+        )
+        scope = scope or make_strategy(strategy)
+        how = {"callbacks": callbacks, "progress": progress, "verbose": verbose}
+        return _train(job, recipe, records, scope, workers, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, and how: the arguments of `train` that a model follows from."""
+
+    method: str
+    preset: str | None
+    members: int
+    genes: str | None
+    modalities: Sequence[str] | None
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    optimizer: str
+    start: str | Path | None
+    seed: int
+    options: Mapping[str, Any]
+
+    def asked(self, records: Records) -> dict[str, Any]:
+        """All of it as a job keeps it: files that may change by their content."""
+        files = {
+            name: identity_of_file(path)
+            for name, path in {
+                "genes": self.genes,
+                "start": self.start and model_file(self.start),
+            }.items()
+            if path and as_path(path).is_file()
+        }
+        return {**vars(self), **files, "records": identity_of_records(records)}
+
+    def check(self, strategy: str) -> None:
+        """Raises InputError if something is unsuitable, whatever the cells."""
+        names = ("method", "preset", "members", "epochs", "batch_size", "learning_rate")
+        own = {name: getattr(self, name) for name in names}
+        check_arguments(**own, optimizer=self.optimizer, strategy=strategy)
+
+    @property
+    def training(self) -> Training | None:
+        """What the preset says of training; None where a model that is continued says it."""
+        if self.start is not None:
+            return None
+        return METHODS[self.method].presets[self.preset or DEFAULT].training
+
+
+def _train(
+    job: Job, recipe: Recipe, records: Records, scope: Any, workers: Workers, **how: Any
+) -> ContrastiveModel:
+    """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
     shares = [records.n_cells_of(index, workers.count) for index in range(workers.count)]
     n_cells = workers.count * min(shares)
     replicas = scope.num_replicas_in_sync if scope else 1
     began = time.perf_counter()
     with workers.naming_loss(), scope.scope() if scope else nullcontext():
-        model = (
-            _continue(start, records)
-            if start is not None
-            else _create(method, preset, members, genes, modalities, records, seed, options or {})
-        )
-        training = training or model.recipe
-        epochs = epochs or training.epochs
+        model = _create(recipe, records) if recipe.start is None else _continue(recipe, records)
+        training = recipe.training or model.recipe
+        epochs = recipe.epochs or training.epochs
         schedule = plan_training(
             n_cells,
             epochs,
-            batch_size or training.batch_size,
+            recipe.batch_size or training.batch_size,
             replicas,
             model.recipe.most_epochs,
         )
         model = model.for_batches(schedule.batch_size)
         model.compile(
-            optimizer,
-            learning_rate or training.learning_rate,
+            recipe.optimizer,
+            recipe.learning_rate or training.learning_rate,
             schedule.steps if training.cosine else None,
         )
-    if batch_size is not None and schedule.batch_size != batch_size:
+    if recipe.batch_size is not None and schedule.batch_size != recipe.batch_size:
         _log.warning(
             "%s: minibatches of %d cells instead of %d, for its %d cells",
             records.path,
             schedule.batch_size,
-            batch_size,
+            recipe.batch_size,
             records.n_cells,
         )
+    resumed = saved_rounds(job.out / "checkpoint") > 0
+    job.begin()
+    with records.naming_damage(), workers.naming_loss():
+        # A checkpoint holds what the start made, too.
+        if recipe.start is None and not resumed and workers.first:
+            model.initialize(_batches(model, records, schedule.batch_size))
+        model.started.assign(1)
+        workers.start_alike(lasting_weights(model))
+        fit_in_rounds(
+            model,
+            lambda step: _training_batches(model, records, schedule, step, recipe.seed, workers),
+            job.out,
+            schedule,
+            patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
+            workers=workers,
+            **how,
+        )
     if workers.first:
-        begin(out, asked)
-    try:
-        with records.naming_damage(), workers.naming_loss():
-            # A checkpoint holds what the start made, too.
-            if start is None and not done and workers.first:
-                model.initialize(_batches(model, records, schedule.batch_size))
-            model.started.assign(1)
-            workers.start_alike(lasting_weights(model))
-            fit_in_rounds(
-                model,
-                lambda step: _training_batches(model, records, schedule, step, seed, workers),
-                out,
-                schedule,
-                callbacks=callbacks,
-                progress=progress,
-                verbose=verbose,
-                patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
-                workers=workers,
-            )
-    except InputError:
-        if workers.first:
-            withdraw(out)
-        raise
-    if workers.first:
-        seconds = time.perf_counter() - began
-        finish(model, out, asked, schedule, seconds, genes=model.modality_inputs[0].n_inputs)
+        genes_used = model.modality_inputs[0].n_inputs
+        finish(job, model, schedule, time.perf_counter() - began, genes=genes_used)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model
@@ -297,41 +315,28 @@ def check_arguments(
     make_optimizer(optimizer, 1e-3)
 
 
-def _create(
-    method: str,
-    preset: str | None,
-    members: int,
-    genes: str | None,
-    modalities: Sequence[str] | None,
-    records: Records,
-    seed: int,
-    options: dict[str, Any],
-) -> ContrastiveModel:
-    cls = METHODS[method]
+def _create(recipe: Recipe, records: Records) -> ContrastiveModel:
+    cls, members, options = METHODS[recipe.method], recipe.members, recipe.options
     unknown = set(options) - arguments_of(cls)
     if unknown:
-        raise InputError(f"{method} has no option {min(unknown)!r}; see {cls.__name__}")
-    looked_at = chosen_modalities(records, modalities, cls.looks_at_several)
-    settled = cls.presets[preset or DEFAULT]
-    chosen = resolve_genes(genes or settled.training.genes, records) if RNA in looked_at else None
+        raise InputError(f"{recipe.method} has no option {min(unknown)!r}; see {cls.__name__}")
+    looked_at = chosen_modalities(records, recipe.modalities, cls.looks_at_several)
+    settled = cls.presets[recipe.preset or DEFAULT]
+    wanted = recipe.genes or settled.training.genes
+    chosen = resolve_genes(wanted, records) if RNA in looked_at else None
 
     def create(**own: Any) -> ContrastiveModel:
-        return cls.from_records(
-            records,
-            genes=chosen,
-            modalities=looked_at,
-            **{**settled.options, **own, **options},
-        )
+        arguments = {**settled.options, **own, **options}
+        return cls.from_records(records, genes=chosen, modalities=looked_at, **arguments)
 
     if members == 1:
-        return create(seed=seed)
-    return Ensemble(
-        [create(seed=(seed * members + i) % 2**32, name=f"member_{i}") for i in range(members)]
-    )
+        return create(seed=recipe.seed)
+    seeds = [(recipe.seed * members + i) % 2**32 for i in range(members)]
+    return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
 
 
-def _continue(start: str | Path, records: Records) -> ContrastiveModel:
-    model = load_model(start)
+def _continue(recipe: Recipe, records: Records) -> ContrastiveModel:
+    model = load_model(recipe.start)
     check_agreement(model, records)
     if set(records.sources) <= set(model.sources):
         return model
@@ -379,10 +384,3 @@ def _training_batches(
     ).skip(step % per_epoch)
     # Where workers distribute batches themselves, each device is given one of its own.
     return data if workers.count == 1 or replicas == 1 else data.rebatch(size // replicas)
-
-
-def _named_genes(genes: str | None) -> str | None:
-    """The option, with a list of genes by its content: the file may change."""
-    if genes is None or not as_path(genes).is_file():
-        return genes
-    return f"{genes} {_files.sha256(genes)}"

@@ -1,22 +1,17 @@
-"""A training and its folder: what was asked for, who may continue in it, how it goes on."""
+"""A training and its folder: which files are in it, how it goes on round by round."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf import _files
-from concerto_tf.errors import InputError
-from concerto_tf.models import ContrastiveModel, load_model, save_model
-from concerto_tf.models.saving import FILE_NAME, model_file
+from concerto_tf.jobs import Job, Layout
+from concerto_tf.models import save_model
+from concerto_tf.models.saving import FILE_NAME
 from concerto_tf.models.schedule import Schedule
-from concerto_tf.records import Records
 from concerto_tf.tasks.distribution import Workers
 
 if TYPE_CHECKING:
@@ -25,48 +20,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 #: What was asked for and what came of it; written last.
 SUMMARY = "training.json"
-
-
-def take_over(out: Path, asked: dict[str, Any]) -> ContrastiveModel | None:
-    """A model that the same call has finished in ``out``; makes sure that nothing else is there."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder for the model")
-    summary, begun = out / SUMMARY, out / "checkpoint" / "asked.json"
-    if summary.exists() and (out / FILE_NAME).exists():
-        if json.loads(summary.read_text())["asked"] == asked:
-            with suppress(FileNotFoundError):  # another worker may be at it too
-                _files.remove(out / "checkpoint")  # of a call that was killed in its last moment
-            return load_model(model_file(out))
-        raise InputError(
-            f"{out}: holds a model that was trained on other records or with other options; name "
-            "another folder, or remove this one"
-        )
-    if begun.exists():
-        if json.loads(begun.read_text()) == asked:
-            return None
-        raise InputError(
-            f"{out}: holds an unfinished training with other records or options; name another "
-            "folder, or remove this one"
-        )
-    # A call that was killed right at its start leaves an empty folder of checkpoints.
-    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if any(not name.startswith(".") for name in names - {begun.parent.name}):
-        raise InputError(f"{out}: is not empty and holds no model; name another folder")
-    return None
-
-
-def begin(out: Path, asked: dict[str, Any]) -> None:
-    """Makes the folder and notes what is asked for, so that a later call may continue."""
-    begun = out / "checkpoint" / "asked.json"
-    try:
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (out, begun.parent):
-            _files.remove_temporaries(folder)
-        _files.write_json(begun, asked)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); name another folder"
-        ) from error
+LAYOUT = Layout(
+    "model",
+    begun="checkpoint/asked.json",
+    finished=SUMMARY,
+    results=(FILE_NAME,),
+    keep="checkpoint/training.npz",
+    scratch=("checkpoint",),
+    products=("training.csv", "tensorboard"),
+)
 
 
 def fit_in_rounds(
@@ -81,7 +43,7 @@ def fit_in_rounds(
     verbose: int = 0,
     workers: Workers | None = None,
 ) -> None:
-    """Trains round by round in a folder that `begin` made, going on behind its checkpoint.
+    """Trains round by round in the folder of a job that has begun, behind its checkpoint.
 
     Args:
         model: The compiled model.
@@ -145,43 +107,16 @@ def fit_in_rounds(
         )
 
 
-def finish(
-    model: Any, out: Path, asked: dict[str, Any], schedule: Schedule, seconds: float, **found: Any
-) -> None:
+def finish(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
     """Leaves the trained model and, last, what was asked for and what came of it."""
     from concerto_tf.models.callbacks import saved_rounds
 
-    save_model(model, out / FILE_NAME)
-    rounds = saved_rounds(out / "checkpoint")  # fewer than planned where it ended early
-    _files.write_json(
-        out / SUMMARY,
-        {
-            "asked": asked,
-            "epochs": round(schedule.passes(rounds), 2),
-            "batch_size": schedule.batch_size,
-            "steps": rounds * schedule.steps_per_round,
-            **found,
-            "seconds": round(seconds, 3),
-        },
+    save_model(model, job.out / FILE_NAME)
+    rounds = saved_rounds(job.out / "checkpoint")  # fewer than planned where it ended early
+    job.finish(
+        epochs=round(schedule.passes(rounds), 2),
+        batch_size=schedule.batch_size,
+        steps=rounds * schedule.steps_per_round,
+        **found,
+        seconds=round(seconds, 3),
     )
-    _files.remove(out / "checkpoint")
-
-
-def withdraw(out: Path) -> None:
-    """Takes back a training that came to nothing, so that a mended call finds an empty folder."""
-    from concerto_tf.models.callbacks import saved_rounds
-
-    if saved_rounds(out / "checkpoint"):
-        return
-    for name in ("checkpoint", "training.csv", "tensorboard"):
-        _files.remove(out / name)
-    if not any(out.iterdir()):
-        _files.remove(out)
-
-
-def fingerprint(records: Records) -> str:
-    """What identifies the content of records: the checksums of their shards."""
-    digest = hashlib.sha256()
-    for shard in records.manifest.shards:
-        digest.update(shard.sha256.encode())
-    return digest.hexdigest()

@@ -115,7 +115,7 @@ def test_stopped_run_ends_as_an_undisturbed_one(
     assert not (out / "model" / "model.keras").exists() and first >= 1
     # Other options do not take an unfinished training over.
     answer = concerto(*command, "--seed", 1)
-    answer.mendable("another seed", "another folder")
+    answer.mendable("differing in seed", "another folder")
 
     assert concerto(*command).code == 0
     assert not checkpoint.parent.exists()

@@ -96,10 +96,10 @@ def test_command_and_call_name_the_same(concerto, cells_file, tmp_path) -> None:
     """The same mistake, in Python and on the command line."""
     finished = tmp_path / "records"
     concerto_tf.convert(cells_file, finished)
-    with pytest.raises(InputError, match=r"or overwrite them \(overwrite=True\)"):
+    with pytest.raises(InputError, match=r"or overwrite this one \(overwrite=True\)"):
         concerto_tf.convert(cells_file, finished, seed=1)
     answer = concerto("convert", cells_file, "-o", finished, "--seed", 1, "--quiet")
-    answer.mendable("or overwrite them (--overwrite)")
+    answer.mendable("or overwrite this one (--overwrite)")
     assert "=True" not in answer.err
 
 

@@ -31,7 +31,7 @@ def manifest(**changes) -> Manifest:
         "compression": "none",
         "shards": (ShardInfo("s0", 2, 10, "ab", (1, 1)), ShardInfo("s1", 3, 20, "cd", (3, 0))),
         "report": {"lines": ["µ is kept"]},
-        "plan": "abc",
+        "asked": {"seed": 0, "layer": None},
     }
     return Manifest(**{**content, **changes})
 

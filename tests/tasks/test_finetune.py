@@ -105,7 +105,7 @@ def test_called_again_it_opens_what_is_there_or_refuses(
     again = finetune(pretrained, records, finetuned, learning_rate=0.01, **OPTIONS)
     assert (finetuned / "model.keras").stat().st_mtime_ns == before
     assert again.get_config() == load_model(finetuned).get_config()
-    with pytest.raises(InputError, match="other options; name another"):
+    with pytest.raises(InputError, match="differing in learning_rate; remove this one"):
         finetune(pretrained, records, finetuned, **OPTIONS)
 
 

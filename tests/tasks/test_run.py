@@ -119,7 +119,7 @@ def test_finished_run_is_not_done_again_and_another_one_refused(done: tuple) -> 
     before = (out / "result.h5ad").stat().st_mtime_ns
     assert run(path, out, **OPTIONS) == found
     assert (out / "result.h5ad").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="holds a run with another label_key and seed"):
+    with pytest.raises(InputError, match="holds a run differing in label_key and seed"):
         run(path, out, **{**OPTIONS, "label_key": None}, seed=1)
 
 

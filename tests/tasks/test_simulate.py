@@ -85,7 +85,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_finished_records_are_not_replaced_unasked(tmp_path: Path) -> None:
     few = parameters(cells=50, genes=30)
     simulate(few, tmp_path / "records")
-    with pytest.raises(InputError, match="already holds finished records"):
+    with pytest.raises(InputError, match="holds records of something else"):
         simulate(few, tmp_path / "records")
     more = parameters(cells=60, genes=30)
     assert simulate(more, tmp_path / "records", overwrite=True).n_cells == 60

@@ -214,7 +214,7 @@ def test_a_stopped_training_ends_like_an_undisturbed_one(
             train(records, out, callbacks=[stop], **OPTIONS)
         assert not (out / "model.keras").exists() and not (out / "training.json").exists()
         assert saved_rounds(out / "checkpoint") == stop.at
-    with pytest.raises(InputError, match="unfinished training with other records or options"):
+    with pytest.raises(InputError, match="unfinished model differing in seed"):
         train(records, out, **{**OPTIONS, "seed": 3})
     train(records, out, **OPTIONS)
     assert equal(out, undisturbed, records)
@@ -339,7 +339,7 @@ def test_a_finished_training_is_not_done_again(undisturbed: Path, records: Recor
     model = train(records, undisturbed, **OPTIONS)
     assert model.sources == ("a", "b")
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")} == before
-    with pytest.raises(InputError, match="other records or with other options"):
+    with pytest.raises(InputError, match="a model differing in epochs"):
         train(records, undisturbed, **{**OPTIONS, "epochs": 7})
 
 

@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger("concerto_tf")
+
+
+class Lines(dict[Any, dict[str, Any]]):
+    """Results by their keys, as a file of JSON lines keeps them; what is in it is not done again.
+
+    Args:
+        path: A file with one JSON object a line; need not exist.
+        key: What tells a result apart. Objects without what it looks at are passed over.
+    """
+
+    def __init__(self, path: Path, key: Callable[[dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._path, self._key = path, key
+        for row in read_lines(path):
+            with suppress(KeyError):
+                self[key(row)] = row
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes a result down."""
+        append_line(self._path, row)
+        self[self._key(row)] = row
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

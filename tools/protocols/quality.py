@@ -5,7 +5,6 @@ What is scored here; `quality_cells` has the data sets, `quality_report` what is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import fingerprint
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import arguments_of, configuration
@@ -32,7 +32,7 @@ from concerto_tf.records import convert
 from protocols.baselines import check_installed
 from protocols.clustering_scores import leiden_f1
 from protocols.embeddings import BASELINES, Variant, check_training, embed_by
-from protocols.lines import append_line, read_lines
+from protocols.lines import Lines
 from protocols.quality_cells import LABEL, SOURCE, DataSet
 from protocols.report import plain
 
@@ -60,8 +60,7 @@ class Trial:
             _defaults(self.variant.method, self.variant.training.get("preset")),
             dict(self.data.settings),
         ]
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-        return self.data.name, self.variant.name, digest, self.seed
+        return self.data.name, self.variant.name, fingerprint(asked)[:8], self.seed
 
     def command(self) -> str:
         """The call of tools/quality that computes this alone."""
@@ -177,14 +176,13 @@ def planned(
                     yield Trial(data, variant, 0 if once else seed)
 
 
-def kept(results: Path) -> dict[Key, dict[str, Any]]:
-    """Rows of a results file by the key of their trial; those of earlier formats are passed over.
+def kept(results: Path) -> Lines:
+    """Rows of a results file by the key of their trial; those of other formats are passed over.
 
     Args:
         results: JSON lines; nothing is kept where there is no file.
     """
-    rows = [row for row in read_lines(results) if all(name in row for name in _KEY)]
-    return {tuple(row[name] for name in _KEY): row for row in rows}  # type: ignore[misc]
+    return Lines(results, lambda row: tuple(row[name] for name in _KEY))
 
 
 def run(trials: Iterable[Trial], results: Path) -> dict[Key, dict[str, Any]]:
@@ -226,8 +224,7 @@ def run(trials: Iterable[Trial], results: Path) -> dict[Key, dict[str, Any]]:
                         "command": trial.command(),
                     }
                 )
-                append_line(results, row)
-                done[trial.key()] = row
+                done.add(row)
                 _log.info("%d of %d: %s", number, len(missing), json.dumps(row))
     return done
 

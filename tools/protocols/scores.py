@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf._version import __version__
+from concerto_tf.jobs import fingerprint, identity_of_records
 from concerto_tf.records import Records
-from concerto_tf.tasks.training import fingerprint
 from protocols.data_sets import Score
 from protocols.embeddings import Variant, embed_by
-from protocols.lines import append_line, read_lines
+from protocols.lines import Lines
 from protocols.report import plain
 
 if TYPE_CHECKING:
@@ -34,13 +33,9 @@ class Scores:
     """
 
     def __init__(self, out: Path, protocol: str, **about: Any) -> None:
-        self._file = out / "scores.jsonl"
+        self._kept = Lines(out / "scores.jsonl", lambda row: fingerprint(row["asked"]))
         self._models = out / "models"
         self._about = {"protocol": protocol, "version": __version__, **about}
-        self._kept: dict[str, dict[str, Any]] = {}
-        for row in read_lines(self._file):
-            if "asked" in row and "scores" in row:
-                self._kept[_key(row["asked"])] = row["scores"]
         self.rows: list[dict[str, Any]] = []
 
     def add(
@@ -73,20 +68,21 @@ class Scores:
                     "method": variant.method,
                     "seed": seed,
                     "training": variant.asked(training or {}),
-                    "records": fingerprint(records),
+                    "records": identity_of_records(records),
                     "configuration": variant.configuration(),
                 }
             )
-            if _key(asked) not in self._kept:
+            if fingerprint(asked) not in self._kept:
                 parts = (*columns.values(), variant.name, f"seed{seed}")
                 model = self._models / "-".join(re.sub(r"[^\w.]+", "_", str(p)) for p in parts)
                 began = time.perf_counter()
                 z = embed_by(variant, records, seed, model, training)
                 seconds = round(time.perf_counter() - began, 2)
-                self._write(asked, plain({**score(z), "seconds": seconds}))
+                scores = plain({**score(z), "seconds": seconds})
+                self._kept.add({"asked": asked, "scores": scores})
                 if not keep_models:
                     _files.remove(model)
-            scores = self._kept[_key(asked)]
+            scores = self._kept[fingerprint(asked)]["scores"]
             self.rows.append({**columns, "method": variant.name, "seed": seed, **scores})
             _log.info("%s", ", ".join(f"{k} {v}" for k, v in self.rows[-1].items()))
 
@@ -95,10 +91,6 @@ class Scores:
         import pandas as pd
 
         return pd.DataFrame(self.rows)
-
-    def _write(self, asked: dict[str, Any], scores: dict[str, Any]) -> None:
-        append_line(self._file, {"asked": asked, "scores": scores})
-        self._kept[_key(asked)] = scores
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], over: Sequence[str] = ("seed",)) -> dict:
@@ -131,7 +123,3 @@ def summary(table: pd.DataFrame, by: Sequence[str], over: Sequence[str] = ("seed
             if own[name].notna().any()
         }
     return plain(nested)
-
-
-def _key(asked: Any) -> str:
-    return json.dumps(asked, sort_keys=True)
