@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.models.batch_model import BatchModel
+
 
 def keep_together(parts: Iterable[Any]) -> None:
     """Leaves saving of the weights of layers and metrics to the model that they are part of."""
@@ -48,7 +50,7 @@ def _named(model: Any) -> dict[str, Any]:
     """Weights by name: ``gene_scale`` of the model itself, ``teacher_norm.gamma`` of a layer.
 
     The layers within a layer go by their numbers, as ``encoder.0.kernel``: Keras may name them
-    otherwise next time.
+    otherwise next time. So do all layers of a model that is none of ours.
     """
     seen = {id(weight) for metric in model.metrics for weight in metric.variables}
     named: dict[str, Any] = {}
@@ -64,7 +66,9 @@ def _named(model: Any) -> dict[str, Any]:
                 named[unique] = weight
                 seen.add(id(weight))
 
-    collect("", [(layer.name, layer) for layer in model.layers], model.weights)
+    ours = isinstance(model, BatchModel)
+    layers = [(layer.name if ours else i, layer) for i, layer in enumerate(model.layers)]
+    collect("", layers, model.weights)
     return named
 
 
