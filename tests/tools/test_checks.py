@@ -120,6 +120,21 @@ def test_one_version_for_all() -> None:
     assert named and named.items() <= pinned.items()
 
 
+def test_citation_is_of_this_version() -> None:
+    from concerto_tf._version import __version__
+
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_files_of_trials_are_there() -> None:
+    folder = ROOT / "tools" / "trials"
+    named = set(
+        re.findall(r"`([\w-]+\.(?:jsonl|tsv|png|py))`", (folder / "README.md").read_text("utf-8"))
+    )
+    assert {"quality.jsonl", "mapping.tsv"} <= named
+    assert [name for name in sorted(named) if not (folder / name).exists()] == []
+
+
 def test_lint_says_what_it_does() -> None:
     ran = subprocess.run(
         ["bash", ROOT / "tools" / "lint", "--help"], capture_output=True, text=True
