@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from concerto_tf.models import (
         Classifier,
         Concerto,
-        Reference,
         load_model,
-        load_reference,
         save_model,
-        save_reference,
     )
     from concerto_tf.records import Records, convert
+    from concerto_tf.reference.cells import Reference
+    from concerto_tf.reference.files import load_reference, save_reference
     from concerto_tf.tasks.annotate import annotate
     from concerto_tf.tasks.compare import compare
     from concerto_tf.tasks.demo import demo
@@ -96,16 +95,10 @@ _HOMES = {
     "export": ("export",),
     "layers": ("GeneAttention", "LogNormalize", "RandomMask", "SourceBatchNormalization"),
     "losses": ("Alignment", "EffectiveRank", "NTXent", "Uniformity", "nt_xent"),
-    "models": (
-        "Classifier",
-        "Concerto",
-        "Reference",
-        "load_model",
-        "load_reference",
-        "save_model",
-        "save_reference",
-    ),
+    "models": ("Classifier", "Concerto", "load_model", "save_model"),
     "records": ("Records", "convert"),
+    "reference.cells": ("Reference",),
+    "reference.files": ("load_reference", "save_reference"),
     "tasks.annotate": ("annotate",),
     "tasks.compare": ("compare",),
     "tasks.demo": ("demo",),

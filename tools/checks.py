@@ -26,10 +26,8 @@ MOST_PARAMETERS = 10
 ALLOWED = frozenset(
     {
         "concerto_tf/models/classifier.py: length",
-        "concerto_tf/models/reference.py: length",
         "concerto_tf/records/reader.py: length",
         "concerto_tf/tasks/cells.py: as_records()",
-        "concerto_tf/tasks/map.py: length",
     }
 )
 

@@ -6,19 +6,16 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.batches import Batch
-from concerto_tf.models.classifier import UNKNOWN, Classifier
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder
-from concerto_tf.models.reference import Reference
-from concerto_tf.models.reference_files import (
-    FOLDER,
-    fingerprint,
-    is_reference,
-    load_reference,
-)
+from concerto_tf.models.fingerprint import fingerprint
+from concerto_tf.novelty import UNKNOWN
+from concerto_tf.reference.cells import Reference
+from concerto_tf.reference.files import FOLDER, is_reference, load_reference
+from concerto_tf.reference.transfer import LabelTransfer
 from concerto_tf.tasks.annotate import ALPHA as ALPHA_OF_TYPES
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.map import ALPHA as ALPHA_OF_REFERENCE
@@ -65,7 +62,7 @@ class Answer:
         self.alpha_of_reference = ALPHA_OF_REFERENCE if alpha is None else alpha
         self.k = k
         #: What has to be kept beside the model's weights.
-        self.variables: list[tf.Variable] = []
+        self.kept: list[LabelTransfer] = []
         #: Number of reference cells and of labels by key.
         self.labels: dict[str, tuple[int, int]] = {}
         self._transfers: dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]] = {}
@@ -84,8 +81,8 @@ class Answer:
                     tf.constant(self.classes),
                     outcome["code"],
                     outcome["probability"],
-                    outcome["familiarity"],
-                    self.model.rejected(outcome["familiarity"], self.alpha),
+                    outcome["novelty"],
+                    self.model.rejected(outcome["novelty"], self.alpha),
                 ),
             }
         for key, transfer in self._transfers.items():
@@ -99,22 +96,19 @@ class Answer:
     def _transfer(
         self, reference: Reference, key: str
     ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-        held = reference.labels[key]
-        known = np.flatnonzero(held.codes >= 0)
-        part = reference if len(known) == reference.n_cells else reference.part(known)
-        part, variables = part.as_variables(key)
-        self.variables += variables
-        self.labels[key] = (part.n_cells, len(held.names))
-        label = part.labeller(key, min(self.k, part.n_cells))
+        part, names = reference.labelled(key), reference.labels[key].names
+        self.labels[key] = (part.n_cells, len(names))
+        label = LabelTransfer(part, key, min(self.k, part.n_cells))
+        self.kept.append(label)
 
         def transfer(z: tf.Tensor) -> dict[str, tf.Tensor]:
             found = label(z)
-            rejected = found["familiarity"] < self.alpha_of_reference
+            rejected = found["novelty"] < self.alpha_of_reference
             return self._told(
-                tf.constant(held.names),
+                tf.constant(names),
                 found["code"],
                 found["probability"],
-                found["familiarity"],
+                found["novelty"],
                 rejected | (found["code"] < 0),
             )
 
@@ -125,7 +119,7 @@ class Answer:
         names: tf.Tensor,
         code: tf.Tensor,
         probability: tf.Tensor,
-        familiarity: tf.Tensor,
+        novelty: tf.Tensor,
         rejected: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         predicted = tf.where(code >= 0, tf.gather(names, tf.maximum(code, 0)), UNKNOWN)
@@ -133,7 +127,7 @@ class Answer:
             "label": tf.where(rejected, UNKNOWN, predicted),
             "predicted": predicted,
             "rejected": rejected,
-            "confidence": tf.sqrt(probability * familiarity),
+            "confidence": tf.sqrt(probability * novelty),
             "probability": probability,
-            "familiarity": familiarity,
+            "novelty": novelty,
         }

@@ -33,12 +33,12 @@ def card(answer: Answer) -> str:
         rows += [
             ("labels", _listed(answer.classes)),
             ("held-out cells behind the confidence", len(answer.model.calibration)),
-            ("rejected below a familiarity of", answer.alpha),
+            ("unknown below a novelty p-value of", answer.alpha),
         ]
     for key, (n_cells, n_labels) in answer.labels.items():
         rows += [
             (f"reference for {key}", f"{n_cells} cells of {n_labels} labels; {answer.k} vote"),
-            (f"{key} rejected below a familiarity of", answer.alpha_of_reference),
+            (f"{key} unknown below a novelty p-value of", answer.alpha_of_reference),
         ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     told = 'answer["embedding"], answer["unknown_genes"]'

@@ -48,7 +48,7 @@ def export(
 
     A fine-tuned model also returns ``label`` string [B] (``unknown`` where rejected),
     ``predicted`` string [B] (the label before that), ``rejected`` bool [B] and ``confidence``,
-    ``probability`` and ``familiarity`` float32 [B], see `annotate`. A model with a reference beside
+    ``probability`` and ``novelty`` float32 [B], see `annotate`. A model with a reference beside
     it (`map` keeps one in the model's folder) returns the same of the label that is transferred
     from its cells, which are inside; of several keys each as ``label_<key>`` and so on, too.
 
@@ -105,7 +105,7 @@ class _Served(tf.Module):
         self.weights = [getattr(weight, "value", weight) for weight in model.weights]
         if callable(self.weights[0]):  # Keras 2: `value` is a method of the variable itself
             self.weights = list(model.weights)
-        self.kept = answer.variables
+        self.kept = answer.kept
         encoder = answer.encoder
         self.sources = _table({name: code for code, name in enumerate(encoder.sources)})
         # Where there is one source, all cells are of it.

@@ -9,8 +9,6 @@ from concerto_tf.models.contrastive_sc import ContrastiveSC
 from concerto_tf.models.dense import DenseModel
 from concerto_tf.models.ensemble import Ensemble
 from concerto_tf.models.methods import METHODS
-from concerto_tf.models.reference import Reference
-from concerto_tf.models.reference_files import load_reference, save_reference
 from concerto_tf.models.saving import load_model, save_model
 
 __all__ = [
@@ -23,9 +21,6 @@ __all__ = [
     "ContrastiveSC",
     "DenseModel",
     "Ensemble",
-    "Reference",
     "load_model",
-    "load_reference",
     "save_model",
-    "save_reference",
 ]

@@ -25,18 +25,10 @@ from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import SAMPLE_VALUES, in_order
 from concerto_tf.models.encoder import Teachable, embed
 from concerto_tf.models.presets import Training
-from concerto_tf.models.typicality import (
-    COMPONENTS,
-    confidence_of,
-    steps_below,
-    type_axes,
-    typicality,
-)
+from concerto_tf.models.type_distance import COMPONENTS, type_axes, type_conformity
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
+from concerto_tf.novelty import Calibration, is_novel, novelty
 from concerto_tf.records.batch import ROW, Batch, Minibatch
-
-#: What a rejected cell is called.
-UNKNOWN = "unknown"
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
@@ -60,9 +52,9 @@ class Classifier(BatchModel):
     cells without a label nothing but the statistics of their source is learned, and with a target
     data set the two networks are asked to agree about its cells.
 
-    Confidence comes from cells that were held out of training (`calibrate`): it is the share of
-    them whose type is told as badly as this cell's, or worse. So a cell of a known type has a
-    confidence below ``alpha`` with a chance of about ``alpha``.
+    The novelty of a cell comes from cells that were held out of training (`calibrate`): it is the
+    share of them that are as unlike the known cell types as this cell, or more so. So a cell of a
+    known type has a novelty below ``alpha`` with a chance of about ``alpha``.
 
     Args:
         encoder: A pre-trained model, which becomes part of this one.
@@ -70,7 +62,7 @@ class Classifier(BatchModel):
         label_key: What the labels are called: batches hold them as ``label/<label_key>``.
         label_smoothing: Share of the label that is spread over all types in training.
         consistency: Weight lambda of the agreement on target cells.
-        calibration: Scores of the held-out cells, ascending; see `calibrate`.
+        calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -201,9 +193,9 @@ class Classifier(BatchModel):
 
         Returns:
             ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
-            the most probable one, ``score`` [B] (see `typicality`), ``familiarity`` [B] (the share
-            of held-out cells that score no higher; without calibration the probability) and
-            ``embedding`` [B, d], all but the code float32.
+            the most probable one, ``score`` [B] (see `type_conformity`), ``novelty`` [B] (the
+            p-value; without calibration the probability) and ``embedding`` [B, d], all but the
+            code float32.
         """
         teacher, student = self.encoder.represent(batch, training=False)
         log_p = tf.add_n([tf.nn.log_softmax(z) for z in self._logits(teacher, student)]) / 2
@@ -211,21 +203,25 @@ class Classifier(BatchModel):
         score = self._score(batch)
         probabilities = tf.cast(probabilities, tf.float32)
         probability = tf.reduce_max(probabilities, axis=-1)
-        held_out = self.calibration
-        familiarity = confidence_of(score, held_out) if held_out else probability
+        p_value = probability
+        if self.calibration:
+            held_out = Calibration(np.float32(self.calibration), len(self.calibration))
+            p_value = novelty(score, held_out, interpolate=True)
         return {
             "probabilities": probabilities,
             "probability": probability,
             "code": tf.argmax(log_p, axis=-1, output_type=tf.int32),
             "score": score,
-            "familiarity": familiarity,
+            "novelty": p_value,
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
     def _score(self, batch: Batch) -> tf.Tensor:
-        """How typical cells are of the types [B]; higher is more."""
+        """How much cells are like a known cell type [B]; higher is more."""
         y = tf.cast(self.encoder.standardized(batch), tf.float32)
-        return typicality(y, *(tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean)))
+        return type_conformity(
+            y, *(tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean))
+        )
 
     # --- training ---------------------------------------------------------------------------
 
@@ -334,7 +330,7 @@ class Classifier(BatchModel):
         self.type_mean.assign((sums / np.maximum(count, 1)[:, None]).astype(np.float32))
 
     def calibrate(self, data: Iterable[Batch]) -> dict[str, np.ndarray]:
-        """Notes how typical held-out cells are, to compare others with.
+        """Notes how much held-out cells are like the known cell types, to compare others with.
 
         Args:
             data: Batches; labelled cells in them (0 or more) are the held-out ones, of which
@@ -359,19 +355,9 @@ class Classifier(BatchModel):
         self._annotate_step = None
         return found
 
-    def rejected(self, familiarity: Any, alpha: float) -> Any:
-        """Which cells are unknown at an error rate.
-
-        Args:
-            familiarity: Of cells [N], array or tensor.
-            alpha: Share of the cells of known types that may be rejected.
-
-        Returns:
-            bool [N].
-        """
-        n = len(self.calibration)
-        # Less a little: a held-out cell is the limit itself, and no rounding is to reject it.
-        return familiarity < steps_below(alpha, n) / (n + 1) - 1e-5
+    def rejected(self, p_value: Any, alpha: float) -> Any:
+        """Which cells are unknown at an error rate, by their novelty; see `is_novel`."""
+        return is_novel(p_value, alpha, len(self.calibration))
 
     # --- use --------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import UNKNOWN, Classifier
-from concerto_tf.models.typicality import rejection_rate, steps_below
+from concerto_tf.models.classifier import Classifier
+from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
 from concerto_tf.records import Records, open_input
 from concerto_tf.tasks.cells import as_records, is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
@@ -42,11 +42,12 @@ def annotate(
 ) -> pd.DataFrame:
     """Tells the types of cells, and writes them where asked to.
 
-    Two things are told of each cell. The ``probability`` of its label among the known types, and
-    its ``familiarity``, a conformal p-value: the share of the reference's held-out cells that look
-    as strange as this cell, or stranger. Cells of a familiarity below ``alpha`` are ``unknown``. Of
-    cells of known types, measured as the reference was, a share of about ``alpha`` is so rejected;
-    with another technology it may be more. ``confidence`` is the geometric mean of the two.
+    Two things are told of each cell. The ``probability`` of its label among the known cell types,
+    and its ``novelty``, a conformal p-value: the share of held-out cells that are as unlike the
+    known cell types as this cell, or more so. Cells of a new type have a small one; below
+    ``alpha`` the label is ``unknown``. Of cells of known types, measured as the reference was, a
+    share of about ``alpha`` is so rejected; with another technology it may be more. ``confidence``
+    is the geometric mean of the two.
 
     Where too few cells were held out for the alpha asked for (fewer than 1 / alpha - 1) no cell
     is rejected, which is logged. A model that was fine-tuned without calibration rejects none, and
@@ -68,7 +69,7 @@ def annotate(
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
-        ``probability`` and ``familiarity``.
+        ``probability`` and ``novelty``.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -104,14 +105,14 @@ def _table(
     import pandas as pd
 
     predicted = np.array(model.classes, object)[found["code"]]
-    rejected = model.rejected(found["familiarity"], alpha)
+    rejected = model.rejected(found["novelty"], alpha)
     return pd.DataFrame(
         {
             "label": np.where(rejected, UNKNOWN, predicted),
-            "confidence": np.sqrt(found["probability"] * found["familiarity"]),
+            "confidence": np.sqrt(found["probability"] * found["novelty"]),
             "predicted": predicted,
             "probability": found["probability"],
-            "familiarity": found["familiarity"],
+            "novelty": found["novelty"],
         },
         index=pd.Index(names, name="cell"),
     )
@@ -241,7 +242,7 @@ def agreement_of(
         found["rejected_unseen"] = float(rejected[unseen].mean())
         if seen.any():
             both = seen | unseen
-            for key, column in (("auroc", "confidence"), ("auroc_familiarity", "familiarity")):
+            for key, column in (("auroc", "confidence"), ("auroc_novelty", "novelty")):
                 if column in table:
                     found[key] = float(roc_auc_score(seen[both], table[column].to_numpy()[both]))
     found["types_unseen"] = sorted(set(truth[unseen]))

@@ -18,7 +18,7 @@ from concerto_tf.models.classifier import Classifier, check_teachable
 from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes
 from concerto_tf.models.saving import model_file
 from concerto_tf.models.schedule import Schedule, plan_training
-from concerto_tf.models.typicality import rejection_rate, steps_below
+from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.annotate import ALPHA

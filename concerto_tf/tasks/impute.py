@@ -15,9 +15,9 @@ from concerto_tf._files import atomic
 from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
-from concerto_tf.models.reference import Reference, Values
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
+from concerto_tf.reference.cells import Reference, Values
 from concerto_tf.tasks.cells import as_records, is_records, key_where_there
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.reference import find_reference, model_folder

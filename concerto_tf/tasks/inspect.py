@@ -62,8 +62,8 @@ def inspect(
 
 def _model(path: Path) -> dict[str, Any]:
     from concerto_tf.models.modality import described
-    from concerto_tf.models.reference_files import FOLDER, load_reference
     from concerto_tf.models.saving import model_file, read_config
+    from concerto_tf.reference.files import FOLDER, load_reference
 
     file = model_file(path)
     saved = read_config(file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models.classifier import UNKNOWN
+from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import Records
 from concerto_tf.records.batch import ROW, SOURCE, Minibatch
 from concerto_tf.records.batch import label_key as key_of_label

@@ -12,8 +12,10 @@ import numpy as np
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
-from concerto_tf.models.reference import Labels, Reference
+from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import Records, open_input
+from concerto_tf.reference.cells import Reference
+from concerto_tf.reference.levels import label_levels
 from concerto_tf.tasks.adapt import adapt, with_own_statistics
 from concerto_tf.tasks.cells import as_records, is_records, key_where_there
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-UNKNOWN = "unknown"
 #: Share of the reference's own cells that `map` would call unknown; see `map`.
 ALPHA = 0.1
 
@@ -59,8 +60,10 @@ def map(  # noqa: A001 - the command's name
     """Labels query cells by their nearest reference cells, and says which it does not know.
 
     Each query cell takes the label that its k nearest reference cells vote for, weighted by
-    cosine. It is called ``unknown`` where it is less typical of that label than a share ``alpha``
-    of the reference's own cells are, by its nearness to the reference and to the label's centroid.
+    cosine. Its ``novelty`` is a conformal p-value: the share of the reference's own cells that
+    are as unlike the others of their label or more so, by their nearness to the reference and to
+    the label's centroid. Cells of a new type have a small one; below ``alpha`` the label is
+    ``unknown``.
     Of new cells of known types fewer are rejected where the model was trained on the reference, as
     queries of other batches are allowed for; about that share where it was trained on neither, and
     more where it was trained on the query too. With the default 0.1 and the first it is 0.04 of
@@ -74,15 +77,16 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]`` and ``obsm["X_concerto"]``; of ``levels`` each also under
-            ``obs["concerto_label_<level>"]`` and ``obs["concerto_confidence_<level>"]``.
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]`` and ``obsm["X_concerto"]``;
+            of ``levels`` each also with the level's name behind, as in
+            ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
         label_key: Column of the reference's obs to transfer.
         levels: Several such columns, the coarsest first. A cell is mapped to a coarse group first,
             by all reference cells, then among those of its group; where the coarse label is
             unknown, so are the finer ones. ``label_key`` is the finest level where not among them.
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
-        alpha: Share of reference cells below which a cell is unknown; 0 rejects none.
+        alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
         finetune: Train the model on the query without labels first, and embed both with it.
         joint: Whether reference cells are mixed in when fine-tuning.
         batch_aware: Normalise the query by statistics of its own instead of the reference's.
@@ -103,9 +107,9 @@ def map(  # noqa: A001 - the command's name
     Returns:
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
         the next), ``predicted`` (the label before rejection), ``probability`` (the label's share of
-        the votes), ``familiarity`` (share of reference cells that are no more typical of it); of
-        ``levels`` each with the level's name behind. ``attrs["relatives"]`` holds the
-        rows of `relatives` where asked for, ``attrs["report"]`` how the genes were matched.
+        the votes), ``novelty`` (the p-value); of ``levels`` each with the level's name behind.
+        ``attrs["relatives"]`` holds the rows of `relatives` where asked for, ``attrs["report"]``
+        how the genes were matched.
 
     Raises:
         InputError: Model, query and reference do not fit together, or an argument is unsuitable.
@@ -187,7 +191,7 @@ def map(  # noqa: A001 - the command's name
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
                 for name in table
-                if name.startswith(("label", "confidence"))
+                if name.startswith(("label", "confidence", "novelty"))
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, layer=layer)
     return table
@@ -211,85 +215,12 @@ def _label(
     index = pd.Index(list(names), name="cell")
     if reference is None or not keys:
         return pd.DataFrame(index=index)
-    check_levels(reference, keys)
-    found: dict[str, pd.DataFrame] = {}
-    group = np.full(len(z), "", object)  # one group before the first level
-    sure = np.ones(len(z), np.float32)
-    coarser = None
-    for key in keys:
-        level = pd.DataFrame(
-            {
-                "label": np.full(len(z), UNKNOWN, object),
-                "confidence": 0.0,
-                "predicted": np.full(len(z), UNKNOWN, object),
-                "probability": 0.0,
-                "familiarity": 0.0,
-            },
-            index=index,
-        )
-        for name in sorted({g for g in group if g != UNKNOWN}):
-            rows = np.flatnonzero(group == name)
-            _label_group(reference, z, rows, key, coarser, name, k, level)
-        level["probability"] *= sure
-        level["confidence"] = np.sqrt(level["probability"] * level["familiarity"])
-        level["label"] = level["predicted"].where(level["familiarity"] >= alpha, UNKNOWN)
-        group = level["label"].to_numpy(object)
-        sure, coarser = level["probability"].to_numpy(np.float32), key
-        found[key] = level
+    found = label_levels(reference, z, keys, k, alpha)
     table = found[keys[-1]]
     if by_level:
         parts = [level.add_suffix(f"_{key}") for key, level in found.items()]
         table = pd.concat([table, *parts], axis=1)
-    return table
-
-
-def _label_group(
-    reference: Reference,
-    z: np.ndarray,
-    rows: np.ndarray,
-    key: str,
-    coarser: str | None,
-    group: str,
-    k: int,
-    level: pd.DataFrame,
-) -> None:
-    """Labels the query cells of one coarse group among the reference cells of it."""
-    held = reference.labels_of(key)
-    among = held.codes >= 0
-    if coarser is not None:
-        upper = reference.labels_of(coarser)
-        among &= upper.codes == upper.names.index(group)
-    if not among.any():
-        return  # no reference cell of this group has a finer label
-    part = reference if among.all() else reference.part(np.flatnonzero(among))
-    answer = part.transfer(z[rows], key, min(k, part.n_cells))
-    names = np.array([*held.names, UNKNOWN], object)  # the last is what code -1 takes
-    level.iloc[rows, level.columns.get_loc("predicted")] = names[answer["code"]]
-    for column in ("probability", "familiarity"):
-        level.iloc[rows, level.columns.get_loc(column)] = answer[column].astype(np.float64)
-
-
-def check_levels(reference: Reference, keys: Sequence[str]) -> None:
-    """Raises InputError where a label of a level stands under two labels of the level above."""
-    for upper, lower in zip(keys, keys[1:], strict=False):
-        above, below = reference.labels_of(upper), reference.labels_of(lower)
-        both = (above.codes >= 0) & (below.codes >= 0)
-        pairs = np.unique(np.stack([below.codes[both], above.codes[both]], axis=1), axis=0)
-        lows, times = np.unique(pairs[:, 0], return_counts=True)
-        torn = [
-            f"{below.names[low]!r} ({', '.join(_names_above(above, pairs, low))})"
-            for low in lows[times > 1]
-        ]
-        if torn:
-            more = f" and {len(torn) - 5} more" if len(torn) > 5 else ""
-            raise InputError(
-                f"labels of {lower!r} stand under several of {upper!r} in the reference: "
-                f"{'; '.join(torn[:5])}{more}; give each one coarser label, or name other levels"
-            )
-
-
-def _names_above(above: Labels, pairs: np.ndarray, low: int) -> list[str]:
-    return [above.names[high] for high in pairs[pairs[:, 0] == low, 1]]
+    return table.set_index(index)
 
 
 # --- groups of the query --------------------------------------------------------------------

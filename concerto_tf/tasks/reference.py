@@ -13,21 +13,17 @@ import scipy.sparse as sp
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.models.classifier import UNKNOWN
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
-from concerto_tf.models.reference import Labels, Reference, Values
-from concerto_tf.models.reference_files import (
-    FOLDER,
-    fingerprint,
-    is_reference,
-    load_reference,
-    save_reference,
-)
+from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL
+from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import Records
 from concerto_tf.records.batch import ROW, Minibatch, label_key
 from concerto_tf.records.manifest import FILE_NAME as MANIFEST
 from concerto_tf.records.writer import TARGET_SUM
+from concerto_tf.reference.cells import Labels, Reference, Values
+from concerto_tf.reference.conformity import calibrated
+from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
 from concerto_tf.tasks.cells import as_records, is_records
 from concerto_tf.tasks.embed import Progress, embed_records
 
@@ -93,7 +89,8 @@ def find_reference(
             )
         origin, spread = geometry_of(model)
         if cells.model and not (
-            np.array_equal(cells.origin, origin) and np.array_equal(cells.spread, spread)
+            np.array_equal(cells.embedded.origin, origin)
+            and np.array_equal(cells.embedded.spread, spread)
         ):
             raise InputError(
                 "the reference has another origin or spread than the model; make it with "
@@ -159,7 +156,7 @@ def find_reference(
     if kept is not None:
         for key in made.labels:
             if (made.labels[key].codes >= 0).all():
-                made.calibrated(key)
+                calibrated(made, key)
         try:
             save_reference(made, kept)
         except OSError as error:

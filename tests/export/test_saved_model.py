@@ -15,8 +15,10 @@ import tensorflow as tf
 from concerto_tf.errors import InputError
 from concerto_tf.export import export
 from concerto_tf.models import Concerto, save_model
-from concerto_tf.models.reference import Labels, Reference
-from concerto_tf.models.reference_files import fingerprint, save_reference
+from concerto_tf.models.fingerprint import fingerprint
+from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.files import save_reference
+from concerto_tf.reference.transfer import transfer
 
 pytestmark = pytest.mark.stack
 
@@ -278,7 +280,7 @@ def test_the_reference_kept_with_a_model_is_found_by_its_file_and_stale_ones_are
     save_reference(Reference(z, labels, model=fingerprint(model)), tmp_path / "reference")
     served = export(tmp_path / "model.keras", tmp_path / "served")
     outputs = tf.saved_model.load(str(served)).signatures["by_index"].structured_outputs
-    assert {"label", "familiarity"} <= set(outputs) and "left out" not in caplog.text
+    assert {"label", "novelty"} <= set(outputs) and "left out" not in caplog.text
     save_reference(Reference(z, labels, model="another"), tmp_path / "reference")
     served = export(tmp_path, tmp_path / "stale")
     outputs = tf.saved_model.load(str(served)).signatures["by_index"].structured_outputs
@@ -304,17 +306,16 @@ def test_a_reference_of_cells_that_were_trained_on_is_served_as_it_is_mapped(
         origin=model.geometry.origin,
         spread=model.geometry.spread,
     )
-    assert reference.factor.min() < 0.95 and reference.middle.any()
+    assert reference.embedded.factor.min() < 0.95 and reference.embedded.middle.any()
     save_reference(reference, tmp_path / "reference")
     served = tf.saved_model.load(str(export(tmp_path, tmp_path / "served"))).signatures["by_index"]
     got = served(genes=tf.constant(query["genes"]), values=tf.constant(query["values"]))
     z = model.embed([{**query, "source": np.full(40, -1, np.int32)}])
     for key, held in labels.items():
-        part = reference.part(np.flatnonzero(held.codes >= 0))
-        want = part.transfer(z, key, 5)
+        want = transfer(reference.labelled(key), z, key, 5)
         predicted = [name.decode() for name in got[f"predicted_{key}"].numpy()]
         assert predicted == [held.names[code] for code in want["code"]]
-        near(got[f"familiarity_{key}"], want["familiarity"])
+        near(got[f"novelty_{key}"], want["novelty"])
     # Constants have to fit into one message: of each cell they hold the code of its label alone.
     graph = served.graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]

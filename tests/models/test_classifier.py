@@ -220,7 +220,7 @@ def test_cells_come_back_in_the_order_of_rows(trained: Classifier, make_labelled
         "probability",
         "code",
         "score",
-        "familiarity",
+        "novelty",
         "embedding",
     }
     np.testing.assert_allclose(want["probabilities"].sum(1), 1, atol=1e-5)

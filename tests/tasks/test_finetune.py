@@ -17,7 +17,7 @@ from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.typicality import confidence_of, rejection_rate, type_axes, typicality
+from concerto_tf.novelty import rejection_rate
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.annotate import agreement_of, annotate, annotate_records
 from concerto_tf.tasks.embed import embed
@@ -336,8 +336,8 @@ def test_alpha_is_the_share_of_known_cells_that_is_rejected(finetuned: Path) -> 
     rejected = (table["label"] == "unknown").mean()
     _, low, high = rejection_rate(0.2, 48)
     assert low - 0.03 < rejected < high + 0.03
-    assert ((table["familiarity"] < 9 / 49) == (table["label"] == "unknown")).all()
-    blend = np.sqrt(table["probability"] * table["familiarity"])
+    assert ((table["novelty"] < 9 / 49) == (table["label"] == "unknown")).all()
+    blend = np.sqrt(table["probability"] * table["novelty"])
     np.testing.assert_allclose(table["confidence"], blend)
 
 
@@ -408,40 +408,3 @@ def test_held_out_part_is_stratified_random_and_of_the_size_asked_for() -> None:
     assert hold_out(np.zeros(20, int), 0.1).sum() == 10  # but no more than half
     assert hold_out(np.zeros(50_000, int), 0.2).sum() == 2_000
     assert not hold_out(codes, 0.0).any()
-
-
-def test_typicality_is_the_mahalanobis_distance_in_principal_components() -> None:
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, 400)
-    y = rng.normal(size=(3, 8))[label] * 3 + rng.normal(size=(400, 8)) @ rng.normal(size=(8, 8))
-    axes = type_axes(y, label).astype("float64")
-    assert axes.shape == (8, 50) and not axes[:, 8:].any()
-    mean = np.stack([y[label == c].mean(0) for c in range(3)])
-    rest = y - mean[label]
-    spread = rest.T @ rest / 397
-    spread += 0.1 * np.trace(spread) / 8 * np.eye(8)
-    inverse = np.linalg.inv(spread)
-    new = rng.normal(size=(30, 8)) * 4
-    apart = new[:, None] - mean
-    want = -np.einsum("ncf,fg,ncg->nc", apart, inverse, apart).min(1)
-    np.testing.assert_allclose(typicality(new, axes, mean @ axes), want, rtol=1e-4)
-
-
-def test_confidence_rises_with_the_score_and_is_the_share_below() -> None:
-    held_out = np.sort(np.random.default_rng(0).normal(size=99))
-    score = np.sort(np.concatenate([np.random.default_rng(1).normal(size=200) * 3, held_out]))
-    found = confidence_of(score.astype("float32"), held_out.astype("float32").tolist()).numpy()
-    assert (np.diff(found) >= 0).all() and (np.diff(found) > 0).mean() > 0.9
-    assert 0 < found[0] and found[-1] < 1
-    below = (held_out.astype("float32") <= score.astype("float32")[:, None]).sum(1)
-    assert (found >= below / 100 - 1e-6).all() and (found <= (below + 1) / 100 + 1e-6).all()
-
-
-def test_rejection_rate_is_that_of_many_calibrations() -> None:
-    rng = np.random.default_rng(0)
-    held_out = np.sort(rng.random((20_000, 60)), axis=1)
-    realised = held_out[:, 2]  # uniform scores; below the third of 60: floor(0.05 * 61) = 3
-    mean, low, high = rejection_rate(0.05, 60)
-    assert mean == pytest.approx(realised.mean(), abs=2e-3)
-    assert (low, high) == pytest.approx(tuple(np.quantile(realised, [0.025, 0.975])), abs=3e-3)
-    assert rejection_rate(0.05, 18) == (0.0, 0.0, 0.0)

@@ -14,11 +14,12 @@ from anndata import AnnData
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
-from concerto_tf.models.reference import Reference
-from concerto_tf.models.reference_files import fingerprint
+from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.records import convert
+from concerto_tf.reference.cells import Reference
+from concerto_tf.reference.levels import check_levels
 from concerto_tf.tasks.embed import embed
-from concerto_tf.tasks.map import check_levels, map, relatives
+from concerto_tf.tasks.map import map, relatives
 from concerto_tf.tasks.train import train
 
 N_GENES = 80
@@ -92,12 +93,13 @@ def test_labels_confidence_and_embedding_of_the_query(
     assert (table["label"] == "unknown")[new].mean() > 0.9
     assert table["confidence"][new].mean() < 0.2 < 0.6 < table["confidence"][~new].mean()
     np.testing.assert_allclose(
-        table["confidence"], np.sqrt(table["probability"] * table["familiarity"]), atol=1e-6
+        table["confidence"], np.sqrt(table["probability"] * table["novelty"]), atol=1e-6
     )
     written = anndata.io.read_h5ad(out)
     assert list(table.index) == list(written.obs_names) == list(cells.obs_names)
     assert written.obs["concerto_label"].astype(str).tolist() == table["label"].tolist()
-    np.testing.assert_array_equal(written.obs["concerto_confidence"], table["confidence"])
+    for name in ("confidence", "novelty"):
+        np.testing.assert_array_equal(written.obs[f"concerto_{name}"], table[name])
     assert written.obsm["X_concerto"].shape == (150, 16)
     assert "found by the same gene symbols" in table.attrs["report"][0]
     assert str(table)  # its attrs do not keep pandas from printing it
@@ -151,10 +153,10 @@ def test_a_reference_of_another_model_or_damaged_is_refused(
         map(loaded, query, reference=Reference(np.eye(16), model="other"), label_key="fine")
     assert loaded.geometry.origin.any()
     own = Reference(np.eye(16), model=fingerprint(loaded))
-    with pytest.raises(InputError, match=r"another origin.*origin=model\.origin"):
+    with pytest.raises(InputError, match=r"another origin.*origin=model\.geometry\.origin"):
         map(loaded, query, reference=own, label_key="fine")
     own = Reference(np.eye(16), model=fingerprint(loaded), origin=loaded.geometry.origin)
-    with pytest.raises(InputError, match=r"spread.*spread=model\.spread"):
+    with pytest.raises(InputError, match=r"spread.*spread=model\.geometry\.spread"):
         map(loaded, query, reference=own, label_key="fine")
 
 

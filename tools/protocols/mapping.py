@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.map import ALPHA, UNKNOWN, map
+from concerto_tf.novelty import UNKNOWN
+from concerto_tf.tasks.map import ALPHA, map
 from protocols.embeddings import check_training
 from protocols.report import check_folder, leave
 

@@ -22,7 +22,7 @@ from protocols.report import check_folder, leave, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHOWN = ("auroc_familiarity", "auroc", "rejected_unseen", "rejected_seen", "accuracy")
+_SHOWN = ("auroc_novelty", "auroc", "rejected_unseen", "rejected_seen", "accuracy")
 
 
 def rejection(
@@ -129,8 +129,8 @@ def rejection(
                     }
                 )
                 unseen = np.isin(labels[aside], group)
-                familiar = table["familiarity"].to_numpy()
-                curves.setdefault(name, []).append((familiar[~unseen], familiar[unseen]))
+                p_value = table["novelty"].to_numpy()
+                curves.setdefault(name, []).append((p_value[~unseen], p_value[unseen]))
     table = pd.DataFrame(rows)
     means = table.groupby("unseen", sort=False)[list(_SHOWN)].mean()
     result = plain(
@@ -161,7 +161,7 @@ def _figure_of(
     result: Mapping[str, Any],
     alpha: float,
 ) -> Figure:
-    """Densities of the familiarity of types seen (validation) and unseen (test), by group."""
+    """Densities of the novelty p-value of types seen (validation) and unseen (test), by group."""
     from concerto_tf.tasks.figures import PALETTE, new_figure, short_name
 
     columns = min(4, len(curves))
@@ -182,11 +182,11 @@ def _figure_of(
                 label=label,
             )
         axis.axvline(alpha, color="black", lw=0.8, ls="--", label=f"alpha {alpha:g}")
-        auroc = result["unseen"][name]["auroc_familiarity"]
+        auroc = result["unseen"][name]["auroc_novelty"]
         axis.set_title(f"{short_name(name, 30)}\nAUROC {auroc:.2f}", size=9)
         axis.set_yticks([])
         axis.set_xlim(0, 1)
-        axis.set_xlabel("familiarity", fontsize=9)
+        axis.set_xlabel("novelty p-value", fontsize=9)
     for axis in axes[len(curves) :]:
         axis.set_axis_off()
     figure.legend(

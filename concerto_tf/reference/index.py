@@ -1,12 +1,24 @@
-"""Nearest reference cells by cosine similarity, and their vote; pure functions of tensors."""
+"""Search for the nearest reference cells by cosine similarity."""
 
 from __future__ import annotations
+
+import logging
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.reference.approximate import ApproximateSearch
+
+_log = logging.getLogger("concerto_tf")
+#: Reference cells past which the search is approximate, where faiss is installed, and query cells
+#: up to which it is exact all the same: an index would take longer to build than it saves.
+EXACT_CELLS = 200_000
+FEW_CELLS = 2_000
 #: Reference cells that are compared at once: their similarities stay in the processor's cache.
 BLOCK_CELLS = 8192
+#: Cells of a query that are looked at together.
+BATCH_CELLS = 256
 #: Columns of which only the maximum is looked at first.
 _GROUP = 64
 #: Below every cosine.
@@ -49,7 +61,7 @@ def nearest(z: tf.Tensor, blocks: tf.Tensor, n_cells: int, k: int) -> tuple[tf.T
     Example:
 
     >>> import numpy as np, tensorflow as tf
-    >>> from concerto_tf.models.neighbours import in_blocks, nearest
+    >>> from concerto_tf.reference.index import in_blocks, nearest
     >>> reference = np.eye(3, dtype="float32")
     >>> index, cosine = nearest(tf.constant([[3.0, 4.0, 0.0]]), in_blocks(reference), 3, k=2)
     >>> index.numpy().tolist(), cosine.numpy().astype(float).round(3).tolist()
@@ -92,32 +104,63 @@ def nearest(z: tf.Tensor, blocks: tf.Tensor, n_cells: int, k: int) -> tuple[tf.T
     return index, cosine
 
 
-def vote(codes: tf.Tensor, cosine: tf.Tensor, n_labels: int) -> tf.Tensor:
-    """Probability of each label from the labels of the nearest reference cells.
+class Index:
+    """Search for the nearest of reference cells: exact in TensorFlow, of many cells by faiss.
 
-    A neighbour weighs as much as its cosine; one that points away (a negative cosine), and one
-    without a label, does not vote. Where nobody votes, all probabilities are 0.
+    The search is exact up to 200,000 reference cells, and for 2,000 cells or fewer. Beyond that
+    faiss searches where it is installed, and finds at least 0.98 of the true neighbours
+    (`ApproximateSearch`).
 
     Args:
-        codes: Labels of the neighbours [B, k], int; -1 where missing.
-        cosine: Their cosine similarities [B, k].
-        n_labels: Number of labels L.
-
-    Returns:
-        Probabilities [B, L], float32.
-
-    Example:
-
-    >>> import tensorflow as tf
-    >>> from concerto_tf.models.neighbours import vote
-    >>> vote(tf.constant([[0, 1, 0]]), tf.constant([[0.6, 0.3, 0.3]]), 2).numpy().tolist()
-    [[0.75, 0.25]]
-
-    Reference:
-        Concerto, equations 15 and 16.
+        unit: Embeddings of the reference at unit length [N, d], float32.
     """
-    weight = tf.where(codes >= 0, tf.maximum(tf.cast(cosine, tf.float32), 0.0), 0.0)
-    member = tf.one_hot(codes, n_labels, dtype=tf.float32)
-    return tf.math.divide_no_nan(
-        tf.einsum("bk,bkl->bl", weight, member), tf.reduce_sum(weight, axis=1, keepdims=True)
-    )
+
+    def __init__(self, unit: np.ndarray) -> None:
+        self._unit = unit
+        self._exact: dict[int, tf.types.experimental.PolymorphicFunction] = {}
+
+    @cached_property
+    def blocks(self) -> tf.Tensor:
+        """The embeddings as `nearest` takes them."""
+        return tf.constant(in_blocks(self._unit))
+
+    def search(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most similar reference cells of each cell.
+
+        Args:
+            z: Embeddings [n, d], float32; their length does not matter.
+            k: Number of neighbours, at most N.
+
+        Returns:
+            Indices int32 [n, k] and cosines float32 [n, k], the most similar first.
+        """
+        n_cells = len(self._unit)
+        if n_cells > EXACT_CELLS and len(z) > FEW_CELLS and self._approximate is not None:
+            length = np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+            return self._approximate.search(np.ascontiguousarray(z / length), k)
+        if k not in self._exact:
+            blocks = self.blocks
+            # Not under XLA: its matrix product takes several times as long on CPUs.
+            self._exact[k] = tf.function(
+                lambda batch: nearest(batch, blocks, n_cells, k),
+                input_signature=[tf.TensorSpec([None, z.shape[1]], tf.float32)],
+            )
+        index = np.empty((len(z), k), np.int32)
+        cosine = np.empty((len(z), k), np.float32)
+        for start in range(0, len(z), BATCH_CELLS):
+            rows = slice(start, start + BATCH_CELLS)
+            index[rows], cosine[rows] = (x.numpy() for x in self._exact[k](z[rows]))
+        return index, cosine
+
+    @cached_property
+    def _approximate(self) -> ApproximateSearch | None:
+        """The search among many cells; None where faiss is not installed."""
+        try:
+            return ApproximateSearch(self._unit)
+        except ImportError:
+            _log.warning(
+                "%d reference cells: pip install faiss-cpu makes the search many times faster; it "
+                "goes on in TensorFlow",
+                len(self._unit),
+            )
+            return None

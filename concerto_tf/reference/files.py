@@ -9,50 +9,30 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import tensorflow as tf
 
 from concerto_tf import _files
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.models.base import ContrastiveModel
-from concerto_tf.models.encoder import Encoder
-from concerto_tf.models.familiarity import Calibration
-from concerto_tf.models.reference import Labels, Reference, Values
-from concerto_tf.models.weights import lasting_weights
+from concerto_tf.novelty import Calibration
+from concerto_tf.reference.cells import Conformity, Embedded, Labels, Reference, Values
 
 FOLDER = "reference"
 FILE_NAME = "reference.json"
 #: Version of what a saved reference holds.
-SAVED_FORMAT = 2
+SAVED_FORMAT = 1
 
-#: Arguments that no embedding rests on.
-_OTHER = ("name", "concerto_tf", "saved_format", "seed", "temperature")
-#: What a reference holds whose model knows how far cells spread.
-_SPREAD_OUT = ("spread", "factor", "lengths")
+#: Names of files, and the attributes of `Embedded` that they hold.
+_EMBEDDED = {
+    "embeddings": "unit",
+    "lengths": "lengths",
+    "origin": "origin",
+    "factor": "factor",
+    "spread": "spread",
+}
+#: What `Conformity` has the scores of.
+_SCORES = ("near", "centre", "joint")
 _CSR = ("data", "indices", "indptr")
-
-
-def fingerprint(model: Encoder) -> str:
-    """What tells models apart that embed differently: a checksum of genes, sources and weights.
-
-    Args:
-        model: The model.
-
-    Returns:
-        SHA-256 in hexadecimal; the same before saving and after loading.
-    """
-    inputs = {one.name: one.get_config() for one in model.modality_inputs}
-    own = model.get_config() if isinstance(model, ContrastiveModel) else {}
-    config = {key: value for key, value in own.items() if key not in _OTHER}
-    told = [config, inputs, list(model.sources), model.embedding_dim]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for weight in lasting_weights(model):
-        values = np.array(tf.convert_to_tensor(weight))
-        # Counters of masks advance in training alone; an embedding rests on floats.
-        if np.issubdtype(values.dtype, np.floating):
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
 
 
 def is_reference(folder: str | Path) -> bool:
@@ -71,8 +51,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
 
     >>> import tempfile
     >>> import numpy as np
-    >>> from concerto_tf.models.reference import Reference
-    >>> from concerto_tf.models.reference_files import load_reference, save_reference
+    >>> from concerto_tf import Reference, load_reference, save_reference
     >>> folder = tempfile.mkdtemp() + "/reference"
     >>> save_reference(Reference(np.eye(3)), folder)
     >>> load_reference(folder).n_cells
@@ -87,16 +66,17 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             files[f"{name}.npy"] = _files.sha256(temporary / f"{name}.npy")
 
-        keep("embeddings", reference.embeddings)
-        keep("origin", reference.origin)
-        if reference.spread is not None:
-            for name in _SPREAD_OUT:
-                keep(name, getattr(reference, name))
+        for name, attribute in _EMBEDDED.items():
+            if getattr(reference.embedded, attribute) is not None:
+                keep(name, getattr(reference.embedded, attribute))
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
-                for part, array in reference.calibrations[key]._asdict().items():
-                    keep(f"labels-{i}-{part}", array)
+                made = reference.calibrations[key]
+                keep(f"labels-{i}-centroids", made.centroids)
+                for name in _SCORES:
+                    for part, array in getattr(made, name)._asdict().items():
+                        keep(f"labels-{i}-{name}-{part}", array)
         for i, held in enumerate(reference.values.values()):
             if sp.issparse(held.matrix):
                 for part in _CSR:
@@ -108,8 +88,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             _checked(
                 {
                     "concerto_tf": __version__,
-                    # Older versions take embeddings without a spread for what they are.
-                    "saved_format": SAVED_FORMAT if reference.spread is not None else 1,
+                    "saved_format": SAVED_FORMAT,
                     "n_cells": reference.n_cells,
                     "model": reference.model,
                     "cells": reference.cells,
@@ -171,8 +150,13 @@ def load_reference(folder: str | Path) -> Reference:
         for i, held in enumerate(content["labels"]):
             labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
             if held["calibrated"]:
-                parts = {part: array(f"labels-{i}-{part}") for part in Calibration._fields}
-                calibrations[held["key"]] = Calibration(**parts)
+                scores = {
+                    name: Calibration(
+                        *(array(f"labels-{i}-{name}-{part}") for part in Calibration._fields)
+                    )
+                    for name in _SCORES
+                }
+                calibrations[held["key"]] = Conformity(array(f"labels-{i}-centroids"), **scores)
         n = content["n_cells"]
         for i, held in enumerate(content["values"]):
             features = tuple(held["features"])
@@ -181,19 +165,17 @@ def load_reference(folder: str | Path) -> Reference:
                 matrix = sp.csr_matrix(tuple(parts), shape=(n, len(features)))
             else:
                 matrix = array(f"values-{i}")
-            values[held["modality"]] = Values(
-                matrix, features, held["units"], held.get("place", "")
-            )
+            values[held["modality"]] = Values(matrix, features, held["units"], held["place"])
+        parts = {
+            attribute: array(name)
+            for name, attribute in _EMBEDDED.items()
+            if attribute != "spread" or f"{name}.npy" in content["files"]
+        }
+        embedded = Embedded(**parts)
         reference = Reference(
-            array("embeddings"), labels, values, model=content["model"], cells=content["cells"]
+            embedded, labels, values, model=content["model"], cells=content["cells"]
         )
         reference.calibrations.update(calibrations)
-        # Earlier versions had some of these or none.
-        if "origin.npy" in content["files"]:
-            reference.origin = array("origin")
-        if "spread.npy" in content["files"]:
-            for name in _SPREAD_OUT:
-                setattr(reference, name, array(name))
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

@@ -1,0 +1,162 @@
+"""Novelty of cells: how unlike known cells they are, as a conformal p-value.
+
+Whatever tells how much a cell is like the known ones is a *conformity score*: higher is more like
+them. The novelty p-value of a cell is the share of known cells, itself among them, that conform no
+better. Of cells like the known ones a share of about alpha lies below alpha; cells of a new type
+lie near 0. `annotate` and `map` differ in their scores, not in what is made of them here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+#: The label of a cell that is too novel for any other.
+UNKNOWN = "unknown"
+
+_QUANTILES = np.linspace(0, 1, 201)
+
+
+class Calibration(NamedTuple):
+    """Conformity scores of known cells, with which those of other cells are compared.
+
+    Attributes:
+        scores: Ascending [Q], or by group [G, Q]: those of all n cells, or quantiles of them.
+        count: Number n of cells, or by group [G].
+    """
+
+    scores: np.ndarray
+    count: np.ndarray | int
+
+
+def calibrate(
+    scores: np.ndarray, group: np.ndarray | None = None, n_groups: int = 1
+) -> Calibration:
+    """Keeps 201 quantiles of the scores of known cells, of each group of cells apart.
+
+    Args:
+        scores: Conformity scores of known cells [n].
+        group: Group of each cell [n], for a calibration by group; ``None`` for one of all cells.
+        n_groups: Number of groups G. In a group without cells nothing is novel.
+
+    Returns:
+        The calibration.
+    """
+    if group is None:
+        return Calibration(np.quantile(scores, _QUANTILES).astype(np.float32), len(scores))
+    grid = np.full((n_groups, len(_QUANTILES)), -1.0, np.float32)
+    for code in np.unique(group):
+        grid[code] = np.quantile(scores[group == code], _QUANTILES)
+    return Calibration(grid, np.bincount(group, minlength=n_groups).astype(np.float32))
+
+
+def novelty(
+    score: tf.Tensor,
+    known: Calibration,
+    group: tf.Tensor | None = None,
+    interpolate: bool = False,
+) -> tf.Tensor:
+    """The novelty p-value of cells: the share of known cells that conform no better.
+
+    Args:
+        score: Conformity scores of cells [B], float32.
+        known: From `calibrate`, or the scores of all known cells.
+        group: Group with whose cells each is compared [B], where the calibration is by group.
+        interpolate: Whether the cell itself, which counts as one of the known cells, counts only in
+            proportion to where its score lies between theirs. The value then rises with the score
+            everywhere, also beyond all known cells. Takes the scores of all known cells.
+
+    Returns:
+        Values within 0 and 1 [B], float32: with j of n known cells that conform no better,
+        (j + 1) / (n + 1), or between j / (n + 1) and that where interpolated.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.novelty import Calibration, novelty
+    >>> known = Calibration(np.float32([1, 2, 3]), 3)
+    >>> score = tf.constant([-9.0, 1.0, 1.5, 3.0])
+    >>> novelty(score, known).numpy().tolist()
+    [0.25, 0.5, 0.5, 1.0]
+    >>> novelty(score, known, interpolate=True).numpy().tolist()
+    [0.0119..., 0.25, 0.375, 0.75]
+
+    Reference:
+        Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", Springer (2005).
+    """
+    scores, count = (tf.constant(part, tf.float32) for part in known)
+    if group is not None:
+        scores, count = tf.gather(scores, group), tf.gather(count, group)
+    below = tf.reduce_sum(tf.cast(scores <= score[:, tf.newaxis], tf.float32), axis=-1)
+    itself = _between(score, scores, tf.cast(below, tf.int32)) if interpolate else 1.0
+    return (below * (count / scores.shape[-1]) + itself) / (1.0 + count)
+
+
+def _between(score: tf.Tensor, known: tf.Tensor, below: tf.Tensor) -> tf.Tensor:
+    """How far each score [B] lies from the known one before it to the next, within 0 and 1."""
+    n = known.shape[0]
+    width = tf.maximum(known[-1] - known[0], 1e-6)
+    low = tf.gather(known, tf.maximum(below - 1, 0))
+    high = tf.gather(known, tf.minimum(below, n - 1))
+    between = tf.math.divide_no_nan(score - low, high - low)
+    # Beyond the known cells, ever nearer to 0 or 1.
+    between = tf.where(below == 0, 1 / (1 + 4 * (high - score) / width), between)
+    return tf.where(below == n, 1 - 1 / (1 + 4 * (score - low) / width), between)
+
+
+def steps_below(alpha: float, n: int) -> int:
+    """The largest j for which j / (n + 1) is no more than alpha.
+
+    A cell is rejected where it conforms less than the j-th of n known cells; none is where j is 0.
+
+    Example:
+
+    >>> steps_below(0.05, 19), steps_below(0.05, 18)
+    (1, 0)
+    """
+    return math.floor(alpha * (n + 1) + 1e-9)
+
+
+def is_novel(p_value: Any, alpha: float, n: int) -> Any:
+    """Which cells are unknown, by interpolated p-values that rest on n known cells.
+
+    Args:
+        p_value: From `novelty` [B], array or tensor.
+        alpha: Share of known cells that may be rejected.
+        n: Number of known cells that the p-values rest on; too few reject none.
+
+    Returns:
+        bool [B].
+    """
+    # Less a little: a known cell is the limit itself, and no rounding is to reject it.
+    return p_value < steps_below(alpha, n) / (n + 1) - 1e-5
+
+
+def rejection_rate(alpha: float, n: int) -> tuple[float, float, float]:
+    """Share of known cells that a calibration on n held-out cells rejects, and how sure that is.
+
+    Where a cell is rejected that conforms less than the j-th of the held-out ones, the share
+    rejected of all cells like them follows the distribution Beta(j, n + 1 - j).
+
+    Args:
+        alpha: Share of known cells that may be rejected.
+        n: Number of held-out cells.
+
+    Returns:
+        Its mean, and the limits within which it lies in 95 of 100 calibrations.
+
+    Example:
+
+    >>> [round(rate, 3) for rate in rejection_rate(0.05, 399)]
+    [0.05, 0.031, 0.073]
+    """
+    from scipy.stats import beta
+
+    j = steps_below(alpha, n)
+    if not j:
+        return 0.0, 0.0, 0.0
+    low, high = beta.ppf([0.025, 0.975], j, n + 1 - j)
+    return j / (n + 1), float(low), float(high)

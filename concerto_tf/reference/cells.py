@@ -1,0 +1,269 @@
+"""A reference: embedded cells with their labels, against which query cells are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from concerto_tf.errors import InputError
+from concerto_tf.novelty import Calibration
+from concerto_tf.numerics.spread import as_unseen
+from concerto_tf.reference.index import Index
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the reference cells under one key.
+
+    Attributes:
+        codes: int32 [N], -1 where a cell has none.
+        names: Name of each code.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a further modality of the reference cells.
+
+    Attributes:
+        matrix: float32 [N, F], dense or CSR.
+        features: Names of the F features.
+        units: "log1p of counts scaled to 10,000 per cell", or "as given" where they were no counts.
+        place: Where they lay in the cells, as in ``obsm:protein``; empty where that is not known.
+    """
+
+    matrix: np.ndarray | sp.csr_matrix
+    features: tuple[str, ...]
+    units: str
+    place: str = ""
+
+
+class Conformity(NamedTuple):
+    """How much the reference cells of each label are like each other.
+
+    Attributes:
+        centroids: Mean direction of the cells of each label [L, d].
+        near: Mean cosine of the cells to their nearest reference cells, by label.
+        centre: Cosine of the cells to their label's centroid, by label.
+        joint: Sum of the logarithms of both p-values, of the cells of all labels.
+    """
+
+    centroids: np.ndarray
+    near: Calibration
+    centre: Calibration
+    joint: Calibration
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of reference cells as they are compared: by cosine, at unit length.
+
+    Attributes:
+        unit: Directions of the cells [N, d], float32.
+        lengths: Lengths [N] that the embeddings had.
+        origin: Where the middle of all cells lies [d], `Geometry.origin`.
+        factor: What the units of an embedding were multiplied by, seen from the origin [d].
+        spread: `Geometry.spread` [2, d]; ``None`` where it is not known. Where it is,
+            cosines are taken of the embeddings as they come, otherwise as seen from the origin.
+    """
+
+    unit: np.ndarray
+    lengths: np.ndarray
+    origin: np.ndarray
+    factor: np.ndarray
+    spread: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls, embeddings: np.ndarray, origin: np.ndarray | None, spread: np.ndarray | None
+    ) -> Embedded:
+        """Embeddings [N, d] of a model, with its origin and its spread."""
+        z = np.asarray(embeddings, np.float32)
+        if not len(z):
+            raise InputError("a reference needs at least one cell")
+        width = z.shape[1:]
+        origin = np.zeros(width, np.float32) if origin is None else np.asarray(origin, np.float32)
+        spread = None if spread is None else np.asarray(spread, np.float32)
+        for name, held, shape in (("origin", origin, width), ("spread", spread, (2, *width))):
+            if held is not None and held.shape != shape:
+                raise InputError(
+                    f"{name} has shape {held.shape} for embeddings of {width}; both come from one "
+                    "model"
+                )
+        z = z - origin
+        factor = np.ones_like(origin) if spread is None else as_unseen(z, spread)
+        z *= factor  # in place: there may be millions of cells
+        if spread is not None:
+            z += origin
+        lengths = np.linalg.norm(z, axis=1)
+        z /= np.maximum(lengths, 1e-12)[:, np.newaxis]
+        return cls(z, lengths, origin, factor, spread)
+
+    def part(self, rows: np.ndarray) -> Embedded:
+        """Those of some of the cells."""
+        return replace(self, unit=self.unit[rows], lengths=self.lengths[rows])
+
+    @property
+    def middle(self) -> np.ndarray:
+        """Where the middle of all cells lies in embeddings as they are compared [d]."""
+        return np.zeros_like(self.origin) if self.spread is None else self.origin
+
+    def compared(self, z: np.ndarray) -> np.ndarray:
+        """Embeddings of a query [n, d] as they are compared."""
+        return np.asarray(z, np.float32) - (self.origin - self.middle)
+
+    def from_middle(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Embeddings of some of the cells, seen from the middle [n, d]."""
+        return self.unit[rows] * self.lengths[rows, np.newaxis] - self.middle
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """What takes a cosine with a cell to that seen from the middle; see `nearness` [N, 3].
+
+        The cell's length, how far it lies towards the middle, and its distance from there.
+        """
+        along = self.unit @ self.middle
+        square = self.lengths**2 - 2 * self.lengths * along + self.middle @ self.middle
+        return np.stack([self.lengths, along, np.sqrt(np.maximum(square, 1e-24))], axis=1)
+
+
+class Reference:
+    """Embedded reference cells, with their labels and values of further modalities.
+
+    Cells that a model was trained on spread more than others do, as a model of few cells follows
+    their noise. Reference cells that spread so (told by the embeddings) are drawn together, so that
+    a query, which is taken not to have been trained on, meets them as if none had been. Where a
+    reference holds cells of both, all are treated as most of them are.
+
+    Args:
+        embeddings: Embeddings [N, d] of the reference cells, or these as they are compared.
+        labels: Labels by key.
+        values: Values of further modalities by name.
+        model: Fingerprint of the model that embedded the cells (`fingerprint`).
+        cells: Fingerprint of the cells.
+        origin: `Geometry.origin` [d]; ``None`` for 0.
+        spread: `Geometry.spread` [2, d]; ``None`` where it is not known.
+
+    Attributes:
+        embedded: The embeddings as they are compared.
+        index: Search for the nearest of them.
+        calibrations: How much the cells of each label are like each other, by key; see
+            `calibrated`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from concerto_tf import Reference
+    >>> from concerto_tf.reference.cells import Labels
+    >>> from concerto_tf.reference.transfer import transfer
+    >>> z = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    >>> types = Labels(np.array([0, 0, 1, 1], "int32"), ("B", "T"))
+    >>> reference = Reference(z, {"cell_type": types})
+    >>> index, cosine = reference.neighbours(np.array([[2.0, 0.1]]), k=2)
+    >>> sorted(index[0].tolist())
+    [0, 1]
+    >>> found = transfer(reference, np.array([[2.0, 0.1]]), "cell_type", k=2)
+    >>> found["code"].tolist(), found["probability"].tolist()
+    ([0], [1.0])
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray | Embedded,
+        labels: Mapping[str, Labels] | None = None,
+        values: Mapping[str, Values] | None = None,
+        *,
+        model: str = "",
+        cells: str = "",
+        origin: np.ndarray | None = None,
+        spread: np.ndarray | None = None,
+    ) -> None:
+        if not isinstance(embeddings, Embedded):
+            embeddings = Embedded.of(embeddings, origin, spread)
+        self.embedded = embeddings
+        self.index = Index(embeddings.unit)
+        self.labels = dict(labels or {})
+        self.values = dict(values or {})
+        self.model, self.cells = model, cells
+        self.calibrations: dict[str, Conformity] = {}
+        for name, held in (*self.labels.items(), *self.values.items()):
+            rows = len(held.codes) if isinstance(held, Labels) else held.matrix.shape[0]
+            if rows != self.n_cells:
+                raise InputError(f"{name!r} has {rows} rows for {self.n_cells} reference cells")
+
+    @property
+    def n_cells(self) -> int:
+        """Number of reference cells N."""
+        return len(self.embedded.unit)
+
+    def labels_of(self, key: str) -> Labels:
+        """Labels under a key, or an InputError that names the keys there are."""
+        if key not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise InputError(
+                f"the reference has no labels {key!r} (there are: {known}); name one of these, or "
+                f"give the reference's cells again to make it with {key!r}"
+            )
+        return self.labels[key]
+
+    def values_of(self, modality: str) -> Values:
+        """Values of a modality, or an InputError that names the modalities there are."""
+        if modality not in self.values:
+            known = ", ".join(self.values) or "none"
+            raise InputError(
+                f"the reference holds no modality {modality!r} (there are: {known}); name one of "
+                f"these, or give reference cells that have {modality!r}"
+            )
+        return self.values[modality]
+
+    def part(self, rows: np.ndarray) -> Reference:
+        """The reference of some of the cells, with their labels.
+
+        Args:
+            rows: Indices of the cells.
+
+        Returns:
+            A new reference. Values of modalities are left out.
+        """
+        labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
+        return Reference(self.embedded.part(rows), labels, model=self.model, cells=self.cells)
+
+    def labelled(self, key: str) -> Reference:
+        """The reference of those cells that have a label under a key."""
+        known = self.labels_of(key).codes >= 0
+        return self if known.all() else self.part(np.flatnonzero(known))
+
+    def neighbours(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most similar reference cells of each cell by cosine; see `Index.search`.
+
+        Args:
+            z: Embeddings [n, d].
+            k: Number of neighbours.
+
+        Returns:
+            Indices int32 [n, k] and cosines float32 [n, k], the most similar first.
+
+        Raises:
+            InputError: k is not within 1 and the number of reference cells, or the embeddings are
+                not as wide as the reference's.
+        """
+        if not 1 <= k <= self.n_cells:
+            raise InputError(
+                f"k is {k}, and {self.n_cells} reference cells are there to choose from; k must "
+                "lie within 1 and that number"
+            )
+        width = len(self.embedded.origin)
+        if np.shape(z)[1] != width:
+            raise InputError(
+                f"embeddings of {np.shape(z)[1]} dimensions for a reference of {width}; embed both "
+                "with one model"
+            )
+        return self.index.search(self.embedded.compared(z), k)

@@ -1,0 +1,153 @@
+"""How much a cell is like the reference cells of its label, and how novel it is therefore."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.errors import InputError
+from concerto_tf.novelty import Calibration, calibrate, novelty
+from concerto_tf.reference.cells import Conformity, Reference
+
+#: Neighbours whose mean cosine tells how near a cell lies to the reference.
+NEAR_CELLS = 15
+
+#: How far a calibration takes cells from as a model knows those it was trained on (0) to as it
+#: knows others (1). Queries are of other sources, too, and conform less for that.
+_QUERY_LIKE = 0.25
+#: Cells of each label at most that a calibration rests on.
+_CALIBRATION_CELLS = 500
+#: Cells that are looked at together: there may be millions.
+_AT_ONCE = 100_000
+#: Scores closer than this are the same.
+_SAME = 1e-6
+
+
+def novelty_of_labels(
+    z: tf.Tensor, near: tf.Tensor, codes: tf.Tensor, conformity: Conformity
+) -> tf.Tensor:
+    """The novelty p-value of cells that were given labels.
+
+    Two things are looked at, each against the reference cells of the label: the mean cosine to
+    the nearest reference cells, and the cosine to the label's centroid.
+
+    Args:
+        z: Embeddings [B, d], seen from the middle of all cells, as are all cosines here.
+        near: Mean cosine to the nearest `NEAR_CELLS` reference cells [B].
+        codes: Label that each cell is given [B], int; -1 gives 0.
+        conformity: From `calibrated`.
+
+    Returns:
+        Values within 0 and 1 [B], float32; see `novelty`.
+    """
+    z = tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
+    label = tf.maximum(codes, 0)
+    centre = tf.reduce_sum(z * tf.gather(tf.constant(conformity.centroids), label), axis=-1)
+    joint = _joint(near, centre, label, conformity.near, conformity.centre)
+    return tf.where(codes >= 0, novelty(joint + _SAME, conformity.joint), 0.0)
+
+
+def _joint(
+    near: tf.Tensor,
+    centre: tf.Tensor,
+    label: tf.Tensor,
+    of_near: Calibration,
+    of_centre: Calibration,
+) -> tf.Tensor:
+    """Sum of the logarithms of the two p-values (Fisher's way), a conformity score itself [B]."""
+    return tf.math.log(novelty(near + _SAME, of_near, label)) + tf.math.log(
+        novelty(centre + _SAME, of_centre, label)
+    )
+
+
+def nearness(
+    z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor, seen: tf.Tensor, middle: np.ndarray
+) -> tf.Tensor:
+    """Mean cosine of cells to their nearest reference cells, seen from the middle.
+
+    Args:
+        z: Embeddings as they are compared [B, d].
+        index: Nearest reference cells [B, k].
+        cosine: Cosines with these as they are compared [B, k].
+        seen: `Embedded.seen` [N, 3].
+        middle: `Embedded.middle` [d].
+
+    Returns:
+        Means [B].
+    """
+    if not middle.any():
+        return tf.reduce_mean(cosine, axis=1)
+    length, along, distance = tf.unstack(tf.gather(seen, index), axis=-1)
+    own = z - middle
+    own_distance = tf.norm(own, axis=1, keepdims=True)
+    product = length * (cosine * tf.norm(z, axis=1, keepdims=True) - along)
+    product -= tf.reduce_sum(own * middle, axis=1, keepdims=True)
+    between = tf.clip_by_value(tf.math.divide_no_nan(product, distance * own_distance), -1.0, 1.0)
+    # Rounding is all that is left of the direction of a cell in the middle itself.
+    least = 1e-4 * np.linalg.norm(middle)
+    between = tf.where((distance > least) & (own_distance > least), between, 0.0)
+    return tf.reduce_mean(between, axis=1)
+
+
+def calibrated(reference: Reference, key: str) -> Conformity:
+    """How much the reference's own cells conform to their labels, each against all the others.
+
+    Args:
+        reference: The reference, which keeps the answer.
+        key: Key of the labels; every cell must have one (see `Reference.labelled`).
+
+    Returns:
+        The calibration, on 500 cells of each label at most.
+    """
+    if key not in reference.calibrations:
+        reference.calibrations[key] = _calibrate(reference, key)
+    return reference.calibrations[key]
+
+
+def _calibrate(reference: Reference, key: str) -> Conformity:
+    held, embedded = reference.labels_of(key), reference.embedded
+    if (held.codes < 0).any():
+        raise InputError(f"reference cells without {key!r}; leave them out with `labelled`")
+    n_labels = len(held.names)
+    # The same cells every time; which ones hardly matters.
+    order = np.random.default_rng(0).permutation(reference.n_cells)
+    chosen = [order[held.codes[order] == code][:_CALIBRATION_CELLS] for code in range(n_labels)]
+    rows = np.sort(np.concatenate(chosen))
+    own, label = embedded.from_middle(rows), held.codes[rows]
+    query = own * embedded.factor ** (_QUERY_LIKE - 1)
+    sums = np.zeros((n_labels, own.shape[1]), np.float64)
+    for start in range(0, reference.n_cells, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        np.add.at(sums, held.codes[part], _unit(embedded.from_middle(part)))
+    # Without the cell itself, which would draw the centroid of a rare label to it.
+    centre = np.einsum("nd,nd->n", _unit(sums[label] - _unit(own)), _unit(query))
+    centre[np.bincount(held.codes, minlength=n_labels)[label] < 2] = 1.0
+    near = _nearness_of_own(reference, rows, query)
+    of_near, of_centre = (calibrate(score, label, n_labels) for score in (near, centre))
+    joint = _joint(
+        tf.constant(near, tf.float32),
+        tf.constant(centre, tf.float32),
+        tf.constant(label),
+        of_near,
+        of_centre,
+    )
+    return Conformity(_unit(sums).astype(np.float32), of_near, of_centre, calibrate(joint.numpy()))
+
+
+def _nearness_of_own(reference: Reference, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """`nearness` of reference cells, as they would be in a query [n, d], to all the others."""
+    if reference.n_cells == 1:
+        return np.ones(1, np.float32)
+    embedded = reference.embedded
+    query = query + embedded.middle
+    wide = min(NEAR_CELLS + 1, reference.n_cells)
+    index, cosine = reference.index.search(query, wide)
+    # A cell is its own nearest, unless another is just like it.
+    itself = index == rows[:, np.newaxis]
+    itself[~itself.any(axis=1), -1] = True
+    index, cosine = (x[~itself].reshape(len(rows), wide - 1) for x in (index, cosine))
+    return nearness(tf.constant(query), index, cosine, embedded.seen, embedded.middle).numpy()
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,119 @@
+"""Labels of query cells at one level or several, the coarsest first, `unknown` where novel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from concerto_tf.errors import InputError
+from concerto_tf.novelty import UNKNOWN
+from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.transfer import transfer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def label_levels(
+    reference: Reference, z: np.ndarray, keys: Sequence[str], k: int, alpha: float
+) -> dict[str, pd.DataFrame]:
+    """Labels of query cells by key: at each level among the reference cells of the coarser label.
+
+    Args:
+        reference: The reference.
+        z: Embeddings of the query [n, d].
+        keys: Keys of the labels, the coarsest first.
+        k: Number of neighbours that vote; in a group of fewer reference cells all of them.
+        alpha: Novelty p-value below which a cell is ``unknown``, and at all finer levels too.
+
+    Returns:
+        By key one row per cell: ``label``, ``confidence``, ``predicted``, ``probability`` and
+        ``novelty``, as `map` describes them.
+
+    Raises:
+        InputError: There are no such labels, or they contradict each other.
+    """
+    check_levels(reference, keys)
+    found: dict[str, pd.DataFrame] = {}
+    group = np.full(len(z), "", object)  # one group before the first level
+    sure = np.ones(len(z), np.float32)
+    coarser = None
+    for key in keys:
+        level = _empty(len(z))
+        for name in sorted({g for g in group if g != UNKNOWN}):
+            rows = np.flatnonzero(group == name)
+            part = _of_group(reference, key, coarser, name)
+            if part is not None:
+                _fill(level, rows, part, key, transfer(part, z[rows], key, min(k, part.n_cells)))
+        level["probability"] *= sure
+        level["confidence"] = np.sqrt(level["probability"] * level["novelty"])
+        level["label"] = level["predicted"].where(level["novelty"] >= alpha, UNKNOWN)
+        group = level["label"].to_numpy(object)
+        sure, coarser = level["probability"].to_numpy(np.float32), key
+        found[key] = level
+    return found
+
+
+def _empty(n: int) -> pd.DataFrame:
+    import pandas as pd
+
+    unknown = np.full(n, UNKNOWN, object)
+    return pd.DataFrame(
+        {
+            "label": unknown,
+            "confidence": 0.0,
+            "predicted": unknown,
+            "probability": 0.0,
+            "novelty": 0.0,
+        }
+    )
+
+
+def _of_group(reference: Reference, key: str, coarser: str | None, group: str) -> Reference | None:
+    """The reference cells of a coarse group that have a finer label; None where none has."""
+    among = reference.labels_of(key).codes >= 0
+    if coarser is not None:
+        upper = reference.labels_of(coarser)
+        among &= upper.codes == upper.names.index(group)
+    if among.all():
+        return reference
+    return reference.part(np.flatnonzero(among)) if among.any() else None
+
+
+def _fill(
+    level: pd.DataFrame,
+    rows: np.ndarray,
+    part: Reference,
+    key: str,
+    answer: dict[str, np.ndarray],
+) -> None:
+    """Notes what was found of some rows."""
+    names = np.array([*part.labels[key].names, UNKNOWN], object)  # the last is what code -1 takes
+    level.iloc[rows, level.columns.get_loc("predicted")] = names[answer["code"]]
+    for column in ("probability", "novelty"):
+        level.iloc[rows, level.columns.get_loc(column)] = answer[column].astype(np.float64)
+
+
+def check_levels(reference: Reference, keys: Sequence[str]) -> None:
+    """Raises InputError where a label of a level stands under two labels of the level above."""
+    for upper, lower in zip(keys, keys[1:], strict=False):
+        above, below = reference.labels_of(upper), reference.labels_of(lower)
+        both = (above.codes >= 0) & (below.codes >= 0)
+        pairs = np.unique(np.stack([below.codes[both], above.codes[both]], axis=1), axis=0)
+        lows, times = np.unique(pairs[:, 0], return_counts=True)
+        torn = [
+            f"{below.names[low]!r} ({', '.join(_names_above(above, pairs, low))})"
+            for low in lows[times > 1]
+        ]
+        if torn:
+            more = f" and {len(torn) - 5} more" if len(torn) > 5 else ""
+            raise InputError(
+                f"labels of {lower!r} stand under several of {upper!r} in the reference: "
+                f"{'; '.join(torn[:5])}{more}; give each one coarser label, or name other levels"
+            )
+
+
+def _names_above(above: Labels, pairs: np.ndarray, low: int) -> list[str]:
+    return [above.names[high] for high in pairs[pairs[:, 0] == low, 1]]

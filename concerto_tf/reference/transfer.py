@@ -1,0 +1,132 @@
+"""Transfer of labels from the nearest reference cells, with a probability and a novelty p-value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.reference.cells import Reference
+from concerto_tf.reference.conformity import NEAR_CELLS, calibrated, nearness, novelty_of_labels
+from concerto_tf.reference.index import BATCH_CELLS, nearest
+
+
+def transfer(reference: Reference, z: np.ndarray, key: str, k: int) -> dict[str, np.ndarray]:
+    """Labels of cells by the vote of their neighbours, and how novel the cells are.
+
+    Args:
+        reference: The reference; every cell must have a label (see `Reference.labelled`).
+        z: Embeddings [n, d].
+        key: Key of the labels.
+        k: Number of neighbours that vote.
+
+    Returns:
+        ``code`` int32 [n] of the label (-1 where nobody votes), ``probability`` float32 [n]
+        (equation 16) and ``novelty`` float32 [n], the p-value.
+
+    Raises:
+        InputError: There are no such labels, or not of all cells; or k exceeds the cells.
+
+    Reference:
+        Concerto, "NN-voting classifier", equations 14 to 16.
+    """
+    judge = tf.function(_judge(reference, key, k), reduce_retracing=True)
+    index, cosine = reference.neighbours(z, _width(reference, k))
+    seen = tf.constant(reference.embedded.seen)
+    parts = []
+    for start in range(0, len(z), BATCH_CELLS):
+        rows = slice(start, start + BATCH_CELLS)
+        found = judge(reference.embedded.compared(z[rows]), index[rows], cosine[rows], seen)
+        parts.append({name: x.numpy() for name, x in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class LabelTransfer(tf.Module):
+    """Transfer of labels as a function of tensors alone, to be put into a SavedModel.
+
+    The reference's cells are held in variables: constants of a graph have to fit into one message.
+    Only the codes of their labels stay constants.
+
+    Args:
+        reference: The reference; every cell must have a label (see `Reference.labelled`).
+        key: Key of the labels.
+        k: Number of neighbours that vote.
+    """
+
+    def __init__(self, reference: Reference, key: str, k: int) -> None:
+        super().__init__()
+        self._n_cells, self._width = reference.n_cells, _width(reference, k)
+        self._shift = reference.embedded.origin - reference.embedded.middle
+        self._judge = _judge(reference, key, k)
+        self._blocks = tf.Variable(reference.index.blocks, trainable=False)
+        self._seen = tf.Variable(reference.embedded.seen, trainable=False)
+
+    def __call__(self, z: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What `transfer` says of embeddings [B, d]."""
+        z = tf.cast(z, tf.float32) - self._shift
+        index, cosine = nearest(z, self._blocks, self._n_cells, self._width)
+        return self._judge(z, index, cosine, self._seen)
+
+
+def _width(reference: Reference, k: int) -> int:
+    """Number of neighbours that the vote and the novelty p-value need together."""
+    return max(k, min(NEAR_CELLS, reference.n_cells))
+
+
+def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf.Tensor]]:
+    """Vote and novelty, once the neighbours are found.
+
+    Returns:
+        A function of embeddings as they are compared [B, d], indices and cosines of their
+        neighbours, and `Embedded.seen`.
+    """
+    held, conformity = reference.labels_of(key), calibrated(reference, key)
+    n_near, middle = min(NEAR_CELLS, reference.n_cells), reference.embedded.middle
+
+    def judge(
+        z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor, seen: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        codes = tf.gather(tf.constant(held.codes), index[:, :k])
+        p = vote(codes, cosine[:, :k], len(held.names))
+        probability = tf.reduce_max(p, axis=1)
+        code = tf.where(probability > 0, tf.argmax(p, axis=1, output_type=tf.int32), -1)
+        near = nearness(z, index[:, :n_near], cosine[:, :n_near], seen, middle)
+        return {
+            "code": code,
+            "probability": probability,
+            "novelty": novelty_of_labels(z - middle, near, code, conformity),
+        }
+
+    return judge
+
+
+def vote(codes: tf.Tensor, cosine: tf.Tensor, n_labels: int) -> tf.Tensor:
+    """Probability of each label from the labels of the nearest reference cells.
+
+    A neighbour weighs as much as its cosine; one that points away (a negative cosine), and one
+    without a label, does not vote. Where nobody votes, all probabilities are 0.
+
+    Args:
+        codes: Labels of the neighbours [B, k], int; -1 where missing.
+        cosine: Their cosine similarities [B, k].
+        n_labels: Number of labels L.
+
+    Returns:
+        Probabilities [B, L], float32.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from concerto_tf.reference.transfer import vote
+    >>> vote(tf.constant([[0, 1, 0]]), tf.constant([[0.6, 0.3, 0.3]]), 2).numpy().tolist()
+    [[0.75, 0.25]]
+
+    Reference:
+        Concerto, equations 15 and 16.
+    """
+    weight = tf.where(codes >= 0, tf.maximum(tf.cast(cosine, tf.float32), 0.0), 0.0)
+    member = tf.one_hot(codes, n_labels, dtype=tf.float32)
+    return tf.math.divide_no_nan(
+        tf.einsum("bk,bkl->bl", weight, member), tf.reduce_sum(weight, axis=1, keepdims=True)
+    )

@@ -1,0 +1,47 @@
+"""Novelty p-values, against plain NumPy and against many calibrations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from concerto_tf.novelty import Calibration, calibrate, novelty, rejection_rate
+
+
+def test_p_value_of_cells_like_the_known_ones_is_uniform_in_each_group() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], [400, 3000])
+    known = calibrate(rng.normal(group * 5.0), group, 3)
+    assert known.count.tolist() == [400, 3000, 0]
+    fresh = np.repeat([0, 1], 4000)
+    score = tf.constant(rng.normal(fresh * 5.0), tf.float32)
+    found = novelty(score, known, tf.constant(fresh)).numpy()
+    for of in (0, 1):
+        shares = [np.mean(found[fresh == of] <= alpha) for alpha in (0.05, 0.2, 0.7)]
+        np.testing.assert_allclose(shares, [0.05, 0.2, 0.7], atol=0.05)
+    # Where nothing is known nothing is novel, and a few known cells never say 0.
+    assert novelty(tf.constant([-9.0]), known, tf.constant([2])).numpy().tolist() == [1.0]
+    few = calibrate(np.arange(4.0))
+    np.testing.assert_allclose(novelty(tf.constant([-9.0]), few), 1 / 5)
+
+
+def test_interpolated_p_value_rises_with_the_score_and_is_the_share_below() -> None:
+    held_out = np.sort(np.random.default_rng(0).normal(size=99))
+    score = np.sort(np.concatenate([np.random.default_rng(1).normal(size=200) * 3, held_out]))
+    known = Calibration(held_out.astype("float32"), 99)
+    found = novelty(score.astype("float32"), known, interpolate=True).numpy()
+    assert (np.diff(found) >= 0).all() and (np.diff(found) > 0).mean() > 0.9
+    assert 0 < found[0] and found[-1] < 1
+    below = (held_out.astype("float32") <= score.astype("float32")[:, None]).sum(1)
+    assert (found >= below / 100 - 1e-6).all() and (found <= (below + 1) / 100 + 1e-6).all()
+
+
+def test_rejection_rate_is_that_of_many_calibrations() -> None:
+    rng = np.random.default_rng(0)
+    held_out = np.sort(rng.random((20_000, 60)), axis=1)
+    realised = held_out[:, 2]  # uniform scores; below the third of 60: floor(0.05 * 61) = 3
+    mean, low, high = rejection_rate(0.05, 60)
+    assert mean == pytest.approx(realised.mean(), abs=2e-3)
+    assert (low, high) == pytest.approx(tuple(np.quantile(realised, [0.025, 0.975])), abs=3e-3)
+    assert rejection_rate(0.05, 18) == (0.0, 0.0, 0.0)
