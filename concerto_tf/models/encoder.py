@@ -129,6 +129,15 @@ class Teachable(SourceAware, Protocol):
         """The same model for these sources, with random weights."""
 
 
+def check_teachable(encoder: Encoder) -> None:
+    """Raises InputError if an encoder cannot be taught cell types."""
+    if not isinstance(encoder, Teachable):
+        raise InputError(
+            f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
+            "without members"
+        )
+
+
 # --- what it looks at -----------------------------------------------------------------------
 
 

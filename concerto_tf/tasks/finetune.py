@@ -14,8 +14,8 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier, check_teachable
-from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes
+from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.encoder import Encoder, Teachable, check_teachable, chosen_genes
 from concerto_tf.models.saving import model_file
 from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.novelty import rejection_rate, steps_below

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import tensorflow as tf
+
+from concerto_tf.models.batches import SAMPLE_VALUES
 
 #: Principal components in which cell types are compared, at most.
 COMPONENTS = 50
@@ -51,6 +55,38 @@ def type_axes(
     variance, direction = np.linalg.eigh(within)
     axes[:, :k] = pca.components_.T @ (direction / np.sqrt(variance))
     return axes
+
+
+def measured_types(
+    cells: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    n_types: int,
+    seed: int,
+    components: int = COMPONENTS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What cell types are compared by, of more cells than fit into memory.
+
+    Args:
+        cells: Gives cells in random order each time that it is called, in parts: standardized
+            values [n, F] and cell types [n].
+        n_types: Number of cell types C.
+        seed: As in `type_axes`.
+        components: As in `type_axes`.
+
+    Returns:
+        Directions [F, 50], of the first cells, and the mean of each cell type along them [C, 50].
+    """
+    ys, labels = [], []
+    for y, label in cells():
+        ys.append(y)
+        labels.append(label)
+        if sum(part.size for part in ys) >= SAMPLE_VALUES:
+            break
+    axes = type_axes(np.concatenate(ys), np.concatenate(labels), seed, components)
+    count, sums = np.zeros(n_types), np.zeros((n_types, COMPONENTS))
+    for y, label in cells():
+        count += np.bincount(label, minlength=n_types)
+        np.add.at(sums, label, y @ axes)
+    return axes, (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
 
 
 def type_conformity(y: tf.Tensor, axes: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:

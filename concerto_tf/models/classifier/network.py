@@ -22,25 +22,20 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import SAMPLE_VALUES, in_order
-from concerto_tf.models.encoder import Teachable, embed
+from concerto_tf.models.batches import in_order
+from concerto_tf.models.classifier.type_distance import (
+    COMPONENTS,
+    measured_types,
+    type_conformity,
+)
+from concerto_tf.models.encoder import Teachable, check_teachable
 from concerto_tf.models.presets import Training
-from concerto_tf.models.type_distance import COMPONENTS, type_axes, type_conformity
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
 from concerto_tf.novelty import Calibration, is_novel, novelty
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
-
-
-def check_teachable(encoder: Any) -> None:
-    """Raises InputError if an encoder cannot be taught cell types."""
-    if not isinstance(encoder, Teachable):
-        raise InputError(
-            f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
-            "without members"
-        )
 
 
 @serializable
@@ -108,14 +103,12 @@ class Classifier(BatchModel):
             raise InputError(f"A classifier needs two classes or more, each once, not {classes}.")
         check_teachable(encoder)
         self.encoder = encoder
-        self._n_features = sum(one.n_inputs for one in encoder.modality_inputs)
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.label_smoothing = float(label_smoothing)
         self.consistency = float(consistency)
         self.calibration = tuple(float(score) for score in calibration)
         self.seed = int(seed)
-
         # Small differences between probabilities matter: never in half precision.
         self._precision = accumulation_dtype(compute_dtype(self))
 
@@ -136,33 +129,17 @@ class Classifier(BatchModel):
     def build(self, input_shape: Any = None) -> None:
         c, width = len(self.classes), self.encoder.hidden_units
         self.class_weight = state_weight(self, "class_weight", (c,), initializer="ones")
-        self.type_axes = state_weight(self, "type_axes", (self._n_features, COMPONENTS))
+        features = sum(one.n_inputs for one in self.encoder.modality_inputs)
+        self.type_axes = state_weight(self, "type_axes", (features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
         for layer in (self.teacher_classes, self.student_classes):
             layer.build((None, width))
         keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
         self.built = True
 
-    # --- what it shares with its encoder ----------------------------------------------------
-
     @property
     def recipe(self) -> Training:
         return Training(learning_rate=self.encoder.recipe.finetuning_rate)
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Identifiers of all genes of the first modality."""
-        return self.encoder.modality_inputs[0].vocabulary
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the sources that the model knows."""
-        return self.encoder.sources
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of an embedding."""
-        return self.encoder.embedding_dim
 
     # --- types ------------------------------------------------------------------------------
 
@@ -304,7 +281,6 @@ class Classifier(BatchModel):
                 learned from; others have label -1.
             components: Number of principal components in which types are compared.
         """
-        c, _ = self.type_mean.shape
         look = tf.function(
             lambda batch: tf.cast(self.encoder.standardized(batch), tf.float32),
             reduce_retracing=True,
@@ -315,19 +291,9 @@ class Classifier(BatchModel):
                 label = np.array(Minibatch(batch).label(self.label_key))
                 yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
-        ys, labels = [], []
-        for y, label in cells():
-            ys.append(y)
-            labels.append(label)
-            if sum(map(len, labels)) * self._n_features >= SAMPLE_VALUES:
-                break
-        axes = type_axes(np.concatenate(ys), np.concatenate(labels), self.seed, components)
-        count, sums = np.zeros(c), np.zeros(self.type_mean.shape)
-        for y, label in cells():
-            count += np.bincount(label, minlength=c)
-            np.add.at(sums, label, y @ axes)
+        axes, mean = measured_types(cells, len(self.classes), self.seed, components)
         self.type_axes.assign(axes)
-        self.type_mean.assign((sums / np.maximum(count, 1)[:, None]).astype(np.float32))
+        self.type_mean.assign(mean)
 
     def calibrate(self, data: Iterable[Batch]) -> dict[str, np.ndarray]:
         """Notes how much held-out cells are like the known cell types, to compare others with.
@@ -376,12 +342,6 @@ class Classifier(BatchModel):
         if self._annotate_step is None:
             self._annotate_step = compiled(self.outcome)
         return in_order(self._annotate_step, data, measured)
-
-    def embed(
-        self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
-    ) -> np.ndarray:
-        """Embeddings of cells; see `encoder.embed`."""
-        return embed(self.encoder, data, measured)
 
     # --- files ------------------------------------------------------------------------------
 

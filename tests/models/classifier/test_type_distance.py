@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from concerto_tf.models.type_distance import type_axes, type_conformity
+from concerto_tf.models.classifier.type_distance import type_axes, type_conformity
 
 
 def test_conformity_is_the_mahalanobis_distance_in_principal_components() -> None:

@@ -1,0 +1,5 @@
+"""Cell types from a pre-trained encoder, and how far cells are from the known ones."""
+
+from concerto_tf.models.classifier.network import Classifier
+
+__all__ = ["Classifier"]
