@@ -181,7 +181,7 @@ def convert(
                 done = Progress(joined.n_cells, progress)
                 pool.prepare(joined.n_cells)
                 parts = first_pass(joined, spool, chunk_cells, seed, pool, done)
-            check_parts(parts, joined, drop_empty)
+            check_parts([part.summary for part in parts], joined, drop_empty)
             n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
             infos = second_pass(out, spool, parts, joined, n_shards, compression, pool, done)
             finish(out, parts, joined, infos, seed, compression, job.asked)

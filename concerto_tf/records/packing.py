@@ -6,27 +6,6 @@ import math
 
 import tensorflow as tf
 
-#: Cells that share their places, at most. More would waste less; but a batch is divided between
-#: replicas, and no cell may stand on two of them.
-GROUP_CELLS = 64
-#: Places per cell, relative to the mean; a group of 64 that needs more is rare.
-_ROOM = 1.35
-_MULTIPLE = 16
-
-
-def group_size(batch_size: int, replicas: int = 1) -> int:
-    """Cells that share their places: the largest divisor of a replica's batch up to 64."""
-    cells = batch_size // replicas
-    return next(n for n in range(min(GROUP_CELLS, cells), 0, -1) if cells % n == 0)
-
-
-def packed_width(mean_nonzeros: float, max_nonzeros: int, group: int) -> int:
-    """Places per row of a packed batch."""
-    if group == 1:
-        return max(1, max_nonzeros)
-    wanted = math.ceil(_ROOM * mean_nonzeros / _MULTIPLE) * _MULTIPLE
-    return max(1, min(max(wanted, _MULTIPLE), max_nonzeros))
-
 
 def pack(
     genes: tf.Tensor, values: tf.Tensor, lengths: tf.Tensor, group: int, width: int

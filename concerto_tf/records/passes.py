@@ -15,7 +15,7 @@ import numpy as np
 from concerto_tf._files import atomic, sha256
 from concerto_tf._version import __version__
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.records.batch import RNA, ROW, SOURCE, label_key
+from concerto_tf.records.batch import RNA, SOURCE, label_key
 from concerto_tf.records.joining import Joined
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo, vocabulary_file
 from concerto_tf.records.overlap import FEWEST_SHARED
@@ -70,20 +70,26 @@ def first_pass(
     return [open_part(path) for path, *_ in tasks]
 
 
-def _inputs_of(parts: Sequence[Part], joined: Joined) -> np.ndarray:
+def _inputs_of(summaries: Sequence[Mapping[str, Any]], joined: Joined) -> np.ndarray:
     """Number of the input that each part is of, int [parts]."""
-    cells = [part.summary["n_cells"] + part.summary["n_empty"] for part in parts]
+    cells = [summary["n_cells"] + summary["n_empty"] for summary in summaries]
     ends = np.cumsum([cells.n_cells for cells in joined.inputs])
     return np.searchsorted(ends, np.cumsum(cells))
 
 
-def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None:
-    """Refuses or reports what only a look at every cell can tell."""
-    empty = sum(part.summary["n_empty"] for part in parts)
+def check_parts(summaries: Sequence[Mapping[str, Any]], joined: Joined, drop_empty: bool) -> None:
+    """Refuses or reports what only a look at every cell can tell.
+
+    Args:
+        summaries: What was found in each part, in order; see `writer.Arranged`.
+        joined: The inputs; their report is added to.
+        drop_empty: Whether cells without any count are left out.
+    """
+    empty = sum(summary["n_empty"] for summary in summaries)
     report = joined.report
-    input_of = _inputs_of(parts, joined)
+    input_of = _inputs_of(summaries, joined)
     for number, cells in enumerate(joined.inputs):
-        own = [part.summary for part, of in zip(parts, input_of, strict=True) if of == number]
+        own = [summary for summary, of in zip(summaries, input_of, strict=True) if of == number]
         n_empty = sum(summary["n_empty"] for summary in own)
         if n_empty == cells.n_cells and (empty == joined.n_cells or not drop_empty):
             raise InputError(
@@ -104,7 +110,7 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
     report["cells_dropped"] = empty
     report["cells_blank"] = 0
     for name in joined.units:
-        found = [part.summary["modalities"][name] for part in parts]
+        found = [summary["modalities"][name] for summary in summaries]
         blank = sum(entry["n_blank"] for entry in found)
         if blank and name == RNA:
             report["cells_blank"] = blank
@@ -122,10 +128,11 @@ def check_parts(parts: Sequence[Part], joined: Joined, drop_empty: bool) -> None
         if any(fractional):
             first = fractional.index(True)
             number = input_of[first]
-            rows = parts[first].read(ROW) - sum(c.n_cells for c in joined.inputs[:number])
+            before = sum(cells.n_cells for cells in joined.inputs[:number])
+            start, stop = (row - before for row in summaries[first]["rows"])
             raise InputError(
                 f"{joined.inputs[number].name}: {name}: most values are counts, but not all "
-                f"between cells {rows.min()} and {rows.max()} are whole numbers of at most "
+                f"between cells {start} and {stop} are whole numbers of at most "
                 "4,294,967,295; name the layer with the counts"
             )
 
@@ -253,7 +260,7 @@ def finish(
 ) -> None:
     """Writes the vocabularies and the manifest."""
     n_cells = sum(info.n_cells for info in infos)
-    input_of = _inputs_of(parts, joined)
+    input_of = _inputs_of([part.summary for part in parts], joined)
     kept = np.zeros(len(joined.inputs), int)
     np.add.at(kept, input_of, [part.summary["n_cells"] for part in parts])
     coverage = _coverage(joined, parts, input_of, kept)

@@ -26,13 +26,12 @@ from concerto_tf.records.batch import (
     label_key,
 )
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
-from concerto_tf.records.packing import group_size, pack, packed_width
+from concerto_tf.records.packing import pack
+from concerto_tf.records.padding import Layout, group_size
 
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
 _BLOCK_CELLS = 64
-_NONZEROS_MULTIPLE = 32
-_WORTH_PACKING = 0.75
 _ENDLESS = np.iinfo(np.int64).max
 #: A shard that one worker reads alone, as (index, count) of what it reads.
 _WHOLE = (0, 1)
@@ -227,14 +226,11 @@ class _Decoder:
             self._kept = np.zeros(info.n_genes, bool)
             self._kept[_checked(genes, info.n_genes)] = True
         n_kept = info.n_genes if self._kept is None else int(self._kept.sum())
-        self._width = _width(min(n_kept, info.max_nonzeros))
-        self._group = 1
-        if group > 1 and gene_cells is not None:
+        mean, most = 0.0, min(n_kept, info.max_nonzeros)
+        if gene_cells is not None:
             kept = gene_cells if self._kept is None else gene_cells[self._kept]
-            width = packed_width(kept.sum() / manifest.n_cells, self._width, group)
-            # Where cells are much alike, packing would cost more than it saves.
-            if width < _WORTH_PACKING * self._width:
-                self._group, self._width = group, width
+            mean = kept.sum() / manifest.n_cells
+        self._layout = Layout.of(most, mean, group if gene_cells is not None else 1)
         self._coverage: np.ndarray | None = None
         if manifest.coverage and name == RNA:
             self._coverage = np.array([*manifest.coverage, 1], np.float32)
@@ -242,7 +238,7 @@ class _Decoder:
     def __call__(self, parsed: Mapping[str, tf.Tensor], source: tf.Tensor) -> ModalityBatch:
         """The modality of cells of these sources, by the codes of the records."""
         raw = [parsed[name] for name in self.keys]
-        flat = self._kept is not None or self._group > 1
+        flat = self._kept is not None or self._layout.group > 1
         made = self._chosen(raw) if flat else self._whole(raw)
         if self._coverage is None:
             return made
@@ -253,7 +249,8 @@ class _Decoder:
     def _whole(self, raw: Sequence[tf.Tensor]) -> ModalityBatch:
         """All genes, padded."""
         genes, values = (
-            _decode(r, self._info, field, self._width) for r, field in zip(raw, STORED, strict=True)
+            _decode(r, self._info, field, self._layout.width)
+            for r, field in zip(raw, STORED, strict=True)
         )
         return ModalityBatch(genes, values, tf.reduce_sum(values, 1))
 
@@ -273,17 +270,17 @@ class _Decoder:
             genes, values = tf.gather(genes, wanted), tf.gather(values, wanted)
             before = tf.searchsorted(wanted, tf.cast(ends, tf.int64))
             lengths = tf.cast(_differences(before), tf.int32)
-        if self._group > 1:
+        if self._layout.group > 1:
             genes, values, offset = (
                 tf.ensure_shape(part, [n_cells, None])
-                for part in pack(genes, values, lengths, self._group, self._width)
+                for part in pack(genes, values, lengths, self._layout.group, self._layout.width)
             )
             return ModalityBatch(genes, values, total, offset)
 
         def pad(numbers: tf.Tensor) -> tf.Tensor:
             ragged = tf.RaggedTensor.from_row_lengths(numbers, lengths, validate=False)
-            dense = ragged.to_tensor(shape=[None, self._width])
-            return tf.ensure_shape(dense, [n_cells, self._width])
+            dense = ragged.to_tensor(shape=[None, self._layout.width])
+            return tf.ensure_shape(dense, [n_cells, self._layout.width])
 
         return ModalityBatch(pad(genes), pad(values), total)
 
@@ -293,11 +290,6 @@ def _checked(genes: np.ndarray, n_genes: int) -> np.ndarray:
     if genes.size and not 0 <= genes.min() <= genes.max() < n_genes:
         raise InputError(f"gene indices must be from 0 to {n_genes - 1}, the records' vocabulary")
     return genes
-
-
-def _width(nonzeros: int) -> int:
-    """Columns of a padded batch: a round number, as each new shape is compiled anew."""
-    return max(1, -(-nonzeros // _NONZEROS_MULTIPLE)) * _NONZEROS_MULTIPLE
 
 
 def _decode(raw: tf.Tensor, info: ModalityInfo, field: str, width: int) -> tf.Tensor:

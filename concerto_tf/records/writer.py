@@ -106,14 +106,31 @@ def moments(block: sp.csr_matrix, units: str) -> np.ndarray:
     return sums
 
 
-def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: int) -> None:
-    """First pass: writes a chunk as a part, ordered by key and in the records' vocabulary.
+@dataclass(frozen=True)
+class Arranged:
+    """The cells of a chunk that are kept, in the vocabulary of the records.
 
-    Cells without any RNA are left out and counted. The part's summary holds their number and
-    first barcodes, and per modality the value dtype and the most nonzeros of a cell.
+    Attributes:
+        chunk: The chunk.
+        matrices: Modality to values [n, genes of the records], in the order of the chunk.
+        keys: uint64 [n], a random key of each cell of the chunk.
+        order: int64 [kept], the cells that have RNA, by ascending key.
+        summary: The number of cells, how many had no RNA and the first of their barcodes, the first
+            and the last row, and per modality the units, the value dtype, the most nonzeros of a
+            cell and the number of cells without any.
+    """
+
+    chunk: Chunk
+    matrices: Mapping[str, sp.csr_matrix]
+    keys: np.ndarray
+    order: np.ndarray
+    summary: dict
+
+
+def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
+    """Leaves out the cells without RNA, puts the others in random order, and finds their genes.
 
     Args:
-        path: File to write.
         chunk: The cells.
         targets: Modality to its place in the records.
         seed: Seed of the permutation.
@@ -123,44 +140,61 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
     keys = random_keys(seed, chunk.rows)
     order = np.argsort(keys)
     order = order[filled[order]]
-
-    names = [chunk.barcodes[i].encode() for i in order.tolist()]
-    arrays = {
-        "key": keys[order],
-        "row": chunk.rows[order],
-        **{name: codes[order].astype(np.int32) for name, codes in chunk.integers.items()},
-        "cell": np.frombuffer(b"".join(names), np.uint8),
-        "cell/offsets": _offsets([len(name) for name in names]),
-    }
     summary = {
         "n_cells": len(order),
         "n_empty": len(empty),
         "empty": [chunk.barcodes[i] for i in empty[:3].tolist()],
+        "rows": [int(chunk.rows[0]), int(chunk.rows[-1])],
         "modalities": {},
     }
+    matrices = {}
     for name, target in targets.items():
-        matrix = target.match.apply(chunk.matrices[name])
-        offsets, genes, values, sums = _narrow(matrix, order, target.units)
-        arrays[f"{name}/offsets"], arrays[f"{name}/genes"] = offsets, genes
-        arrays[f"{name}/values"], arrays[f"{name}/moments"] = values, sums.ravel()
-        lengths = np.diff(offsets)
+        matrices[name] = matrix = target.match.apply(chunk.matrices[name])
+        lengths = np.diff(matrix.indptr)[order]
         summary["modalities"][name] = {
             "units": target.units,
-            "value_dtype": values.dtype.str,
+            "value_dtype": smallest_dtype(matrix.data).str,
             "max_nonzeros": int(lengths.max(initial=0)),
             "n_blank": int((lengths == 0).sum()),
         }
-    write_part(path, arrays, summary)
+    return Arranged(chunk, matrices, keys, order, summary)
+
+
+def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: int) -> None:
+    """First pass: writes a chunk as a part, ordered by key and in the records' vocabulary.
+
+    Args:
+        path: File to write.
+        chunk: The cells.
+        targets: Modality to its place in the records.
+        seed: Seed of the permutation.
+    """
+    found = arrange(chunk, targets, seed)
+    order = found.order
+    names = [chunk.barcodes[i].encode() for i in order.tolist()]
+    arrays = {
+        "key": found.keys[order],
+        "row": chunk.rows[order],
+        **{name: codes[order].astype(np.int32) for name, codes in chunk.integers.items()},
+        "cell": np.frombuffer(b"".join(names), np.uint8),
+        "cell/offsets": offsets_of([len(name) for name in names]),
+    }
+    for name, matrix in found.matrices.items():
+        of = found.summary["modalities"][name]
+        offsets, genes, values, sums = _narrow(matrix, order, of["units"], of["value_dtype"])
+        arrays[f"{name}/offsets"], arrays[f"{name}/genes"] = offsets, genes
+        arrays[f"{name}/values"], arrays[f"{name}/moments"] = values, sums.ravel()
+    write_part(path, arrays, found.summary)
 
 
 def _narrow(
-    matrix: sp.csr_matrix, order: np.ndarray, units: str
+    matrix: sp.csr_matrix, order: np.ndarray, units: str, value_dtype: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Offsets, genes and values of the cells in `order`, in the dtypes of the records, and their
     moments. Goes in blocks, so that a cell is still in the processor's cache for the next step."""
-    offsets = _offsets(np.diff(matrix.indptr)[order])
+    offsets = offsets_of(np.diff(matrix.indptr)[order])
     genes = np.empty(offsets[-1], gene_dtype(matrix.shape[1]))
-    values = np.empty(offsets[-1], smallest_dtype(matrix.data))
+    values = np.empty(offsets[-1], value_dtype)
     sums = np.zeros((3, matrix.shape[1]))
     for start in range(0, len(order), _BLOCK_CELLS):
         block = matrix[order[start : start + _BLOCK_CELLS]]
@@ -170,7 +204,8 @@ def _narrow(
     return offsets, genes, values, sums
 
 
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where each of consecutive runs [n] begins and the last ends, int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
@@ -249,7 +284,7 @@ def _gather(
         ]
         content = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
         lengths = np.concatenate([np.diff(edge) for edge in edges]) if edges else []
-        return BytesColumn(content, _offsets(lengths) * dtype.itemsize)
+        return BytesColumn(content, offsets_of(lengths) * dtype.itemsize)
 
     integers = {name: values(name) for name in (ROW, *plan.integers)}
     columns = {CELL: strings("cell", "cell", np.dtype("u1"))}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from concerto_tf.records.packing import group_size, pack, packed_width
+from concerto_tf.records.packing import pack
+from concerto_tf.records.padding import Layout, group_size, packed_width
 
 
 def flat(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,6 +40,24 @@ def test_every_value_is_kept_and_finds_its_cell(width: int, group: int) -> None:
     g, v, offset = (x.numpy() for x in pack(*cells, group, width))
     assert unpacked(g, v, offset) == by_cell(*cells)
     assert g.shape[1] % width == 0 and np.log2(g.shape[1] / width) % 1 == 0
+
+
+@pytest.mark.parametrize("width", [4, 7, 30])
+@pytest.mark.parametrize("group", [2, 4])
+def test_numpy_packs_as_tensorflow_does(width: int, group: int) -> None:
+    cells = flat([3, 30, 0, 9, 1, 2, 28, 29])
+    for ours, theirs in zip(
+        Layout(width, group).fill(*cells), pack(*cells, group, width), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+        assert ours.dtype == theirs.numpy().dtype
+
+
+def test_padded_cells_have_rows_of_their_own() -> None:
+    cells = flat([3, 30, 0, 9])
+    genes, values, offset = Layout(32).fill(*cells)
+    assert genes.shape == (4, 32) and offset is None
+    assert unpacked(genes, values, np.zeros_like(genes)) == by_cell(*cells)
 
 
 def test_a_slice_of_whole_groups_is_packed_too() -> None:
