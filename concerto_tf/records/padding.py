@@ -7,9 +7,12 @@ with many genes take the room that those with few leave.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from concerto_tf.errors import InputError
 
 #: Cells that share their places, at most. More would waste less; but a batch is divided between
 #: replicas, and no cell may stand on two of them.
@@ -20,6 +23,24 @@ _MULTIPLE = 16
 _NONZEROS_MULTIPLE = 32
 #: Where cells are so much alike, packing would cost more than it saves.
 _WORTH_PACKING = 0.75
+
+
+def chosen_genes(genes: Sequence[int], n_genes: int) -> np.ndarray:
+    """Which genes of a vocabulary are chosen, bool [n_genes].
+
+    Args:
+        genes: Indices of the chosen ones.
+        n_genes: Genes of the vocabulary.
+
+    Raises:
+        InputError: An index is of no gene.
+    """
+    genes = np.asarray(genes, np.int64)
+    if genes.size and not 0 <= genes.min() <= genes.max() < n_genes:
+        raise InputError(f"gene indices must be from 0 to {n_genes - 1}, the records' vocabulary")
+    chosen = np.zeros(n_genes, bool)
+    chosen[genes] = True
+    return chosen
 
 
 def group_size(batch_size: int, replicas: int = 1) -> int:

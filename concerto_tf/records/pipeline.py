@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.errors import InputError
 from concerto_tf.records.batch import (
     CELL,
     RNA,
@@ -27,7 +26,7 @@ from concerto_tf.records.batch import (
 )
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import pack
-from concerto_tf.records.padding import Layout, group_size
+from concerto_tf.records.padding import Layout, chosen_genes, group_size
 
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
@@ -221,10 +220,7 @@ class _Decoder:
         self.name = name
         self.keys = [key(name, field) for field in STORED]
         self._info = info = manifest.modalities[name]
-        self._kept: np.ndarray | None = None
-        if genes is not None:
-            self._kept = np.zeros(info.n_genes, bool)
-            self._kept[_checked(genes, info.n_genes)] = True
+        self._kept = None if genes is None else chosen_genes(genes, info.n_genes)
         n_kept = info.n_genes if self._kept is None else int(self._kept.sum())
         mean, most = 0.0, min(n_kept, info.max_nonzeros)
         if gene_cells is not None:
@@ -283,13 +279,6 @@ class _Decoder:
             return tf.ensure_shape(dense, [n_cells, self._layout.width])
 
         return ModalityBatch(pad(genes), pad(values), total)
-
-
-def _checked(genes: np.ndarray, n_genes: int) -> np.ndarray:
-    genes = np.asarray(genes, np.int64)
-    if genes.size and not 0 <= genes.min() <= genes.max() < n_genes:
-        raise InputError(f"gene indices must be from 0 to {n_genes - 1}, the records' vocabulary")
-    return genes
 
 
 def _decode(raw: tf.Tensor, info: ModalityInfo, field: str, width: int) -> tf.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,28 +181,49 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
         "cell/offsets": offsets_of([len(name) for name in names]),
     }
     for name, matrix in found.matrices.items():
-        of = found.summary["modalities"][name]
-        offsets, genes, values, sums = _narrow(matrix, order, of["units"], of["value_dtype"])
-        arrays[f"{name}/offsets"], arrays[f"{name}/genes"] = offsets, genes
-        arrays[f"{name}/values"], arrays[f"{name}/moments"] = values, sums.ravel()
+        of, sums = found.summary["modalities"][name], np.zeros((3, matrix.shape[1]))
+        for field, array in zip(
+            ("offsets", "genes", "values"),
+            narrow(matrix, order, of["value_dtype"], partial(_add_moments, sums, of["units"])),
+            strict=True,
+        ):
+            arrays[f"{name}/{field}"] = array
+        arrays[f"{name}/moments"] = sums.ravel()
     write_part(path, arrays, found.summary)
 
 
-def _narrow(
-    matrix: sp.csr_matrix, order: np.ndarray, units: str, value_dtype: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets, genes and values of the cells in `order`, in the dtypes of the records, and their
-    moments. Goes in blocks, so that a cell is still in the processor's cache for the next step."""
+def _add_moments(sums: np.ndarray, units: str, block: sp.csr_matrix) -> None:
+    sums += moments(block, units)
+
+
+def narrow(
+    matrix: sp.csr_matrix,
+    order: np.ndarray,
+    value_dtype: str,
+    look: Callable[[sp.csr_matrix], None] = lambda block: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells one after the other, in the dtypes of the records.
+
+    Goes in blocks, so that a cell is still in the processor's cache for the next step.
+
+    Args:
+        matrix: [n, genes].
+        order: Which cells, in which order, int64 [m].
+        value_dtype: Of the values.
+        look: Called with each block of cells.
+
+    Returns:
+        Offsets int64 [m + 1], genes and values.
+    """
     offsets = offsets_of(np.diff(matrix.indptr)[order])
     genes = np.empty(offsets[-1], gene_dtype(matrix.shape[1]))
     values = np.empty(offsets[-1], value_dtype)
-    sums = np.zeros((3, matrix.shape[1]))
     for start in range(0, len(order), _BLOCK_CELLS):
         block = matrix[order[start : start + _BLOCK_CELLS]]
         place = slice(offsets[start], offsets[start] + block.nnz)
         genes[place], values[place] = block.indices, block.data
-        sums += moments(block, units)
-    return offsets, genes, values, sums
+        look(block)
+    return offsets, genes, values
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
