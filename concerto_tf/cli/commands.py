@@ -128,6 +128,7 @@ def train(options: argparse.Namespace) -> Any:
 
 
 def embed(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.cells import Reading
     from concerto_tf.tasks.embed import write_embeddings
 
     lost = given.skip_damaged(options, "input")
@@ -136,8 +137,8 @@ def embed(options: argparse.Namespace) -> Any:
             options.model,
             options.input,
             options.output,
-            progress=progress.stage("embed"),
-            **given.reading(options),
+            Reading(**given.reading(options)),
+            progress.stage("embed"),
         )
     found = {"cells": z.shape[0], "dimensions": z.shape[1], **lost, "output": str(options.output)}
     say(options, table(found))

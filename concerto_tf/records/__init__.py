@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concerto_tf.records.cell_set import CellSet
 from concerto_tf.records.convert import convert
 from concerto_tf.records.genes import highly_variable, resolve_genes
 from concerto_tf.records.inputs import open_input
@@ -10,6 +11,7 @@ from concerto_tf.records.reader import Records
 from concerto_tf.records.vocabulary import Vocabulary
 
 __all__ = [
+    "CellSet",
     "Manifest",
     "Records",
     "Vocabulary",

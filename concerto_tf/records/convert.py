@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -211,7 +211,12 @@ def _check_options(
             raise InputError(f"{name} is {number}; it must be at least 1")
     if dask is not None and workers not in (None, 1):
         raise InputError("give one of workers and dask: the cluster has its own")
-    for name in modalities or {}:
+    check_modality_names(modalities or ())
+
+
+def check_modality_names(names: Iterable[str]) -> None:
+    """Raises InputError where a further modality cannot be called so."""
+    for name in names:
         if name in (RNA, LABEL) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise InputError(
                 f"{name!r} cannot be the name of a further modality; use letters and digits, "

@@ -29,9 +29,9 @@ from concerto_tf.records.passes import check_parts
 from concerto_tf.records.vocabulary import Vocabulary
 from concerto_tf.records.writer import Arranged, arrange, gene_dtype, narrow, offsets_of
 
-_CHUNK_CELLS = 8_192
+_CHUNK_CELLS = 4_096
 #: Bytes of values that stay in memory, so that few cells are read once.
-_HELD_BYTES = 128 * 2**20
+HELD_BYTES = 128 * 2**20
 
 
 class InputCells:
@@ -73,7 +73,7 @@ class InputCells:
         *,
         drop_empty: bool = False,
         chunk_cells: int = _CHUNK_CELLS,
-        held_bytes: int = _HELD_BYTES,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         [self._input] = joined.inputs
         self._joined = joined

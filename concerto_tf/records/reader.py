@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
-from concerto_tf.records.manifest import Manifest, ShardInfo
+from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.shards import intact, problem_of, size_problem
 from concerto_tf.records.vocabulary import Vocabulary, read_table
 
@@ -138,6 +139,24 @@ class Records:
     def labels(self) -> dict[str, list[str]]:
         """Label key to the name of each code."""
         return {key: list(names) for key, names in self.manifest.labels.items()}
+
+    @property
+    def modalities(self) -> dict[str, ModalityInfo]:
+        """What the cells were measured for, by name."""
+        return self.manifest.modalities
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What conversion found worth saying: {"lines": [...], ...}."""
+        return self.manifest.report
+
+    def without(self, modalities: Iterable[str]) -> Records:
+        """The same cells, as if they had not been measured for some modalities."""
+        left = set(modalities)
+        rest = {name: of for name, of in self.modalities.items() if name not in left}
+        other = copy(self)
+        other.manifest = replace(self.manifest, modalities=rest)
+        return other
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

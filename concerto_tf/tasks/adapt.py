@@ -9,7 +9,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.encoder import Encoder, SourceAware, chosen_genes
 from concerto_tf.models.schedule import plan_training
-from concerto_tf.records import Records
+from concerto_tf.records import CellSet, Records
 from concerto_tf.tasks.agreement import seen_modalities
 from concerto_tf.tasks.embed import Progress
 
@@ -94,12 +94,12 @@ def _mixed(parts: list[tf.data.Dataset], weights: list[float], seed: int) -> tf.
     )
 
 
-def with_own_statistics(model: Encoder, records: Records) -> SourceAware:
+def with_own_statistics(model: Encoder, records: CellSet) -> SourceAware:
     """The model with the statistics of a query's own sources ("batch-aware inference").
 
     Args:
         model: A trained model; it is left as it is.
-        records: The query.
+        records: The query, the first minibatches a random sample of it.
 
     Returns:
         A new model that knows the query's sources alone.

@@ -8,7 +8,7 @@ import numpy as np
 
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder, looks_at, modality_input
-from concerto_tf.records import Records, Vocabulary
+from concerto_tf.records import CellSet, Vocabulary
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
 
@@ -17,16 +17,16 @@ _log = logging.getLogger("concerto_tf")
 _FEW_MEASURED = 0.5
 
 
-def check_agreement(model: Encoder, records: Records) -> None:
+def check_agreement(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes, or values of another kind."""
     check_vocabulary(model, records)
     check_units(model, records)
 
 
-def check_vocabulary(model: Encoder, records: Records) -> None:
+def check_vocabulary(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
     for place, one in enumerate(model.modality_inputs):
-        if place and one.name not in records.manifest.modalities:
+        if place and one.name not in records.modalities:
             continue
         found = records.vocabulary_of(one.name).ids
         if tuple(found) != one.vocabulary:
@@ -38,12 +38,12 @@ def check_vocabulary(model: Encoder, records: Records) -> None:
             )
 
 
-def check_measured(model: Encoder, records: Records) -> dict[str, np.ndarray] | None:
+def check_measured(model: Encoder, records: CellSet) -> dict[str, np.ndarray] | None:
     """Which genes were measured at all, and whether these are enough to say anything.
 
     Args:
         model: A trained model.
-        records: Records with the model's genes.
+        records: CellSet with the model's genes.
 
     Returns:
         bool [G] by modality, or None where all were.
@@ -78,12 +78,12 @@ def vocabularies_of(model: Encoder) -> dict[str, Vocabulary]:
     return {one.name: Vocabulary(one.vocabulary, one.symbols) for one in model.modality_inputs}
 
 
-def seen_modalities(model: Encoder, records: Records) -> list[str]:
+def seen_modalities(model: Encoder, records: CellSet) -> list[str]:
     """The modalities of records that a model looks at."""
-    return [name for name in looks_at(model) if name in records.manifest.modalities]
+    return [name for name in looks_at(model) if name in records.modalities]
 
 
-def check_units(model: Encoder, records: Records) -> None:
+def check_units(model: Encoder, records: CellSet) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
     kinds = {True: "raw counts", False: "values that are normalised already"}
     mend = {
@@ -91,9 +91,9 @@ def check_units(model: Encoder, records: Records) -> None:
         False: "train a model on these cells, or give it those",
     }
     for one in model.modality_inputs:
-        if one.name not in records.manifest.modalities:
+        if one.name not in records.modalities:
             continue
-        info = records.manifest.modalities[one.name]
+        info = records.modalities[one.name]
         counts, wants = info.scales_with_depth, one.target_sum is not None
         if counts != wants:
             where = records.name if one.name == RNA else f"{records.name}: {one.name}"

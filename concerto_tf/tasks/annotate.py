@@ -13,8 +13,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
-from concerto_tf.records import Records, open_input
-from concerto_tf.tasks.cells import as_records, is_records
+from concerto_tf.records import CellSet, Records, open_input
+from concerto_tf.tasks.cells import Reading, is_records, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
 from concerto_tf.tasks.result import check_target, write_found
 
@@ -80,15 +80,8 @@ def annotate(
     if out is not None:
         check_target(out, cells, drop_empty)
     model = as_classifier(model)
-    with as_records(
-        model.encoder,
-        cells,
-        source_key=source_key,
-        layer=layer,
-        drop_empty=drop_empty,
-        modalities=modalities,
-        orthologs=orthologs,
-    ) as records:
+    reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
+    with open_cells(model.encoder, cells, reading) as records:
         found = annotate_records(model, records, progress)
         table = _table(model, found, records.obs()["cell"], alpha)
         _report(model, table, alpha)
@@ -119,13 +112,13 @@ def _table(
 
 
 def annotate_records(
-    model: Classifier, records: Records, progress: Progress | None = None
+    model: Classifier, records: CellSet, progress: Progress | None = None
 ) -> dict[str, np.ndarray]:
     """What a fine-tuned model says of all cells of records, in the order of the cells.
 
     Args:
         model: The model.
-        records: Records with the model's genes.
+        records: Cells with the model's genes.
         progress: Called with the number of cells done and of all cells.
 
     Returns:

@@ -13,10 +13,10 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import Classifier, load_model
 from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches
 from concerto_tf.models.encoder import embed as embed_cells
-from concerto_tf.records import Records
+from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
-from concerto_tf.tasks.cells import as_records
+from concerto_tf.tasks.cells import Reading, open_cells
 from concerto_tf.tasks.on_disk import RowsOnDisk
 from concerto_tf.tasks.result import check_target, write_found
 
@@ -65,28 +65,20 @@ def embed(
     Raises:
         InputError: Model and cells do not fit together, or one of them is unsuitable.
     """
-    reading = {
-        "source_key": source_key,
-        "layer": layer,
-        "drop_empty": drop_empty,
-        "modalities": modalities,
-        "orthologs": orthologs,
-    }
+    reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
     if out is not None:
-        return write_embeddings(model, cells, out, progress=progress, **reading).array
+        return write_embeddings(model, cells, out, reading, progress).array
     model = encoder_of(model)
-    with as_records(model, cells, **reading) as records:
-        return embed_records(model, records, progress)
+    with open_cells(model, cells, reading) as found:
+        return embed_records(model, found, progress)
 
 
 def write_embeddings(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
     out: str | Path,
-    *,
-    layer: str | None = None,
+    reading: Reading,
     progress: Progress | None = None,
-    **reading: Any,
 ) -> RowsOnDisk:
     """Embeds cells into a file; of the cells, memory holds names and labels alone.
 
@@ -94,23 +86,22 @@ def write_embeddings(
         model: As `embed` takes it.
         cells: As `embed` takes them.
         out: The `.h5ad` to write.
-        layer: Layer that holds the counts.
+        reading: How to read them.
         progress: Called with the number of cells done and of all cells.
-        **reading: Further arguments of `embed`.
 
     Returns:
         The embeddings, on disk.
     """
-    check_target(out, cells, reading.get("drop_empty", False))
+    check_target(out, cells, reading.drop_empty)
     model = encoder_of(model)
-    with as_records(model, cells, layer=layer, **reading) as records:
+    with open_cells(model, cells, reading) as read:
         place = as_path(out)
         z = RowsOnDisk(model.embedding_dim, None if is_remote(place) else place.parent)
-        data, measured = whole_cells(model, records, progress)
-        with records.naming_damage():
+        data, measured = whole_cells(model, read, progress)
+        with read.naming_damage():
             for rows, found in embed_batches(model, data, measured):
                 z.put(rows, found)
-        write_found(cells, out, records, obsm={KEY: z}, layer=layer)
+        write_found(cells, out, read, obsm={KEY: z}, layer=reading.layer)
     return z
 
 
@@ -134,16 +125,16 @@ def encoder_of(model: Any) -> Encoder:
 
 def embed_records(
     model: Encoder,
-    records: Records,
+    records: CellSet,
     progress: Progress | None = None,
     *,
     fill_unmeasured: bool = True,
 ) -> np.ndarray:
-    """Embeddings of all cells of records.
+    """Embeddings of all cells of a set.
 
     Args:
         model: A trained model.
-        records: Records with the model's genes.
+        records: Cells with the model's genes.
         progress: Called with the number of cells done and of all cells.
         fill_unmeasured: Whether genes that were not measured are taken at their mean. Not so
             where the model has learned these cells' own statistics.
@@ -157,13 +148,13 @@ def embed_records(
 
 
 def whole_cells(
-    model: Encoder, records: Records, progress: Progress | None = None
+    model: Encoder, records: CellSet, progress: Progress | None = None
 ) -> tuple[Iterator[Any], dict[str, np.ndarray] | None]:
-    """All cells of records as a model takes them.
+    """All cells of a set as a model takes them.
 
     Args:
         model: A trained model.
-        records: Records with the model's genes.
+        records: Cells with the model's genes.
         progress: Called with the number of cells done and of all cells.
 
     Returns:

@@ -13,10 +13,10 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Attentive, chosen_genes, modality_input
-from concerto_tf.records import Records
+from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
 from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
-from concerto_tf.tasks.cells import as_records
+from concerto_tf.tasks.cells import Reading, open_cells
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.figures import check_figure
 from concerto_tf.tasks.heatmap import heatmap
@@ -128,16 +128,8 @@ def explain(
         raise InputError("a heatmap shows groups of cells; name a column of obs with groupby")
     encoder = _with_attention(model)
     keys = [] if groupby is None else [groupby]
-    with as_records(
-        encoder,
-        cells,
-        source_key=source_key,
-        layer=layer,
-        drop_empty=drop_empty,
-        label_keys=keys,
-        modalities=modalities,
-        orthologs=orthologs,
-    ) as records:
+    reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
+    with open_cells(encoder, cells, reading, label_keys=keys) as records:
         check_agreement(encoder, records)
         if groupby is None:
             table = _of_cells(encoder, records, top or TOP_OF_A_CELL, progress)
@@ -185,7 +177,7 @@ def _with_attention(model: Any) -> Attentive:
     return encoder
 
 
-def _parts(model: Attentive, records: Records) -> list[_Part]:
+def _parts(model: Attentive, records: CellSet) -> list[_Part]:
     """The modalities that both the model looks at and the records hold."""
     check_measured(model, records)
     parts = []
@@ -205,7 +197,7 @@ def _parts(model: Attentive, records: Records) -> list[_Part]:
 
 
 def _read(
-    model: Attentive, records: Records, parts: Sequence[_Part], keys: Sequence[str], progress: Any
+    model: Attentive, records: CellSet, parts: Sequence[_Part], keys: Sequence[str], progress: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], list[_Weights]]]:
     """Batches of cells (row, labels, names) and what they express in each modality."""
     import tensorflow as tf
@@ -255,7 +247,7 @@ def _read(
                 progress(done, records.n_cells)
 
 
-def _of_cells(model: Attentive, records: Records, top: int, progress: Any) -> pd.DataFrame:
+def _of_cells(model: Attentive, records: CellSet, top: int, progress: Any) -> pd.DataFrame:
     """The strongest genes of each cell."""
     import pandas as pd
 
@@ -299,13 +291,13 @@ def _of_cells(model: Attentive, records: Records, top: int, progress: Any) -> pd
 
 
 def sums_of_groups(
-    model: Attentive, records: Records, key: str, progress: Progress | None = None
+    model: Attentive, records: CellSet, key: str, progress: Progress | None = None
 ) -> tuple[list[str], list[tuple[_Part, dict[str, GroupSums]]]]:
     """Sums over the cells of each group of what `explain` measures of a gene.
 
     Args:
         model: A Concerto.
-        records: Records with the model's genes and the label ``key``.
+        records: Cells with the model's genes and the label ``key``.
         key: Label that names the groups.
         progress: Called with the number of cells done and of all cells.
 
@@ -319,7 +311,7 @@ def sums_of_groups(
     if key not in records.labels:
         known = ", ".join(records.labels) or "none"
         raise InputError(
-            f"{records.path}: has no column {key!r} to group by (there are: {known}); explain "
+            f"{records.name}: has no column {key!r} to group by (there are: {known}); explain "
             "the cells themselves, or convert again with it",
             Argument("label_keys", [key], of="convert"),
         )
@@ -344,14 +336,14 @@ def sums_of_groups(
                 of_part[name].add(having, weights.cell, weights.gene, x)
     n_cells = int(sums[0]["weight"].cells.sum())
     if not n_cells:
-        raise InputError(f"{records.path}: no cell has a value of {key!r}; group by another column")
+        raise InputError(f"{records.name}: no cell has a value of {key!r}; group by another column")
     if n_cells < records.n_cells:
         _log.info("%s: %d cells without a value are left out", key, records.n_cells - n_cells)
     return groups, list(zip(parts, sums, strict=True))
 
 
 def _of_groups(
-    model: Attentive, records: Records, key: str, top: int | None, progress: Any
+    model: Attentive, records: CellSet, key: str, top: int | None, progress: Any
 ) -> pd.DataFrame:
     """The genes of each group by how much more they weigh in it than in all other cells."""
     import pandas as pd

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from concerto_tf.models.encoder import Encoder
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
 from concerto_tf.reference.cells import Reference, Values
-from concerto_tf.tasks.cells import as_records, is_records, key_where_there
+from concerto_tf.tasks.cells import Reading, is_records, key_where_there, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.reference import find_reference, model_folder
 from concerto_tf.tasks.result import check_target, write_found
@@ -107,10 +105,12 @@ def impute(
         model,
         folder,
         reference,
-        modalities=modalities,
-        source_key=reference_source_key or key_where_there(reference, source_key),
-        layer=reference_layer,
-        drop_empty=drop_empty,
+        Reading(
+            reference_source_key or key_where_there(reference, source_key),
+            reference_layer,
+            drop_empty,
+            modalities,
+        ),
         progress=progress,
     )
     wanted = list(modalities or held.values)
@@ -124,15 +124,9 @@ def impute(
     if out is not None:
         _check_unmeasured(query, wanted)
     # What the model itself looks at beside the RNA is found by its name.
-    with as_records(
-        model,
-        query,
-        source_key=source_key,
-        layer=layer,
-        drop_empty=drop_empty,
-        orthologs=orthologs,
-    ) as records:
-        z = embed_records(model, _without(records, wanted), progress)
+    reading = Reading(source_key, layer, drop_empty, orthologs=orthologs)
+    with open_cells(model, query, reading) as records:
+        z = embed_records(model, records.without(wanted), progress)
         names = list(records.obs()["cell"])
         found = {}
         for name in wanted:
@@ -207,7 +201,7 @@ def _modalities_of(reference: object) -> dict[str, str] | None:
         return {name: "" for name in reference.values}
     if is_records(reference):
         records = reference if isinstance(reference, Records) else Records(reference)
-        names = [name for name in records.manifest.modalities if name != RNA]
+        names = [name for name in records.modalities if name != RNA]
         found = {name: "" for name in names}
     else:
         found = {name: f"obsm:{name}" for name in _tables(reference)}
@@ -255,14 +249,6 @@ def _names_in(query: Any) -> tuple[set[str], set[str]]:
     with open_hdf5(query) as file:
         imputed = f"uns/{IMPUTED}"
         return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
-
-
-def _without(records: Records, modalities: Collection[str]) -> Records:
-    """The same records, as if cells had not been measured for some modalities."""
-    rest = {name: of for name, of in records.manifest.modalities.items() if name not in modalities}
-    part = copy(records)
-    part.manifest = replace(records.manifest, modalities=rest)
-    return part
 
 
 def _note(path: str | Path, units: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from concerto_tf.records import Records, open_input
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import label_levels
 from concerto_tf.tasks.adapt import adapt, with_own_statistics
-from concerto_tf.tasks.cells import as_records, is_records, key_where_there
+from concerto_tf.tasks.cells import Reading, is_records, key_where_there, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.figures import check_figure
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
@@ -125,52 +126,36 @@ def map(  # noqa: A001 - the command's name
     if figure is not None:
         check_figure(figure)
     folder, model = model_folder(model), encoder_of(model)
-    of_reference = {
-        "source_key": reference_source_key or key_where_there(reference, source_key),
-        "layer": reference_layer,
-    }
+    reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
+    of_reference = replace(
+        reading,
+        source_key=reference_source_key or key_where_there(reference, source_key),
+        layer=reference_layer,
+        orthologs=None,
+    )
     with ExitStack() as stack:
         records = stack.enter_context(
-            as_records(
+            open_cells(
                 model,
                 query,
-                source_key=source_key,
-                layer=layer,
-                drop_empty=drop_empty,
-                orthologs=orthologs,
-                modalities=modalities,
+                reading,
                 lenient=True,
                 # Beside a reference whose file or object has the same name, it is another source.
                 source_name="query" if finetune and source_key is None else None,
+                sampled=batch_aware,
+                trained=finetune,
             )
         )
         if finetune:
             origin = stack.enter_context(
-                as_records(
-                    model,
-                    reference,
-                    label_keys=keys,
-                    drop_empty=drop_empty,
-                    modalities=modalities,
-                    **of_reference,
-                )
+                open_cells(model, reference, of_reference, label_keys=keys, trained=True)
             )
             model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
             found = make_reference(model, origin, keys)
+        elif keys or reference is not None:
+            found = find_reference(model, folder, reference, of_reference, label_keys=keys)
         else:
-            found = (
-                find_reference(
-                    model,
-                    folder,
-                    reference,
-                    label_keys=keys,
-                    modalities=modalities,
-                    drop_empty=drop_empty,
-                    **of_reference,
-                )
-                if keys or reference is not None
-                else None
-            )
+            found = None
         if found is not None:
             _check_k(found, keys, k)
         if batch_aware:
@@ -178,7 +163,7 @@ def map(  # noqa: A001 - the command's name
         # Statistics of the query's own cells know of no gene that was not measured.
         z = embed_records(model, records, progress, fill_unmeasured=not (batch_aware or finetune))
         known = records.obs()
-        lines = list(records.manifest.report.get("lines", ()))
+        lines = list(records.report.get("lines", ()))
         table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
         if groupby is not None:

@@ -17,14 +17,14 @@ from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
-from concerto_tf.records import Records
+from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW, Minibatch, label_key
 from concerto_tf.records.manifest import FILE_NAME as MANIFEST
 from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
-from concerto_tf.tasks.cells import as_records, is_records
+from concerto_tf.tasks.cells import Reading, is_records, open_cells
 from concerto_tf.tasks.embed import Progress, embed_records
 
 if TYPE_CHECKING:
@@ -53,11 +53,10 @@ def find_reference(
     model: Encoder,
     folder: Path | None,
     cells: Reference | Records | str | Path | AnnData | None,
+    reading: Reading | None = None,
     *,
     label_keys: Sequence[str] = (),
-    modalities: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Reference:
     """The reference to compare with: the one kept beside the model where it fits, or a new one.
 
@@ -70,10 +69,9 @@ def find_reference(
         model: The model that embeds.
         folder: The model's folder, if it has one.
         cells: The reference's cells, or a `Reference`; ``None`` for the one that is kept.
+        reading: How to read them; its modalities are those whose values are needed.
         label_keys: Keys of the labels that are needed.
-        modalities: Where the values of further modalities lie that are needed, by name.
         progress: Called with the number of cells embedded and of all cells.
-        **options: source_key, layer, drop_empty and orthologs, as `convert` takes them.
 
     Returns:
         The reference, with these labels and values.
@@ -81,7 +79,8 @@ def find_reference(
     Raises:
         InputError: There is no such reference, it is damaged, or of another model.
     """
-    own = fingerprint(model)
+    own, reading = fingerprint(model), reading or Reading()
+    modalities = dict(reading.modalities or {})
     if isinstance(cells, Reference):
         if cells.model and cells.model != own:
             raise InputError(
@@ -96,9 +95,9 @@ def find_reference(
                 "the reference has another origin or spread than the model; make it with "
                 "Reference(..., origin=model.geometry.origin, spread=model.geometry.spread)"
             )
-        return _with_all(cells, label_keys, modalities or {})
+        return _with_all(cells, label_keys, modalities)
     # In records every modality has one place.
-    wanted = {name: "" if is_records(cells) else of for name, of in (modalities or {}).items()}
+    wanted = {name: "" if is_records(cells) else of for name, of in modalities.items()}
     kept = None if folder is None else folder / FOLDER
     if cells is None:
         if kept is None or not is_reference(kept):
@@ -123,7 +122,7 @@ def find_reference(
         for name, of in wanted.items()
         if name in looks_at(model) and of not in ("", f"obsm:{name}")
     }
-    identity = _identity(cells, {**options, **own_places})
+    identity = _identity(cells, {**vars(reading), "modalities": None, **own_places})
     if kept is not None and kept.exists() and not is_reference(kept):
         _log.warning("%s: is no reference and left alone; this one is not kept", kept)
         kept = None
@@ -142,8 +141,8 @@ def find_reference(
                     _log.info("%s: %d reference cells, embedded before", kept, found.n_cells)
                     return found
                 _log.info("%s: adds %s", kept, ", ".join([*label_keys, *wanted]))
-    with as_records(
-        model, cells, label_keys=label_keys, modalities=wanted, further=True, **options
+    with open_cells(
+        model, cells, replace(reading, modalities=wanted), label_keys=label_keys, further=True
     ) as records:
         if made is None:
             made = make_reference(model, records, label_keys, list(wanted), progress)
@@ -166,16 +165,16 @@ def find_reference(
 
 def make_reference(
     model: Encoder,
-    records: Records,
+    records: CellSet,
     label_keys: Sequence[str] = (),
     modalities: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Reference:
-    """Embeds the cells of records as a reference.
+    """Embeds cells as a reference.
 
     Args:
         model: The model.
-        records: Records with the model's genes.
+        records: Cells with the model's genes.
         label_keys: Keys of the labels to keep. Cells labelled ``unknown`` count as unlabelled.
         modalities: Further modalities whose values to keep.
         progress: Called with the number of cells embedded and of all cells.
@@ -196,7 +195,7 @@ def make_reference(
     )
 
 
-def _read_labels(records: Records, keys: Sequence[str]) -> dict[str, Labels]:
+def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:
     """Labels of all cells in their order, by key."""
     known = records.obs() if keys else {}
     labels = {}
@@ -212,18 +211,18 @@ def _read_labels(records: Records, keys: Sequence[str]) -> dict[str, Labels]:
     return labels
 
 
-def read_values(records: Records, modality: str) -> Values:
+def read_values(records: CellSet, modality: str) -> Values:
     """Values of a further modality of all cells, normalised.
 
     Args:
-        records: Records that hold it.
+        records: Cells that have it.
         modality: Its name.
 
     Returns:
         The values in the order of the cells: of counts log1p of what is scaled to 10,000 per cell,
         of anything else what is stored.
     """
-    info = records.manifest.modalities[modality]
+    info = records.modalities[modality]
     dense = info.n_genes <= _DENSE_FEATURES
     rows, parts = [], []
     data = records.dataset(min(_BATCH_CELLS, records.n_cells), modalities=[modality])

@@ -13,7 +13,7 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf.errors import InputError
-from concerto_tf.records import Records, open_input
+from concerto_tf.records import CellSet, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.cells import Input
 from concerto_tf.records.overlap import union
@@ -31,7 +31,7 @@ _CHUNK_CELLS = 4096
 def write_found(
     cells: Any,
     out: str | Path,
-    records: Records,
+    records: CellSet,
     *,
     obsm: Mapping[str, Any],
     obs: Mapping[str, Any] | None = None,

@@ -17,6 +17,7 @@ from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.records import convert
 from concerto_tf.reference.cells import Reference, Values
 from concerto_tf.reference.files import load_reference
+from concerto_tf.tasks.cells import Reading
 from concerto_tf.tasks.impute import SHARPNESS, impute, smooth
 from concerto_tf.tasks.reference import find_reference, model_folder, read_values
 
@@ -162,7 +163,7 @@ def test_a_reference_that_is_kept_gathers_labels_and_values(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, cells = load_model(folder), folder / "reference.h5ad"
-    find_reference(model, folder, cells, modalities={"protein": "obsm:protein"})
+    find_reference(model, folder, cells, Reading(modalities={"protein": "obsm:protein"}))
     find_reference(model, folder, cells, label_keys=["type"])
     with caplog.at_level(logging.INFO, "concerto_tf"):
         find_reference(model, folder, cells, label_keys=["state"])
