@@ -26,7 +26,6 @@ MOST_PARAMETERS = 10
 ALLOWED = frozenset(
     {
         "concerto_tf/records/reader.py: length",
-        "concerto_tf/tasks/cells.py: as_records()",
     }
 )
 

@@ -6,7 +6,7 @@ Each step skips what an interrupted conversion of the same has finished.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 

@@ -43,7 +43,7 @@ def check_measured(model: Encoder, records: CellSet) -> dict[str, np.ndarray] | 
 
     Args:
         model: A trained model.
-        records: CellSet with the model's genes.
+        records: Cells with the model's genes.
 
     Returns:
         bool [G] by modality, or None where all were.

@@ -164,7 +164,9 @@ def _open(
     """The open cells, and where the modalities lie that they have."""
     [cells] = cells if isinstance(cells, list | tuple) else [cells]
     asked = dict(reading.modalities or {})
-    guessed = {name: f"obsm:{name}" for name in looks_at(model) if name != RNA and name not in asked}
+    guessed = {
+        name: f"obsm:{name}" for name in looks_at(model) if name != RNA and name not in asked
+    }
     places = {**asked, **guessed}
     while True:
         try:
