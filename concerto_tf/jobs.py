@@ -227,7 +227,8 @@ class Job:
             article = "" if noun.endswith("s") else "a " if whole else "an "
             both = held and isinstance(held, dict) and self.asked
             names = list(_differing(held, self.asked)) if both else []
-            what = f"differing in {' and '.join(names)}" if names else "of something else"
+            listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+            what = f"differing in {listed}" if names else "of something else"
             ways = "remove this one, or name another folder", Argument("out")
             if self._overwrite is not None:
                 ways = "name another folder, or overwrite this one", Argument("overwrite", True)

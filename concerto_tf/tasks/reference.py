@@ -13,13 +13,13 @@ import scipy.sparse as sp
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import fingerprint, identity_of_cells, identity_of_records
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
-from concerto_tf.models.fingerprint import fingerprint
+from concerto_tf.models.fingerprint import fingerprint as fingerprint_of_model
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW, Minibatch, label_key
-from concerto_tf.records.manifest import FILE_NAME as MANIFEST
 from concerto_tf.records.writer import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
@@ -79,7 +79,7 @@ def find_reference(
     Raises:
         InputError: There is no such reference, it is damaged, or of another model.
     """
-    own, reading = fingerprint(model), reading or Reading()
+    own, reading = fingerprint_of_model(model), reading or Reading()
     modalities = dict(reading.modalities or {})
     if isinstance(cells, Reference):
         if cells.model and cells.model != own:
@@ -122,7 +122,7 @@ def find_reference(
         for name, of in wanted.items()
         if name in looks_at(model) and of not in ("", f"obsm:{name}")
     }
-    identity = _identity(cells, {**vars(reading), "modalities": None, **own_places})
+    identity = _identity(cells, {**vars(reading), "modalities": None, **own_places}, folder)
     if kept is not None and kept.exists() and not is_reference(kept):
         _log.warning("%s: is no reference and left alone; this one is not kept", kept)
         kept = None
@@ -190,7 +190,7 @@ def make_reference(
         embed_records(model, records, progress),
         labels,
         {name: read_values(records, name) for name in modalities},
-        model=fingerprint(model),
+        model=fingerprint_of_model(model),
         **geometry_of(model)._asdict(),
     )
 
@@ -268,19 +268,11 @@ def _lies(reference: Reference, modality: str, place: str) -> bool:
     return modality in reference.values and reference.values[modality].place == place
 
 
-def _identity(cells: Any, options: Mapping[str, Any]) -> str:
+def _identity(cells: Any, options: Mapping[str, Any], folder: Path | None) -> str:
     """What tells the cells of a reference apart; empty where they are in memory."""
     if is_records(cells):
-        records = cells if isinstance(cells, Records) else Records(cells)
-        return "records " + " ".join(shard.sha256 for shard in records.manifest.shards)
+        return identity_of_records(cells if isinstance(cells, Records) else Records(cells))
     if not isinstance(cells, str | Path):
         return ""
-    path = as_path(cells).absolute()
-    if not path.exists():
-        raise InputError(f"{cells}: there is no such file; check the path")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    marks = [
-        f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.name != MANIFEST
-    ]
-    asked = [f"{key}={value}" for key, value in sorted(options.items()) if value]
-    return " ".join([str(path), *marks, *asked])
+    asked = {key: str(value) for key, value in options.items() if value}
+    return fingerprint([identity_of_cells(cells, without=folder), asked])

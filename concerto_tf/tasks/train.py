@@ -103,7 +103,7 @@ def train(
         Interrupted: Another worker ended; the same call on all of them continues.
     """
     records = records if isinstance(records, Records) else Records(records)
-    recipe = Recipe(
+    request = Request(
         method=method or DEFAULT_METHOD,
         preset=preset,
         members=members,
@@ -119,7 +119,7 @@ def train(
     )
     scope = make_strategy(strategy) if strategy == MULTIWORKER else None
     workers = Workers(scope)
-    with Job(out, recipe.asked(records), LAYOUT, writes=workers.first) as job:
+    with Job(out, request.asked(records), LAYOUT, writes=workers.first) as job:
         done = -1 if job.finished else saved_rounds(job.out / "checkpoint")
         with workers.naming_loss():
             workers.agree(
@@ -127,7 +127,7 @@ def train(
             )
         if job.finished:
             return load_model(model_file(job.out))
-        recipe.check("one" if strategy == MULTIWORKER else strategy)
+        request.check("one" if strategy == MULTIWORKER else strategy)
         settled = {"method": method, "preset": preset, "genes": genes, "options": options or None}
         given = [name for name, value in settled.items() if value is not None]
         given += ["members"] if members != 1 else []
@@ -144,11 +144,11 @@ def train(
         )
         scope = scope or make_strategy(strategy)
         how = {"callbacks": callbacks, "progress": progress, "verbose": verbose}
-        return _train(job, recipe, records, scope, workers, **how)
+        return _train(job, request, records, scope, workers, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Request:
     """What to train, and how: the arguments of `train` that a model follows from."""
 
     method: str
@@ -191,7 +191,7 @@ class Recipe:
 
 
 def _train(
-    job: Job, recipe: Recipe, records: Records, scope: Any, workers: Workers, **how: Any
+    job: Job, request: Request, records: Records, scope: Any, workers: Workers, **how: Any
 ) -> ContrastiveModel:
     """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
@@ -200,41 +200,41 @@ def _train(
     replicas = scope.num_replicas_in_sync if scope else 1
     began = time.perf_counter()
     with workers.naming_loss(), scope.scope() if scope else nullcontext():
-        model = _create(recipe, records) if recipe.start is None else _continue(recipe, records)
-        training = recipe.training or model.recipe
-        epochs = recipe.epochs or training.epochs
+        model = _create(request, records) if request.start is None else _continue(request, records)
+        training = request.training or model.recipe
+        epochs = request.epochs or training.epochs
         schedule = plan_training(
             n_cells,
             epochs,
-            recipe.batch_size or training.batch_size,
+            request.batch_size or training.batch_size,
             replicas,
             model.recipe.most_epochs,
         )
         model = model.for_batches(schedule.batch_size)
         model.compile(
-            recipe.optimizer,
-            recipe.learning_rate or training.learning_rate,
+            request.optimizer,
+            request.learning_rate or training.learning_rate,
             schedule.steps if training.cosine else None,
         )
-    if recipe.batch_size is not None and schedule.batch_size != recipe.batch_size:
+    if request.batch_size is not None and schedule.batch_size != request.batch_size:
         _log.warning(
             "%s: minibatches of %d cells instead of %d, for its %d cells",
             records.path,
             schedule.batch_size,
-            recipe.batch_size,
+            request.batch_size,
             records.n_cells,
         )
     resumed = saved_rounds(job.out / "checkpoint") > 0
     job.begin()
     with records.naming_damage(), workers.naming_loss():
         # A checkpoint holds what the start made, too.
-        if recipe.start is None and not resumed and workers.first:
+        if request.start is None and not resumed and workers.first:
             model.initialize(_batches(model, records, schedule.batch_size))
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
         fit_in_rounds(
             model,
-            lambda step: _training_batches(model, records, schedule, step, recipe.seed, workers),
+            lambda step: _training_batches(model, records, schedule, step, request.seed, workers),
             job.out,
             schedule,
             patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
@@ -315,14 +315,14 @@ def check_arguments(
     make_optimizer(optimizer, 1e-3)
 
 
-def _create(recipe: Recipe, records: Records) -> ContrastiveModel:
-    cls, members, options = METHODS[recipe.method], recipe.members, recipe.options
+def _create(request: Request, records: Records) -> ContrastiveModel:
+    cls, members, options = METHODS[request.method], request.members, request.options
     unknown = set(options) - arguments_of(cls)
     if unknown:
-        raise InputError(f"{recipe.method} has no option {min(unknown)!r}; see {cls.__name__}")
-    looked_at = chosen_modalities(records, recipe.modalities, cls.looks_at_several)
-    settled = cls.presets[recipe.preset or DEFAULT]
-    wanted = recipe.genes or settled.training.genes
+        raise InputError(f"{request.method} has no option {min(unknown)!r}; see {cls.__name__}")
+    looked_at = chosen_modalities(records, request.modalities, cls.looks_at_several)
+    settled = cls.presets[request.preset or DEFAULT]
+    wanted = request.genes or settled.training.genes
     chosen = resolve_genes(wanted, records) if RNA in looked_at else None
 
     def create(**own: Any) -> ContrastiveModel:
@@ -330,13 +330,13 @@ def _create(recipe: Recipe, records: Records) -> ContrastiveModel:
         return cls.from_records(records, genes=chosen, modalities=looked_at, **arguments)
 
     if members == 1:
-        return create(seed=recipe.seed)
-    seeds = [(recipe.seed * members + i) % 2**32 for i in range(members)]
+        return create(seed=request.seed)
+    seeds = [(request.seed * members + i) % 2**32 for i in range(members)]
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
 
 
-def _continue(recipe: Recipe, records: Records) -> ContrastiveModel:
-    model = load_model(recipe.start)
+def _continue(request: Request, records: Records) -> ContrastiveModel:
+    model = load_model(request.start)
     check_agreement(model, records)
     if set(records.sources) <= set(model.sources):
         return model
