@@ -14,7 +14,8 @@ from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.overlap import FEWEST_SHARED
 
 if TYPE_CHECKING:
-    from concerto_tf.records.reader import GeneStats, Records
+    from concerto_tf.records.gene_table import GeneStats
+    from concerto_tf.records.reader import Records
 
 _log = logging.getLogger("concerto_tf")
 _BINS = 20
@@ -40,7 +41,7 @@ def highly_variable(stats: GeneStats, n_top: int) -> np.ndarray:
         Biotechnology 2015, and scanpy's `_highly_variable_genes.py`.
 
     Example:
-        >>> from concerto_tf.records.reader import GeneStats
+        >>> from concerto_tf.records.gene_table import GeneStats
         >>> stats = GeneStats(np.array([9, 9, 9]), np.ones(3), np.array([1.0, 5.0, 2.0]))
         >>> highly_variable(stats, 2)
         array([1, 2])

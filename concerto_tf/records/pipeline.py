@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import (
     CELL,
     RNA,
@@ -106,6 +107,34 @@ def build(
     # Each worker is given its share by `shard_of`.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def check_request(
+    folder: Path,
+    manifest: Manifest,
+    batch_size: int,
+    labels: Sequence[str],
+    shard_of: tuple[int, int],
+    drop_remainder: bool,
+) -> None:
+    """Raises InputError where records cannot be read as `Records.dataset` was asked to."""
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}; it must be at least 1")
+    for name in labels:
+        if name not in manifest.labels:
+            known = ", ".join(manifest.labels) or "none"
+            raise InputError(
+                f"{folder}: has no label {name!r} (there are: {known}); convert with it",
+                Argument("label_keys", [name], of="convert"),
+            )
+    index, count = shard_of
+    if not 0 <= index < count:
+        raise InputError(f"share {index} of {count} is none; count from 0")
+    if drop_remainder and batch_size > share(manifest, shard_of)[2]:
+        raise InputError(
+            f"{folder}: {manifest.n_cells} cells for {count} workers do not fill a batch of "
+            f"{batch_size}; make the batch smaller"
+        )
 
 
 def share(

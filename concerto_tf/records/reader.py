@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,39 +16,25 @@ import numpy as np
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
+from concerto_tf.records.gather import gather
+from concerto_tf.records.gene_table import GeneStats, GeneTable, vocabulary_content
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
-from concerto_tf.records.shards import intact, problem_of, size_problem
-from concerto_tf.records.vocabulary import Vocabulary, read_table
+from concerto_tf.records.shards import (
+    count_problem,
+    intact,
+    problem_of,
+    reading_errors,
+    size_problem,
+)
+from concerto_tf.records.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _READERS = 4
-
-
-@dataclass(frozen=True)
-class GeneStats:
-    """Statistics of each gene over all cells, taken while converting.
-
-    Attributes:
-        n_cells: int64 [genes], cells in which the gene is not zero.
-        mean: float64 [genes], mean of the values scaled to 10,000 per cell, zeros included, not
-            logarithmic. Values that were normalised in another way ("values") are as they are.
-        variance: float64 [genes], their unbiased variance.
-    """
-
-    n_cells: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Genes:
-    """What the file of a vocabulary holds: genes, statistics, cells measured for each [genes]."""
-
-    vocabulary: Vocabulary
-    stats: GeneStats
-    measured: np.ndarray
+#: Cells whose totals tell what a typical one is.
+_SAMPLE_CELLS = 4096
+_TOTAL = key(RNA, "total")
 
 
 class Records:
@@ -90,7 +75,7 @@ class Records:
         self.manifest = Manifest.load(self.path)
         self.lost: dict[str, int] = {}
         self._whole: set[str] = set()
-        self._genes: dict[str, _Genes] = {}
+        self._genes: dict[str, GeneTable] = {}
         if skip_damaged:
             self.manifest, self.lost = intact(self.path, self.manifest)
             self._whole = {shard.file for shard in self.manifest.shards}
@@ -167,7 +152,7 @@ class Records:
         """The genes of a modality."""
         return self._genes_of(modality).vocabulary
 
-    @cached_property
+    @property
     def gene_stats(self) -> GeneStats:
         """Statistics of the RNA genes."""
         return self.gene_stats_of(RNA)
@@ -183,25 +168,12 @@ class Records:
         A part of the shards is read, which hold a random part of the cells: all where there are
         few, 4,096 cells or somewhat more of an atlas.
         """
-        cells = min(4096, self.n_cells)
-        if cells == self.n_cells:
-            return float(np.median(self._per_cell[key(RNA, "total")]))
-        parts = max(1, min(len(self.manifest.shards), self.n_cells // cells))
+        if self.n_cells <= _SAMPLE_CELLS:
+            return float(np.median(self._per_cell[_TOTAL]))
+        parts = max(1, min(len(self.manifest.shards), self.n_cells // _SAMPLE_CELLS))
         with self.naming_damage():
-            batches = self.dataset(
-                min(256, cells),
-                genes=np.zeros(0, np.int64),
-                modalities=[RNA],
-                pad_last=False,
-                shard_of=(0, parts),
-            )
-            totals, n = [np.zeros(0, np.float32)], 0
-            for batch in batches:
-                totals.append(batch[key(RNA, "total")].numpy())
-                n += len(totals[-1])
-                if n >= cells:
-                    break
-        return float(np.median(np.concatenate(totals)))
+            batches = self._without_values(256, shard_of=(0, parts))
+            return float(np.median(gather(batches, [_TOTAL], _SAMPLE_CELLS)[_TOTAL]))
 
     def measured(self, modality: str = RNA) -> np.ndarray:
         """Which genes were measured at all, bool [genes].
@@ -282,13 +254,13 @@ class Records:
                 shard: the first call reads those of this worker against their checksums, 0.6 s per
                 GB. What is damaged later shows while reading, see `naming_damage`.
         """
-        from concerto_tf.records.pipeline import build, share
+        from concerto_tf.records.pipeline import build, check_request, share
 
         names = list(self.manifest.modalities) if modalities is None else modalities
         if genes is None or not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
-        self._check_dataset(batch_size, labels, shard_of, drop)
+        check_request(self.path, self.manifest, batch_size, labels, shard_of, drop)
         self.check(share(self.manifest, shard_of)[0])
         return build(
             self.path,
@@ -331,24 +303,19 @@ class Records:
     @cached_property
     def _per_cell(self) -> dict[str, np.ndarray]:
         """What `obs` and `typical_total` need of each cell [n], in the order of the input."""
-        names = (ROW, SOURCE, CELL, key(RNA, "total"), *map(label_key, self.labels))
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        keys = [ROW, SOURCE, CELL, _TOTAL, *map(label_key, self.labels)]
         with self.naming_damage():
-            for batch in self.dataset(
-                min(4096, self.n_cells),
-                genes=np.zeros(0, np.int64),
-                modalities=[RNA],
-                labels=list(self.labels),
-                cells=True,
-                pad_last=False,
-            ):
-                for name, found in parts.items():
-                    found.append(batch[name].numpy())
-        whole = {name: np.concatenate(found) for name, found in parts.items()}
-        order = np.argsort(whole[ROW])
-        whole = {name: values[order] for name, values in whole.items()}
-        whole[CELL] = np.array([name.decode() for name in whole[CELL]], object)
-        return whole
+            batches = self._without_values(4096, labels=list(self.labels), cells=True)
+            found = gather(batches, keys)
+        order = np.argsort(found[ROW])
+        found = {name: values[order] for name, values in found.items()}
+        found[CELL] = np.array([name.decode() for name in found[CELL]], object)
+        return found
+
+    def _without_values(self, batch_size: int, **options: Any) -> tf.data.Dataset:
+        none = np.zeros(0, np.int64)
+        size = min(batch_size, self.n_cells)
+        return self.dataset(size, genes=none, modalities=[RNA], pad_last=False, **options)
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
         """Reads every file and compares it with the manifest.
@@ -362,12 +329,12 @@ class Records:
         problems = []
         for name in self.manifest.modalities:
             try:
-                self._vocabulary_content(name)
+                vocabulary_content(*self._vocabulary_file(name))
             except InputError as error:
                 problems.append(error.message)
         done = 0
         for shard in self.manifest.shards:
-            problem = self._problem(shard) or self._count_problem(shard)
+            problem = self._problem(shard) or count_problem(self.path, shard, self.manifest)
             if problem:
                 problems.append(problem)
             done += shard.n_cells
@@ -381,17 +348,9 @@ class Records:
 
         Put it around whatever reads: `with records.naming_damage(): model.fit(...)`.
         """
-        import tensorflow as tf
-
         try:
             yield
-        except (
-            tf.errors.DataLossError,
-            tf.errors.NotFoundError,
-            tf.errors.OutOfRangeError,
-            tf.errors.InvalidArgumentError,
-            tf.errors.FailedPreconditionError,
-        ) as error:
+        except reading_errors() as error:
             # Other causes raise these too; only what is wrong with the files is ours to explain.
             problems = self.verify()
             if not problems:
@@ -400,25 +359,14 @@ class Records:
                 f"{self.path}: {problems[0]}; convert again or restore the file"
             ) from error
 
-    def _genes_of(self, modality: str) -> _Genes:
+    def _genes_of(self, modality: str) -> GeneTable:
         """What the file of a vocabulary says, read and checked when it is first needed."""
         if modality not in self._genes:
-            table = read_table(*self._vocabulary_content(modality))
-            n_genes = self.manifest.modalities[modality].n_genes
-            self._genes[modality] = _Genes(
-                vocabulary=Vocabulary.from_table(table, self.path),
-                stats=GeneStats(
-                    n_cells=np.array(table["n_cells"], np.int64),
-                    mean=np.array(table["mean"], np.float64),
-                    variance=np.array(table["variance"], np.float64),
-                ),
-                # All cells, where a vocabulary says nothing of it.
-                measured=np.array(table.get("measured", [self.n_cells] * n_genes), np.int64),
-            )
+            self._genes[modality] = GeneTable.read(*self._vocabulary_file(modality), self.n_cells)
         return self._genes[modality]
 
-    def _vocabulary_content(self, modality: str) -> tuple[Path, bytes]:
-        """The path and the bytes of a vocabulary that is as conversion left it."""
+    def _vocabulary_file(self, modality: str) -> tuple[Path, ModalityInfo]:
+        """Where a vocabulary lies, and what is known of it."""
         if modality not in self.manifest.modalities:
             known = ", ".join(self.manifest.modalities)
             raise InputError(
@@ -427,18 +375,7 @@ class Records:
                 Argument("modalities", {modality: f"obsm:{modality}"}, of="convert"),
             )
         info = self.manifest.modalities[modality]
-        path = self.path / info.vocabulary
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); convert again or restore the file"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != info.sha256:
-            raise InputError(f"{path}: is damaged or was changed; convert again or restore it")
-        if content.count(b"\n") != info.n_genes + 1:  # one line above
-            raise InputError(f"{path}: does not hold {info.n_genes} genes; convert again")
-        return path, content
+        return self.path / info.vocabulary, info
 
     def check(self, shards: Sequence[ShardInfo] | None = None) -> None:
         """Reads shards that were not read before against their checksums; `dataset` calls it.
@@ -461,36 +398,3 @@ class Records:
 
     def _problem(self, shard: ShardInfo) -> str | None:
         return problem_of(self.path, shard, self.manifest.compression)
-
-    def _count_problem(self, shard: ShardInfo) -> str | None:
-        """What the cells of a shard that is whole say."""
-        from concerto_tf.records.pipeline import count_sources
-
-        counts = count_sources(self.path, self.manifest, shard)
-        if counts != list(shard.cells_per_source):
-            return (
-                f"{shard.file} has {counts} cells per source instead of "
-                f"{list(shard.cells_per_source)}"
-            )
-        return None
-
-    def _check_dataset(
-        self, batch_size: int, labels: Sequence[str], shard_of: tuple[int, int], drop: bool
-    ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch size is {batch_size}; it must be at least 1")
-        for name in labels:
-            if name not in self.manifest.labels:
-                known = ", ".join(self.manifest.labels) or "none"
-                raise InputError(
-                    f"{self.path}: has no label {name!r} (there are: {known}); convert with it",
-                    Argument("label_keys", [name], of="convert"),
-                )
-        index, count = shard_of
-        if not 0 <= index < count:
-            raise InputError(f"share {index} of {count} is none; count from 0")
-        if drop and batch_size > self.n_cells_of(index, count):
-            raise InputError(
-                f"{self.path}: {self.n_cells} cells for {count} workers do not fill a batch of "
-                f"{batch_size}; make the batch smaller"
-            )

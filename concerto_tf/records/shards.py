@@ -57,6 +57,37 @@ def size_problem(folder: Path, shard: ShardInfo) -> str | None:
     return None
 
 
+def reading_errors() -> tuple[type[Exception], ...]:
+    """What TensorFlow raises on a shard that is damaged, and for other causes too."""
+    import tensorflow as tf
+
+    return (
+        tf.errors.DataLossError,
+        tf.errors.NotFoundError,
+        tf.errors.OutOfRangeError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.FailedPreconditionError,
+    )
+
+
+def count_problem(folder: Path, shard: ShardInfo, manifest: Manifest) -> str | None:
+    """What is wrong with the cells of a shard that is whole, or None.
+
+    Args:
+        folder: Where it lies.
+        shard: What the manifest says of it.
+        manifest: The manifest.
+    """
+    from concerto_tf.records.pipeline import count_sources
+
+    counts = count_sources(folder, manifest, shard)
+    if counts != list(shard.cells_per_source):
+        return (
+            f"{shard.file} has {counts} cells per source instead of {list(shard.cells_per_source)}"
+        )
+    return None
+
+
 def _content_problem(folder: Path, shard: ShardInfo, compression: str) -> str | None:
     """What the bytes of a shard say.
 

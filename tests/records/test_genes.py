@@ -10,7 +10,7 @@ import scanpy as sc
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto
 from concerto_tf.records import Records, Vocabulary, convert, highly_variable, resolve_genes
-from concerto_tf.records.reader import GeneStats
+from concerto_tf.records.gene_table import GeneStats
 
 
 @pytest.fixture(scope="module")
