@@ -87,10 +87,15 @@ def same(source: Any, like: dict[str, Vocabulary], tmp_path: Path, **options: An
     with directly(source, like, **options, chunk_cells=30, held_bytes=0) as cells:
         assert not cells.in_memory
         assert_same_facts(cells, records)
-        whole = by_row(cells.dataset(16, cells=True, labels=list(records.labels)))
-        for row, held in by_row(records.dataset(16, cells=True, labels=[*records.labels])).items():
-            assert whole.pop(row) == held
-        assert not whole
+        asked = {"cells": True, "labels": list(records.labels)}
+        ours, theirs = by_row(cells.dataset(16, **asked)), by_row(records.dataset(16, **asked))
+        assert set(ours) == set(theirs)
+        for row, held in theirs.items():
+            for key, x in held.items():
+                if key.endswith("total"):
+                    np.testing.assert_allclose(ours[row][key], x, rtol=1e-5)
+                else:
+                    assert ours[row][key] == x, key
 
 
 def by_row(batches: Any) -> dict[int, dict[str, Any]]:
@@ -120,7 +125,7 @@ def stored(cells: anndata.AnnData, how: str, tmp_path: Path) -> Any:
         cells.write_zarr(path)
     elif how == "mtx":
         path.mkdir()
-        scipy.io.mmwrite(path / "matrix.mtx", sp.coo_matrix(cells.X.T.astype(int)))
+        scipy.io.mmwrite(str(path / "matrix.mtx"), sp.coo_matrix(cells.X.T.astype(int)))
         for name, lines in (("barcodes", cells.obs_names), ("genes", cells.var_names)):
             (path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     elif how == "h5":
@@ -144,6 +149,7 @@ def stored(cells: anndata.AnnData, how: str, tmp_path: Path) -> Any:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
 @pytest.mark.parametrize(
     "how", ["AnnData", "view", "h5ad", "h5ad by gene", "h5ad dense", "zarr", "mtx", "h5"]
 )
@@ -203,10 +209,10 @@ def test_other_units(unit: str, make_cells: Callable, tmp_path: Path) -> None:
 
 def test_empty_cells_may_be_left_out(make_cells: Callable, tmp_path: Path) -> None:
     cells = make_cells(100)
-    cells.X[[0, 3, 50, 99]] = 0
-    cells.X.eliminate_zeros()
-    cells.X[5, :40] = 0  # has no gene that is kept
-    cells.X.eliminate_zeros()
+    counts = cells.X.toarray()
+    counts[[0, 3, 50, 99]] = 0
+    counts[5, :40], counts[5, 41] = 0, 1  # has no gene that is kept
+    cells.X = sp.csr_matrix(counts)
     like = {"rna": Vocabulary(tuple(cells.var_names[:40]))}
     options = {"drop_empty": True, "source_key": "donor", "label_keys": KEYS}
     same(cells, like, tmp_path, **options)
@@ -222,8 +228,8 @@ def spoilt(cells: anndata.AnnData, how: str) -> tuple[anndata.AnnData, dict[str,
         cells.X[:] = 0
         options["drop_empty"] = True
     elif how == "fractions":  # in cells that are not looked at to tell the units
-        cells = cells[np.arange(1200) % 100]
-        cells.X[650, 3] = 1.5
+        cells = cells[np.arange(1200) % 100].copy()
+        cells.X[300, 3] = 1.5
         cells.obs_names = [f"c{i}" for i in range(1200)]
     elif how == "negative":
         cells.X[90, 3] = -1
