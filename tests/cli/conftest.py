@@ -42,7 +42,7 @@ class Answer:
         assert self.out == ""
         lines = self.err.splitlines()
         assert 1 <= len(lines) <= 2 and lines[0].startswith("concerto"), self.err
-        assert "Traceback" not in self.err and "fault" not in self.err
+        assert "Traceback" not in self.err and "a fault of ours" not in self.err
         for word in words:
             assert word in self.err, f"{word!r} is not in {self.err!r}"
 

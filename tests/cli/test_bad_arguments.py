@@ -204,7 +204,7 @@ def test_folder_of_another_run(concerto, cells_file: Path, finished, tmp_path: P
     answer = concerto("run", cells_file, "-o", out, "--epochs", 1, "--seed", 1, "--quiet")
     answer.mendable(str(out), "label_key", "seed", "another folder")
     answer = concerto("train", out / "records", "-o", out / "model", "--epochs", 2, "--quiet")
-    answer.mendable(str(out / "model"), "other options", "another folder")
+    answer.mendable(str(out / "model"), "differing in epochs", "another folder")
     answer = concerto("convert", cells_file, "-o", out / "records", "--seed", 1, "--quiet")
     answer.mendable(str(out / "records"), "another folder", "--overwrite")
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
