@@ -47,7 +47,9 @@ def model() -> Concerto:
 
 def by_hand(model: Concerto, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Attention of equation 4 over that of a silent gene, and values, [cells, genes], float64."""
-    values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))[:, list(model.genes)]
+    values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))[
+        :, list(model.modality_inputs[0].genes)
+    ]
     layer = model.networks.branches[0].attention
     embeddings, kernel, bias, context = (
         np.float64(w.numpy()) for w in (layer.embeddings, layer.kernel, layer.bias, layer.context)
@@ -296,7 +298,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(model: Concerto, tmp_p
     strange.var_names = [f"ZZ{i}Y" for i in range(N_GENES)]
     with pytest.raises(InputError, match="only 0 of its 40 genes"):
         explain(model, strange, out)
-    with pytest.raises(InputError, match="Sequential has no gene attention"):
+    with pytest.raises(InputError, match="Sequential does not embed cells"):
         explain(keras.Sequential(), cells, out)
     assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
