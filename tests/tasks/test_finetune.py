@@ -388,7 +388,7 @@ def test_without_calibration_confidence_is_the_probability(
 def test_a_model_without_types_cannot_annotate(pretrained: Path, tmp_path: Path) -> None:
     save_model(Concerto([f"G{i}" for i in range(10)]), tmp_path / "m.keras")
     for model in (pretrained, tmp_path / "m.keras", load_model(pretrained)):
-        with pytest.raises(InputError, match="tells no cell types; teach it some with concerto"):
+        with pytest.raises(InputError, match="tells no cell types; teach it some with `finetune`"):
             annotate(model, make_cells(5))
 
 
