@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 
 from concerto_tf.records import convert
-from concerto_tf.tasks.annotate import annotate, compare
+from concerto_tf.tasks.annotate import agreement_of, annotate
 from concerto_tf.tasks.demo import demo_cells
 from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.train import train
@@ -34,7 +34,7 @@ model = train(records, f"{folder}/pretrained")
 model = finetune(model, records, f"{folder}/model", label_key="bulk_labels")
 
 table = annotate(model, query, out, alpha=0.05)
-found = compare(table, labels[new], model.classes)
+found = agreement_of(table, labels[new], model.classes)
 print(f"types told: {found['accuracy']:.3f} of {found['cells']} cells of known types")
 print(f"rejected: {found['rejected_seen']:.3f} of these")
 print(f"rejected: {found['rejected_unseen']:.3f} of {found['cells_unseen']} B cells, never seen")
