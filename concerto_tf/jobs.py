@@ -225,8 +225,8 @@ class Job:
         if self.kept or (whole and not self._overwrite):
             noun = layout.noun if whole else f"unfinished {layout.noun}"
             article = "" if noun.endswith("s") else "a " if whole else "an "
-            both = held and isinstance(held, dict) and self.asked
-            names = list(_differing(held, self.asked)) if both else []
+            both = isinstance(held, dict) and held and self.asked
+            names = list(_differing(held, self.asked)) if both and self.asked else []
             listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
             what = f"differing in {listed}" if names else "of something else"
             ways = "remove this one, or name another folder", Argument("out")

@@ -25,11 +25,11 @@ class Calibration(NamedTuple):
 
     Attributes:
         scores: Ascending [Q], or by group [G, Q]: those of all n cells, or quantiles of them.
-        count: Number n of cells, or by group [G].
+        n_cells: Number n of cells, or by group [G].
     """
 
     scores: np.ndarray
-    count: np.ndarray | int
+    n_cells: np.ndarray | int
 
 
 def calibrate(

@@ -13,7 +13,7 @@ def test_p_value_of_cells_like_the_known_ones_is_uniform_in_each_group() -> None
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], [400, 3000])
     known = calibrate(rng.normal(group * 5.0), group, 3)
-    assert known.count.tolist() == [400, 3000, 0]
+    assert known.n_cells.tolist() == [400, 3000, 0]
     fresh = np.repeat([0, 1], 4000)
     score = tf.constant(rng.normal(fresh * 5.0), tf.float32)
     found = novelty(score, known, tf.constant(fresh)).numpy()

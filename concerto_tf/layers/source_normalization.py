@@ -220,6 +220,8 @@ class SourceBatchNormalization(keras.layers.Layer):
         Args:
             scales: [k] of the first features.
         """
+        if self.gamma is None:
+            raise ValueError("scales are taken by a layer that has been built with scale=True")
         gamma = np.full(self.gamma.shape, REMAINDER / 2, np.float32)
         gamma[: len(scales)] = scales
         self.gamma.assign(gamma)

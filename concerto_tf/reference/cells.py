@@ -194,8 +194,9 @@ class Reference:
         self.values = dict(values or {})
         self.model, self.cells = model, cells
         self.calibrations: dict[str, Conformity] = {}
-        for name, held in (*self.labels.items(), *self.values.items()):
-            rows = len(held.codes) if isinstance(held, Labels) else held.matrix.shape[0]
+        held = [(key, len(of.codes)) for key, of in self.labels.items()]
+        held += [(name, of.matrix.shape[0]) for name, of in self.values.items()]
+        for name, rows in held:
             if rows != self.n_cells:
                 raise InputError(f"{name!r} has {rows} rows for {self.n_cells} reference cells")
 

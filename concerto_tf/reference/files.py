@@ -77,12 +77,12 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                 for name in _SCORES:
                     for part, array in getattr(made, name)._asdict().items():
                         keep(f"labels-{i}-{name}-{part}", array)
-        for i, held in enumerate(reference.values.values()):
-            if sp.issparse(held.matrix):
+        for i, stored in enumerate(reference.values.values()):
+            if sp.issparse(stored.matrix):
                 for part in _CSR:
-                    keep(f"values-{i}-{part}", getattr(held.matrix, part))
+                    keep(f"values-{i}-{part}", getattr(stored.matrix, part))
             else:
-                keep(f"values-{i}", held.matrix)
+                keep(f"values-{i}", stored.matrix)
         _files.write_json(
             temporary / FILE_NAME,
             _checked(
@@ -166,12 +166,12 @@ def load_reference(folder: str | Path) -> Reference:
             else:
                 matrix = array(f"values-{i}")
             values[held["modality"]] = Values(matrix, features, held["units"], held["place"])
-        parts = {
+        embedded_parts = {
             attribute: array(name)
             for name, attribute in _EMBEDDED.items()
             if attribute != "spread" or f"{name}.npy" in content["files"]
         }
-        embedded = Embedded(**parts)
+        embedded = Embedded(**embedded_parts)
         reference = Reference(
             embedded, labels, values, model=content["model"], cells=content["cells"]
         )
