@@ -25,7 +25,7 @@ def take_directions(weight: Any, directions: np.ndarray) -> None:
     >>> from concerto_tf.layers.directions import take_directions
     >>> kernel = tf.Variable(tf.ones([2, 3]))
     >>> take_directions(kernel, np.array([[5.0], [7.0]]))
-    >>> kernel.numpy().round(2).tolist()
+    >>> kernel.numpy().astype("float64").round(2).tolist()
     [[5.0, 0.02, 0.02], [7.0, 0.02, 0.02]]
     """
     rows, columns = directions.shape

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from concerto_tf._paths import as_path
 from concerto_tf.records.batch import Batch
+from concerto_tf.records.manifest import FILE_NAME
+from concerto_tf.records.reader import Records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,3 +75,10 @@ class CellSet(Protocol):
 
     def without(self, modalities: Iterable[str]) -> CellSet:
         """The same cells, as if they had not been measured for some modalities."""
+
+
+def is_records(cells: Any) -> bool:
+    """Whether something is records or their folder."""
+    if isinstance(cells, Records):
+        return True
+    return isinstance(cells, str | Path) and (as_path(cells) / FILE_NAME).is_file()

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import looks_at
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.cell_set import CellSet
+from concerto_tf.records.cell_set import CellSet, is_records
 from concerto_tf.records.convert import check_modality_names
 from concerto_tf.records.features import MissingModality
 from concerto_tf.records.input_cells import HELD_BYTES, InputCells
 from concerto_tf.records.inputs import Input
 from concerto_tf.records.joining import join
-from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.records.orthologs import read_orthologs
 from concerto_tf.tasks.agreement import vocabularies_of
 
@@ -31,13 +29,6 @@ if TYPE_CHECKING:
     from concerto_tf.models.encoder import Encoder
 
 _log = logging.getLogger("concerto_tf")
-
-
-def is_records(cells: Any) -> bool:
-    """Whether something is records or their folder."""
-    if isinstance(cells, Records):
-        return True
-    return isinstance(cells, str | Path) and (as_path(cells) / FILE_NAME).is_file()
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import CellSet, open_input
 from concerto_tf.records.batch import RNA
+from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.cells import Input
 from concerto_tf.records.overlap import union
-from concerto_tf.tasks.cells import is_records
 from concerto_tf.tasks.on_disk import RowsOnDisk
 
 if TYPE_CHECKING:

@@ -61,8 +61,8 @@ def assert_same_facts(cells: CellSet, records: Records) -> None:
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-def assert_same_minibatches(cells: CellSet, records: Records, **options: Any) -> None:
-    ours, theirs = list(cells.dataset(16, **options)), list(records.dataset(16, **options))
+def assert_same_minibatches(found: CellSet, records: Records, **options: Any) -> None:
+    ours, theirs = list(found.dataset(16, **options)), list(records.dataset(16, **options))
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert set(one) == set(other)
