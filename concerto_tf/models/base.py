@@ -79,8 +79,9 @@ class ContrastiveModel(BatchModel):
     makes: frozenset[str] = frozenset()
     #: The modalities that the model looks at, in order.
     modality_inputs: tuple[ModalityInput, ...]
-    #: Moves embeddings, in a method that may begin with components.
-    placement: Placement | None = None
+    #: Moves embeddings, in a method that may begin with components; else None. Set in `__init__`:
+    #: Keras 2 tracks no layer under the name of a class attribute.
+    placement: Placement | None
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class ContrastiveModel(BatchModel):
     ) -> None:
         # Raw counts do not fit into half precision; `normalize` casts them once they are small.
         super().__init__(autocast=False, **kwargs)
+        self.placement = None
         own = {"symbols": symbols, "genes": genes, "target_sum": target_sum}
         further = dict(modalities or {})
         if further and not self.looks_at_several:

@@ -13,6 +13,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.models.methods import configuration
+from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import METHODS, check_arguments, train
@@ -75,7 +76,7 @@ def variants(methods: Sequence[str], presets: Sequence[str] = ()) -> list[Varian
     if unknown or not methods:
         what = f"there is no method {unknown[0]!r}" if unknown else "no method is given"
         raise InputError(f"{what}; choose some of {', '.join(known)}")
-    having = {method: METHODS[method].presets if method in METHODS else {} for method in methods}
+    having = {m: {*METHODS[m].presets} - {DEFAULT} if m in METHODS else set() for m in methods}
     for preset in presets:
         if not any(preset in of for of in having.values()):
             there = sorted({name for of in having.values() for name in of}) or ["none"]
