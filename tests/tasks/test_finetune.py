@@ -213,7 +213,7 @@ def test_target_of_another_source_is_learned_from(
     options = {**OPTIONS, "learning_rate": 0.01}
     plain = finetune(pretrained, records, tmp_path / "plain", **options)
     adapted = finetune(pretrained, records, tmp_path / "adapted", target=target, **options)
-    assert plain.sources == ("a",) and adapted.sources == ("a", "b")
+    assert plain.encoder.sources == ("a",) and adapted.encoder.sources == ("a", "b")
     with open(tmp_path / "adapted" / "training.csv") as file:
         assert "consistency" in file.readline()
     truth = shifted.obs["type"].to_numpy()

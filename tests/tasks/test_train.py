@@ -410,7 +410,7 @@ def test_normalised_records_make_a_model_of_normalised_values(tmp_path: Path) ->
     ("arguments", "message"),
     [
         ({"method": "opera"}, "no method 'opera'; choose one of concerto"),
-        ({"preset": "newspaper"}, "no preset 'newspaper'; it has paper"),
+        ({"preset": "newspaper"}, "concerto has no preset 'newspaper'; it has default, paper"),
         ({"epochs": 0}, "epochs is 0; it must be positive"),
         ({"batch_size": 1}, "batch size is 1"),
         ({"learning_rate": -1.0}, "learning rate is -1.0"),

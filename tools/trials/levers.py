@@ -135,8 +135,8 @@ class Deep(Concerto):
 
         student = self.networks.student
 
-        def deeper(*args: Any) -> tf.Tensor:
-            z = student(*args)
+        def deeper(*args: Any, **kwargs: Any) -> tf.Tensor:
+            z = student(*args, **kwargs)
             return z + self.outer(self.inner(z))
 
         self.networks.student = deeper
