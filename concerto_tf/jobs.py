@@ -6,8 +6,8 @@ catches before `concerto_tf.cli.main`; that says "run the same command to contin
 exit code 130. What bears a final name is whole (`concerto_tf._files.atomic`), and a note of what
 was asked for lies in the folder before the first result does. The same call, made again, finds the
 note and goes on from the results that are there: `convert` behind its last chunk
-(`concerto_tf.records.passes`), `train` and `finetune` behind their last checkpoint
-(`concerto_tf.models.callbacks.Checkpoint`), `run` behind its last stage.
+(`concerto_tf.records.conversion.passes`), `train` and `finetune` behind their last checkpoint
+(`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
 
 An `InputError` says that the call itself has to be mended. What was begun is then withdrawn, unless
 a later call could go on from it.

@@ -91,7 +91,7 @@ def test_a_pickled_array_of_a_reference_is_not_read(sprung: Path, tmp_path: Path
 
 
 def test_a_pickled_checkpoint_is_not_read(sprung: Path, tmp_path: Path) -> None:
-    from concerto_tf.models.callbacks import saved_rounds
+    from concerto_tf.tasks.training.callbacks import saved_rounds
 
     np.savez(tmp_path / "training.npz", rounds=np.array([Trap(sprung)], object))
     with pytest.raises((InputError, ValueError)):

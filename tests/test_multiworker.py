@@ -20,10 +20,10 @@ from anndata import AnnData
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
-from concerto_tf.models.callbacks import saved_rounds
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.train import check_arguments, train
+from concerto_tf.tasks.training.callbacks import saved_rounds
 
 pytestmark = pytest.mark.stack
 

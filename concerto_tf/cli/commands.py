@@ -107,7 +107,7 @@ def inspect(options: argparse.Namespace) -> Any:
 
 def train(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.train import train
-    from concerto_tf.tasks.training import SUMMARY
+    from concerto_tf.tasks.training.job import SUMMARY
 
     lost = given.skip_damaged(options, "records")
     with Reporter(options.quiet) as progress:
@@ -128,8 +128,8 @@ def train(options: argparse.Namespace) -> Any:
 
 
 def embed(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.cells import Reading
     from concerto_tf.tasks.embed import write_embeddings
+    from concerto_tf.tasks.io.reading import Reading
 
     lost = given.skip_damaged(options, "input")
     with Reporter(options.quiet) as progress:
@@ -181,7 +181,7 @@ def evaluate(options: argparse.Namespace) -> Any:
 
 def finetune(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.finetune import finetune
-    from concerto_tf.tasks.training import SUMMARY
+    from concerto_tf.tasks.training.job import SUMMARY
 
     lost = given.skip_damaged(options, "records", "target")
     with Reporter(options.quiet) as progress:

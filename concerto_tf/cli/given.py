@@ -44,7 +44,7 @@ def skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
     if not options.skip_damaged:
         return {}
     from concerto_tf.records import Records
-    from concerto_tf.tasks.cells import is_records
+    from concerto_tf.tasks.io.reading import is_records
 
     lost = 0
     for name in names:
@@ -87,8 +87,8 @@ def like(path: str | None) -> Any:
     if path is None or (as_path(path) / "manifest.json").exists():
         return path
     if as_path(path).suffix == ".keras" or (as_path(path) / "model.keras").exists():
-        from concerto_tf.tasks.agreement import vocabularies_of
         from concerto_tf.tasks.embed import encoder_of
+        from concerto_tf.tasks.io.agreement import vocabularies_of
 
         return vocabularies_of(encoder_of(path))
     return path

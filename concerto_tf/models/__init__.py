@@ -6,7 +6,7 @@ from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.clear import CLEAR
 from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
-from concerto_tf.models.dense import DenseModel
+from concerto_tf.models.dense.network import DenseModel
 from concerto_tf.models.ensemble import Ensemble
 from concerto_tf.models.methods import METHODS
 from concerto_tf.models.saving import load_model, save_model

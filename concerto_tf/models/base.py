@@ -28,7 +28,7 @@ from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 from concerto_tf.records.batch import RNA, Batch, Minibatch
-from concerto_tf.records.writer import TARGET_SUM
+from concerto_tf.records.conversion.writer import TARGET_SUM
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from concerto_tf._keras import keras
 from concerto_tf.models.batches import without_text
-from concerto_tf.models.optimizers import cosine_schedule, make_optimizer
+from concerto_tf.models.fitting.optimizers import cosine_schedule, make_optimizer
 from concerto_tf.models.presets import Training
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concerto_tf.records.cell_set import CellSet
-from concerto_tf.records.convert import convert
-from concerto_tf.records.genes import highly_variable, resolve_genes
-from concerto_tf.records.inputs import open_input
+from concerto_tf.records.conversion.convert import convert
+from concerto_tf.records.genes.selection import highly_variable, resolve_genes
+from concerto_tf.records.genes.vocabulary import Vocabulary
+from concerto_tf.records.inputs.opening import open_input
 from concerto_tf.records.manifest import Manifest
 from concerto_tf.records.reader import Records
-from concerto_tf.records.vocabulary import Vocabulary
 
 __all__ = [
     "CellSet",

@@ -15,8 +15,8 @@ from concerto_tf.records.reader import Records
 if TYPE_CHECKING:
     import numpy as np
 
+    from concerto_tf.records.genes.vocabulary import Vocabulary
     from concerto_tf.records.manifest import ModalityInfo
-    from concerto_tf.records.vocabulary import Vocabulary
 
 
 class CellSet(Protocol):

@@ -22,12 +22,12 @@ from concerto_tf.records.batch import (
     ModalityBatch,
     label_key,
 )
-from concerto_tf.records.joining import Joined
+from concerto_tf.records.conversion.joining import Joined
+from concerto_tf.records.conversion.passes import check_parts
+from concerto_tf.records.conversion.writer import Arranged, arrange, gene_dtype, narrow, offsets_of
+from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.manifest import ModalityInfo
 from concerto_tf.records.padding import Layout, chosen_genes, group_size
-from concerto_tf.records.passes import check_parts
-from concerto_tf.records.vocabulary import Vocabulary
-from concerto_tf.records.writer import Arranged, arrange, gene_dtype, narrow, offsets_of
 
 _CHUNK_CELLS = 4_096
 #: Bytes of values that stay in memory, so that few cells are read once.
@@ -57,7 +57,7 @@ class InputCells:
     Example:
         >>> import anndata
         >>> from concerto_tf.records import Vocabulary, open_input
-        >>> from concerto_tf.records.joining import join
+        >>> from concerto_tf.records.conversion.joining import join
         >>> adata = anndata.AnnData(np.array([[0, 2, 1], [3, 0, 0]], "float32"))
         >>> like = {"rna": Vocabulary(tuple(adata.var_names))}
         >>> with open_input(adata) as cells:

@@ -17,7 +17,8 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
 from concerto_tf.records.gather import gather
-from concerto_tf.records.gene_table import GeneStats, GeneTable, vocabulary_content
+from concerto_tf.records.genes.gene_table import GeneStats, GeneTable, vocabulary_content
+from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.shards import (
     count_problem,
@@ -26,7 +27,6 @@ from concerto_tf.records.shards import (
     reading_errors,
     size_problem,
 )
-from concerto_tf.records.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tensorflow as tf

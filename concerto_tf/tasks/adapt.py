@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
 from concerto_tf.models.encoder import Encoder, SourceAware, chosen_genes
-from concerto_tf.models.schedule import plan_training
+from concerto_tf.models.fitting.schedule import plan_training
 from concerto_tf.records import CellSet, Records
-from concerto_tf.tasks.agreement import seen_modalities
 from concerto_tf.tasks.embed import Progress
+from concerto_tf.tasks.io.agreement import seen_modalities
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,8 +40,8 @@ def adapt(
     Returns:
         A new model that knows the sources of all these cells.
     """
-    from concerto_tf.models.callbacks import Progress as Report
-    from concerto_tf.models.callbacks import StopOnNaN
+    from concerto_tf.tasks.training.callbacks import Progress as Report
+    from concerto_tf.tasks.training.callbacks import StopOnNaN
 
     if not isinstance(model, ContrastiveModel):
         raise InputError(

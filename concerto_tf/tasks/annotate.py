@@ -14,9 +14,9 @@ from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
 from concerto_tf.records import CellSet, Records, open_input
-from concerto_tf.tasks.cells import Reading, is_records, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
-from concerto_tf.tasks.result import check_target, write_found
+from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
+from concerto_tf.tasks.io.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -217,7 +217,7 @@ def _soft_kmeans(z: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
     """Clusters as codes [n] by a network that starts from those of K-means."""
     import tensorflow as tf
 
-    from concerto_tf.models.soft_kmeans import SoftKMeans
+    from concerto_tf.models.contrastive_sc.soft_kmeans import SoftKMeans
 
     z = z - z.mean(axis=0)  # a layer with a ReLU sees where the middle lies
     n, cells = len(z), min(len(z), SOFT_CELLS)

@@ -14,9 +14,9 @@ from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.records import open_input
-from concerto_tf.records.cells import Input
-from concerto_tf.tasks.compare_composition import composition
-from concerto_tf.tasks.compare_genes import (
+from concerto_tf.records.inputs.input import Input
+from concerto_tf.tasks.comparison.composition import composition
+from concerto_tf.tasks.comparison.genes import (
     ENRICHMENT,
     MODULES,
     enrichment,
@@ -25,7 +25,7 @@ from concerto_tf.tasks.compare_genes import (
     modules,
     scores_of,
 )
-from concerto_tf.tasks.compare_groups import Groups
+from concerto_tf.tasks.comparison.groups import Groups
 from concerto_tf.tasks.score import find_genes, gene_sets, no_gene, values_of
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def _empty(columns: list[str]) -> pd.DataFrame:
 def _write(
     folder: Path, groups: Groups, tables: Mapping[str, pd.DataFrame], scores: pd.DataFrame | None
 ) -> None:
-    from concerto_tf.tasks import compare_figures as figures
+    from concerto_tf.tasks.comparison import figures
 
     for name in TABLES:
         with atomic(folder / f"{name}.tsv") as temporary:

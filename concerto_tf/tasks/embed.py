@@ -15,10 +15,10 @@ from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches
 from concerto_tf.models.encoder import embed as embed_cells
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW
-from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
-from concerto_tf.tasks.cells import Reading, open_cells
-from concerto_tf.tasks.on_disk import RowsOnDisk
-from concerto_tf.tasks.result import check_target, write_found
+from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.io.on_disk import RowsOnDisk
+from concerto_tf.tasks.io.reading import Reading, open_cells
+from concerto_tf.tasks.io.result import check_target, write_found
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,15 +13,15 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Attentive, chosen_genes, modality_input
+from concerto_tf.numerics.specificity import GroupSums
+from concerto_tf.pl.figures import check_figure
+from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
-from concerto_tf.tasks.agreement import check_agreement, check_measured, seen_modalities
-from concerto_tf.tasks.cells import Reading, open_cells
 from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.figures import check_figure
-from concerto_tf.tasks.heatmap import heatmap
-from concerto_tf.tasks.result import check_target
-from concerto_tf.tasks.specificity import GroupSums
+from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.io.reading import Reading, open_cells
+from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:
     import pandas as pd

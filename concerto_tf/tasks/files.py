@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.result import check_target
+from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,17 +16,23 @@ from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder, Teachable, check_teachable, chosen_genes
+from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
-from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
-from concerto_tf.tasks.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.annotate import ALPHA
-from concerto_tf.tasks.distribution import make_strategy
 from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.labels import HELD_OUT, MISSING, hold_out, known_labels, labelled_batches
+from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.train import check_arguments
-from concerto_tf.tasks.training import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.distribution import make_strategy
+from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.labels import (
+    HELD_OUT,
+    MISSING,
+    hold_out,
+    known_labels,
+    labelled_batches,
+)
 
 if TYPE_CHECKING:
     import tensorflow as tf

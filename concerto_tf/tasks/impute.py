@@ -16,10 +16,10 @@ from concerto_tf.models.encoder import Encoder
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
 from concerto_tf.reference.cells import Reference, Values
-from concerto_tf.tasks.cells import Reading, is_records, key_where_there, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
+from concerto_tf.tasks.io.reading import Reading, is_records, key_where_there, open_cells
+from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.reference import find_reference, model_folder
-from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd

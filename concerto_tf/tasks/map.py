@@ -14,15 +14,15 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.novelty import UNKNOWN
+from concerto_tf.pl.figures import check_figure
 from concerto_tf.records import Records, open_input
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import label_levels
 from concerto_tf.tasks.adapt import adapt, with_own_statistics
-from concerto_tf.tasks.cells import Reading, is_records, key_where_there, open_cells
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
-from concerto_tf.tasks.figures import check_figure
+from concerto_tf.tasks.io.reading import Reading, is_records, key_where_there, open_cells
+from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
-from concerto_tf.tasks.result import check_target, write_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,7 +275,7 @@ def _groups(
 def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None) -> None:
     """Writes the table of groups and its figure."""
     from concerto_tf._files import atomic
-    from concerto_tf.tasks.sankey import sankey_figure
+    from concerto_tf.pl.sankey import sankey_figure
 
     if figure is None:
         return

@@ -10,10 +10,10 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
-from concerto_tf.records.observations import choices
+from concerto_tf.records.inputs.observations import choices
 from concerto_tf.tasks.cluster import add_clusters, embedding_of, neighbour_graph
 from concerto_tf.tasks.files import check_embedding, open_embedded
-from concerto_tf.tasks.result import check_target
+from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,12 +20,12 @@ from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW, Minibatch, label_key
-from concerto_tf.records.writer import TARGET_SUM
+from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
-from concerto_tf.tasks.cells import Reading, is_records, open_cells
 from concerto_tf.tasks.embed import Progress, embed_records
+from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,9 +20,9 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job, Layout, identity_of_cells
 from concerto_tf.records import Records, convert, open_input
-from concerto_tf.records.cells import Input
+from concerto_tf.records.inputs.input import Input
 from concerto_tf.tasks.embed import KEY, embed_records
-from concerto_tf.tasks.result import write_result
+from concerto_tf.tasks.io.result import write_result
 from concerto_tf.tasks.train import check_arguments, check_cells, train
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _finish(
 
 def _draw(adata: AnnData, colors: Mapping[str, str | None], out: Path) -> None:
     """Draws a map for each column, under its title, and the training."""
-    from concerto_tf.tasks.figures import training_curve, umap_figure
+    from concerto_tf.pl.figures import training_curve, umap_figure
 
     figures = out / "figures"
     figures.mkdir(exist_ok=True)

@@ -14,10 +14,10 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.cells import Input
+from concerto_tf.records.conversion.writer import TARGET_SUM
+from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.units import detect_units, scales_with_depth
-from concerto_tf.records.writer import TARGET_SUM
-from concerto_tf.tasks.result import check_target, write_result
+from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:
     import pandas as pd

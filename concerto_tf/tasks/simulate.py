@@ -14,9 +14,9 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.cells import Input, Part
+from concerto_tf.records.inputs.input import Input, Part
 from concerto_tf.simulate import Experiment, SplatParams
-from concerto_tf.tasks.result import assemble, check_target
+from concerto_tf.tasks.io.result import assemble, check_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +185,7 @@ def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:
 
 
 class _Counts:
-    """Counts by consecutive cells, drawn when they are read (`concerto_tf.records.rows.Rows`)."""
+    """Counts by consecutive cells, drawn when they are read (`records.inputs.rows.Rows`)."""
 
     def __init__(self, experiment: Experiment, progress: Report | None) -> None:
         self.shape = (experiment.params.n_cells, experiment.params.n_genes)
@@ -199,7 +199,7 @@ class _Counts:
 
 
 class _Table:
-    """Names and columns of the cells (`concerto_tf.records.observations.Observations`)."""
+    """Names and columns of the cells (`concerto_tf.records.inputs.observations.Observations`)."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.columns = list(experiment.obs(0, 0))

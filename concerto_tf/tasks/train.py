@@ -16,20 +16,20 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_records
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
-from concerto_tf.models.callbacks import saved_rounds
 from concerto_tf.models.encoder import chosen_genes
+from concerto_tf.models.fitting.optimizers import make_optimizer
+from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.modality import chosen_modalities
-from concerto_tf.models.optimizers import make_optimizer
 from concerto_tf.models.presets import DEFAULT, Training
 from concerto_tf.models.saving import model_file
-from concerto_tf.models.schedule import Schedule, plan_training
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
-from concerto_tf.tasks.agreement import check_agreement, seen_modalities
-from concerto_tf.tasks.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
-from concerto_tf.tasks.training import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.training.callbacks import saved_rounds
+from concerto_tf.tasks.training.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
+from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
 
 if TYPE_CHECKING:
     import tensorflow as tf

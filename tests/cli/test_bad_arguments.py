@@ -61,7 +61,7 @@ def test_training_options(
 
 @pytest.mark.parametrize("name", ["lazyadam", "LazyAdam"])
 def test_optimizer_of_tensorflow_addons(name: str, concerto, records: Path, tmp_path: Path) -> None:
-    from concerto_tf.models.optimizers import _tensorflow_addons
+    from concerto_tf.models.fitting.optimizers import _tensorflow_addons
 
     if _tensorflow_addons() is not None:
         pytest.skip("tensorflow-addons is there")

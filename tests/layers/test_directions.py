@@ -12,7 +12,7 @@ from concerto_tf.layers import (
     SourceBatchNormalization,
 )
 from concerto_tf.layers.directions import take_directions, with_negatives
-from concerto_tf.models.mlp import MLP
+from concerto_tf.models.dense.mlp import MLP
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.normal(size=(12, 3)).astype(np.float32)

@@ -101,7 +101,7 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
     standard = Concerto([f"G{i}" for i in range(30)])
     model = make_model(**changed)
     config = model.get_config()
-    elsewhere = {"loss"}  # tests/models/test_dense.py
+    elsewhere = {"loss"}  # tests/models/dense/test_network.py
     given = {"concerto_tf", "saved_format", "name", "vocabulary", "symbols"}
     for name in set(config) - given - elsewhere:
         assert config[name] != standard.get_config()[name], f"{name} is not changed by this test"

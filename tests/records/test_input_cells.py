@@ -17,9 +17,9 @@ import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import CellSet, Records, Vocabulary, convert, open_input
+from concerto_tf.records.conversion.joining import join
+from concerto_tf.records.genes.orthologs import read_orthologs
 from concerto_tf.records.input_cells import InputCells
-from concerto_tf.records.joining import join
-from concerto_tf.records.orthologs import read_orthologs
 
 KEYS = ["type", "donor"]
 

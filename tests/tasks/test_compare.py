@@ -19,7 +19,7 @@ from scipy import stats
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.compare import compare
-from concerto_tf.tasks.compare_groups import adjust, rank_skewness, skewed_p, t_test
+from concerto_tf.tasks.comparison.groups import adjust, rank_skewness, skewed_p, t_test
 
 PLANTED = [f"g{i}" for i in range(5)]
 SETS = {"planted": PLANTED, "other": [f"g{i}" for i in range(20, 30)]}

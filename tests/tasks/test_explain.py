@@ -13,11 +13,11 @@ from anndata import AnnData
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, save_model
+from concerto_tf.numerics.specificity import GroupSums
+from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import convert
 from concerto_tf.tasks import explain as module
 from concerto_tf.tasks.explain import explain
-from concerto_tf.tasks.heatmap import heatmap
-from concerto_tf.tasks.specificity import GroupSums
 
 N_GENES = 40
 GENES = list(range(3, N_GENES))

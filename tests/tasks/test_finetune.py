@@ -22,8 +22,8 @@ from concerto_tf.records import Records, convert
 from concerto_tf.tasks.annotate import agreement_of, annotate, annotate_records
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.finetune import finetune
-from concerto_tf.tasks.labels import hold_out, known_labels
 from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.labels import hold_out, known_labels
 
 N_GENES = 40
 NAMES = np.array(["B", "NK", "T", "DC"])

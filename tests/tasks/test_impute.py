@@ -17,8 +17,8 @@ from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.records import convert
 from concerto_tf.reference.cells import Reference, Values
 from concerto_tf.reference.files import load_reference
-from concerto_tf.tasks.cells import Reading
 from concerto_tf.tasks.impute import SHARPNESS, impute, smooth
+from concerto_tf.tasks.io.reading import Reading
 from concerto_tf.tasks.reference import find_reference, model_folder, read_values
 
 N_GENES = 60

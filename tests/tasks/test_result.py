@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.result import write_cells, write_result
+from concerto_tf.tasks.io.result import write_cells, write_result
 
 
 def make_cells(n: int, genes: list[str], prefix: str, sparse: bool = True) -> AnnData:

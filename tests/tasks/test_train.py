@@ -20,12 +20,12 @@ from anndata import AnnData
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
-from concerto_tf.models.callbacks import Checkpoint, has_ended, saved_rounds, trim_log
 from concerto_tf.records import Records, convert
 from concerto_tf.records.batch import Minibatch
-from concerto_tf.tasks.agreement import check_units
 from concerto_tf.tasks.embed import embed_records
+from concerto_tf.tasks.io.agreement import check_units
 from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.callbacks import Checkpoint, has_ended, saved_rounds, trim_log
 
 # The same bytes as in processes of their own, which use XLA.
 pytestmark = pytest.mark.xla
@@ -240,7 +240,9 @@ def test_a_training_in_other_rounds_is_not_continued(records: Records, tmp_path:
 def test_rounds_that_are_parts_of_an_epoch_change_nothing(
     undisturbed: Path, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("concerto_tf.models.schedule.ROUND_STEPS", 1)  # as if there were many cells
+    monkeypatch.setattr(
+        "concerto_tf.models.fitting.schedule.ROUND_STEPS", 1
+    )  # as if there were many cells
     out = tmp_path / "model"
     with pytest.raises(KeyboardInterrupt):
         train(records, out, callbacks=[Interrupt(5)], **OPTIONS)
@@ -291,7 +293,7 @@ def test_a_training_that_stopped_early_is_over_when_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("concerto_tf.tasks.training.save_model", killed)
+        patch.setattr("concerto_tf.tasks.training.job.save_model", killed)
         train(records, tmp_path / "model", callbacks=[Stop()], **OPTIONS)
     assert has_ended(tmp_path / "model" / "checkpoint")
     train(records, tmp_path / "model", callbacks=[Stop()], **OPTIONS)

@@ -14,8 +14,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert
 from concerto_tf.tasks.annotate import annotate_records
 from concerto_tf.tasks.finetune import finetune
-from concerto_tf.tasks.labels import known_labels
 from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.labels import known_labels
 from protocols.baselines import cells_of, log_normalized
 from protocols.embeddings import check_training
 from protocols.report import check_folder, leave, plain
@@ -294,7 +294,7 @@ BASELINES: dict[str, Callable[..., np.ndarray]] = {"logistic": _logistic, "knn":
 
 def _figure_of(result: Mapping[str, Any]) -> Figure:
     """A row of points for each data set and measure, one point per method."""
-    from concerto_tf.tasks.figures import PALETTE, new_figure
+    from concerto_tf.pl.figures import PALETTE, new_figure
 
     names = list(result["data"])
     figure, axes = new_figure(10.0, 1.4 + 0.45 * len(names), 1, len(MEASURES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf.tasks.figures import PALETTE, short_name
+from concerto_tf.pl.figures import PALETTE, short_name
 
 if TYPE_CHECKING:
     import pandas as pd

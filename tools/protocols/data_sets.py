@@ -10,7 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.cells import key_where_there
+from concerto_tf.tasks.io.reading import key_where_there
 from protocols.clustering_scores import clustering_scores
 
 if TYPE_CHECKING:

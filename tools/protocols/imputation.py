@@ -203,7 +203,7 @@ def _read(cells: str | Path | AnnData) -> AnnData:
 
 def new_figure(table: pd.DataFrame) -> Figure:
     """Correlation by feature, both methods, means over the seeds."""
-    from concerto_tf.tasks.figures import PALETTE, new_figure
+    from concerto_tf.pl.figures import PALETTE, new_figure
 
     means = table.groupby("feature", sort=False)[["concerto", "pca"]].mean()
     means = means.sort_values("concerto", ascending=False).head(40)

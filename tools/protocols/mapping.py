@@ -250,7 +250,7 @@ def _labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
 
 def new_figure(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Confidence of known and of unseen cells, over all mappings."""
-    from concerto_tf.tasks.figures import PALETTE, new_figure
+    from concerto_tf.pl.figures import PALETTE, new_figure
 
     known = np.concatenate([of for of, _ in scores])
     confidence = np.concatenate([of for _, of in scores])

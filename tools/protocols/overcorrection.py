@@ -193,7 +193,7 @@ def _figure_of(table: pd.DataFrame) -> Figure:
     """The type's silhouette before against after, and how pure its surroundings stayed."""
     from matplotlib.figure import Figure
 
-    from concerto_tf.tasks.figures import PALETTE, short_name
+    from concerto_tf.pl.figures import PALETTE, short_name
 
     figure = Figure((9, 1.4 + 0.35 * table["type"].nunique() + 1.2), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)

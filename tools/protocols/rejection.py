@@ -13,8 +13,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.records import convert
 from concerto_tf.tasks.annotate import agreement_of, annotate
 from concerto_tf.tasks.finetune import finetune
-from concerto_tf.tasks.labels import known_labels
 from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.labels import known_labels
 from protocols.baselines import cells_of
 from protocols.embeddings import check_training
 from protocols.report import check_folder, leave, plain
@@ -162,7 +162,7 @@ def _figure_of(
     alpha: float,
 ) -> Figure:
     """Densities of the novelty p-value of types seen (validation) and unseen (test), by group."""
-    from concerto_tf.tasks.figures import PALETTE, new_figure, short_name
+    from concerto_tf.pl.figures import PALETTE, new_figure, short_name
 
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)

@@ -11,7 +11,7 @@ import numpy as np
 
 from concerto_tf._files import atomic, write_json
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.figures import save_figure
+from concerto_tf.pl.figures import save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def dots(table: pd.DataFrame, by: str, panels: Mapping[str, Sequence[str]]) -> F
     """
     from matplotlib.figure import Figure
 
-    from concerto_tf.tasks.figures import PALETTE
+    from concerto_tf.pl.figures import PALETTE
 
     shown = {title: [name for name in names if name in table] for title, names in panels.items()}
     shown = {title: names for title, names in shown.items() if names}

@@ -237,7 +237,7 @@ def _figure_of(result: dict[str, Any]) -> Figure:
     """Ranks of each marker on a logarithmic axis, one mark for each ranking."""
     from matplotlib.figure import Figure
 
-    from concerto_tf.tasks.figures import PALETTE, short_name
+    from concerto_tf.pl.figures import PALETTE, short_name
 
     rows = result["ranks"]
     figure = Figure((6.5, 1.2 + 0.24 * len(rows)), layout="constrained")

@@ -19,8 +19,8 @@ from concerto_tf.layers import (
 )
 from concerto_tf.losses import cluster_aware
 from concerto_tf.models.cicl.presets import PRESETS
-from concerto_tf.models.dense import DenseModel, refuse_made
-from concerto_tf.models.mlp import MLP
+from concerto_tf.models.dense.mlp import MLP
+from concerto_tf.models.dense.network import DenseModel, refuse_made
 from concerto_tf.numerics.components import component_directions
 from concerto_tf.records.batch import Batch, Minibatch
 

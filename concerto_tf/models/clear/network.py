@@ -14,7 +14,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
 from concerto_tf.models.clear.presets import PRESETS
-from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
+from concerto_tf.models.dense.network import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.records.batch import Batch

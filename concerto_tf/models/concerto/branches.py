@@ -17,7 +17,7 @@ from concerto_tf.layers import (
     scatter_to_dense,
 )
 from concerto_tf.layers.source_normalization import pool_moments
-from concerto_tf.models.mlp import scaled_glorot
+from concerto_tf.models.dense.mlp import scaled_glorot
 from concerto_tf.models.modality import Cells, ModalityInput
 from concerto_tf.records.batch import Minibatch
 

@@ -19,7 +19,7 @@ from concerto_tf.models.concerto.branches import (
     build_branch,
     shown_of,
 )
-from concerto_tf.models.mlp import scaled_glorot
+from concerto_tf.models.dense.mlp import scaled_glorot
 from concerto_tf.models.modality import ModalityInput
 from concerto_tf.records.batch import Minibatch
 

@@ -8,7 +8,7 @@ from typing import Any
 from concerto_tf._keras import serializable
 from concerto_tf.layers import RandomMask
 from concerto_tf.models.contrastive_sc.presets import PRESETS
-from concerto_tf.models.dense import DenseModel, LayerLike, refuse_made
+from concerto_tf.models.dense.network import DenseModel, LayerLike, refuse_made
 from concerto_tf.models.seeds import Seeds
 
 

@@ -1,0 +1,1 @@
+"""What training needs beside a model: how long it lasts, and its optimizer."""

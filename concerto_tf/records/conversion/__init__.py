@@ -1,0 +1,1 @@
+"""Inputs to shards of records: joined, spooled, shuffled, written; resumable."""

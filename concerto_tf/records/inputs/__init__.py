@@ -1,0 +1,1 @@
+"""What people have their cells in: opened, and read by chunks of cells."""

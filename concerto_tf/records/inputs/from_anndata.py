@@ -1,0 +1,226 @@
+"""AnnData as an input: `.h5ad` and `.zarr` on disk, objects in memory, views and backed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import scipy.sparse as sp
+
+from concerto_tf.errors import InputError
+from concerto_tf.records.batch import RNA
+from concerto_tf.records.genes.vocabulary import Vocabulary
+from concerto_tf.records.inputs.by_cell import column_entries
+from concerto_tf.records.inputs.features import (
+    MissingModality,
+    as_texts,
+    rna_features,
+    split_place,
+    typed_features,
+    vocabulary_of,
+)
+from concerto_tf.records.inputs.input import Input, Part
+from concerto_tf.records.inputs.observations import (
+    FrameObservations,
+    Observations,
+    StoredFrame,
+    choices,
+)
+from concerto_tf.records.inputs.rows import CompressedRows, DenseRows, FrameRows, Rows, ViewRows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from concerto_tf.records.inputs.by_cell import Scratch
+
+# Names of the genes, names of var's columns, and a function that gives a column.
+Var = tuple[Sequence[str], Sequence[str], Callable[[str], Any]]
+
+
+def is_stored_anndata(root: Any) -> bool:
+    """Whether an open HDF5 file or zarr group looks like an AnnData."""
+    return root.attrs.get("encoding-type") == "anndata" or ("obs" in root and "var" in root)
+
+
+def open_stored(
+    path: Path, root: Any, layer: str | None, modalities: dict[str, str], scratch: Scratch
+) -> Input:
+    """An `.h5ad` or `.zarr` that is open; see `open_input`."""
+    return _assemble(path.name, _StoredElements(path, root, scratch), layer, modalities, path)
+
+
+def open_adata(adata: AnnData, layer: str | None, modalities: dict[str, str]) -> Input:
+    """An AnnData object; see `open_input`."""
+    return _assemble("AnnData", _MemoryElements(adata), layer, modalities, None)
+
+
+class _Elements(Protocol):
+    """What `_assemble` asks of an AnnData, be it in memory or on disk."""
+
+    obs: Observations
+    n_cells: int
+    has_raw: bool
+    layers: list[str]
+    obsm: list[str]
+
+    def rows(self, element: str, key: str | None = None) -> Rows:
+        """The matrix "X", "raw", or a member of "layers" or "obsm"."""
+
+    def var(self, element: str) -> Var:
+        """var, or that of "raw"."""
+
+    def obsm_names(self, key: str) -> list[str] | None:
+        """Column names of a data frame in obsm; None for an array."""
+
+
+def _assemble(
+    name: str,
+    elements: _Elements,
+    layer: str | None,
+    modalities: dict[str, str],
+    path: Path | None,
+) -> Input:
+    there = [*elements.layers, *(["raw"] if elements.has_raw else [])]
+    if layer is not None and layer not in there:
+        raise InputError(f"no layer {layer!r}; {choices(layer, there)}")
+    element = "X" if layer is None else "raw" if layer == "raw" and elements.has_raw else "layers"
+    key = layer if element == "layers" else None
+    where = f"layers/{key}" if key else element
+    names, columns, values = elements.var(element)
+    genes = vocabulary_of(names, columns, values)
+    types = as_texts(values("feature_types")) if "feature_types" in columns else None
+    rows = elements.rows(element, key)
+    chosen = rna_features(types, name)
+    parts = {RNA: Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
+    accepted = ("obsm:KEY", "layer:NAME", "feature_types:TYPE")
+    for modality, place in modalities.items():
+        kind, key = split_place(modality, place, accepted)
+        if kind == "feature_types":
+            chosen = typed_features(types, key, modality)
+            parts[modality] = Part(genes.take(chosen), rows, where, chosen)
+        elif kind == "layer":
+            if key not in elements.layers:
+                hint = choices(key, elements.layers)
+                raise MissingModality(modality, f"no layer {key!r}; {hint}")
+            own = vocabulary_of(*elements.var("X"))
+            parts[modality] = Part(own, elements.rows("layers", key), f"layers/{key}")
+        else:
+            if key not in elements.obsm:
+                hint = choices(key, elements.obsm)
+                raise MissingModality(modality, f"no {key!r} in obsm; {hint}")
+            own_rows = elements.rows("obsm", key)
+            own_names = elements.obsm_names(key)
+            if own_names is None:
+                own_names = [f"{modality}_{i}" for i in range(own_rows.shape[1])]
+            parts[modality] = Part(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
+    others = [other for other in there if other != layer]
+    return Input(name, elements.n_cells, parts, elements.obs, path=path, layers=others)
+
+
+class _StoredElements:
+    """Elements of an AnnData on disk; nothing but var and the offsets of a matrix is read whole."""
+
+    def __init__(self, path: Path, root: Any, scratch: Scratch) -> None:
+        for element in ("obs", "var"):
+            if element not in root or "_index" not in getattr(root[element], "attrs", ()):
+                raise InputError(
+                    f"{element} is missing or of a format before anndata 0.7; read it with "
+                    "anndata.read_h5ad and save it again"
+                )
+        self._path, self._root, self._scratch = path, root, scratch
+        self.obs = StoredFrame(root["obs"])
+        self.n_cells = len(self.obs)
+        self.has_raw = "raw" in root and "X" in root["raw"]
+        self.layers = sorted(root["layers"].keys()) if "layers" in root else []
+        self.obsm = sorted(root["obsm"].keys()) if "obsm" in root else []
+
+    def rows(self, element: str, key: str | None = None) -> Rows:
+        place = {"X": "X", "raw": "raw/X"}.get(element, f"{element}/{key}")
+        if place not in self._root or self._root[place].attrs.get("encoding-type") == "null":
+            hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
+            raise InputError(f"there is no {place}{hint}")
+        stored = self._root[place]
+        if not hasattr(stored, "keys"):
+            return DenseRows(stored)
+        encoding = stored.attrs.get("encoding-type")
+        if encoding == "dataframe":
+            frame = StoredFrame(stored)
+            return FrameRows([stored[name] for name in frame.columns], len(frame))
+        if encoding not in ("csr_matrix", "csc_matrix"):
+            raise InputError(f"{place} is stored as {encoding!r}; a matrix is needed")
+        n_cells, n_genes = (int(size) for size in stored.attrs["shape"])
+        arrays = stored["data"], stored["indices"], stored["indptr"]
+        if encoding == "csr_matrix":
+            return CompressedRows(*arrays, (n_cells, n_genes))
+        return self._scratch.sorted_rows(
+            self._path,
+            place,
+            (n_cells, n_genes),
+            int(arrays[0].shape[0]),
+            arrays[0].dtype,
+            column_entries(*arrays, n_genes),
+        )
+
+    def var(self, element: str) -> Var:
+        frame = StoredFrame(self._root["raw/var" if element == "raw" else "var"])
+        return frame.index, frame.columns, frame.values
+
+    def obsm_names(self, key: str) -> list[str] | None:
+        stored = self._root["obsm"][key]
+        if stored.attrs.get("encoding-type") == "dataframe":
+            return StoredFrame(stored).columns
+        return None
+
+
+class _MemoryElements:
+    """Elements of an AnnData object."""
+
+    def __init__(self, adata: AnnData) -> None:
+        self._adata = adata
+        self.obs = FrameObservations(adata.obs)
+        self.n_cells = adata.n_obs
+        self.has_raw = adata.raw is not None
+        # anndata 0.13 lists X among the layers, under the key None.
+        self.layers = sorted(key for key in adata.layers.keys() if key is not None)
+        self.obsm = sorted(adata.obsm.keys())
+
+    def rows(self, element: str, key: str | None = None) -> Rows:
+        adata = self._adata
+        if adata.is_view or adata.isbacked:
+            n_columns = adata.n_vars
+            if element == "raw":
+                n_columns = adata.raw.n_vars
+            elif element == "obsm":
+                n_columns = adata.obsm[key].shape[1]
+            return ViewRows(adata, element, key, (adata.n_obs, n_columns))
+        if element in ("layers", "obsm"):
+            matrix = getattr(adata, element)[key]
+        else:
+            matrix = adata.X if element == "X" else adata.raw.X
+        if matrix is None:
+            hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
+            raise InputError(f"there is no X{hint}")
+        if sp.issparse(matrix):
+            matrix = matrix.tocsr()
+            return CompressedRows(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
+        if hasattr(matrix, "iloc"):
+            columns = [matrix.iloc[:, i].array for i in range(matrix.shape[1])]
+            return FrameRows([_plain(column) for column in columns], matrix.shape[0])
+        return DenseRows(matrix)
+
+    def var(self, element: str) -> Var:
+        frame = self._adata.raw.var if element == "raw" else self._adata.var
+        columns = list(map(str, frame.columns))
+        return list(map(str, frame.index)), columns, lambda name: frame.iloc[:, columns.index(name)]
+
+    def obsm_names(self, key: str) -> list[str] | None:
+        value = self._adata.obsm[key]
+        return list(map(str, value.columns)) if hasattr(value, "columns") else None
+
+
+def _plain(column: Any) -> Any:
+    """A column of a data frame as NumPy; gaps of nullable numbers become NaN."""
+    if getattr(column.dtype, "kind", "O") in "biuf" and hasattr(column.dtype, "numpy_dtype"):
+        return column.to_numpy(dtype=float, na_value=float("nan"))
+    return column.to_numpy()

@@ -1,0 +1,1 @@
+"""The tables and figures of `compare`: composition, genes and gene sets by cell type."""

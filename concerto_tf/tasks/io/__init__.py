@@ -1,0 +1,1 @@
+"""How cells come into a task, and how what it found goes out."""

@@ -1,0 +1,122 @@
+"""A training and its folder: which files are in it, how it goes on round by round."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from concerto_tf.jobs import Job, Layout
+from concerto_tf.models import save_model
+from concerto_tf.models.fitting.schedule import Schedule
+from concerto_tf.models.saving import FILE_NAME
+from concerto_tf.tasks.training.distribution import Workers
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_log = logging.getLogger("concerto_tf")
+#: What was asked for and what came of it; written last.
+SUMMARY = "training.json"
+LAYOUT = Layout(
+    "model",
+    begun="checkpoint/asked.json",
+    finished=SUMMARY,
+    results=(FILE_NAME,),
+    keep="checkpoint/training.npz",
+    scratch=("checkpoint",),
+    products=("training.csv", "tensorboard"),
+)
+
+
+def fit_in_rounds(
+    model: Any,
+    data_from: Callable[[int], tf.data.Dataset],
+    out: Path,
+    schedule: Schedule,
+    *,
+    patience: int | None = None,
+    callbacks: Sequence[Any] = (),
+    progress: Callable[[int, int], None] | None = None,
+    verbose: int = 0,
+    workers: Workers | None = None,
+) -> None:
+    """Trains round by round in the folder of a job that has begun, behind its checkpoint.
+
+    Args:
+        model: The compiled model.
+        data_from: Endless shuffled batches of this process, from the step on that it is called
+            with.
+        out: Folder of the model.
+        schedule: The plan of the training.
+        patience: Rounds without a smaller loss after which it ends; None for never.
+        callbacks: Further Keras callbacks.
+        progress: Called with the number of cells seen and to be seen.
+        verbose: As in `keras.Model.fit`.
+        workers: The processes that train together; None for this one alone.
+    """
+    from concerto_tf._keras import keras
+    from concerto_tf.tasks.training.callbacks import (
+        Checkpoint,
+        InputClock,
+        Log,
+        Progress,
+        StopOnNaN,
+        closing_log,
+        has_ended,
+        saved_rounds,
+        trim_log,
+    )
+
+    checkpoint, log_file = out / "checkpoint", out / "training.csv"
+    first = saved_rounds(checkpoint)
+    workers = workers or Workers(None)
+    if workers.first:
+        trim_log(log_file, first)
+    last = first if has_ended(checkpoint) else schedule.rounds
+    if 0 < first < last:
+        _log.info("continuing at round %d of %d", first + 1, last)
+    stopping = None
+    if patience is not None:
+        stopping = keras.callbacks.EarlyStopping(
+            "loss",
+            min_delta=1e-3,
+            patience=patience,
+            start_from_epoch=math.ceil(model.recipe.settling_steps / schedule.steps_per_round),
+        )
+    clock = InputClock()
+    log = Log(str(log_file), append=bool(first))
+    board = keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False)
+    with closing_log(log):
+        model.fit(
+            workers.distribute(clock.on(data_from(first * schedule.steps_per_round))),
+            epochs=last,
+            initial_epoch=first,
+            steps_per_epoch=schedule.steps_per_round,
+            verbose=verbose if workers.first else 0,
+            callbacks=[
+                Progress(schedule, progress if workers.first else None, clock),
+                StopOnNaN(),
+                *([log, board] if workers.first else []),
+                *([] if stopping is None else [stopping]),
+                *callbacks,
+                Checkpoint(checkpoint, stopping, workers.first, schedule.steps_per_round),
+            ],
+        )
+
+
+def finish(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
+    """Leaves the trained model and, last, what was asked for and what came of it."""
+    from concerto_tf.tasks.training.callbacks import saved_rounds
+
+    save_model(model, job.out / FILE_NAME)
+    rounds = saved_rounds(job.out / "checkpoint")  # fewer than planned where it ended early
+    job.finish(
+        epochs=round(schedule.passes(rounds), 2),
+        batch_size=schedule.batch_size,
+        steps=rounds * schedule.steps_per_round,
+        **found,
+        seconds=round(seconds, 3),
+    )
