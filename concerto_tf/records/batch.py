@@ -24,9 +24,11 @@ features of a cell in record files, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,6 +42,8 @@ LABEL = "label"
 
 #: A minibatch as it is passed on: see above.
 Batch = dict[str, Any]
+#: Indices of genes in a modality's vocabulary.
+Genes = Sequence[int] | np.ndarray
 
 
 def key(modality: str, field: str) -> str:
@@ -159,7 +163,7 @@ class Minibatch:
     @property
     def modalities(self) -> list[str]:
         """Names of the modalities that it holds."""
-        return [modality_of(key) for key in self.entries if modality_of(key) and _is_genes(key)]
+        return [name for k in self.entries if _is_genes(k) and (name := modality_of(k)) is not None]
 
     def modality(self, name: str) -> ModalityBatch | None:
         """What it holds of a modality; None if nothing."""
@@ -206,7 +210,8 @@ class Minibatch:
     def __iter__(self) -> Iterator[tuple[str, ModalityBatch]]:
         """Each modality by name."""
         for name in self.modalities:
-            yield name, self.modality(name)
+            if (held := self.modality(name)) is not None:
+                yield name, held
 
 
 def _is_genes(key: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from concerto_tf._paths import as_path
-from concerto_tf.records.batch import Batch
+from concerto_tf.records.batch import Batch, Genes
 from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.records.reader import Records
 
@@ -58,7 +58,7 @@ class CellSet(Protocol):
         self,
         batch_size: int,
         *,
-        genes: np.ndarray | None = None,
+        genes: Genes | Mapping[str, Genes] | None = None,
         modalities: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),

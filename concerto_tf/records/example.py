@@ -10,7 +10,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,7 @@ def encode(
         yield b"".join((heads[sum(map(len, parts))], *parts))
 
 
-def _integer_column(name: str, values: np.ndarray) -> list[bytes]:
+def _integer_column(name: str, values: np.ndarray) -> Iterable[bytes]:
     prefixes = _Lookup(lambda length: feature_prefix(_INT64_LIST, name, length))
     # Codes repeat, and each is written out once.
     distinct, places = np.unique(values, return_inverse=True)
@@ -115,7 +115,7 @@ def _integer_column(name: str, values: np.ndarray) -> list[bytes]:
 
 def _bytes_column(name: str, column: BytesColumn, order: np.ndarray) -> Iterator[bytes]:
     prefixes = _Lookup(lambda length: feature_prefix(_BYTES_LIST, name, length))
-    content = memoryview(np.ascontiguousarray(column.content)).cast("B")
+    content = np.ascontiguousarray(column.content).data.cast("B")
     starts, ends = column.offsets[:-1][order].tolist(), column.offsets[1:][order].tolist()
     for start, end in zip(starts, ends, strict=True):
         yield prefixes[end - start] + content[start:end]

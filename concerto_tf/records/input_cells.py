@@ -19,6 +19,7 @@ from concerto_tf.records.batch import (
     ROW,
     SOURCE,
     Batch,
+    Genes,
     ModalityBatch,
     label_key,
 )
@@ -142,7 +143,7 @@ class InputCells:
         self,
         batch_size: int,
         *,
-        genes: np.ndarray | Mapping[str, Sequence[int]] | None = None,
+        genes: Genes | Mapping[str, Genes] | None = None,
         modalities: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),
@@ -206,7 +207,7 @@ class InputCells:
             stop = min(start + self._chunk_cells, self._input.n_cells)
             yield arrange(self._joined.chunk(0, start, stop), self._joined.targets[0], 0)
 
-    def _shape(self, modality: str, genes: Sequence[int] | None, group: int) -> _Shape:
+    def _shape(self, modality: str, genes: Genes | None, group: int) -> _Shape:
         """How the genes asked for of a modality lie in a minibatch."""
         n_genes = self._n_genes(modality)
         kept = np.ones(n_genes, bool) if genes is None else chosen_genes(genes, n_genes)
@@ -232,7 +233,7 @@ class InputCells:
             for shape in shapes:
                 found = [block.values[shape.modality].take(rows) for block, rows in pieces]
                 whole = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-                batch.update(shape.fill(*whole, missing).entries(shape.modality))
+                batch.update(shape.fill(missing, *whole).entries(shape.modality))
             yield batch
 
     def _pieces(self, batch_size: int) -> Iterator[list[tuple[_Block, np.ndarray]]]:
@@ -341,7 +342,7 @@ class _Shape:
     kept: np.ndarray | None
 
     def fill(
-        self, genes: np.ndarray, values: np.ndarray, lengths: np.ndarray, missing: int
+        self, missing: int, genes: np.ndarray, values: np.ndarray, lengths: np.ndarray
     ) -> ModalityBatch:
         """What a minibatch holds of cells, and of as many missing ones without values."""
         import tensorflow as tf

@@ -7,12 +7,12 @@ with many genes take the room that those with few leave.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.batch import Genes
 
 #: Cells that share their places, at most. More would waste less; but a batch is divided between
 #: replicas, and no cell may stand on two of them.
@@ -25,7 +25,7 @@ _NONZEROS_MULTIPLE = 32
 _WORTH_PACKING = 0.75
 
 
-def chosen_genes(genes: Sequence[int], n_genes: int) -> np.ndarray:
+def chosen_genes(genes: Genes, n_genes: int) -> np.ndarray:
     """Which genes of a vocabulary are chosen, bool [n_genes].
 
     Args:

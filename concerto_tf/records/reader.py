@@ -15,7 +15,7 @@ import numpy as np
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, key, label_key
+from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, Genes, key, label_key
 from concerto_tf.records.gather import gather
 from concerto_tf.records.genes.gene_table import GeneStats, GeneTable, vocabulary_content
 from concerto_tf.records.genes.vocabulary import Vocabulary
@@ -204,7 +204,7 @@ class Records:
         seed: int = 0,
         repeat: bool = False,
         first_epoch: int = 0,
-        genes: np.ndarray | Mapping[str, Sequence[int]] | None = None,
+        genes: Genes | Mapping[str, Genes] | None = None,
         modalities: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),
@@ -257,7 +257,7 @@ class Records:
         from concerto_tf.records.pipeline import build, check_request, share
 
         names = list(self.manifest.modalities) if modalities is None else modalities
-        if genes is None or not isinstance(genes, Mapping):
+        if not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
         check_request(self.path, self.manifest, batch_size, labels, shard_of, drop)

@@ -245,14 +245,12 @@ def _sources(
     With given genes a single input goes by its own name: the model they come from may know it.
     """
     if key is None:
-        names = [cells.stem for cells in inputs]
+        names = tuple(cells.stem for cells in inputs)
         if len(inputs) == 1 and alone is not None:
-            names = [alone]
+            names = (alone,)
         if len(set(names)) < len(names):
-            names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
-        return tuple(names), [
-            np.full(cells.n_cells, code, np.int32) for code, cells in enumerate(inputs)
-        ]
+            names = tuple(f"{name}-{number}" for number, name in enumerate(names, 1))
+        return names, [np.full(cells.n_cells, code, np.int32) for code, cells in enumerate(inputs)]
     names, codes = _merge([cells.column(key) for cells in inputs])
     for cells, part in zip(inputs, codes, strict=True):
         missing = int((part < 0).sum())

@@ -56,7 +56,7 @@ def first_pass(
     joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: Workers, done: Progress
 ) -> list[Part]:
     """Spools the chunks that are not there yet."""
-    tasks = []
+    tasks: list[tuple[Path, int, int, int]] = []
     for number, cells in enumerate(joined.inputs):
         for start in range(0, cells.n_cells, chunk_cells):
             stop = min(start + chunk_cells, cells.n_cells)

@@ -100,7 +100,7 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray], summary: dict) -> N
     with atomic(path, durable=False) as temporary, open(temporary, "wb") as file:
         file.write(b"%016d" % len(header) + header)
         for array in arrays.values():
-            file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+            file.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 def open_part(path: Path) -> Part:

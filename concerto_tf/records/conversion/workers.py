@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,7 +104,8 @@ class Workers:
         # A file, and not an argument: it outlives any worker, and all tasks of a worker share it.
         shared = folder / f"state-{uuid4().hex}"
         shared.write_bytes(pickle.dumps(state))
-        done = self._on_cluster if self._client is not None else self._in_processes
+        client = self._client
+        done = self._in_processes if client is None else partial(_on_cluster, client)
         try:
             yield from done(function, shared, tasks)
         finally:
@@ -133,29 +134,28 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
             raise
 
-    def _on_cluster(
-        self, function: Callable[..., Any], shared: Path, tasks: list[tuple]
-    ) -> Iterator[tuple[tuple, Any]]:
-        from distributed import KilledWorker, as_completed
 
-        # Not pure: what a task leaves is files, which no result remembered from before stands for.
-        futures = {
-            self._client.submit(_call, function, shared, task, pure=False): task for task in tasks
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except (KilledWorker, CancelledError) as error:
-            raise WorkersError(
-                "the dask cluster was lost, or its workers one after the other, perhaps for lack "
-                "of memory; start it again, and the same conversion continues"
-            ) from error
-        finally:
-            with suppress(OSError):  # where the cluster is lost
-                self._client.cancel(list(futures))
-                while any(self._client.run(_n_running).values()):  # does not end what has begun
-                    time.sleep(_POLL_SECONDS)
-                self._client.run(_state.cache_clear)  # closes what the workers hold open
+def _on_cluster(
+    client: Any, function: Callable[..., Any], shared: Path, tasks: list[tuple]
+) -> Iterator[tuple[tuple, Any]]:
+    from distributed import KilledWorker, as_completed
+
+    # Not pure: what a task leaves is files, which no result remembered from before stands for.
+    futures = {client.submit(_call, function, shared, task, pure=False): task for task in tasks}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except (KilledWorker, CancelledError) as error:
+        raise WorkersError(
+            "the dask cluster was lost, or its workers one after the other, perhaps for lack "
+            "of memory; start it again, and the same conversion continues"
+        ) from error
+    finally:
+        with suppress(OSError):  # where the cluster is lost
+            client.cancel(list(futures))
+            while any(client.run(_n_running).values()):  # does not end what has begun
+                time.sleep(_POLL_SECONDS)
+            client.run(_state.cache_clear)  # closes what the workers hold open
 
 
 def _connect(dask: Any, stack: ExitStack) -> Any:

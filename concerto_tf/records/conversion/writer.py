@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -125,7 +126,7 @@ class Arranged:
     matrices: Mapping[str, sp.csr_matrix]
     keys: np.ndarray
     order: np.ndarray
-    summary: dict
+    summary: dict[str, Any]
 
 
 def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
@@ -141,7 +142,7 @@ def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
     keys = random_keys(seed, chunk.rows)
     order = np.argsort(keys)
     order = order[filled[order]]
-    summary = {
+    summary: dict[str, Any] = {
         "n_cells": len(order),
         "n_empty": len(empty),
         "empty": [chunk.barcodes[i] for i in empty[:3].tolist()],
@@ -305,7 +306,7 @@ def _gather(
             for piece, edge in zip(slices, edges, strict=True)
         ]
         content = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
-        lengths = np.concatenate([np.diff(edge) for edge in edges]) if edges else []
+        lengths = np.concatenate([np.diff(edge) for edge in edges]) if edges else np.zeros(0)
         return BytesColumn(content, offsets_of(lengths) * dtype.itemsize)
 
     integers = {name: values(name) for name in (ROW, *plan.integers)}

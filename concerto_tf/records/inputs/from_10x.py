@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -175,7 +176,7 @@ def _find(folder: Path, names: list[str]) -> Path:
     raise InputError(f"no {' or '.join(f'{name}[.gz]' for name in names)} beside the matrix")
 
 
-def _open_text(path: Path) -> IO[bytes]:
+def _open_text(path: Path) -> BufferedIOBase:
     if path.suffix != ".gz":
         return path.open("rb")
     return gzip.open(path.open("rb") if is_remote(path) else path, "rb")
@@ -192,13 +193,13 @@ def _read_tsv(path: Path) -> list[list[str]]:
     )
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, int], int, np.dtype]:
+def _read_header(file: BufferedIOBase) -> tuple[tuple[int, int], int, np.dtype]:
     """Rows and columns, number of entries, and dtype of a Matrix Market file, up to its entries."""
     try:
         words = file.readline().decode("ascii").lower().split()
         if words[:3] != ["%%matrixmarket", "matrix", "coordinate"] or words[4:] != ["general"]:
             raise ValueError("it is not a general coordinate matrix")
-        dtype = {"integer": np.dtype(np.int32), "real": np.dtype(np.float64)}.get(words[3])
+        dtype = {"integer": "i4", "real": "f8"}.get(words[3])
         if dtype is None:
             raise ValueError(f"its values are {words[3]}, not integer or real")
         line = file.readline()
@@ -207,7 +208,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, int], int, np.dtype]:
         n_rows, n_columns, n_entries = map(int, line.split())
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"the matrix's header cannot be read ({error})") from error
-    return (n_rows, n_columns), n_entries, dtype
+    return (n_rows, n_columns), n_entries, np.dtype(dtype)
 
 
 def _read_entries(

@@ -129,8 +129,9 @@ class _StoredElements:
                     "anndata.read_h5ad and save it again"
                 )
         self._path, self._root, self._scratch = path, root, scratch
-        self.obs = StoredFrame(root["obs"])
-        self.n_cells = len(self.obs)
+        frame = StoredFrame(root["obs"])
+        self.obs: Observations = frame
+        self.n_cells = len(frame)
         self.has_raw = "raw" in root and "X" in root["raw"]
         self.layers = sorted(root["layers"].keys()) if "layers" in root else []
         self.obsm = sorted(root["obsm"].keys()) if "obsm" in root else []
@@ -178,7 +179,7 @@ class _MemoryElements:
 
     def __init__(self, adata: AnnData) -> None:
         self._adata = adata
-        self.obs = FrameObservations(adata.obs)
+        self.obs: Observations = FrameObservations(adata.obs)
         self.n_cells = adata.n_obs
         self.has_raw = adata.raw is not None
         # anndata 0.13 lists X among the layers, under the key None.
