@@ -27,7 +27,7 @@ from concerto_tf.models.placement import Placement
 from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
-from concerto_tf.records.batch import RNA, Batch, Minibatch
+from concerto_tf.records.batch import RNA, Batch, Genes, Minibatch
 from concerto_tf.records.conversion.writer import TARGET_SUM
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ContrastiveModel(BatchModel):
         vocabulary: Sequence[str],
         *,
         symbols: Sequence[str] | None = None,
-        genes: Sequence[int] | None = None,
+        genes: Genes | None = None,
         modality: str = RNA,
         modalities: Mapping[str, Mapping[str, Any]] | None = None,
         sources: Sequence[str] = ("all",),
@@ -170,7 +170,7 @@ class ContrastiveModel(BatchModel):
 
     @classmethod
     def from_records(
-        cls, records: Records, genes: Sequence[int] | None = None, **kwargs: Any
+        cls, records: Records, genes: Genes | None = None, **kwargs: Any
     ) -> ContrastiveModel:
         """A new model for the cells of records.
 

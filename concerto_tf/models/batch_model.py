@@ -23,6 +23,7 @@ class BatchModel(keras.Model):
     #: Whether XLA compiles steps where nothing else is said. It makes them quicker, but takes
     #: seconds for each, which is most of the time of many tests.
     use_xla = True
+    built: bool
 
     def compile(
         self,

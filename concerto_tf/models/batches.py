@@ -114,10 +114,11 @@ def first_cells(
     found: list[Sequence[np.ndarray]] = []
     sources, n = [np.zeros(0, np.int32)], 0
     for batch in data:
-        view = Minibatch(Minibatch(batch).numeric)
+        batch = Minibatch(batch).numeric
+        view = Minibatch(batch)
         source = view.source.numpy()
         real = np.ones(len(source), bool) if view.row is None else view.row.numpy() >= 0
-        found.append([tf.cast(x, tf.float32).numpy()[real] for x in look(view.entries)])
+        found.append([tf.cast(x, tf.float32).numpy()[real] for x in look(batch)])
         sources.append(source[real])
         n += int(real.sum())
         if n >= most:

@@ -99,10 +99,7 @@ class Attentive(Encoder, Protocol):
 
 @runtime_checkable
 class Teachable(SourceAware, Protocol):
-    """An encoder that `finetune` can teach cell types; registered with Keras, so that it is saved.
-
-    ``get_config`` and ``from_config`` make it again.
-    """
+    """An encoder that `finetune` can teach cell types; registered with Keras, to be saved."""
 
     @property
     def hidden_units(self) -> int:
@@ -127,6 +124,9 @@ class Teachable(SourceAware, Protocol):
 
     def untrained(self, sources: Sequence[str], seed: int) -> Teachable:
         """The same model for these sources, with random weights."""
+
+    def get_config(self) -> dict[str, Any]:
+        """What ``from_config`` makes it from again."""
 
 
 def check_teachable(encoder: Encoder) -> None:
@@ -240,13 +240,13 @@ _STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 def _step(encoder: Encoder) -> Any:
     step = _STEPS.get(encoder)
     if step is None:
-        alive = weakref.ref(encoder)
+        alive = weakref.proxy(encoder)
         # What others have written need not be something that XLA can compile.
         make = compiled if isinstance(encoder, BatchModel) else tf.function
         # AutoGraph would make other errors of those that tell a user what is wrong.
         step = make(
             tf.autograph.experimental.do_not_convert(
-                lambda batch: {"z": tf.cast(alive()(batch, training=False), tf.float32)}
+                lambda batch: {"z": tf.cast(alive(batch, training=False), tf.float32)}
             )
         )
         _STEPS[encoder] = step

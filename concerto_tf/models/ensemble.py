@@ -79,8 +79,8 @@ class Ensemble(ContrastiveModel):
         parts = [member.geometry for member in self.members]
         scale = np.float32(math.sqrt(len(parts)))
         origin = np.concatenate([part.origin for part in parts]) / scale
-        spreads = [part.spread for part in parts]
-        if any(spread is None for spread in spreads):
+        spreads = [part.spread for part in parts if part.spread is not None]
+        if len(spreads) < len(parts):
             return Geometry(origin)
         return Geometry(origin, np.concatenate(spreads, axis=1) / scale)
 

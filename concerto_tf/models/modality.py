@@ -12,7 +12,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize
-from concerto_tf.records.batch import RNA, Minibatch
+from concerto_tf.records.batch import RNA, Genes, Minibatch
 from concerto_tf.records.conversion.writer import TARGET_SUM
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ModalityInput:
         vocabulary: Sequence[str],
         *,
         symbols: Sequence[str] | None = None,
-        genes: Sequence[int] | None = None,
+        genes: Genes | None = None,
         target_sum: float | None = float(TARGET_SUM),
     ) -> None:
         self.name = str(name)
@@ -191,7 +191,7 @@ def chosen_modalities(records: Records, wanted: Sequence[str] | None, several: b
 def config_of(
     records: Records,
     modality: str,
-    genes: Sequence[int] | None = None,
+    genes: Genes | None = None,
     target_sum: float | None = None,
 ) -> dict[str, Any]:
     """Arguments of a `ModalityInput` for the cells of records.

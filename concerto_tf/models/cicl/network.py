@@ -90,6 +90,7 @@ class CICL(DenseModel):
     presets = PRESETS
     #: Made here, and so no arguments of this class.
     makes = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
+    head: MLP
 
     def __init__(
         self,

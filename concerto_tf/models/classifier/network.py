@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ class Classifier(BatchModel):
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
-        self._annotate_step = None
+        self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None = None
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -182,7 +182,7 @@ class Classifier(BatchModel):
         probability = tf.reduce_max(probabilities, axis=-1)
         p_value = probability
         if self.calibration:
-            held_out = Calibration(np.float32(self.calibration), len(self.calibration))
+            held_out = Calibration(np.array(self.calibration, np.float32), len(self.calibration))
             p_value = novelty(score, held_out, interpolate=True)
         return {
             "probabilities": probabilities,
@@ -365,7 +365,7 @@ class Classifier(BatchModel):
         config = dict(config)
         name = config.pop("method")
         method = keras.utils.get_registered_object(name)
-        if not (isinstance(method, type) and issubclass(method, keras.Model)):
+        if keras.Model not in getattr(method, "__mro__", ()):
             raise ValueError(f"there is no encoder {name}; import the module that registers it")
         encoder = method.from_config(config.pop("encoder"))
         return cls(encoder, **{key: value for key, value in config.items() if key not in STAMPS})

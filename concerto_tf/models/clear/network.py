@@ -77,6 +77,7 @@ class CLEAR(DenseModel):
 
     presets = PRESETS
     makes = frozenset({"augmentation", "loss", "negatives"})
+    augmentation: Augmentation
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class CLEAR(DenseModel):
     def _follow(self, momentum: float) -> None:
         """Takes the key encoder a step towards the query encoder (equation 3)."""
         pairs = [*zip(self.key_backbone.weights, self.backbone.weights, strict=True)]
-        if self.key_head is not None:
+        if self.key_head is not None and self.head is not None:
             pairs += zip(self.key_head.weights, self.head.weights, strict=True)
         # Counters behind random layers are each encoder's own.
         slow, fast = zip(

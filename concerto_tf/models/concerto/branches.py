@@ -146,26 +146,23 @@ class Branch:
         return attended * math.sqrt(self.n_inputs)
 
     def teacher_part(
-        self, seen: Seen, shown: tf.Tensor | None, source: tf.Tensor, training: bool
+        self, cells: Cells, measured: tf.Tensor | None, source: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """The modality's part [B, units] of what the teacher sums; equation 11."""
-        part = self.attended(seen.cells, training, seen.measured)
+        part = self.attended(cells, training, measured)
         if self.branch_norm is not None:
-            part = self.branch_norm(part, source=source_of(shown, source), training=training)
-        return at_mean(part, shown)
+            part = self.branch_norm(part, source=source, training=training)
+        return part
 
     def student_part(
-        self, seen: Seen, shown: tf.Tensor | None, source: tf.Tensor, training: bool
+        self, cells: Cells, measured: tf.Tensor | None, source: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """The modality's part [B, hidden_units] of what the student sums; equation 10.
 
         Where there is one modality, its features [B, n_inputs].
         """
-        own = source_of(shown, source)
-        part = self.standardized(seen.cells, own, training, seen.measured) * self.input_gain
-        if self.branch_dense is not None:
-            part = self.branch_dense(part)
-        return at_mean(part, shown)
+        part = self.standardized(cells, source, training, measured) * self.input_gain
+        return part if self.branch_dense is None else self.branch_dense(part)
 
 
 class Seen(NamedTuple):
@@ -196,19 +193,21 @@ def at_mean(part: tf.Tensor, shown: tf.Tensor | None) -> tf.Tensor:
 
 def shown_of(
     seen: Sequence[Seen], hide: RandomMask | None, training: bool
-) -> list[tuple[Seen, tf.Tensor | None]]:
-    """The modalities that a minibatch has, each with which cells show it to a network [B].
+) -> list[tuple[Branch, Cells, tf.Tensor | None, tf.Tensor | None]]:
+    """The modalities that a minibatch has, as `Seen`, and which cells show each to a network [B].
 
     Args:
         seen: The modalities of the model.
         hide: Hides modalities of cells; None where there is one, which all cells show.
         training: Whether to hide any.
     """
-    if hide is None:
-        return [(one, None) for one in seen]
-    shown = show(tf.stack([one.present for one in seen], axis=1), hide, training)
-    parts = zip(seen, tf.unstack(shown, axis=1), strict=True)
-    return [(one, part) for one, part in parts if one.cells is not None]
+    shown: Sequence[tf.Tensor | None] = [None]
+    if hide is not None:
+        shown = tf.unstack(show(tf.stack([one.present for one in seen], 1), hide, training), axis=1)
+    parts = zip(seen, shown, strict=True)
+    return [
+        (one.branch, one.cells, one.measured, part) for one, part in parts if one.cells is not None
+    ]
 
 
 def show(present: tf.Tensor, hide: RandomMask, training: bool) -> tf.Tensor:

@@ -84,8 +84,7 @@ def initialize(
     _hold(networks, [of.loadings for of in found], variance)
     if offsets[0] is not None:
         _align_teacher(networks, xs, source, offsets)
-        if networks.joint_norm is not None:
-            _align_joint(networks, inputs, source)
+        _align_joint(networks, inputs, source)
     return unit_spread(variance, np.concatenate([of.share for of in found]))
 
 
@@ -244,12 +243,15 @@ def _align_joint(networks: Networks, inputs: list[np.ndarray], source: np.ndarra
     Its statistics are of views, in which a modality may be hidden and features of it are.
 
     Args:
-        networks: Those of several modalities, whose branches hold components.
+        networks: Those whose branches hold components.
         inputs: Aligned values [n, features] by modality; NaN in the rows of cells that lack it.
         source: Source codes [n].
     """
+    norm, hide = networks.joint_norm, networks.student_hide
+    if norm is None or hide is None:
+        return  # there is one modality
     has = np.stack([~np.isnan(y[:, 0]) for y in inputs], axis=1)
-    shown = show(tf.constant(has), networks.student_hide, training=True).numpy()
+    shown = show(tf.constant(has), hide, training=True).numpy()
     width = networks.branches[0].branch_dense.units
     whole, view = np.zeros((2, len(source), width), np.float32)
     for branch, y, having, in_view in zip(networks.branches, inputs, has.T, shown.T, strict=True):
@@ -257,5 +259,5 @@ def _align_joint(networks: Networks, inputs: list[np.ndarray], source: np.ndarra
         whole[having] += y[having] @ kernel
         masked = branch.student_mask(tf.constant(y[in_view]), training=True)
         view[in_view] += tf.cast(masked, tf.float32).numpy() @ kernel
-    none = np.zeros((networks.joint_norm.n_sources, width), np.float32)
-    _align(networks.joint_norm, whole, source, none, view)
+    none = np.zeros((norm.n_sources, width), np.float32)
+    _align(norm, whole, source, none, view)

@@ -152,7 +152,7 @@ class Concerto(ContrastiveModel):
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources and self.components)
         self.readout = readout
-        self.placement = Placement(readout_offset, name="placement")
+        self.placement: Placement = Placement(readout_offset, name="placement")
         self.readout_activation = readout_activation
         architecture = Architecture(
             len(self.sources),

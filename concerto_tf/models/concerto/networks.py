@@ -18,6 +18,7 @@ from concerto_tf.models.concerto.branches import (
     at_mean,
     build_branch,
     shown_of,
+    source_of,
 )
 from concerto_tf.models.dense.mlp import scaled_glorot
 from concerto_tf.models.modality import ModalityInput
@@ -117,7 +118,8 @@ class Networks:
         """Normalised values [B, features] of each modality, NaN where a cell lacks it."""
         parts = []
         for branch, cells, present, _ in self.look(batch):
-            x = tf.cast(branch.spread(cells), tf.float32)
+            x = tf.zeros([1, branch.n_inputs]) if cells is None else branch.spread(cells)
+            x = tf.cast(x, tf.float32)
             parts.append(tf.where(present[:, tf.newaxis], x, float("nan")) if self.several else x)
         return parts
 
@@ -138,8 +140,8 @@ class Networks:
     def teacher(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
         """The teacher's dense layer [B, hidden_units], before its activation."""
         parts = [
-            one.branch.teacher_part(one, shown, source, training)
-            for one, shown in shown_of(seen, self.teacher_hide, training)
+            at_mean(branch.teacher_part(cells, measured, source_of(shown, source), training), shown)
+            for branch, cells, measured, shown in shown_of(seen, self.teacher_hide, training)
         ]
         cell = self.teacher_norm(tf.add_n(parts), source=source, training=training)
         return self.teacher_dense(self.teacher_dropout(cell, training=training))
@@ -147,8 +149,8 @@ class Networks:
     def student(self, seen: list[Seen], source: tf.Tensor, training: bool) -> tf.Tensor:
         """The student's dense layer [B, hidden_units], before its activation."""
         parts = [
-            one.branch.student_part(one, shown, source, training)
-            for one, shown in shown_of(seen, self.student_hide, training)
+            at_mean(branch.student_part(cells, measured, source_of(shown, source), training), shown)
+            for branch, cells, measured, shown in shown_of(seen, self.student_hide, training)
         ]
         cell = tf.add_n(parts)
         if self.joint_norm is not None:

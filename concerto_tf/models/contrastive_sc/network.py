@@ -53,6 +53,7 @@ class ContrastiveSC(DenseModel):
 
     presets = PRESETS
     makes = frozenset({"augmentation"})
+    augmentation: RandomMask
 
     def __init__(
         self,

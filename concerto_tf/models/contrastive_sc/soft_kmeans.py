@@ -132,6 +132,8 @@ class SoftKMeans(keras.Model):
         contrastive-sc, supplement, "Clustering network" (figure S2).
     """
 
+    built: bool
+
     def __init__(
         self,
         k: int,

@@ -133,7 +133,7 @@ class DenseModel(ContrastiveModel):
         self.components = int(components)
         self.denoise = checked_share(denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
-        self.placement = Placement(readout_offset, name="placement")
+        self.placement: Placement = Placement(readout_offset, name="placement")
         self._seeds = Seeds(self.seed)
         self.augmentation = None if augmentation is None else _layer(augmentation)
         self.input_norm = None
@@ -336,7 +336,7 @@ class DenseModel(ContrastiveModel):
 
         Sources are aligned by the sample where they are to be.
         """
-        if not self.standardize:
+        if self.input_norm is None:
             return x
         offsets = None
         if self.align_sources:

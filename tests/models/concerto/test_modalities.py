@@ -160,7 +160,7 @@ def test_views_hide_one_modality_and_never_all(
     seen = [branch.look(Minibatch(tensors)) for branch in model.networks.branches]
     shown = np.array(
         [
-            [part.numpy() for _, part in shown_of(seen, model.networks.teacher_hide, True)]
+            [part.numpy() for *_, part in shown_of(seen, model.networks.teacher_hide, True)]
             for _ in range(100)
         ]
     )
