@@ -66,8 +66,8 @@ class Answer:
         #: Number of reference cells and of labels by key.
         self.labels: dict[str, tuple[int, int]] = {}
         self._transfers: dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]] = {}
-        for key in reference.labels if reference is not None else ():
-            self._transfers[key] = self._transfer(reference, key)
+        if reference is not None:
+            self._transfers = {key: self._transfer(reference, key) for key in reference.labels}
 
     def of_batch(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The answers for a batch of cells; see `export`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from concerto_tf._version import __version__
 from concerto_tf.export.answer import Answer
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import looks_at
 
 _SHOWN = 20
@@ -29,7 +30,7 @@ def card(answer: Answer) -> str:
         ("sources", _listed(model.sources)),
         ("embedding", f"{model.embedding_dim} dimensions, float32"),
     ]
-    if answer.classes:
+    if isinstance(answer.model, Classifier):
         rows += [
             ("labels", _listed(answer.classes)),
             ("held-out cells behind the confidence", len(answer.model.calibration)),
