@@ -209,9 +209,7 @@ class Minibatch:
 
     def __iter__(self) -> Iterator[tuple[str, ModalityBatch]]:
         """Each modality by name."""
-        for name in self.modalities:
-            if (held := self.modality(name)) is not None:
-                yield name, held
+        return ((n, held) for n in self.modalities if (held := self.modality(n)) is not None)
 
 
 def _is_genes(key: str) -> bool:

@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.batch import (
-    CELL,
-    RNA,
-    ROW,
-    SOURCE,
-    Batch,
-    Genes,
-    ModalityBatch,
-    label_key,
-)
+from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, Batch, Genes, ModalityBatch, label_key
 from concerto_tf.records.conversion.joining import Joined
 from concerto_tf.records.conversion.passes import check_parts
 from concerto_tf.records.conversion.writer import Arranged, arrange, gene_dtype, narrow, offsets_of

@@ -122,30 +122,26 @@ def convert(
     vocabularies = _given_vocabularies(like)
     table = None if orthologs is None else read_orthologs(orthologs)
     identities = _identities(inputs, out, layer, modalities)
-    asked = (
-        None
-        if identities is None
-        else {
-            "version": __version__,
-            "inputs": identities,
-            "layer": layer,
-            "source_key": source_key,
-            "source_name": source_name,
-            "label_keys": label_keys,
-            "like": {name: genes.digest for name, genes in vocabularies.items()},
-            "orthologs": table and fingerprint(table.pairs),
-            "modalities": modalities,
-            "shards": shards,
-            "compression": compression,
-            "seed": seed,
-            "chunk_cells": chunk_cells,
-            "drop_empty": drop_empty,
-        }
-    )
+    asked = {
+        "version": __version__,
+        "inputs": identities,
+        "layer": layer,
+        "source_key": source_key,
+        "source_name": source_name,
+        "label_keys": label_keys,
+        "like": {name: genes.digest for name, genes in vocabularies.items()},
+        "orthologs": table and fingerprint(table.pairs),
+        "modalities": modalities,
+        "shards": shards,
+        "compression": compression,
+        "seed": seed,
+        "chunk_cells": chunk_cells,
+        "drop_empty": drop_empty,
+    }
     try:
         with (
             Workers(workers, dask) as pool,  # before there is anything to clear away
-            Job(out, asked, LAYOUT, overwrite=overwrite) as job,
+            Job(out, asked if identities else None, LAYOUT, overwrite=overwrite) as job,
             ExitStack() as stack,
         ):
             finished = _finished(job, skip_damaged)

@@ -104,8 +104,7 @@ class Workers:
         # A file, and not an argument: it outlives any worker, and all tasks of a worker share it.
         shared = folder / f"state-{uuid4().hex}"
         shared.write_bytes(pickle.dumps(state))
-        client = self._client
-        done = self._in_processes if client is None else partial(_on_cluster, client)
+        done = partial(_on_cluster, self._client) if self.elsewhere else self._in_processes
         try:
             yield from done(function, shared, tasks)
         finally:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -126,7 +125,7 @@ class Arranged:
     matrices: Mapping[str, sp.csr_matrix]
     keys: np.ndarray
     order: np.ndarray
-    summary: dict[str, Any]
+    summary: dict
 
 
 def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
@@ -142,7 +141,7 @@ def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
     keys = random_keys(seed, chunk.rows)
     order = np.argsort(keys)
     order = order[filled[order]]
-    summary: dict[str, Any] = {
+    summary: dict = {
         "n_cells": len(order),
         "n_empty": len(empty),
         "empty": [chunk.barcodes[i] for i in empty[:3].tolist()],
