@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    KERAS_MAJOR,
-    apply_gradient_step,
-    keras,
-    replica_count,
-    state_weight,
-)
+from concerto_tf._keras import KERAS_MAJOR, apply_gradient_step, keras, replica_count, state_weight
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
@@ -199,7 +193,7 @@ class ContrastiveModel(BatchModel):
             one.learn_share(records)
         return model
 
-    def with_sources(self, sources: Sequence[str]) -> ContrastiveModel:
+    def with_sources(self, sources: Sequence[str]) -> Self:
         """The same model for cells of other sources.
 
         A source that both have keeps its statistics and its alignment.
@@ -389,5 +383,5 @@ class ContrastiveModel(BatchModel):
         load_weights(self, store)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ContrastiveModel:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         return cls(**{key: value for key, value in config.items() if key not in STAMPS})

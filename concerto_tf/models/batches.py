@@ -44,7 +44,7 @@ def by_batch(
     step: Callable[[Batch], dict[str, tf.Tensor]],
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
-) -> Iterator[tuple[np.ndarray | None, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """What a step says of the cells of each batch.
 
     Args:
@@ -54,18 +54,18 @@ def by_batch(
             default all.
 
     Yields:
-        Rows int64 [n] of the batch's cells in the input, None where batches do not say, and
+        Rows int64 [n] of the batch's cells in the input, counted where batches do not say, and
         arrays [n, ...] by name. Cells of row -1 are left out.
     """
+    seen = 0
     for batch in data:
         batch = Minibatch(batch).numeric
         for name, of_genes in (measured or {}).items():
             batch[key(name, "measured")] = tf.constant(of_genes, tf.bool)
         part = {name: value.numpy() for name, value in step(batch).items()}
-        if ROW not in batch:
-            yield None, part
-            continue
-        row = batch[ROW].numpy()
+        n_cells = len(next(iter(part.values())))
+        row = batch[ROW].numpy() if ROW in batch else np.arange(seen, seen + n_cells)
+        seen += n_cells
         yield row[row >= 0], {name: value[row >= 0] for name, value in part.items()}
 
 
@@ -91,8 +91,6 @@ def in_order(
         return {}
     names = list(found[0][1])
     whole = {name: np.concatenate([part[name] for _, part in found]) for name in names}
-    if found[0][0] is None:
-        return whole
     order = np.argsort(np.concatenate([rows for rows, _ in found]), kind="stable")
     return {name: value[order] for name, value in whole.items()}
 

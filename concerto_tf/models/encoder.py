@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -77,7 +77,7 @@ class Encoder(Protocol):
 class SourceAware(Encoder, Protocol):
     """An encoder that can be adapted to cells of other sources."""
 
-    def with_sources(self, sources: Sequence[str]) -> SourceAware:
+    def with_sources(self, sources: Sequence[str]) -> Self:
         """A new model with the same weights that knows these sources."""
 
     def calibrate(self, data: Iterable[Batch]) -> None:
@@ -129,13 +129,14 @@ class Teachable(SourceAware, Protocol):
         """What ``from_config`` makes it from again."""
 
 
-def check_teachable(encoder: Encoder) -> None:
-    """Raises InputError if an encoder cannot be taught cell types."""
+def teachable(encoder: Encoder) -> Teachable:
+    """The encoder; raises InputError if it cannot be taught cell types."""
     if not isinstance(encoder, Teachable):
         raise InputError(
             f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
             "without members"
         )
+    return encoder
 
 
 # --- what it looks at -----------------------------------------------------------------------
@@ -217,7 +218,7 @@ def embed(
 
 def embed_batches(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
-) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Embeddings batch by batch, for more cells than memory holds embeddings of.
 
     Args:
@@ -226,8 +227,7 @@ def embed_batches(
         measured: As `embed` takes it.
 
     Yields:
-        Rows int64 [n] of a batch's cells in the input, None where batches do not say, and their
-        embeddings [n, d], float32.
+        Rows int64 [n] of a batch's cells in the input, and their embeddings [n, d], float32.
     """
     for rows, found in by_batch(_step(encoder), data, measured):
         yield rows, found["z"]

@@ -23,12 +23,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import in_order
-from concerto_tf.models.classifier.type_distance import (
-    COMPONENTS,
-    measured_types,
-    type_conformity,
-)
-from concerto_tf.models.encoder import Teachable, check_teachable
+from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_conformity
+from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
 from concerto_tf.novelty import Calibration, is_novel, novelty
@@ -101,8 +97,7 @@ class Classifier(BatchModel):
         super().__init__(autocast=False, **kwargs)
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise InputError(f"A classifier needs two classes or more, each once, not {classes}.")
-        check_teachable(encoder)
-        self.encoder = encoder
+        self.encoder = teachable(encoder)
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.label_smoothing = float(label_smoothing)
@@ -260,7 +255,7 @@ class Classifier(BatchModel):
 
     # --- calibration ------------------------------------------------------------------------
 
-    def balance(self, cells_per_class: Sequence[int]) -> None:
+    def balance(self, cells_per_class: Sequence[int] | np.ndarray) -> None:
         """Weighs the types in training by the square root of their rarity.
 
         Args:

@@ -10,12 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from concerto_tf._keras import keras
-from concerto_tf.layers import (
-    GeneAttention,
-    RandomMask,
-    SourceBatchNormalization,
-    scatter_to_dense,
-)
+from concerto_tf.layers import GeneAttention, RandomMask, SourceBatchNormalization, scatter_to_dense
 from concerto_tf.layers.source_normalization import pool_moments
 from concerto_tf.models.dense.mlp import scaled_glorot
 from concerto_tf.models.modality import Cells, ModalityInput

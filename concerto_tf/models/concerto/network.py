@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,9 +25,6 @@ from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.numerics.components import checked_share
 from concerto_tf.records.batch import Batch, Minibatch
-
-if TYPE_CHECKING:
-    pass
 
 READOUTS = ("teacher", "student", "both")
 

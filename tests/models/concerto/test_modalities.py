@@ -152,6 +152,20 @@ def test_start_gives_each_modality_components_of_its_own(
         assert np.corrcoef(fitted[:, 0], hidden[:, 0])[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("align_sources", [True, False])
+def test_a_minibatch_may_lack_a_modality_at_the_start(
+    make_two: Callable, batch: dict[str, np.ndarray], align_sources: bool
+) -> None:
+    without = {key: value for key, value in batch.items() if not key.startswith("protein/")}
+    empty = {**batch, "protein/values": np.zeros_like(batch["protein/values"])}
+    found = []
+    for first in (without, empty):  # which say the same
+        model = make_two(components=3, align_sources=align_sources)
+        model.initialize([first, batch])
+        found.append(model.embed([batch]))
+    np.testing.assert_array_equal(*found)
+
+
 def test_views_hide_one_modality_and_never_all(
     make_two: Callable, batch: dict[str, np.ndarray]
 ) -> None:
