@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def umap_figure(
     xy = np.asarray(adata.obsm[basis], float)[:, :2]
 
     # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
-    figure, axes = new_figure(5.0, 5.0, layout=None)
+    figure, [axes] = new_figure(5.0, 5.0, layout=None)
     _points(axes, xy, codes)
     entries = [short_name(name) for name in names]
     if len(names) > FEW_CATEGORIES:
@@ -139,9 +139,8 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
     elif "epoch" in columns and np.isfinite(columns["epoch"]).all():
         epochs = columns["epoch"] + 1  # Keras counts from 0, people from 1
 
-    rows = -(-len(drawn) // 2)
-    figure, grid = new_figure(7.5 if len(drawn) > 1 else 4.2, 2.6 * rows, rows, min(2, len(drawn)))
-    panels = np.atleast_1d(grid).ravel()
+    rows, across = -(-len(drawn) // 2), min(2, len(drawn))
+    figure, panels = new_figure(7.5 if across > 1 else 4.2, 2.6 * rows, rows, across)
     for axes, (name, title, hint) in zip(panels, drawn, strict=False):
         few = {"marker": "o", "markersize": 3} if n <= 20 else {}
         axes.plot(epochs, columns[name], color=PALETTE[0], lw=1.6, label="training", **few)
@@ -192,7 +191,8 @@ def _points(axes: Axes, xy: np.ndarray, codes: np.ndarray) -> None:
     order = np.random.default_rng(0).permutation(len(xy))
     order = order[np.argsort(codes[order] >= 0, kind="stable")]  # the grey ones first
     axes.scatter(
-        *xy[order].T,
+        xy[order, 0],
+        xy[order, 1],
         s=float(np.clip(24_000 / max(len(xy), 1), 0.6, 40.0)),
         c=colors[shade[order]],
         linewidths=0,
@@ -208,9 +208,10 @@ def _marks(axes: Axes, xy: np.ndarray, codes: np.ndarray, marks: list[str]) -> N
     for code, mark in enumerate(marks):
         own = xy[codes == code]
         # of a category in two pieces the median lies in neither: go to a cell of it
-        middle = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
+        x, y = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
         axes.text(
-            *middle,
+            x,
+            y,
             mark,
             ha="center",
             va="center",
@@ -255,15 +256,15 @@ def new_figure(
     height: float,
     rows: int = 1,
     columns: int = 1,
-    layout: str | None = "constrained",
-) -> tuple[Figure, Axes]:
-    """A figure of its own, without pyplot's global state or a display."""
+    layout: Literal["constrained"] | None = "constrained",
+) -> tuple[Figure, np.ndarray]:
+    """A figure of its own and its axes, row by row, without pyplot's global state or a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 def check_figure(path: str | Path) -> None:

@@ -57,7 +57,7 @@ def sankey_figure(
     colors = _colors(labels)
 
     rows = max(len(groups), len(labels))
-    figure, axes = new_figure(8.0, float(np.clip(0.34 * rows + 0.8, 2.6, 24.0)), layout=None)
+    figure, [axes] = new_figure(8.0, float(np.clip(0.34 * rows + 0.8, 2.6, 24.0)), layout=None)
     starts_left = _stack(weight.sum(axis=1))
     starts_right = _stack(weight.sum(axis=0))
     at_left, at_right = starts_left.copy(), starts_right.copy()

@@ -207,7 +207,7 @@ def new_figure(table: pd.DataFrame) -> Figure:
 
     means = table.groupby("feature", sort=False)[["concerto", "pca"]].mean()
     means = means.sort_values("concerto", ascending=False).head(40)
-    figure, axes = new_figure(max(4.0, 0.32 * len(means) + 1.5), 3.2)
+    figure, [axes] = new_figure(max(4.0, 0.32 * len(means) + 1.5), 3.2)
     at = np.arange(len(means))
     for shift, name, color in ((-0.2, "concerto", 0), (0.2, "pca", 1)):
         label = {"concerto": "Concerto", "pca": "kNN on PCA"}[name]

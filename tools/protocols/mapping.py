@@ -254,7 +254,7 @@ def new_figure(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> Figure:
 
     known = np.concatenate([of for of, _ in scores])
     confidence = np.concatenate([of for _, of in scores])
-    figure, axes = new_figure(5.0, 3.2)
+    figure, [axes] = new_figure(5.0, 3.2)
     bins = np.linspace(0, 1, 41)
     for of, name, color in ((known, "type in the reference", 0), (~known, "type not in it", 1)):
         if of.any():

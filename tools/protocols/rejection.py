@@ -167,7 +167,6 @@ def _figure_of(
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = new_figure(0.6 + 2.8 * columns, 0.8 + 2.0 * rows, rows, columns)
-    axes = np.atleast_1d(axes).ravel()
     bins = np.linspace(0, 1, 41)
     for axis, (name, pairs) in zip(axes, curves.items(), strict=False):
         for i, label in enumerate(("types seen", "unseen")):
