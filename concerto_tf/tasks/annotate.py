@@ -92,7 +92,7 @@ def annotate(
 
 
 def _table(
-    model: Classifier, found: dict[str, np.ndarray], names: Sequence[str], alpha: float
+    model: Classifier, found: dict[str, np.ndarray], names: np.ndarray, alpha: float
 ) -> pd.DataFrame:
     """What `annotate` returns, of what the model says."""
     import pandas as pd
@@ -161,8 +161,8 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
     if is_records(cells):
         records = cells if isinstance(cells, Records) else Records(cells)
         if key not in records.labels:
-            known = ", ".join(records.labels) or "none"
-            raise InputError(f"{records.path}: has no label {key!r} (there are: {known})")
+            there = ", ".join(records.labels) or "none"
+            raise InputError(f"{records.path}: has no label {key!r} (there are: {there})")
         known = records.obs()
         return pd.Series(known[f"label/{key}"], known["cell"], object)
     with open_input(cells) as opened:
@@ -172,7 +172,7 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
 
 
 def agreement_of(
-    table: pd.DataFrame, truth: Sequence[str], classes: Sequence[str]
+    table: pd.DataFrame, truth: Sequence[str | None] | np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
     """How well annotation agrees with labels that the query has itself.
 

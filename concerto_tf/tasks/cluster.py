@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,7 +150,7 @@ def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnDa
     A fingerprint of the embedding says whether the graph that is there is the one of `z`.
     """
     keys = {m: f"{GRAPH_KEY}_{m}" for m in ("connectivities", "distances")}
-    fingerprint = hashlib.sha256(np.ascontiguousarray(z)).hexdigest()
+    fingerprint = hashlib.sha256(np.ascontiguousarray(z).data).hexdigest()
     stored = adata.uns.get(GRAPH_KEY, {})
     if stored.get("fingerprint") != fingerprint or any(k not in adata.obsp for k in keys.values()):
         graph = scanpy_graph(z, seed=seed)
@@ -163,11 +163,12 @@ def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnDa
             "fingerprint": fingerprint,
         }
         return graph
-    return restore_graph(z, *(adata.obsp[k] for k in keys.values()), stored["params"])
+    connectivities, distances = (adata.obsp[key] for key in keys.values())
+    return restore_graph(z, connectivities, distances, stored["params"])
 
 
 def _leiden(
-    adata: AnnData, rep: str, z: np.ndarray, resolutions: Sequence[float], seeds: Sequence[int]
+    adata: AnnData, rep: str, z: np.ndarray, resolutions: Iterable[float], seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """Leiden clusters as codes [n], one clustering for each resolution and seed."""
     if len(z) == 1:  # has no neighbours and is its own cluster

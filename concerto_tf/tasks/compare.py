@@ -115,12 +115,12 @@ def compare(
     notes: list[str] = []
     with open_input(cells, layer=layer) as opened:
         name, label_key = opened.name, label_key or _label_key(opened)
-        keep, groups = _groups(opened, condition, control, label_key, sample_key, notes)
+        keep, of_cells = _groups(opened, condition, control, label_key, sample_key, notes)
         found = {} if named is None else _sets_there(opened, named, notes)
         folder = None if out is None else _folder(out)
         values = values_of(opened, np.arange(len(opened.genes)))
     values = values.tocsr()[keep].astype(np.float32)
-    groups = Groups(values, opened.genes.names, **groups)
+    groups = Groups(values, opened.genes.names, **of_cells)
     _say_what_is_left_out(groups, min_cells, notes)
 
     tables = {"composition": composition(groups, alpha)}

@@ -225,9 +225,11 @@ def _read(
         found = []
         for part in parts:
             genes, weights = model.attention_weights(batch, part.name)
-            values = modality_input(model, part.name).cells(Minibatch(batch)).values
+            cells = modality_input(model, part.name).cells(Minibatch(batch))
+            if cells is None:
+                raise InputError(f"the cells have no {part.name}, which has attention")
             relative = weights / weights[:, -1:]
-            found.append((genes, tf.cast(relative, tf.float32), tf.cast(values, tf.float32)))
+            found.append((genes, tf.cast(relative, tf.float32), tf.cast(cells.values, tf.float32)))
         return found
 
     done = 0
@@ -309,9 +311,9 @@ def sums_of_groups(
         InputError: There is no such label, or no cell has it; or the model's genes are not there.
     """
     if key not in records.labels:
-        known = ", ".join(records.labels) or "none"
+        there = ", ".join(records.labels) or "none"
         raise InputError(
-            f"{records.name}: has no column {key!r} to group by (there are: {known}); explain "
+            f"{records.name}: has no column {key!r} to group by (there are: {there}); explain "
             "the cells themselves, or convert again with it",
             Argument("label_keys", [key], of="convert"),
         )
@@ -371,7 +373,7 @@ def _of_groups(
                 )
             )
     table = pd.concat(tables, ignore_index=True)
-    order = {name: i for i, name in enumerate(groups)}
+    places = {name: i for i, name in enumerate(groups)}
     return table.sort_values(
-        "group", key=lambda column: column.map(order), kind="stable", ignore_index=True
+        "group", key=lambda column: column.map(places), kind="stable", ignore_index=True
     )

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def open_embedded(path: str | Path, backed: bool) -> AnnData:
-    """An `.h5ad` that a task left.
+def open_embedded(cells: str | Path | AnnData, backed: bool) -> AnnData:
+    """An `.h5ad` that a task left, or the AnnData itself.
 
     Args:
-        path: The file.
+        cells: The file, or what is in memory already.
         backed: Leave the values on disk, where only the annotation is wanted.
 
     Returns:
@@ -30,7 +30,9 @@ def open_embedded(path: str | Path, backed: bool) -> AnnData:
     """
     import anndata
 
-    path = as_path(path)
+    if not isinstance(cells, str | Path):
+        return cells
+    path = as_path(cells)
     if not path.exists():
         raise InputError(f"{path}: there is no such file; check the path")
     if not path.is_dir() and not is_hdf5(path):
@@ -98,10 +100,9 @@ def cluster(
 
     if out is not None:
         check_target(out)
-    opened = isinstance(cells, str | Path)
-    adata = open_embedded(cells, backed=False) if opened else cells
+    adata = open_embedded(cells, backed=False)
     if clusterings is None:
-        check_embedding(cells if opened else "AnnData", adata, rep)
+        check_embedding(cells if isinstance(cells, str | Path) else "AnnData", adata, rep)
     add_clusters(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
     if out is not None:
         with atomic(out) as temporary:
@@ -137,9 +138,8 @@ def evaluate(
 
     if label_key is None and source_key is None:
         raise InputError("name a label key, a source key or both to score an embedding by")
-    opened = isinstance(cells, str | Path)
-    adata = open_embedded(cells, backed=True) if opened else cells
-    name = cells if opened else "AnnData"
+    adata = open_embedded(cells, backed=True)
+    name = cells if isinstance(cells, str | Path) else "AnnData"
     try:
         check_embedding(name, adata, rep)
         for key in (label_key, source_key):
@@ -156,5 +156,5 @@ def evaluate(
         )
         return {"cells": adata.n_obs, "genes": adata.n_vars, **scores}
     finally:
-        if opened and adata.isbacked:
+        if adata is not cells and adata.isbacked:
             adata.file.close()

@@ -15,7 +15,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.encoder import Encoder, Teachable, check_teachable, chosen_genes
+from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
@@ -108,10 +108,8 @@ def finetune(
     Reference:
         Concerto, equations 12 and 13.
     """
-    records, target = (
-        item if item is None or isinstance(item, Records) else Records(item)
-        for item in (records, target)
-    )
+    records = records if isinstance(records, Records) else Records(records)
+    target = target if target is None or isinstance(target, Records) else Records(target)
     asked = {
         "task": "finetune",
         "model": (
@@ -145,8 +143,7 @@ def finetune(
             raise InputError(f"calibration is {calibration}; hold out a share between 0 and 0.5")
         if not 0 <= consistency < np.inf:
             raise InputError(f"consistency is {consistency}; it must not be negative")
-        given = encoder_of(model)
-        check_teachable(given)
+        given = teachable(encoder_of(model))
         for cells in (records, target):
             if cells is not None:
                 check_agreement(given, cells)

@@ -193,7 +193,9 @@ def cells_with(values: Values) -> np.ndarray:
     return np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
 
 
-def _modalities_of(reference: object) -> dict[str, str] | None:
+def _modalities_of(
+    reference: Reference | Records | str | Path | AnnData | None,
+) -> dict[str, str] | None:
     """The modalities that reference cells hold; None where the kept reference is to say."""
     if reference is None:
         return None

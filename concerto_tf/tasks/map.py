@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +150,7 @@ def map(  # noqa: A001 - the command's name
             origin = stack.enter_context(
                 open_cells(model, reference, of_reference, label_keys=keys, trained=True)
             )
+            assert isinstance(records, Records) and isinstance(origin, Records)
             model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
             found = make_reference(model, origin, keys)
         elif keys or reference is not None:
@@ -191,7 +192,7 @@ def _label(
     keys: Sequence[str],
     k: int,
     alpha: float,
-    names: Sequence[str],
+    names: np.ndarray,
     by_level: bool,
 ) -> pd.DataFrame:
     """The table that `map` returns."""
@@ -212,7 +213,7 @@ def _label(
 
 
 def relatives(
-    groups: Sequence[str], nearest: Sequence[str], label: Sequence[str] | None = None
+    groups: Iterable[str | None], nearest: Sequence[str], label: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Which reference labels the cells of each query group lie nearest to.
 

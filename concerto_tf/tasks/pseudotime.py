@@ -79,9 +79,8 @@ def pseudotime(
 
     if out is not None:
         check_target(out)
-    opened = isinstance(cells, str | Path)
-    adata = open_embedded(cells, backed=False) if opened else cells
-    name = cells if opened else "AnnData"
+    adata = open_embedded(cells, backed=False)
+    name = cells if isinstance(cells, str | Path) else "AnnData"
     check_embedding(name, adata, rep)
     z = embedding_of(adata, rep)
     if len(z) < _FEWEST_CELLS:

@@ -89,7 +89,7 @@ def find_reference(
         origin, spread = geometry_of(model)
         if cells.model and not (
             np.array_equal(cells.embedded.origin, origin)
-            and np.array_equal(cells.embedded.spread, spread)
+            and np.array_equal(np.array(cells.embedded.spread, object), np.array(spread, object))
         ):
             raise InputError(
                 "the reference has another origin or spread than the model; make it with "
@@ -228,7 +228,7 @@ def read_values(records: CellSet, modality: str) -> Values:
     data = records.dataset(min(_BATCH_CELLS, records.n_cells), modalities=[modality])
     with records.naming_damage():
         for batch in data:
-            row, held = batch[ROW].numpy(), Minibatch(batch).modality(modality)
+            row, [(_, held)] = batch[ROW].numpy(), Minibatch(batch)
             genes, values = (x.numpy()[row >= 0] for x in (held.genes, held.values))
             if info.scales_with_depth:
                 total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)

@@ -158,7 +158,7 @@ def run(
                     progress=reporter("train"),
                     **training,
                 )
-            _finish(job, inputs, records, model, reporter("embed"))
+            _finish(job, asked, inputs, records, model, reporter("embed"))
     return json.loads((out / "metrics.json").read_text("utf-8"))
 
 
@@ -207,6 +207,7 @@ def _hint_at_sources(cells: Input) -> None:
 
 def _finish(
     job: Job,
+    asked: Mapping[str, Any],
     inputs: Sequence[str | Path | AnnData],
     records: Records,
     model: ContrastiveModel,
@@ -218,8 +219,7 @@ def _finish(
     from concerto_tf.metrics import agreement, embedding_scores
     from concerto_tf.tasks.cluster import add_clusters, umap
 
-    out, asked = job.out, job.asked
-    seed, label_key = asked["seed"], asked["label_key"]
+    out, seed, label_key = job.out, asked["seed"], asked["label_key"]
     with _timed(job, "embed"):
         z = embed_records(model, records, progress)
     known = records.obs()

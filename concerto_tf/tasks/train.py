@@ -200,7 +200,8 @@ def _train(
     replicas = scope.num_replicas_in_sync if scope else 1
     began = time.perf_counter()
     with workers.naming_loss(), scope.scope() if scope else nullcontext():
-        model = _create(request, records) if request.start is None else _continue(request, records)
+        start = request.start
+        model = _create(request, records) if start is None else _continue(start, records)
         training = request.training or model.recipe
         epochs = request.epochs or training.epochs
         schedule = plan_training(
@@ -335,8 +336,8 @@ def _create(request: Request, records: Records) -> ContrastiveModel:
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
 
 
-def _continue(request: Request, records: Records) -> ContrastiveModel:
-    model = load_model(request.start)
+def _continue(start: str | Path, records: Records) -> ContrastiveModel:
+    model = load_model(start)
     check_agreement(model, records)
     if set(records.sources) <= set(model.sources):
         return model

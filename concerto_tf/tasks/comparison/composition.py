@@ -47,7 +47,8 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     logits, of = _logits(groups) if groups.samples is not None else (None, None)
     rows = []
     for case in groups.cases:
-        p_samples = None if logits is None else t_test(logits[of == case], logits[of == 0])
+        sides = () if logits is None else (logits[of == case], logits[of == 0])
+        p_samples = t_test(*sides) if sides else None
         for kind, name in enumerate(groups.type_names):
             there, before = counts[case, kind], counts[0, kind]
             # half a cell more, so that a type that is not there has a ratio too
@@ -55,7 +56,7 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
             if p_samples is None:
                 table = [[there, totals[case] - there], [before, totals[0] - before]]
                 test, p = "Fisher's exact, on cells", fisher_exact(table)[1]
-            elif min((of == case).sum(), (of == 0).sum()) < 2:
+            elif min(map(len, sides)) < 2:
                 test, p = "none, too few samples", np.nan
             else:
                 test, p = "t of logit shares, on samples", p_samples[kind]

@@ -24,7 +24,7 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
     np.add.at(counts, (groups.conditions, groups.types), 1)
     shares = 100 * counts / counts.sum(1, keepdims=True)
     shown = np.sort(np.argsort(-shares.max(0), kind="stable")[:_TYPES])
-    figure, axes = new_figure(1.5 + 0.5 * len(shown), 3.4)
+    figure, [axes] = new_figure(1.5 + 0.5 * len(shown), 3.4)
     width = 0.8 / len(shares)
     starred = table[table["significant"]]
     stars = set(zip(starred["condition"], starred["cell_type"], strict=True))
@@ -48,8 +48,8 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
     kinds = _largest(groups)
     n = len(groups.condition_names)
     width = min(16.0, 1.5 + 0.35 * len(kinds) * n)
-    figure, grid = new_figure(width, 0.6 + 1.9 * len(columns), len(columns), 1)
-    for axes, column in zip(np.atleast_1d(grid), columns, strict=True):
+    figure, panels = new_figure(width, 0.6 + 1.9 * len(columns), len(columns), 1)
+    for axes, column in zip(panels, columns, strict=True):
         whole = values[column].to_numpy(float)
         for i in range(n):
             parts, places = [], []
@@ -70,7 +70,6 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
         axes.set_title(short_name(column), fontsize=9, loc="left")
         axes.set_xticks(range(len(kinds)), [])
         _bare(axes)
-    panels = np.atleast_1d(grid)
     _names(panels[-1], [groups.type_names[kind] for kind in kinds])
     panels[0].legend(frameon=False, fontsize=8, loc="upper right")
     figure.suptitle(title, fontsize=10)
@@ -80,7 +79,7 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
 def dot_figure(groups: Groups, genes: list[str], title: str, path: Path) -> None:
     """Mean (colour) and share of expressing cells (size) of genes, by type and condition."""
     rows, means, shares = _summaries(groups, genes[:_GENES])
-    figure, axes = new_figure(2.5 + 0.27 * means.shape[1], 1.8 + 0.22 * len(rows))
+    figure, [axes] = new_figure(2.5 + 0.27 * means.shape[1], 1.8 + 0.22 * len(rows))
     y, x = np.divmod(np.arange(means.size), means.shape[1])
     dots = axes.scatter(x, y, s=90 * shares.ravel(), c=means.ravel(), cmap="viridis", lw=0)
     _table(axes, rows, genes[:_GENES], title)
@@ -95,7 +94,7 @@ def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -
     grid = part.pivot_table(
         "log_fold_change", ["cell_type", "condition"], "gene", "first", observed=True
     )[[gene for gene in genes[:_GENES] if gene in set(part["gene"])]]
-    figure, axes = new_figure(2.5 + 0.27 * grid.shape[1], 1.4 + 0.22 * len(grid))
+    figure, [axes] = new_figure(2.5 + 0.27 * grid.shape[1], 1.4 + 0.22 * len(grid))
     axes.set_facecolor("0.85")
     limit = min(4.0, float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0)
     masked = np.ma.masked_invalid(grid.to_numpy(float))

@@ -103,7 +103,7 @@ def open_cells(
         if not several:
             opened, places = _open(model, cells, reading, lenient)
             stack.enter_context(opened)
-        if not several and not trained:
+        if isinstance(opened, Input) and not trained:
             joined = join(
                 [opened],
                 source_key=reading.source_key,

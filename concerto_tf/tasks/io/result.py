@@ -64,7 +64,7 @@ def write_result(
     *,
     obsm: Mapping[str, np.ndarray],
     obs: Mapping[str, Any],
-    names: Sequence[str],
+    names: Sequence[str] | np.ndarray,
     rows: np.ndarray,
     layer: str | None = None,
 ) -> None:
@@ -129,7 +129,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def write_cells(
-    out: str | Path, names: Sequence[str], obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray]
+    out: str | Path, names: np.ndarray, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray]
 ) -> None:
     """Writes an `.h5ad` of cells without values: their names, columns and embeddings."""
     import pandas as pd
@@ -191,7 +191,7 @@ def assemble(
     path: Path,
     obsm: Mapping[str, np.ndarray],
     obs: Mapping[str, Any],
-    names: Sequence[str],
+    names: Sequence[str] | np.ndarray,
     rows: np.ndarray,
 ) -> None:
     """Writes an `.h5ad` of any inputs, the values chunk by chunk."""
@@ -263,7 +263,7 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(parts, index=pd.RangeIndex(len(rows)))
 
 
-def _matrix(z: Any, names: Sequence[str] | None = None) -> Any:
+def _matrix(z: Any, names: Sequence[str] | np.ndarray | None = None) -> Any:
     """A table with its columns' names, under the cells' names; anything else as an array."""
     if isinstance(z, RowsOnDisk):
         return z

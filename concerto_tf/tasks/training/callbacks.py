@@ -246,9 +246,10 @@ class StopOnNaN(keras.callbacks.Callback):
     """Ends a training whose loss is no number any more, and says what to do."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if not np.isfinite((logs or {}).get("loss", 0.0)):
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
             raise InputError(
-                f"the loss became {logs['loss']} at step {batch + 1}; train again, into another "
+                f"the loss became {loss} at step {batch + 1}; train again, into another "
                 "folder, with a smaller step",
                 "learning_rate",
             )

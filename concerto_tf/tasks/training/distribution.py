@@ -59,11 +59,11 @@ class Workers:
         several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         self.index, self.count = (_place()[0], len(_place()[1])) if several else (0, 1)
         self.first = self.index == 0
-        self._strategy = strategy
+        self._strategy = strategy if self.count > 1 else None
 
     def distribute(self, data: tf.data.Dataset) -> Any:
         """Batches of this process as `fit` takes them, one part for each of its devices."""
-        if self.count == 1:
+        if self._strategy is None:
             return data
         return self._strategy.distribute_datasets_from_function(lambda _: data)
 
@@ -71,7 +71,7 @@ class Workers:
         """Waits for all processes; raises InputError with a complaint if their states differ."""
         import tensorflow as tf
 
-        if self.count == 1:
+        if self._strategy is None:
             return
 
         def gather() -> tf.Tensor:
@@ -91,7 +91,7 @@ class Workers:
         """
         import tensorflow as tf
 
-        if self.count == 1:
+        if self._strategy is None:
             return
 
         def share(values: list[tf.Tensor]) -> list[tf.Tensor]:
