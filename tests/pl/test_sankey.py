@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks import sankey
+from concerto_tf.pl import sankey
 from concerto_tf.tasks.map import relatives
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert, workers
-from concerto_tf.records import passes as passes_module
+from concerto_tf.records.conversion import passes as passes_module
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -17,11 +17,11 @@ from anndata import AnnData
 from concerto_tf.models import Concerto
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks import cells as of_cells
 from concerto_tf.tasks.annotate import annotate
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.explain import explain
 from concerto_tf.tasks.impute import impute
+from concerto_tf.tasks.io import reading as of_cells
 from concerto_tf.tasks.io.agreement import vocabularies_of
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.map import map  # noqa: A004 - the command's name
