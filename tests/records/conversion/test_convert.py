@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.records import Records, Vocabulary, convert, workers
+from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.conversion import passes as passes_module
+from concerto_tf.records.conversion import workers
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.records import convert, workers
+from concerto_tf.records import convert
+from concerto_tf.records.conversion import workers
 
 distributed = pytest.importorskip("distributed")
 
