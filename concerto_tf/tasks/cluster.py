@@ -105,15 +105,14 @@ def add_clusters(
     adata.obs[CLUSTER] = _by_size(found)
 
 
-def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
-    """Map the embedding to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
+def umap(adata: AnnData, seed: int = 0) -> None:
+    """Map `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
 
     UMAP of the graph of 15 nearest neighbours by Euclidean distance, as in the Concerto paper.
     Fewer than 3 cells are put on a line.
 
     Args:
         adata: cells; changed in place.
-        rep: key of the embedding in `adata.obsm`, or "X".
         seed: of the layout.
 
     Raises:
@@ -122,6 +121,7 @@ def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
     Reference:
         McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
     """
+    rep = "X_concerto"
     z = embedding_of(adata, rep)
     if len(z) < 3:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")

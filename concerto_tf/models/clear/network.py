@@ -45,7 +45,6 @@ class CLEAR(DenseModel):
         crossover_many: Share of the genes exchanged with several other cells.
         probability: Probability of each of these for a cell.
         stddev: Standard deviation of the noise.
-        partners: Number of cells in the crossover with several.
         momentum: Share of itself that the key encoder keeps at each step.
         queue: Number of keys of earlier minibatches, a multiple of twice the minibatch's cells
             (over all replicas); ``None`` for the multiple nearest to 1,024 from below.
@@ -89,7 +88,6 @@ class CLEAR(DenseModel):
         crossover_many: float = 0.25,
         probability: float = 0.5,
         stddev: float = 0.2,
-        partners: int = 4,
         momentum: float = 0.999,
         queue: int | None = None,
         batch_size: int = 256,
@@ -117,7 +115,6 @@ class CLEAR(DenseModel):
                 crossover_many,
                 probability,
                 stddev,
-                partners,
                 seed=Seeds(seed)() + 1_000,
                 name="augmentation",
             ),
@@ -208,16 +205,7 @@ class CLEAR(DenseModel):
 
     def get_config(self) -> dict[str, Any]:
         of_views = self.augmentation.get_config()
-        names = (
-            "mask",
-            "noise",
-            "swap",
-            "crossover",
-            "crossover_many",
-            "probability",
-            "stddev",
-            "partners",
-        )
+        names = "mask", "noise", "swap", "crossover", "crossover_many", "probability", "stddev"
         return {
             **super().get_config(),
             **{name: of_views[name] for name in names},

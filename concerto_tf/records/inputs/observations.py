@@ -240,7 +240,7 @@ def _barcode(observations: Observations, cell: int) -> str:
     return observations.barcodes(cell, cell + 1)[0]
 
 
-def choices(key: str, there: Sequence[str], shown: int = 12) -> str:
+def choices(key: str, there: Sequence[str]) -> str:
     """Names what is there, the most similar to `key` first.
 
     Example:
@@ -256,5 +256,5 @@ def choices(key: str, there: Sequence[str], shown: int = 12) -> str:
     near = difflib.get_close_matches(key.lower(), [name.lower() for name in there], n=1)
     original = next((name for name in there if near and name.lower() == near[0]), None)
     hint = f"did you mean {original!r}? T" if original else "t"
-    more = f" and {len(there) - shown} more" if len(there) > shown else ""
-    return f"{hint}here are: {', '.join(there[:shown])}{more}"
+    more = f" and {len(there) - 12} more" if len(there) > 12 else ""
+    return f"{hint}here are: {', '.join(there[:12])}{more}"
