@@ -16,7 +16,7 @@ from concerto_tf.errors import InputError
 Shape: TypeAlias = tf.Tensor | Sequence[int | tf.Tensor]
 
 
-def share(name: str, value: float, below_one: bool = False) -> float:
+def checked_share(name: str, value: float, below_one: bool = False) -> float:
     """A fraction or probability as a float.
 
     Args:
@@ -164,8 +164,8 @@ class GeneAugmentation(RandomLayer):
 
     def __init__(self, fraction: float, probability: float, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
-        self.fraction = share("fraction", fraction)
-        self.probability = share("probability", probability)
+        self.fraction = checked_share("fraction", fraction)
+        self.probability = checked_share("probability", probability)
 
     def build(self, input_shape: Any) -> None:
         shape = tuple(input_shape)

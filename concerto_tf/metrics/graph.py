@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXACT_CELLS = 50_000
 
 
-def nearest(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_others(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other cells of each cell, exactly, by Euclidean distance.
 
     Args:

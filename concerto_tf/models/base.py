@@ -21,7 +21,7 @@ from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
 from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel
 from concerto_tf.models.batches import batch_size_of
-from concerto_tf.models.encoder import Geometry, embed
+from concerto_tf.models.encoder import Geometry, embed_in_order
 from concerto_tf.models.modality import ModalityInput, chosen_modalities, config_of
 from concerto_tf.models.placement import Placement
 from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
@@ -347,7 +347,7 @@ class ContrastiveModel(BatchModel):
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among
                 them keeps its statistics.
         """
-        calibration.calibrate(self, data)
+        calibration.calibrate_sources(self, data)
 
     # --- use --------------------------------------------------------------------------------
 
@@ -365,7 +365,7 @@ class ContrastiveModel(BatchModel):
         Returns:
             Embeddings [N, d], float32.
         """
-        return embed(self, data, measured)
+        return embed_in_order(self, data, measured)
 
     def get_config(self) -> dict[str, Any]:
         return {

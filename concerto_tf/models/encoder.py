@@ -196,7 +196,7 @@ def geometry_of(encoder: Encoder) -> Geometry:
     return Geometry(np.zeros(encoder.embedding_dim, np.float32))
 
 
-def embed(
+def embed_in_order(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """Embeddings of cells in the order of the input.
@@ -222,8 +222,8 @@ def embed_batches(
 
     Args:
         encoder: A model.
-        data: As `embed` takes them.
-        measured: As `embed` takes it.
+        data: As `embed_in_order` takes them.
+        measured: As `embed_in_order` takes it.
 
     Yields:
         Rows int64 [n] of a batch's cells in the input, None where batches do not say, and their

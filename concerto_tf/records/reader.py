@@ -91,9 +91,9 @@ class Records:
 
     def n_cells_of(self, index: int, count: int) -> int:
         """Number of cells that worker `index` of `count` reads; see `shard_of` of `dataset`."""
-        from concerto_tf.records.pipeline import share
+        from concerto_tf.records.pipeline import worker_share
 
-        return share(self.manifest, (index, count))[2]
+        return worker_share(self.manifest, (index, count))[2]
 
     @property
     def n_genes(self) -> int:
@@ -254,14 +254,14 @@ class Records:
                 shard: the first call reads those of this worker against their checksums, 0.6 s per
                 GB. What is damaged later shows while reading, see `naming_damage`.
         """
-        from concerto_tf.records.pipeline import build, check_request, share
+        from concerto_tf.records.pipeline import build, check_request, worker_share
 
         names = list(self.manifest.modalities) if modalities is None else modalities
         if genes is None or not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
         check_request(self.path, self.manifest, batch_size, labels, shard_of, drop)
-        self.check(share(self.manifest, shard_of)[0])
+        self.check(worker_share(self.manifest, shard_of)[0])
         return build(
             self.path,
             self.manifest,

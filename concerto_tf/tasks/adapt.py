@@ -40,8 +40,7 @@ def adapt(
     Returns:
         A new model that knows the sources of all these cells.
     """
-    from concerto_tf.tasks.training.callbacks import Progress as Report
-    from concerto_tf.tasks.training.callbacks import StopOnNaN
+    from concerto_tf.tasks.training.callbacks import StopOnNaN, TrainingProgress
 
     if not isinstance(model, ContrastiveModel):
         raise InputError(
@@ -78,7 +77,7 @@ def adapt(
         epochs=schedule.rounds,
         steps_per_epoch=schedule.steps_per_round,
         verbose=0,
-        callbacks=[Report(schedule, progress), StopOnNaN()],
+        callbacks=[TrainingProgress(schedule, progress), StopOnNaN()],
     )
     return adapted
 

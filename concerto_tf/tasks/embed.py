@@ -11,8 +11,7 @@ import numpy as np
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.errors import InputError
 from concerto_tf.models import Classifier, load_model
-from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches
-from concerto_tf.models.encoder import embed as embed_cells
+from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches, embed_in_order
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW
 from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
@@ -144,7 +143,7 @@ def embed_records(
     """
     data, measured = whole_cells(model, records, progress)
     with records.naming_damage():
-        return embed_cells(model, data, measured if fill_unmeasured else None)
+        return embed_in_order(model, data, measured if fill_unmeasured else None)
 
 
 def whole_cells(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from concerto_tf.pl.figures import check_figure
 from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
-from concerto_tf.tasks.embed import encoder_of
+from concerto_tf.tasks.embed import Progress, encoder_of
 from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target
@@ -34,7 +34,6 @@ TOP_OF_A_CELL = 20
 #: Groups at most: sums over each are kept for all genes.
 MOST_GROUPS = 1_000
 _QUANTITIES = ("weight", "attention", "value")
-Progress = Callable[[int, int], None]
 
 
 def explain(

@@ -25,7 +25,7 @@ from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.train import check_arguments
 from concerto_tf.tasks.training.distribution import make_strategy
-from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 from concerto_tf.tasks.training.labels import (
     HELD_OUT,
     MISSING,
@@ -179,7 +179,7 @@ def finetune(
                 verbose=verbose,
             )
             found = _calibrate(fine, records, codes, held_out)
-        finish(
+        finish_training(
             job,
             fine,
             schedule,

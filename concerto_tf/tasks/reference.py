@@ -13,9 +13,9 @@ import scipy.sparse as sp
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import fingerprint, identity_of_cells, identity_of_records
+from concerto_tf.jobs import identity_of_cells, identity_of_records, json_checksum
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
-from concerto_tf.models.fingerprint import fingerprint as fingerprint_of_model
+from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
@@ -79,7 +79,7 @@ def find_reference(
     Raises:
         InputError: There is no such reference, it is damaged, or of another model.
     """
-    own, reading = fingerprint_of_model(model), reading or Reading()
+    own, reading = fingerprint(model), reading or Reading()
     modalities = dict(reading.modalities or {})
     if isinstance(cells, Reference):
         if cells.model and cells.model != own:
@@ -190,7 +190,7 @@ def make_reference(
         embed_records(model, records, progress),
         labels,
         {name: read_values(records, name) for name in modalities},
-        model=fingerprint_of_model(model),
+        model=fingerprint(model),
         **geometry_of(model)._asdict(),
     )
 
@@ -275,4 +275,4 @@ def _identity(cells: Any, options: Mapping[str, Any], folder: Path | None) -> st
     if not isinstance(cells, str | Path):
         return ""
     asked = {key: str(value) for key, value in options.items() if value}
-    return fingerprint([identity_of_cells(cells, without=folder), asked])
+    return json_checksum([identity_of_cells(cells, without=folder), asked])

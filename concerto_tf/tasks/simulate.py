@@ -14,7 +14,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.inputs.input import Input, Part
+from concerto_tf.records.inputs.input import Input, InputPart
 from concerto_tf.simulate import Experiment, SplatParams
 from concerto_tf.tasks.io.result import assemble, check_target
 
@@ -179,7 +179,7 @@ def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:
     return Input(
         "simulation",
         experiment.params.n_cells,
-        {RNA: Part(genes, _Counts(experiment, progress), "X")},
+        {RNA: InputPart(genes, _Counts(experiment, progress), "X")},
         _Table(experiment),
     )
 

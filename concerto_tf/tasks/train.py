@@ -28,8 +28,13 @@ from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
 from concerto_tf.tasks.training.callbacks import saved_rounds
-from concerto_tf.tasks.training.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
-from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.distribution import (
+    MULTIWORKER,
+    STRATEGIES,
+    TrainingProcesses,
+    make_strategy,
+)
+from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -118,7 +123,7 @@ def train(
         options=options or {},
     )
     scope = make_strategy(strategy) if strategy == MULTIWORKER else None
-    workers = Workers(scope)
+    workers = TrainingProcesses(scope)
     with Job(out, request.asked(records), LAYOUT, writes=workers.first) as job:
         done = -1 if job.finished else saved_rounds(job.out / "checkpoint")
         with workers.naming_loss():
@@ -191,7 +196,7 @@ class Request:
 
 
 def _train(
-    job: Job, request: Request, records: Records, scope: Any, workers: Workers, **how: Any
+    job: Job, request: Request, records: Records, scope: Any, workers: TrainingProcesses, **how: Any
 ) -> ContrastiveModel:
     """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
@@ -243,7 +248,7 @@ def _train(
         )
     if workers.first:
         genes_used = model.modality_inputs[0].n_inputs
-        finish(job, model, schedule, time.perf_counter() - began, genes=genes_used)
+        finish_training(job, model, schedule, time.perf_counter() - began, genes=genes_used)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model
@@ -363,7 +368,7 @@ def _training_batches(
     schedule: Schedule,
     step: int,
     seed: int,
-    workers: Workers,
+    workers: TrainingProcesses,
 ) -> tf.data.Dataset:
     """This worker's endless part of the batches from a step of the training on."""
     replicas = model.distribute_strategy.num_replicas_in_sync // workers.count

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import fingerprint
+from concerto_tf.jobs import json_checksum
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import arguments_of, configuration
@@ -60,7 +60,7 @@ class Trial:
             _defaults(self.variant.method, self.variant.training.get("preset")),
             dict(self.data.settings),
         ]
-        return self.data.name, self.variant.name, fingerprint(asked)[:8], self.seed
+        return self.data.name, self.variant.name, json_checksum(asked)[:8], self.seed
 
     def command(self) -> str:
         """The call of tools/quality that computes this alone."""

@@ -161,7 +161,7 @@ def read_text(texts: Any, start: int, stop: int) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else str(text) for text in part]
 
 
-def as_codes(values: Any) -> tuple[np.ndarray, list[str]]:
+def codes_and_names(values: Any) -> tuple[np.ndarray, list[str]]:
     """Any column as int64 codes and the categories that occur.
 
     Args:
@@ -172,9 +172,9 @@ def as_codes(values: Any) -> tuple[np.ndarray, list[str]]:
         order of the categorical, otherwise ascending.
 
     Example:
-        >>> as_codes([2.0, 10.0, float("nan"), 2.0])
+        >>> codes_and_names([2.0, 10.0, float("nan"), 2.0])
         (array([ 0,  1, -1,  0]), ['2', '10'])
-        >>> as_codes(["T", "", "B"])
+        >>> codes_and_names(["T", "", "B"])
         (array([ 1, -1,  0]), ['B', 'T'])
     """
     import pandas as pd

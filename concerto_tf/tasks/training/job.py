@@ -12,7 +12,7 @@ from concerto_tf.jobs import Job, Layout
 from concerto_tf.models import save_model
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.saving import FILE_NAME
-from concerto_tf.tasks.training.distribution import Workers
+from concerto_tf.tasks.training.distribution import TrainingProcesses
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,7 +41,7 @@ def fit_in_rounds(
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
     verbose: int = 0,
-    workers: Workers | None = None,
+    workers: TrainingProcesses | None = None,
 ) -> None:
     """Trains round by round in the folder of a job that has begun, behind its checkpoint.
 
@@ -62,8 +62,8 @@ def fit_in_rounds(
         Checkpoint,
         InputClock,
         Log,
-        Progress,
         StopOnNaN,
+        TrainingProgress,
         closing_log,
         has_ended,
         saved_rounds,
@@ -72,7 +72,7 @@ def fit_in_rounds(
 
     checkpoint, log_file = out / "checkpoint", out / "training.csv"
     first = saved_rounds(checkpoint)
-    workers = workers or Workers(None)
+    workers = workers or TrainingProcesses(None)
     if workers.first:
         trim_log(log_file, first)
     last = first if has_ended(checkpoint) else schedule.rounds
@@ -97,7 +97,7 @@ def fit_in_rounds(
             steps_per_epoch=schedule.steps_per_round,
             verbose=verbose if workers.first else 0,
             callbacks=[
-                Progress(schedule, progress if workers.first else None, clock),
+                TrainingProgress(schedule, progress if workers.first else None, clock),
                 StopOnNaN(),
                 *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
@@ -107,7 +107,7 @@ def fit_in_rounds(
         )
 
 
-def finish(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
+def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
     """Leaves the trained model and, last, what was asked for and what came of it."""
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
