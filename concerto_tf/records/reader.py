@@ -111,11 +111,6 @@ class Records:
         return self.manifest.modalities[RNA].scales_with_depth
 
     @property
-    def max_nonzeros(self) -> int:
-        """Most RNA nonzeros of any cell."""
-        return self.manifest.modalities[RNA].max_nonzeros
-
-    @property
     def sources(self) -> list[str]:
         """Name of each source code."""
         return list(self.manifest.sources)

@@ -255,7 +255,7 @@ def _choose(rng: np.random.Generator, n: int, odds: np.ndarray | tuple) -> np.nd
 
 
 def _odds(depth: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """CellBlock with odds close to, but never below, their depth.
+    """Cells with odds close to, but never below, their depth.
 
     Returns:
         A table in which a uniformly drawn place holds a cell, the sum of the depths these odds

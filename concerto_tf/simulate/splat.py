@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-# CellBlock drawn from one seed. Part of what a seed means: changing it changes every simulation.
+# Cells drawn from one seed. Part of what a seed means: changing it changes every simulation.
 BLOCK = 2048
 
 

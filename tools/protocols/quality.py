@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +25,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.jobs import json_checksum
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
-from concerto_tf.models.methods import arguments_of, configuration
+from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import convert
 from protocols.baselines import check_installed
@@ -56,10 +55,7 @@ class Trial:
 
     def key(self) -> Key:
         """What tells its row in the results file; changed defaults make another."""
-        asked = [
-            _defaults(self.variant.method, self.variant.training.get("preset")),
-            dict(self.data.settings),
-        ]
+        asked = [self.variant.configuration(), dict(self.data.settings)]
         return self.data.name, self.variant.name, json_checksum(asked)[:8], self.seed
 
     def command(self) -> str:
@@ -71,11 +67,6 @@ class Trial:
             if keys.get(option) not in (None, default):
                 parts += [f"--{option.replace('_', '-')}", str(keys[option])]
         return shlex.join(parts)
-
-
-@cache
-def _defaults(method: str, preset: str | None) -> str:
-    return configuration(method, preset) if method in METHODS else ""
 
 
 def configured(text: str) -> Variant:
