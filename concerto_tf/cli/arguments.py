@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
         made.add_argument(
-            "--members",
+            "--ensemble",
             type=int,
             metavar="N",
             help="networks with seeds of their own whose embeddings are joined (1)",

@@ -13,7 +13,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     names = (
         "method",
         "preset",
-        "members",
+        "ensemble",
         "epochs",
         "batch_size",
         "learning_rate",

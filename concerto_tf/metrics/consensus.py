@@ -217,7 +217,7 @@ def _kmeans(groups: _Groups, k: int, seed: int) -> np.ndarray:
         )
     if k > len(groups.size):
         raise InputError(
-            f"k is {k}, but the clusterings tell only {len(groups.size)} kinds of cells apart: "
+            f"k is {k}, but the clusterings tell only {len(groups.size)} groups of cells apart: "
             "lower k."
         )
     # Rows of two cells differ in two places per clustering that tells them apart.

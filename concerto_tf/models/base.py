@@ -61,7 +61,7 @@ class ContrastiveModel(BatchModel):
             arguments, of which ``vocabulary`` must be there.
         sources: Names of the sources (batches, donors, technologies) of the cells.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
-            are normalised already.
+            are log-normalized.
         loss: The loss between two views: ``nt_xent``, ``info_nce`` or ``vicreg``, or any Keras
             loss, called with view b as ``y_true`` and view a as ``y_pred``, both [B, d].
         temperature: Temperature of ``nt_xent`` and ``info_nce``.
@@ -181,7 +181,7 @@ class ContrastiveModel(BatchModel):
 
         Returns:
             The model, with the records' vocabulary and sources, which normalises counts and
-            passes on what is normalised already. Counts are scaled to the records' typical total
+            leaves log-normalized values unchanged. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """
         first, *further = chosen_modalities(

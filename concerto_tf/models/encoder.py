@@ -133,8 +133,8 @@ def check_teachable(encoder: Encoder) -> None:
     """Raises InputError if an encoder cannot be taught cell types."""
     if not isinstance(encoder, Teachable):
         raise InputError(
-            f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
-            "without members"
+            f"labels cannot be taught to a model of class {type(encoder).__name__}; train a single "
+            "network"
         )
 
 

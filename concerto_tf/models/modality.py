@@ -79,8 +79,8 @@ class ModalityInput:
             isinstance(self.target_sum, Real) and 0 < self.target_sum < np.inf
         ):
             raise InputError(
-                "target_sum must be a positive number, or None for values that are normalised "
-                f"already, not {self.target_sum!r}."
+                "target_sum must be a positive number, or None for log-normalized values, not "
+                f"{self.target_sum!r}."
             )
         if self.genes is None:
             return

@@ -238,7 +238,7 @@ def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     units = detect_units(cells.chunk(start, start + size)[RNA] for start in starts)
     counts = scales_with_depth(units)
     if not counts:
-        _log.info("%s: normalised already; scored as it is", cells.name)
+        _log.info("%s: log-normalized; scored unchanged", cells.name)
     parts = []
     for start in range(0, cells.n_cells, _CHUNK_CELLS):
         chunk = cells.chunk(start, min(start + _CHUNK_CELLS, cells.n_cells))[RNA]

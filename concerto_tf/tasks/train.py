@@ -52,7 +52,7 @@ def train(
     *,
     method: str | None = None,
     preset: str | None = None,
-    members: int = 1,
+    ensemble: int = 1,
     genes: str | None = None,
     modalities: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -80,7 +80,7 @@ def train(
         preset: ``paper`` for the values printed in the method's paper, how long to train among
             them where it says so (``presets`` of the model's class); ``None`` for what embeds
             best.
-        members: Number of networks with seeds of their own that the model joins (`Ensemble`).
+        ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`).
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
@@ -111,7 +111,7 @@ def train(
     request = Request(
         method=method or DEFAULT_METHOD,
         preset=preset,
-        members=members,
+        ensemble=ensemble,
         genes=genes,
         modalities=modalities,
         epochs=epochs,
@@ -135,7 +135,7 @@ def train(
         request.check("one" if strategy == MULTIWORKER else strategy)
         settled = {"method": method, "preset": preset, "genes": genes, "options": options or None}
         given = [name for name, value in settled.items() if value is not None]
-        given += ["members"] if members != 1 else []
+        given += ["ensemble"] if ensemble != 1 else []
         if start is not None and given:
             raise InputError(
                 f"{start}: has been made with its own {' and '.join(given)}; leave that out, or "
@@ -158,7 +158,7 @@ class Request:
 
     method: str
     preset: str | None
-    members: int
+    ensemble: int
     genes: str | None
     modalities: Sequence[str] | None
     epochs: int | None
@@ -183,7 +183,7 @@ class Request:
 
     def check(self, strategy: str) -> None:
         """Raises InputError if something is unsuitable, whatever the cells."""
-        names = ("method", "preset", "members", "epochs", "batch_size", "learning_rate")
+        names = ("method", "preset", "ensemble", "epochs", "batch_size", "learning_rate")
         own = {name: getattr(self, name) for name in names}
         check_arguments(**own, optimizer=self.optimizer, strategy=strategy)
 
@@ -282,7 +282,7 @@ def check_arguments(
     *,
     method: str | None = None,
     preset: str | None = None,
-    members: int = 1,
+    ensemble: int = 1,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -308,8 +308,8 @@ def check_arguments(
             raise InputError(f"{name} is {value}; it must be positive")
         if name != "learning rate" and value != int(value):
             raise InputError(f"{name} is {value}; it must be a whole number")
-    if not isinstance(members, int) or members < 1:
-        raise InputError(f"members is {members}; it must be a whole number, 1 or more")
+    if not isinstance(ensemble, int) or ensemble < 1:
+        raise InputError(f"ensemble is {ensemble}; it must be a whole number, 1 or more")
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
     if strategy == MULTIWORKER:
@@ -321,7 +321,7 @@ def check_arguments(
 
 
 def _create(request: Request, records: Records) -> ContrastiveModel:
-    cls, members, options = METHODS[request.method], request.members, request.options
+    cls, size, options = METHODS[request.method], request.ensemble, request.options
     unknown = set(options) - arguments_of(cls)
     if unknown:
         raise InputError(f"{request.method} has no option {min(unknown)!r}; see {cls.__name__}")
@@ -334,9 +334,9 @@ def _create(request: Request, records: Records) -> ContrastiveModel:
         arguments = {**settled.options, **own, **options}
         return cls.from_records(records, genes=chosen, modalities=looked_at, **arguments)
 
-    if members == 1:
+    if size == 1:
         return create(seed=request.seed)
-    seeds = [(request.seed * members + i) % 2**32 for i in range(members)]
+    seeds = [(request.seed * size + i) % 2**32 for i in range(size)]
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
 
 

@@ -37,7 +37,7 @@ from protocols.report import plain
 
 _log = logging.getLogger("concerto_tf")
 #: What a configuration may set of `train`; all else is an option of the model.
-TRAINING = ("genes", "members", "epochs", "batch_size", "learning_rate", "optimizer")
+TRAINING = ("genes", "ensemble", "epochs", "batch_size", "learning_rate", "optimizer")
 #: Set by the protocol itself.
 _OWN = ("seed", "method", "preset", "options", "modalities", "start", "strategy")
 #: What tells rows of the results file apart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,9 +25,6 @@ from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.numerics.components import checked_share
 from concerto_tf.records.batch import Batch, Minibatch
-
-if TYPE_CHECKING:
-    pass
 
 READOUTS = ("teacher", "student", "both")
 
@@ -64,7 +61,7 @@ class Concerto(ContrastiveModel):
         input_epsilon: Added to a gene's variance where values are divided by its standard
             deviation. Large values keep quiet genes quiet.
         scale_genes: Whether the teacher's values are divided by the genes' standard deviations
-            too (`set_gene_variance`).
+            too.
         scale_inputs: Whether the student's normalised input is divided by the root of the number
             of genes. The weights it meets are larger by that, so that Adam, whose steps are as
             large for any weight, changes them in proportion whatever the number of genes.
@@ -206,15 +203,7 @@ class Concerto(ContrastiveModel):
         return self.networks.heads
 
     def initialize(self, data: Iterable[Batch]) -> None:
-        """PCA initialization: both networks begin with the components of a sample of cells.
-
-        Training then refines what PCA sees instead of finding it again from random weights, which
-        small data does not suffice for. No label is looked at.
-
-        Args:
-            data: Batches of cells in random order; as many are looked at as fit into 400 MB,
-                50,000 at most.
-        """
+        """PCA initialization of both networks; see `DenseModel.initialize`."""
         super().initialize(data)
         xs, source = first_cells(
             lambda batch: self.networks.values(Minibatch(batch)),
@@ -249,15 +238,7 @@ class Concerto(ContrastiveModel):
         return self.networks.look(view), view.source
 
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """The teacher's and the student's dense layer, before its activation.
-
-        Args:
-            batch: As `ContrastiveModel` describes.
-            training: Whether each network sees a view of its own instead of the whole cell.
-
-        Returns:
-            Teacher [B, hidden_units] and student [B, hidden_units].
-        """
+        """The teacher's and the student's dense layer [B, hidden_units], before its activation."""
         seen, source = self._look(batch)
         return tuple(
             network(seen, source, training)
@@ -265,14 +246,9 @@ class Concerto(ContrastiveModel):
         )
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        """Values normalised by source, as the student takes them in.
+        """Values normalised by source, as the student takes them in [B, features].
 
-        Args:
-            batch: As `ContrastiveModel` describes.
-
-        Returns:
-            The features of all modalities side by side [B, features]; zeros for a modality that
-            a cell lacks.
+        Modalities stand side by side, zeros for one that a cell lacks.
         """
         return self.networks.standardized(Minibatch(batch), self.compute_dtype)
 

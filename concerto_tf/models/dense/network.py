@@ -293,8 +293,8 @@ class DenseModel(ContrastiveModel):
     def initialize(self, data: Iterable[Batch]) -> None:
         """PCA initialization: an `MLP` begins with the components of a sample of cells.
 
-        Training then refines what PCA sees instead of finding it again from random weights, which
-        small data does not suffice for. No label is looked at.
+        Training then refines what PCA sees, for which small data would not suffice from random
+        weights. No label is looked at.
 
         Args:
             data: Batches of cells in random order; as many are looked at as fit into 400 MB,

@@ -108,14 +108,13 @@ def join(
             report["lines"].append(f"label {key!r}: {missing} cells without a value")
         for columns, part in zip(integers, codes, strict=True):
             columns[label_key(key)] = part
-    for modality, kind in units.items():
-        if kind == COUNTS:
+    for modality, unit in units.items():
+        if unit == COUNTS:
             continue
         line = (
-            f"{modality}: fractions on the scale of counts (TPM, expected counts); scaled per cell "
-            "and logarithmised as counts are"
-            if kind == LINEAR
-            else f"{modality}: normalised already ({kind}); stored as it is, not normalised again"
+            f"{modality}: expected counts or TPM; scaled per cell and log-normalized as counts are"
+            if unit == LINEAR
+            else f"{modality}: taken as log-normalized ({unit}); used unchanged"
         )
         others = list(dict.fromkeys(name for cells in inputs for name in cells.layers))
         if modality == RNA and others:
@@ -226,10 +225,10 @@ def _units(
             for cells, own in zip(inputs, own_units, strict=True)
             if name in own
         ]
-        kinds = {kind for _, kind in found}
-        units[name] = LINEAR if LINEAR in kinds else found[0][1]
-        if len(kinds) > 1 and kinds != {COUNTS, LINEAR}:
-            each = ", ".join(f"{cells} {kind}" for cells, kind in found)
+        different = {unit for _, unit in found}
+        units[name] = LINEAR if LINEAR in different else found[0][1]
+        if len(different) > 1 and different != {COUNTS, LINEAR}:
+            each = ", ".join(f"{cells} {unit}" for cells, unit in found)
             raise InputError(
                 f"the inputs hold {name} values in different units ({each}); "
                 "convert them apart, or name the layer with the counts"

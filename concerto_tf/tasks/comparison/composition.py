@@ -48,8 +48,8 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     rows = []
     for case in groups.cases:
         p_samples = None if logits is None else t_test(logits[of == case], logits[of == 0])
-        for kind, name in enumerate(groups.type_names):
-            there, before = counts[case, kind], counts[0, kind]
+        for cell_type, name in enumerate(groups.type_names):
+            there, before = counts[case, cell_type], counts[0, cell_type]
             # half a cell more, so that a type that is not there has a ratio too
             ratio = (there + 0.5) / (totals[case] + 1) / ((before + 0.5) / (totals[0] + 1))
             if p_samples is None:
@@ -58,7 +58,7 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
             elif min((of == case).sum(), (of == 0).sum()) < 2:
                 test, p = "none, too few samples", np.nan
             else:
-                test, p = "t of logit shares, on samples", p_samples[kind]
+                test, p = "t of logit shares, on samples", p_samples[cell_type]
             rows.append(
                 [
                     name,

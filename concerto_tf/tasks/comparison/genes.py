@@ -78,7 +78,7 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     from anndata import AnnData
 
     tables = []
-    for kind, case, cells, control in groups.pairs(min_cells):
+    for cell_type, case, cells, control in groups.pairs(min_cells):
         both = np.concatenate([cells, control])
         values = groups.values[both].tocsc()
         expressing = np.diff(values.indptr)
@@ -111,7 +111,7 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
         p = skewed_p(score, rank_skewness(values, len(cells)))
         table = pd.DataFrame(
             {
-                "cell_type": groups.type_names[kind],
+                "cell_type": groups.type_names[cell_type],
                 "condition": groups.condition_names[case],
                 "gene": [groups.genes[i] for i in tested],
                 "log_fold_change": found["logfoldchanges"].to_numpy(float),
@@ -157,7 +157,7 @@ def modules(
     from scipy.stats import mannwhitneyu
 
     values, rows = scores.to_numpy(float), []
-    for kind, case, cells, control in groups.pairs(min_cells):
+    for cell_type, case, cells, control in groups.pairs(min_cells):
         p_samples = np.full(values.shape[1], np.nan)
         if groups.samples is not None:
             p_samples = t_test(groups.by_sample(values, cells), groups.by_sample(values, control))
@@ -167,7 +167,7 @@ def modules(
             p = 1.0 if constant else mannwhitneyu(there, before, method="asymptotic").pvalue
             rows.append(
                 [
-                    groups.type_names[kind],
+                    groups.type_names[cell_type],
                     groups.condition_names[case],
                     name,
                     sizes[name],
@@ -202,7 +202,7 @@ def enrichment(
     import gseapy
 
     tables = []
-    for (kind, condition), part in found.groupby(["cell_type", "condition"], sort=False):
+    for (cell_type, condition), part in found.groupby(["cell_type", "condition"], sort=False):
         background = set(part["gene"])
         known = {name: sorted(background & set(genes)) for name, genes in sets.items()}
         known = {name: genes for name, genes in known.items() if genes}
@@ -212,7 +212,7 @@ def enrichment(
             # sets without any hit are tests that were made, too
             table = pd.DataFrame(
                 {
-                    "cell_type": kind,
+                    "cell_type": cell_type,
                     "condition": condition,
                     "direction": direction,
                     "set": list(known),

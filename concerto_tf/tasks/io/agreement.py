@@ -18,7 +18,7 @@ _FEW_MEASURED = 0.5
 
 
 def check_agreement(model: Encoder, records: CellSet) -> None:
-    """Raises InputError if records do not hold the model's genes, or values of another kind."""
+    """Raises InputError if records do not hold the model's genes, or values in other units."""
     check_vocabulary(model, records)
     check_units(model, records)
 
@@ -58,7 +58,7 @@ def check_measured(model: Encoder, records: CellSet) -> dict[str, np.ndarray] | 
         if not seen.any():
             raise InputError(
                 f"{records.name}: none of the {len(seen)} genes{of} that the model looks at is in "
-                "these cells; give cells of the model's kind, or train on all genes",
+                "these cells; give cells that were measured for them, or train on all genes",
                 Argument("genes", "all", of="train"),
             )
         if seen.mean() < _FEW_MEASURED:
@@ -85,7 +85,7 @@ def seen_modalities(model: Encoder, records: CellSet) -> list[str]:
 
 def check_units(model: Encoder, records: CellSet) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
-    kinds = {True: "raw counts", False: "values that are normalised already"}
+    words = {True: "raw counts", False: "log-normalized values"}
     mend = {
         True: "give it those",
         False: "train a model on these cells, or give it those",
@@ -97,9 +97,9 @@ def check_units(model: Encoder, records: CellSet) -> None:
         counts, wants = info.scales_with_depth, one.target_sum is not None
         if counts != wants:
             where = records.name if one.name == RNA else f"{records.name}: {one.name}"
-            held = "fractions on the scale of counts" if info.units == LINEAR else kinds[counts]
+            held = "expected counts or TPM" if info.units == LINEAR else words[counts]
             raise InputError(
-                f"{where}: holds {held}, but the model was trained on {kinds[wants]}; "
+                f"{where}: holds {held}, but the model was trained on {words[wants]}; "
                 f"{mend[wants]}",
                 Argument("layer", "counts" if wants else None, of="convert"),
             )
