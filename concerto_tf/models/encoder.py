@@ -199,18 +199,7 @@ def geometry_of(encoder: Encoder) -> Geometry:
 def embed_in_order(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Embeddings of cells in the order of the input.
-
-    Args:
-        encoder: A model.
-        data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
-            back in that order, whatever the order of reading, and rows of -1 are left out.
-        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
-            default all.
-
-    Returns:
-        Embeddings [N, d], float32.
-    """
+    """Embeddings [N, d], float32, in the order of the input; see `ContrastiveModel.embed`."""
     found = in_order(_step(encoder), data, measured)
     return found["z"] if found else np.zeros((0, encoder.embedding_dim), np.float32)
 
@@ -218,12 +207,7 @@ def embed_in_order(
 def embed_batches(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-    """Embeddings batch by batch, for more cells than memory holds embeddings of.
-
-    Args:
-        encoder: A model.
-        data: As `embed_in_order` takes them.
-        measured: As `embed_in_order` takes it.
+    """`embed_in_order` batch by batch, for more cells than memory holds embeddings of.
 
     Yields:
         Rows int64 [n] of a batch's cells in the input, None where batches do not say, and their

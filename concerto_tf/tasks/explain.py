@@ -12,14 +12,19 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models.encoder import Attentive, chosen_genes, modality_input
+from concerto_tf.models.encoder import Attentive, modality_input
 from concerto_tf.numerics.specificity import GroupSums
 from concerto_tf.pl.figures import check_figure
 from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
 from concerto_tf.tasks.embed import Progress, encoder_of
-from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.io.agreement import (
+    cell_batches,
+    check_agreement,
+    check_measured,
+    seen_modalities,
+)
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target
 
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-_BATCH_CELLS = 256
 #: Genes listed of each cell where nothing is said: all of them would be the size of the data.
 TOP_OF_A_CELL = 20
 #: Groups at most: sums over each are kept for all genes.
@@ -204,14 +208,7 @@ def _read(
     unmeasured = {
         part.name: measured for part in parts if not (measured := records.measured(part.name)).all()
     }
-    data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells),
-        genes=chosen_genes(model),
-        sources=model.sources,
-        labels=list(keys),
-        cells=not keys,
-        modalities=seen_modalities(model, records),
-    )
+    data = cell_batches(model, records, labels=list(keys), cells=not keys)
 
     @tf.function(reduce_retracing=True)
     def look(batch: Any) -> list[Any]:

@@ -15,14 +15,14 @@ from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.encoder import Encoder, Teachable, check_teachable, chosen_genes
+from concerto_tf.models.encoder import Encoder, Teachable, check_teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
 from concerto_tf.tasks.train import check_arguments
 from concerto_tf.tasks.training.distribution import make_strategy
 from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 
-_BATCH_CELLS = 256
 #: Components in which types are compared, the first of these that the cells are enough for.
 _COMPONENTS = (50, 30, 20, 10)
 
@@ -221,16 +220,15 @@ def _data_from(
     def shuffled(cells: Records) -> tf.data.Dataset:
         size = min(schedule.batch_size, cells.n_cells // replicas * replicas)
         per_epoch = max(1, cells.n_cells // size)
-        data = cells.dataset(
+        data = cell_batches(
+            model.encoder,
+            cells,
             size,
             shuffle=True,
             seed=seed,
             repeat=True,
-            genes=chosen_genes(model.encoder),
             first_epoch=done // per_epoch,
-            sources=model.encoder.sources,
             packed=True,
-            modalities=seen_modalities(model.encoder, cells),
             replicas=replicas,
         )
         return data.skip(done % per_epoch)
@@ -246,13 +244,7 @@ def _calibrate(
     from sklearn.metrics import f1_score
 
     def batches(labels: np.ndarray) -> tf.data.Dataset:
-        data = records.dataset(
-            min(_BATCH_CELLS, records.n_cells),
-            genes=chosen_genes(model.encoder),
-            packed=True,
-            sources=model.encoder.sources,
-            modalities=seen_modalities(model.encoder, records),
-        )
+        data = cell_batches(model.encoder, records, packed=True)
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 

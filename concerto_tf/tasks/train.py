@@ -16,7 +16,6 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_records
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
-from concerto_tf.models.encoder import chosen_genes
 from concerto_tf.models.fitting.optimizers import make_optimizer
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.methods import arguments_of
@@ -26,7 +25,7 @@ from concerto_tf.models.saving import model_file
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
-from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
 from concerto_tf.tasks.training.callbacks import saved_rounds
 from concerto_tf.tasks.training.distribution import (
     MULTIWORKER,
@@ -232,9 +231,9 @@ def _train(
     resumed = saved_rounds(job.out / "checkpoint") > 0
     job.begin()
     with records.naming_damage(), workers.naming_loss():
-        # A checkpoint holds what the start made, too.
+        # A checkpoint holds what the PCA initialization made, too.
         if request.start is None and not resumed and workers.first:
-            model.initialize(_batches(model, records, schedule.batch_size))
+            model.initialize(cell_batches(model, records, schedule.batch_size, packed=True))
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
         fit_in_rounds(
@@ -348,20 +347,6 @@ def _continue(request: Request, records: Records) -> ContrastiveModel:
     return model.with_sources(records.sources)
 
 
-def _batches(
-    model: ContrastiveModel, records: Records, batch_size: int, **shuffling: Any
-) -> tf.data.Dataset:
-    """Batches of the cells of records as a model trains on them."""
-    return records.dataset(
-        batch_size,
-        genes=chosen_genes(model),
-        sources=model.sources,
-        packed=True,
-        modalities=seen_modalities(model, records),
-        **shuffling,
-    )
-
-
 def _training_batches(
     model: ContrastiveModel,
     records: Records,
@@ -376,13 +361,14 @@ def _training_batches(
     shard_of = (workers.index, workers.count)
     # A worker's own epoch may be a few batches longer than that of all.
     per_epoch = records.n_cells_of(*shard_of) // size
-    data = _batches(
+    data = cell_batches(
         model,
         records,
         size,
         shuffle=True,
         seed=seed,
         repeat=True,
+        packed=True,
         replicas=replicas,
         shard_of=shard_of,
         first_epoch=step // per_epoch,

@@ -232,7 +232,7 @@ class CICL(DenseModel):
         return tf.cast(x, dtype)
 
     @property
-    def starts_from_components(self) -> bool:
+    def pca_initialized(self) -> bool:
         return bool(self.components) and self.width is not None
 
     def begin(self, x: np.ndarray) -> None:

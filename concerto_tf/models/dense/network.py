@@ -307,14 +307,14 @@ class DenseModel(ContrastiveModel):
             self.begin(self.standardized_sample(xs[0], source))
 
     @property
-    def starts_from_components(self) -> bool:
+    def pca_initialized(self) -> bool:
         """Whether training begins with a PCA initialization."""
         return bool(self.components) and isinstance(self.backbone, MLP)
 
     @property
     def recipe(self) -> Training:
         recipe = super().recipe
-        return recipe if self.starts_from_components else replace(recipe, most_epochs=None)
+        return recipe if self.pca_initialized else replace(recipe, most_epochs=None)
 
     def begin(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.
@@ -322,7 +322,7 @@ class DenseModel(ContrastiveModel):
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
-        if self.starts_from_components and len(x) > 2:
+        if self.pca_initialized and len(x) > 2:
             paired = self.head is not None  # behind a ReLU
             most = min(self.components, self.backbone.room(paired))
             directions, spread = component_directions(x, most, self.seed, self.denoise)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models.encoder import Encoder, looks_at, modality_input
+from concerto_tf.models.encoder import Encoder, chosen_genes, looks_at, modality_input
 from concerto_tf.records import CellSet, Vocabulary
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
@@ -15,6 +16,8 @@ from concerto_tf.records.units import LINEAR
 _log = logging.getLogger("concerto_tf")
 #: Share of the genes looked at below which it is said that few were measured.
 _FEW_MEASURED = 0.5
+#: Cells of a minibatch that is only looked at.
+BATCH_CELLS = 256
 
 
 def check_agreement(model: Encoder, records: CellSet) -> None:
@@ -81,6 +84,26 @@ def vocabularies_of(model: Encoder) -> dict[str, Vocabulary]:
 def seen_modalities(model: Encoder, records: CellSet) -> list[str]:
     """The modalities of records that a model looks at."""
     return [name for name in looks_at(model) if name in records.modalities]
+
+
+def cell_batches(
+    model: Encoder, records: CellSet, batch_size: int | None = None, **options: Any
+) -> Any:
+    """Minibatches of cells with what a model looks at: its genes, modalities and source codes.
+
+    Args:
+        model: A trained model.
+        records: Cells with the model's genes.
+        batch_size: Cells of a minibatch; by default 256, or all where there are fewer.
+        **options: Of `Records.dataset`.
+    """
+    return records.dataset(
+        batch_size or min(BATCH_CELLS, records.n_cells),
+        genes=chosen_genes(model),
+        sources=model.sources,
+        modalities=seen_modalities(model, records),
+        **options,
+    )
 
 
 def check_units(model: Encoder, records: CellSet) -> None:
