@@ -1,11 +1,11 @@
 """Work that takes long and leaves its results in a folder: asked for, begun, resumed, finished.
 
 What happens on Ctrl-C, on SIGTERM, when a process is killed or the power is cut? The work ends
-where it is, and nothing has to be cleared away. Python raises `KeyboardInterrupt`, which nothing
-catches before `concerto_tf.cli.main`; that says "run the same command to continue" and ends with
-exit code 130. What bears a final name is whole (`concerto_tf._files.atomic`), and a note of what
-was asked for lies in the folder before the first result does. The same call, made again, finds the
-note and goes on from the results that are there: `convert` behind its last chunk
+where it is, and nothing has to be cleared away. `concerto_tf.cli.main` catches `KeyboardInterrupt`,
+says "run the same command to continue" and ends with exit code 130. What bears a final name is
+whole (`concerto_tf._files.atomic`), and a note of what was asked for is written before the first
+result. The same call, made again, continues from the results that are there: `convert` behind its
+last chunk
 (`concerto_tf.records.conversion.passes`), `train` and `finetune` behind their last checkpoint
 (`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
 

@@ -159,11 +159,7 @@ class CrossoverMany(Crossover):
     """Exchanges some genes of a cell with several other cells in training: see `Crossover`.
 
     Args:
-        fraction: Share of the genes that are exchanged, to the nearest number of genes.
-        probability: Probability that a cell is changed.
-        partners: Number of other cells, drawn with replacement, each of which gives an equal share
-            of the exchanged genes.
-        seed: Seed of genes and partners.
+        fraction, probability, partners, seed: As in `Crossover`.
         **kwargs: Of `keras.layers.Layer`.
 
     Example:

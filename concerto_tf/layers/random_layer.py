@@ -38,12 +38,9 @@ def checked_share(name: str, value: float, below_one: bool = False) -> float:
 class Draw:
     """The random numbers of one call of a layer.
 
-    Bits are drawn from a named counter-based generator, since XLA's own choice is another one and
-    many times slower on CPUs. All decisions are taken on integers, since TensorFlow and XLA make
-    different floats of the same bits.
-
-    Bits for every value of a minibatch are what random views cost. Which genes of a cell to
-    change is therefore decided without them (`places`).
+    Bits are drawn from a named counter-based generator, as XLA's own is another one and slow on
+    CPUs. All decisions are taken on integers, as TensorFlow and XLA make different floats of the
+    same bits. Bits for every value are costly: which genes to change is decided without (`places`).
 
     Args:
         stream: Seed of the layer on this replica, int64 scalar.

@@ -97,10 +97,9 @@ class SourceBatchNormalization(keras.layers.Layer):
     its source; a cell of a source never seen takes the pooled statistics of all sources, or,
     with ``statistics``, those of its own data set ("batch-aware inference").
 
-    What the statistics take away from a source is not only its technology, but also which cell
-    types it holds: of two sources of which one lacks the B cells, both are centred. An
-    ``aligned`` layer puts that back, by a factor and an offset of each source behind its
-    own statistics. They are 1 and 0 until `align` sets them, and are not trained.
+    The statistics of a source hold not only its technology, but also its cell types. An
+    ``aligned`` layer puts the latter back, by a factor and an offset of each source behind its own
+    statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole

@@ -42,16 +42,14 @@ def annotate(
 ) -> pd.DataFrame:
     """Tells the types of cells, and writes them where asked to.
 
-    Two things are told of each cell. The ``probability`` of its label among the known cell types,
-    and its ``novelty``, a conformal p-value: the share of held-out cells that are as unlike the
-    known cell types as this cell, or more so. Cells of a new type have a small one; below
-    ``alpha`` the label is ``unknown``. Of cells of known types, measured as the reference was, a
-    share of about ``alpha`` is so rejected; with another technology it may be more. ``confidence``
-    is the geometric mean of the two.
+    A cell has the ``probability`` of its label among the known cell types, and a ``novelty``, a
+    conformal p-value: the share of held-out cells that are as unlike the known cell types, or more
+    so. Cells of a new type have a small one; below ``alpha`` the label is ``unknown``. Of cells of
+    known types a share of about ``alpha`` is so rejected, more where they were measured otherwise.
+    ``confidence`` is the geometric mean of the two.
 
-    Where too few cells were held out for the alpha asked for (fewer than 1 / alpha - 1) no cell
-    is rejected, which is logged. A model that was fine-tuned without calibration rejects none, and
-    its confidence is the probability.
+    No cell is rejected where fewer than 1 / alpha - 1 cells were held out. Without calibration the
+    confidence is the probability.
 
     Args:
         model: A model that `finetune` made, or its path.

@@ -44,10 +44,9 @@ def add_clusters(
 
     Clusters are named "0", "1", ... from the largest to the smallest.
 
-    A consensus is the clustering that agrees best with many: Leiden from half to twice the
-    resolution, each with a seed of its own, and with `k` as many of K-means; or any columns of
-    `adata.obs` (`concerto_tf.metrics.consensus`). How sure each cell is, its mean co-association
-    with its cluster, goes to a second column, `concerto_cluster_agreement`.
+    A consensus agrees best with many clusterings: Leiden from half to twice the resolution, with
+    `k` as many of K-means; or any columns of `adata.obs` (`concerto_tf.metrics.consensus`). The
+    mean co-association of a cell with its cluster goes to `concerto_cluster_agreement`.
 
     Args:
         adata: cells; changed in place.

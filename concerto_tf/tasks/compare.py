@@ -65,12 +65,9 @@ def compare(
     """Compares every condition with the control, cell type by cell type.
 
     Counts are log-normalized to 10,000 per cell; log-normalized input is used unchanged. With
-    samples (two or more of the control and of another condition) what is significant is decided
-    between samples, and a condition with fewer than two has nothing that is; without, between
-    cells, which overstates it where cells come from few samples.
-    Of what each table calls significant, a share `alpha` is expected to be false (Benjamini and
-    Hochberg over all of its rows); where nothing differs, that is the chance that anything is
-    called significant.
+    samples, two or more of a condition, tests are between samples; without, between cells, which
+    overstates significance where cells come from few samples. Of what each table calls
+    significant, a share `alpha` is expected to be false (Benjamini and Hochberg over its rows).
 
     Args:
         cells: Anything that `convert` takes, with columns of obs.

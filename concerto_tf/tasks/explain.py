@@ -69,13 +69,9 @@ def explain(
     Weights compare between cells and groups, and between the genes of one modality.
 
     What this can claim: a gene's relative attention follows from its own value alone, through a
-    curve that the teacher learned for that gene. It holds nothing about the cell that its values
-    do not hold, its direction is not fixed (models trained with the defaults mostly damp what is
-    highly expressed, so that markers get *less* attention where they are expressed), and it is a
-    reading of the model, no test. Hence genes rank by ``weight``, not by ``attention``, and a
-    signature resembles one by differences of expression; use a test where p-values are wanted.
-
-    Labels and clusters only group the cells here. Training never sees them.
+    curve that the teacher learned for that gene. Its direction is not fixed: models trained with
+    the defaults mostly give markers *less* attention where they are expressed. Hence genes rank by
+    ``weight``. It is a reading of the model, no test.
 
     Args:
         model: A trained Concerto (or a classifier built on one), or its path.

@@ -62,15 +62,12 @@ def map(  # noqa: A001 - the command's name
 
     Each query cell takes the label that its k nearest reference cells vote for, weighted by
     cosine. Its ``novelty`` is a conformal p-value: the share of the reference's own cells that
-    are as unlike the others of their label or more so, by their nearness to the reference and to
-    the label's centroid. Cells of a new type have a small one; below ``alpha`` the label is
-    ``unknown``.
-    Of new cells of known types fewer are rejected where the model was trained on the reference, as
-    queries of other batches are allowed for; about that share where it was trained on neither, and
-    more where it was trained on the query too. With the default 0.1 and the first it is 0.04 of
-    them on the mean of 14 data sets (at most 0.14, on a plate of another technology), and 0.38 of
-    cells of unseen types. A query of another technology that holds about the same types is told
-    better from new types with ``batch_aware``.
+    are as unlike the others of their label, or more so. Cells of a new type have a small one;
+    below ``alpha`` the label is ``unknown``.
+
+    Of query cells of known types a share of about ``alpha`` is rejected. It is less where the model
+    was trained on the reference alone, and more where it was trained on the query too. For a query
+    of another technology with about the same types use ``batch_aware``.
 
     Without labels to transfer (neither ``label_key`` nor ``levels``) cells are only embedded.
 

@@ -43,11 +43,10 @@ def score(
 ) -> pd.DataFrame:
     """Scores cells by gene sets: each gene's values scaled to 0..1 over the cells, then summed.
 
-    Counts are scaled to 10,000 per cell and log1p is taken first; values that are normalised
-    already are used as they are. A gene that has the same value in all cells adds nothing. So a
-    score lies between 0 and the number of the set's genes that were found, and (of genes that some
-    cell lacks) above 0 where a cell expresses any of them. It is relative to the cells given:
-    scores of two files do not compare.
+    Counts are log-normalized to 10,000 per cell first; log-normalized input is used unchanged. A
+    gene that has the same value in all cells adds nothing. A score lies between 0 and the number
+    of the set's genes that were found. It is relative to the cells given: scores of two files do
+    not compare.
 
     Args:
         cells: Anything that `convert` takes.

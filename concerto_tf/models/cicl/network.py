@@ -43,21 +43,14 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    The defaults were chosen by a few trials on labelled data; ``CICL.presets["paper"]`` has the
-    paper's values. They differ in that the paper's tokens are all genes, normalised after each
-    residual connection, and begin at random.
+    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalised after
+    each residual connection, and weights begin at random.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        depth: Number of transformer layers.
+        depth, heads, key_dim, units, normalize_first, identity_start: As in `CellTransformer`.
         width: Width of the tokens and so of the embedding, a linear projection of the genes;
             ``None``: the genes themselves.
-        heads: Number of attention heads.
-        key_dim: Width of the queries, keys and values of a head.
-        units: Width of the feed-forward networks' hidden layers.
-        normalize_first: Layer normalisation before each network instead of after its residual
-            connection.
-        identity_start: Whether the transformer layers begin as the identity.
         head_units: Widths of the projection head.
         mask_rate: Share of the genes that each view hides, which then stand at their mean.
         noise: Share of the genes to which each view adds noise (`ScaledNoise`).
@@ -69,19 +62,12 @@ class CICL(DenseModel):
 
     Example:
 
-    >>> import numpy as np, tensorflow as tf
+    Trained as `Concerto` is:
+
     >>> from concerto_tf.models.cicl import CICL
     >>> model = CICL([f"gene{i}" for i in range(50)], depth=2, width=8, clusters=3)
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> model.embedding_dim
+    8
 
     Reference:
         CICL, equations 3 to 17.

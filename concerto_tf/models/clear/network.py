@@ -33,18 +33,12 @@ class CLEAR(DenseModel):
     other view among the keys of the minibatch and of earlier minibatches, kept in a queue. Keys
     and queue are state of the model: saved with it, and continued where training is.
 
-    The defaults were chosen by a few trials on labelled data. ``CLEAR.presets["paper"]`` has the
-    paper's values except for its learning rate of 1, which is that of ``"paper-lr1"``.
+    ``CLEAR.presets["paper"]`` has the paper's values except for its learning rate of 1, which is
+    that of ``"paper-lr1"``.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        mask: Share of the genes that become zero.
-        noise: Share of the genes with noise added.
-        swap: Share of the genes whose values are swapped within the cell.
-        crossover: Share of the genes exchanged with one other cell.
-        crossover_many: Share of the genes exchanged with several other cells.
-        probability: Probability of each of these for a cell.
-        stddev: Standard deviation of the noise.
+        mask, noise, swap, crossover, crossover_many, probability, stddev: As in `Augmentation`.
         momentum: Share of itself that the key encoder keeps at each step.
         queue: Number of keys of earlier minibatches, a multiple of twice the minibatch's cells
             (over all replicas); ``None`` for the multiple nearest to 1,024 from below.
@@ -56,19 +50,12 @@ class CLEAR(DenseModel):
 
     Example:
 
-    >>> import numpy as np, tensorflow as tf
+    Trained as `Concerto` is:
+
     >>> from concerto_tf.models import CLEAR
     >>> model = CLEAR([f"gene{i}" for i in range(50)], backbone=(16, 8), batch_size=32)
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> model.embedding_dim
+    8
 
     Reference:
         CLEAR, The CLEAR framework, equations 1 to 3; Architecture and hyperparameters.

@@ -41,9 +41,8 @@ class Concerto(ContrastiveModel):
     branches are summed before normalisation, dropout and the dense layer, which they share. A cell
     without any value in a modality lacks it, and stands at its mean there.
 
-    The defaults are what embeds best over many data sets; ``Concerto.presets["paper"]`` has the
-    paper's values. They differ in that the paper begins with random weights, has no projection
-    head, hides nothing before the dropout layer and reads the teacher's output.
+    ``Concerto.presets["paper"]`` has the paper's values. It begins with random weights, has no
+    projection head, hides nothing before the dropout layer and reads the teacher's output.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -63,8 +62,7 @@ class Concerto(ContrastiveModel):
         scale_genes: Whether the teacher's values are divided by the genes' standard deviations
             too.
         scale_inputs: Whether the student's normalised input is divided by the root of the number
-            of genes. The weights it meets are larger by that, so that Adam, whose steps are as
-            large for any weight, changes them in proportion whatever the number of genes.
+            of genes, so that Adam's steps are small against the weights whatever that number.
         components: Number of principal components in the PCA initialization; 0 for random weights.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
@@ -74,9 +72,8 @@ class Concerto(ContrastiveModel):
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_offset: What is added to every unit of the embedding that holds a component,
-            in standard deviations. Seen from the middle of all cells, those that are there have no
-            direction; most users compare embeddings by cosine. Distances stay as they are. Not
-            with the readout ``both``.
+            in standard deviations: without it, cells in the middle of all others have no direction
+            to compare by cosine. Distances do not change. Not with the readout ``both``.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, modalities, sources, target_sum,
             temperature, negatives, seed.

@@ -95,10 +95,9 @@ class SoftKMeans(keras.Model):
     as printed, the mean of the cells weighted by how much they belong to it, here over the latest
     minibatches.
 
-    Two things the paper leaves open. The kernel exp(-distance^2) has no width of its own, so
-    embeddings are scaled to where it is that of normal distributions as wide as the clusters are.
-    And both losses are least where all cells are in one point, so that embeddings keep the overall
-    variance that they had.
+    Two things the paper leaves open. The kernel exp(-distance^2) has no width of its own:
+    embeddings are scaled to fit it to the width of the clusters. Both losses are least where all
+    cells are in one point: embeddings keep their overall variance.
 
     Args:
         k: Number of clusters K.

@@ -25,11 +25,10 @@ COLUMNS = [
 def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     """Shares of every cell type in every condition beside those in the control, with a test.
 
-    With samples: Student's t-test between the samples' shares, as logits (with half a cell added
-    on either side, so that none is infinite), and none where a condition has fewer than two.
-    Without: Fisher's exact test of cells, which takes every cell for an independent draw, and so
-    finds differences between any two samples. A share is one of all cells: where one type grows,
-    others shrink.
+    With samples: Student's t-test between the logits of the samples' shares (with half a cell
+    added on either side), none where a condition has fewer than two. Without: Fisher's exact test,
+    which takes every cell for an independent draw. A share is one of all cells: where one type
+    grows, others shrink.
 
     Args:
         groups: The cells.
