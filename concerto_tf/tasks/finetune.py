@@ -61,7 +61,6 @@ def finetune(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
 ) -> Classifier:
     """Teaches a pre-trained model the cell types of labelled cells; called again, it continues.
 
@@ -95,7 +94,6 @@ def finetune(
         seed: Seed of the new weights, the order, the views and the part held out.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
 
     Returns:
         The fine-tuned model.
@@ -175,7 +173,6 @@ def finetune(
                 schedule,
                 callbacks=callbacks,
                 progress=progress,
-                verbose=verbose,
             )
             found = _calibrate(fine, records, codes, held_out)
         finish_training(

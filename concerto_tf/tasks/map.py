@@ -44,7 +44,6 @@ def map(  # noqa: A001 - the command's name
     k: int = 5,
     alpha: float = ALPHA,
     finetune: bool = False,
-    joint: bool = True,
     batch_aware: bool = False,
     source_key: str | None = None,
     layer: str | None = None,
@@ -85,8 +84,7 @@ def map(  # noqa: A001 - the command's name
             unknown, so are the finer ones. ``label_key`` is the finest level where not among them.
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
-        finetune: Train the model on the query without labels first, and embed both with it.
-        joint: Whether reference cells are mixed in when fine-tuning.
+        finetune: Train the model on query and reference without labels first, and embed with it.
         batch_aware: Normalise the query by statistics of its own instead of the reference's.
         source_key: Column of the query's obs that names the source of each cell.
         layer: Layer that holds the query's counts.
@@ -147,7 +145,7 @@ def map(  # noqa: A001 - the command's name
             origin = stack.enter_context(
                 open_cells(model, reference, of_reference, label_keys=keys, trained=True)
             )
-            model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
+            model = adapt(model, [records, origin], seed, progress)
             found = make_reference(model, origin, keys)
         elif keys or reference is not None:
             found = find_reference(model, folder, reference, of_reference, label_keys=keys)

@@ -64,7 +64,6 @@ def train(
     options: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
 ) -> ContrastiveModel:
     """Trains a model and leaves it in a folder; called again after a stop, it continues.
 
@@ -96,7 +95,6 @@ def train(
         options: Further arguments of the model's class.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
 
     Returns:
         The trained model.
@@ -147,7 +145,7 @@ def train(
             dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
         )
         scope = scope or make_strategy(strategy)
-        how = {"callbacks": callbacks, "progress": progress, "verbose": verbose}
+        how = {"callbacks": callbacks, "progress": progress}
         return _train(job, request, records, scope, workers, **how)
 
 

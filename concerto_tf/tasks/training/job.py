@@ -40,7 +40,6 @@ def fit_in_rounds(
     patience: int | None = None,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
     workers: TrainingProcesses | None = None,
 ) -> None:
     """Trains round by round in the folder of a job that has begun, behind its checkpoint.
@@ -54,7 +53,6 @@ def fit_in_rounds(
         patience: Rounds without a smaller loss after which it ends; None for never.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
         workers: The processes that train together; None for this one alone.
     """
     from concerto_tf._keras import keras
@@ -95,7 +93,7 @@ def fit_in_rounds(
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
-            verbose=verbose if workers.first else 0,
+            verbose=0,
             callbacks=[
                 TrainingProgress(schedule, progress if workers.first else None, clock),
                 StopOnNaN(),
