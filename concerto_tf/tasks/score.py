@@ -16,7 +16,7 @@ from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.records.inputs.input import Input
-from concerto_tf.records.units import detect_units, scales_with_depth
+from concerto_tf.records.units import scales_with_depth, units_of
 from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ GENE_SETS: dict[str, tuple[str, ...]] = {
 }
 PREFIX = "concerto_score_"
 _CHUNK_CELLS = 8_192
-_SAMPLE_CELLS = 256
 
 
 def score(
@@ -232,10 +231,7 @@ def _places(genes: Vocabulary) -> dict[str, int]:
 
 def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     """Normalised values [cells, genes], read in chunks."""
-    size = min(_SAMPLE_CELLS, cells.n_cells)
-    starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-    units = detect_units(cells.chunk(start, start + size)[RNA] for start in starts)
-    counts = scales_with_depth(units)
+    counts = scales_with_depth(units_of(cells, [RNA])[RNA])
     if not counts:
         _log.info("%s: log-normalized; scored unchanged", cells.name)
     parts = []

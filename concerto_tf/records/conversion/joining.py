@@ -15,9 +15,8 @@ from concerto_tf.records.genes.orthologs import Orthologs
 from concerto_tf.records.genes.overlap import FEWEST_SHARED, Match, check_overlap, match, union
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.opening import Input
-from concerto_tf.records.units import COUNTS, LINEAR, detect_units
+from concerto_tf.records.units import COUNTS, LINEAR, units_of
 
-_SAMPLE_CELLS = 256
 _BARCODE_CELLS = 65_536
 
 
@@ -202,22 +201,8 @@ def _genes(
 def _units(
     inputs: Sequence[Input], modalities: Sequence[str]
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The units of each modality in all, and in each of the inputs that have it.
-
-    From cells of the beginning, middle and end of each input.
-    """
-    own_units: list[dict[str, str]] = []
-    for cells in inputs:
-        size = min(_SAMPLE_CELLS, cells.n_cells)
-        starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-        samples = [cells.chunk(start, start + size) for start in starts]
-        own_units.append(
-            {
-                name: detect_units([sample[name] for sample in samples])
-                for name in modalities
-                if name in cells.modalities
-            }
-        )
+    """The units of each modality in all, and in each of the inputs that have it."""
+    own_units = [units_of(cells, modalities) for cells in inputs]
     units = {}
     for name in modalities:
         found = [
