@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import serializable
-from concerto_tf.layers.random_layer import Draw, RandomLayer, checked_share
+from concerto_tf.errors import checked_share
+from concerto_tf.layers.random_layer import Draw, RandomLayer
 
 
 @serializable

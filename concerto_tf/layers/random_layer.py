@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from concerto_tf._keras import keras, replica_index, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import checked_share
 
 #: A shape, or its parts, known in advance or not.
 Shape: TypeAlias = tf.Tensor | Sequence[int | tf.Tensor]
-
-
-def checked_share(name: str, value: float, below_one: bool = False) -> float:
-    """A fraction or probability as a float.
-
-    Args:
-        name: What to call it in the message.
-        value: The number.
-        below_one: Whether 1 itself is too much.
-
-    Returns:
-        The number.
-
-    Raises:
-        InputError: It lies outside [0, 1], or [0, 1).
-    """
-    if not isinstance(value, Real) or not 0 <= value <= 1 or (below_one and value == 1):
-        raise InputError(f"{name} must lie in [0, 1{')' if below_one else ']'}, not {value!r}.")
-    return float(value)
 
 
 class Draw:

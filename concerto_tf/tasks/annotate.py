@@ -57,12 +57,7 @@ def annotate(
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
             and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
-        source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        modalities: Where the model's further modalities lie; see `embed`.
-        orthologs: Table of orthologs for cells of another species.
-        progress: Called with the number of cells done and of all cells.
+        source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``

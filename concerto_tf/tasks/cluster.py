@@ -53,11 +53,7 @@ def add_clusters(
         rep: key of the embedding in `adata.obsm`, or "X".
         algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), "kmeans",
             "soft-kmeans" (a network that starts from K-means, `SoftKMeans`) or "consensus".
-        resolution: of Leiden; higher gives more clusters.
-        k: number of clusters, for all but "leiden"; a consensus without it finds its own number.
-        seed: of the algorithm.
-        runs: clusterings that a consensus is made of; by default 20.
-        clusterings: columns of `adata.obs` to make the consensus of instead.
+        resolution, k, seed, runs, clusterings: as in `concerto_tf.cluster`.
 
     Raises:
         InputError: no such embedding, it is not finite, an unknown algorithm, K-means without k or

@@ -81,8 +81,7 @@ def write_embeddings(
     """Embeds cells into a file; of the cells, memory holds names and labels alone.
 
     Args:
-        model: As `embed` takes it.
-        cells: As `embed` takes them.
+        model, cells: As in `embed`.
         out: The `.h5ad` to write.
         reading: How to read them.
         progress: Called with the number of cells done and of all cells.

@@ -82,12 +82,7 @@ def explain(
         top: List this many genes of each cell or group and modality, the strongest. By default
             20 of a cell, and all of a group.
         figure: Image file for a heatmap of the groups' strongest genes; its ending says the kind.
-        source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        modalities: Where the model's further modalities lie; see `embed`.
-        orthologs: Table of orthologs for cells of another species.
-        progress: Called with the number of cells done and of all cells.
+        source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         With ``groupby``, one row for each group, gene and modality: ``group``, ``gene``,

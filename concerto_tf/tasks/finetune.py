@@ -82,18 +82,13 @@ def finetune(
             technology or tissue: teacher and student learn to agree about them.
         end_to_end: Use the network of the model, but none of its weights: they start at random,
             without principal components, as in the paper's comparison.
-        epochs: Passes over the cells; ``None`` follows from their number.
-        batch_size: Cells per minibatch over all devices.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
             model's own (``recipe.finetuning_rate``).
-        optimizer: As for `train`.
-        strategy: As for `train`.
+        epochs, batch_size, optimizer, strategy, callbacks, progress: As in `train`.
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds
             none out, and no cell can be rejected then.
         consistency: Weight lambda of the agreement about target cells.
         seed: Seed of the new weights, the order, the views and the part held out.
-        callbacks: Further Keras callbacks.
-        progress: Called with the number of cells seen and to be seen.
 
     Returns:
         The fine-tuned model.

@@ -86,19 +86,14 @@ def map(  # noqa: A001 - the command's name
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
         finetune: Train the model on query and reference without labels first, and embed with it.
         batch_aware: Normalise the query by statistics of its own instead of the reference's.
-        source_key: Column of the query's obs that names the source of each cell.
-        layer: Layer that holds the query's counts.
         reference_source_key: As ``source_key``, of the reference; by default the same where the
             reference has it.
         reference_layer: As ``layer``, of the reference.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        orthologs: Table of orthologs where the query is of another species than the model.
-        modalities: Where further modalities lie that the model looks at; see `embed`.
+        source_key, layer, drop_empty, orthologs, modalities, progress: As in `embed`, of the query.
         groupby: Column of the query's obs, or ``leiden`` for clusters of its embedding, whose
             groups are shown beside their nearest reference labels; see `relatives`.
         figure: File of the Sankey figure of these; the table is written beside it as `.tsv`.
         seed: Seed of fine-tuning and of Leiden.
-        progress: Called with the number of cells done and of all cells.
 
     Returns:
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow

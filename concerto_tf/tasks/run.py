@@ -75,8 +75,7 @@ def run(
         resolution: Resolution of the Leiden clusters.
         drop_empty: Leave out cells without any count instead of refusing them.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
-        workers: Processes that convert, as in `convert`.
-        dask: Cluster that converts instead, as in `convert`.
+        workers, dask: As in `convert`.
         seed: Seed of everything.
         skip_damaged: Go on without the cells of ``records/`` that were damaged since they were
             converted, and say how many are lost.

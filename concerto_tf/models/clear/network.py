@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import assign_everywhere, keras, serializable
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
 from concerto_tf.models.clear.presets import PRESETS
@@ -84,14 +84,12 @@ class CLEAR(DenseModel):
         **kwargs: Any,
     ) -> None:
         refuse_made(CLEAR, kwargs)
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
         if batch_size < 2 or (queue is not None and queue < 1):
             raise InputError(
                 f"batch_size must be 2 or more and queue 1 or more, not {batch_size} and {queue}."
             )
         self._queue, self._batch_size = queue, int(batch_size)
-        self._momentum = float(momentum)
+        self._momentum = checked_share("momentum", momentum, below_one=True)
         super().__init__(
             vocabulary,
             augmentation=Augmentation(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import serializable, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.concerto.branches import Architecture, Seen
@@ -23,7 +23,6 @@ from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
-from concerto_tf.numerics.components import checked_share
 from concerto_tf.records.batch import Batch, Minibatch
 
 READOUTS = ("teacher", "student", "both")
@@ -143,7 +142,7 @@ class Concerto(ContrastiveModel):
         self.scale_genes = bool(scale_genes)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.denoise = checked_share(denoise)
+        self.denoise = checked_share("denoise", denoise)
         self.align_sources = bool(align_sources and self.components)
         self.readout = readout
         self.placement = Placement(readout_offset, name="placement")

@@ -16,7 +16,7 @@ from concerto_tf._keras import (
     state_weight,
     sum_over_replicas,
 )
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers.kmeans import squared_distances
 
 _NEVER = -1e9  # exp() of it is 0 in every float type
@@ -144,10 +144,9 @@ class SoftKMeans(keras.Model):
         for name, value in {"k": k, "dim": dim, "units": units}.items():
             if int(value) != value or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
         self.k, self.dim, self.units = int(k), int(dim), int(units)
-        self.momentum, self.seed = float(momentum), int(seed)
+        self.momentum = checked_share("momentum", momentum, below_one=True)
+        self.seed = int(seed)
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.hidden = keras.layers.Dense(
             self.units,

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
@@ -22,7 +22,6 @@ from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import (
-    checked_share,
     component_directions,
     standardize_by_source,
 )
@@ -131,7 +130,7 @@ class DenseModel(ContrastiveModel):
         self.augment_first = bool(augment_first)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.denoise = checked_share(denoise)
+        self.denoise = checked_share("denoise", denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
         self.placement = Placement(readout_offset, name="placement")
         self._seeds = Seeds(self.seed)

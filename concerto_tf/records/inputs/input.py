@@ -22,19 +22,11 @@ from concerto_tf.records.inputs.observations import (
 from concerto_tf.records.inputs.rows import Rows
 
 # Files and folders whose own name says nothing about the sample.
-_NAMELESS = {
-    "filtered_feature_bc_matrix",
-    "raw_feature_bc_matrix",
-    "sample_filtered_feature_bc_matrix",
-    "sample_raw_feature_bc_matrix",
-    "filtered_gene_bc_matrices",
-    "raw_gene_bc_matrices",
-    "filtered_gene_bc_matrices_h5",
-    "raw_gene_bc_matrices_h5",
-    "outs",
-    "count",
-    "matrix",
-}
+_NAMELESS = (
+    "filtered_feature_bc_matrix raw_feature_bc_matrix sample_filtered_feature_bc_matrix "
+    "sample_raw_feature_bc_matrix filtered_gene_bc_matrices raw_gene_bc_matrices "
+    "filtered_gene_bc_matrices_h5 raw_gene_bc_matrices_h5 outs count matrix"
+).split()
 _SUFFIXES = (".gz", ".h5ad", ".zarr", ".h5", ".mtx")
 
 

@@ -7,19 +7,10 @@ import pandas as pd
 
 from concerto_tf.tasks.comparison.groups import Groups, adjust, t_test
 
-COLUMNS = [
-    "cell_type",
-    "condition",
-    "cells_control",
-    "cells_condition",
-    "share_control",
-    "share_condition",
-    "log2_ratio",
-    "test",
-    "p",
-    "p_adjusted",
-    "significant",
-]
+COLUMNS = (
+    "cell_type condition cells_control cells_condition share_control share_condition "
+    "log2_ratio test p p_adjusted significant"
+).split()
 
 
 def composition(groups: Groups, alpha: float) -> pd.DataFrame:

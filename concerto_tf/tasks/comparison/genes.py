@@ -13,47 +13,17 @@ from concerto_tf.tasks.comparison.groups import Groups, adjust, rank_skewness, s
 # A gene is tested where this share of a type's cells, and this many of them, express it: of both
 # conditions together, so that the choice says nothing about the difference.
 _EXPRESSING_SHARE, _EXPRESSING_CELLS = 0.03, 10
-MARKERS = [
-    "cell_type",
-    "condition",
-    "gene",
-    "log_fold_change",
-    "share_control",
-    "share_condition",
-    "score",
-    "p",
-    "p_adjusted",
-    "p_samples",
-    "p_samples_adjusted",
-    "significant",
-]
-MODULES = [
-    "cell_type",
-    "condition",
-    "set",
-    "genes",
-    "mean_control",
-    "mean_condition",
-    "difference",
-    "p",
-    "p_adjusted",
-    "p_samples",
-    "p_samples_adjusted",
-    "significant",
-]
-ENRICHMENT = [
-    "cell_type",
-    "condition",
-    "direction",
-    "set",
-    "overlap",
-    "set_size",
-    "odds_ratio",
-    "p",
-    "p_adjusted",
-    "significant",
-    "genes",
-]
+MARKERS = (
+    "cell_type condition gene log_fold_change share_control share_condition score p "
+    "p_adjusted p_samples p_samples_adjusted significant"
+).split()
+MODULES = (
+    "cell_type condition set genes mean_control mean_condition difference p p_adjusted "
+    "p_samples p_samples_adjusted significant"
+).split()
+ENRICHMENT = (
+    "cell_type condition direction set overlap set_size odds_ratio p p_adjusted significant genes"
+).split()
 _GSEAPY = {"odds_ratio": "Odds Ratio", "p": "P-value", "genes": "Genes"}
 
 
@@ -148,8 +118,7 @@ def modules(
         groups: The cells.
         scores: [n, sets].
         sizes: Genes found of each set.
-        alpha: As for `markers`.
-        min_cells: As for `markers`.
+        alpha, min_cells: As for `markers`.
 
     Returns:
         One row per type, condition and set, with `MODULES`.
