@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         skipping(made)
 
     def training(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:5000)")
+        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="input genes (hvg:5000)")
         made.add_argument(
             "--method", metavar="NAME", help="concerto (the default), clear, contrastive-sc or cicl"
         )

@@ -54,8 +54,8 @@ class ContrastiveModel(BatchModel):
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
         symbols: Symbols of the genes, where the identifiers are something else.
-        genes: Indices of the genes the model looks at, ascending; ``None`` for all. The other
-            genes still count towards a cell's total.
+        genes: Indices of the input genes, ascending; ``None`` for all. The others still count
+            towards a cell's total.
         modality: The modality that vocabulary, symbols, genes and target_sum are of.
         modalities: Further modalities, of a method that looks at several: name to the same
             arguments, of which ``vocabulary`` must be there.
@@ -176,7 +176,7 @@ class ContrastiveModel(BatchModel):
 
         Args:
             records: Finished records.
-            genes: Indices of the genes to look at; ``None`` for all.
+            genes: Indices of the input genes; ``None`` for all.
             **kwargs: Of the class; ``modalities``, where given, are names (`chosen_modalities`).
 
         Returns:

@@ -91,7 +91,7 @@ class Attentive(Encoder, Protocol):
     def attention_weights(
         self, batch: Batch, modality: str | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indices int32 [B, K] among the genes looked at in a modality, and their weights [B, K].
+        """Indices int32 [B, K] among the input genes of a modality, and their weights [B, K].
 
         They stand where `ModalityInput.cells` has them.
         """
@@ -123,7 +123,7 @@ class Teachable(SourceAware, Protocol):
         """
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        """Values of all genes looked at, of all modalities side by side, without their sources."""
+        """Values of all input genes, of all modalities side by side, without their sources."""
 
     def untrained(self, sources: Sequence[str], seed: int) -> Teachable:
         """The same model for these sources, with random weights."""
@@ -159,7 +159,7 @@ def modality_input(encoder: Encoder, name: str) -> ModalityInput:
 
 
 def chosen_genes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
-    """Modality to the genes looked at, as `Records.dataset` takes them; not where it is all."""
+    """Modality to the input genes, as `Records.dataset` takes them; not where it is all."""
     return {one.name: one.genes for one in encoder.modality_inputs if one.genes is not None}
 
 

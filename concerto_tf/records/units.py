@@ -1,4 +1,4 @@
-"""Whether values are counts, amounts on a linear scale, log-normalised, or something else."""
+"""Whether values are counts, amounts on a linear scale, log-normalized, or something else."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ VALUES = "values"
 # log1p of this is more than 10^8 counts, and a logarithm to base 2 more than a million.
 _LARGEST_LOG = 20.0
 # Cells with a larger value are linear if they are this share at least and the others, where there
-# are this many, are not log-normalised: among those there are odd values at times.
+# are this many, are not log-normalized: among those there are odd values at times.
 _LINEAR_CELLS, _LOGNORM_CELLS = 0.02, 10
-# How far the totals of log-normalised cells may lie from their median, for 90% of the cells.
+# How far the totals of log-normalized cells may lie from their median, for 90% of the cells.
 _TOTAL_TOLERANCE = 0.02
 # Cells at the beginning, in the middle and at the end of an input that tell its units.
 _SAMPLE_CELLS = 256

@@ -37,7 +37,7 @@ LayerLike = Any
 class DenseModel(ContrastiveModel):
     """An augmentation, an encoder and a loss, which combine freely.
 
-    Cells become dense log-normalised values [B, n_inputs] of the genes that the model looks at.
+    Cells become dense log-normalized values [B, n_inputs] of the input genes.
     In training each of two views is an augmentation of them; the values are then standardised
     within the cells of their source, and encoded. The loss pulls the two views of a cell together.
     The embedding is what the encoder gives for the whole cell.
@@ -198,7 +198,7 @@ class DenseModel(ContrastiveModel):
 
     @property
     def n_inputs(self) -> int:
-        """Number of genes that the model looks at."""
+        """Number of input genes."""
         return self.modality_inputs[0].n_inputs
 
     def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> DenseModel:
@@ -209,7 +209,7 @@ class DenseModel(ContrastiveModel):
     # --- from a batch to embeddings ---------------------------------------------------------
 
     def dense(self, batch: Batch) -> tf.Tensor:
-        """Normalised values of all genes the model looks at [B, n_inputs], before any change."""
+        """Normalised values of all input genes [B, n_inputs], before any change."""
         [genes] = self.modality_inputs
         cells = genes.cells(Minibatch(batch))
         if cells is None:

@@ -15,7 +15,7 @@ class Groups:
     """Cells with their type, condition and, where known, sample.
 
     Attributes:
-        values: [n, G] CSR float32, log-normalised.
+        values: [n, G] CSR float32, log-normalized.
         genes: G names.
         types: [n] codes of `type_names`.
         conditions: [n] codes of `condition_names`, of which the first is the control.

@@ -14,7 +14,7 @@ from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
 
 _log = logging.getLogger("concerto_tf")
-#: Share of the genes looked at below which it is said that few were measured.
+#: Share of a model's input genes below which it is said that few were measured.
 _FEW_MEASURED = 0.5
 #: Cells of a minibatch that is only looked at.
 BATCH_CELLS = 256
