@@ -91,8 +91,7 @@ class Crossover(GeneAugmentation):
         others: Values [N, G] of the cells to exchange with; by default those of ``inputs``, where
             a cell is never its own partner as long as there is another.
         aligned: Whether row i of ``others`` is the cell of row i of ``inputs`` (in another
-            state, such as before an earlier augmentation), and therefore not its partner. N must
-            then be B.
+            state), and therefore not its partner. N must then be B.
         training: Whether to change anything.
 
     Returns:

@@ -111,8 +111,7 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
 
     Args:
         history: CSV file as `keras.callbacks.CSVLogger` writes it, or a dict of lists as
-            `History.history` is. Columns `val_<name>` are drawn dashed; columns that are not
-            there are left out, values that are empty or not finite are gaps.
+            `History.history` is. Columns `val_<name>` are drawn dashed.
         path: file to write; its folder must exist.
 
     Raises:

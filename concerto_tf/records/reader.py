@@ -42,9 +42,8 @@ class Records:
 
     Args:
         path: The folder.
-        skip_damaged: Go on without the cells that are damaged or missing, as if they had never
-            been there, and say how many of which shard are lost. All shards are read for it, and
-            what is intact of a damaged one is copied to a temporary folder.
+        skip_damaged: Leave out the cells that are damaged or missing, and say how many of which
+            shard. All shards are read for it; what is intact of a damaged one is copied.
 
     Attributes:
         path: The folder.
@@ -226,16 +225,14 @@ class Records:
                 for a source it does not know.
             labels: Keys of the labels to emit.
             cells: Whether to emit barcodes.
-            shard_of: (index, count) of this worker, each of which gets its share of the cells. In a
-                `fit` of your own under MultiWorkerMirroredStrategy all would read the same ones
-                without it.
+            shard_of: (index, count) of this worker, each of which gets its share of the cells; give
+                it in a `fit` of your own under MultiWorkerMirroredStrategy.
             drop_remainder: Whether an incomplete last batch of an epoch is dropped. By default it
                 is when shuffling, as training wants whole batches.
             pad_last: Whether an incomplete last batch is filled up with cells of row -1, source -1
                 and no values, so that every batch has the same shape.
             packed: Let cells share their places in "genes" and "values", which takes most of the
-                padding out and makes a model's steps several times faster on cells that differ in
-                their number of genes. Batches then hold "offset" too.
+                padding out. Steps are several times faster. Batches then hold "offset" too.
             replicas: Number of replicas that a packed batch is divided between.
 
         Returns:

@@ -75,9 +75,8 @@ def train(
         records: Finished records, or their folder.
         out: Folder of the model.
         method: ``concerto`` (the default), ``clear``, ``contrastive-sc`` or ``cicl``.
-        preset: ``paper`` for the values printed in the method's paper, how long to train among
-            them where it says so (``presets`` of the model's class); ``None`` for what embeds
-            best.
+        preset: ``paper`` for the values printed in the method's paper (``presets`` of the model's
+            class); ``None`` for what embeds best.
         ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`).
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The

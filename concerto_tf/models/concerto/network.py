@@ -65,9 +65,8 @@ class Concerto(ContrastiveModel):
         components: Number of principal components in the PCA initialization; 0 for random weights.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the cell types that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
-            initialization only.
+        align_sources: Whether PCA initialization aligns sources by the cell types that they share
+            (`numerics.alignment`) instead of centring each.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_offset: What is added to every unit of the embedding that holds a component,

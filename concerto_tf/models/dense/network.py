@@ -60,11 +60,8 @@ class DenseModel(ContrastiveModel):
             random weights, as any other encoder has.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the cell types that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
-            initialization of standardised values only.
-        readout_offset: What is added to every unit of the embedding that holds a component;
-            as for `Concerto`.
+        align_sources: As in `Concerto`, of standardised values.
+        readout_offset: As in `Concerto`.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 

@@ -69,9 +69,8 @@ def convert(
     Args:
         inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
             AnnData, or an open `Input`. Several are joined over the union of their genes.
-        out: Folder to write; must not exist, be empty, or hold an earlier conversion. An address
-            of an object store (`gs://bucket/records`) will do, as for the inputs; what was
-            interrupted there is begun again.
+        out: Folder to write, or an address of an object store (`gs://bucket/records`); must not
+            exist, be empty, or hold an earlier conversion.
         layer: None for X, a name in `layers`, or "raw".
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
             one source.
@@ -87,8 +86,7 @@ def convert(
         workers: Number of processes, each of which takes about 250 MB. None: one per processor, if
             the cells are enough for that to pay.
         dask: Address of a dask scheduler ("tcp://host:8786"), a `distributed.Client` or a cluster
-            of dask's: its workers do the work instead. They must see the inputs and `out` by the
-            same paths, so that these are in a shared folder or an object store.
+            of dask's: its workers do the work instead. They must see inputs and `out` by one path.
         seed: Seed of the permutation.
         chunk_cells: Cells held in memory at once, by each worker.
         drop_empty: Leave out cells without any count instead of refusing them.
