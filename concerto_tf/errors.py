@@ -1,8 +1,9 @@
-"""The exceptions of our own: what the user can mend, and what can be continued."""
+"""The exceptions of our own: what the user can mend, and what can be continued; one check."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 
@@ -53,6 +54,25 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return self.message if self.argument is None else f"{self.message} ({self.argument})"
+
+
+def checked_share(name: str, value: float, below_one: bool = False) -> float:
+    """A fraction or probability as a float.
+
+    Args:
+        name: What to call it in the message.
+        value: The number.
+        below_one: Whether 1 itself is too much.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: It lies outside [0, 1], or [0, 1).
+    """
+    if not isinstance(value, Real) or not 0 <= value <= 1 or (below_one and value == 1):
+        raise InputError(f"{name} must lie in [0, 1{')' if below_one else ']'}, not {value!r}.")
+    return float(value)
 
 
 class Interrupted(RuntimeError):

@@ -1,11 +1,11 @@
 """Work that takes long and leaves its results in a folder: asked for, begun, resumed, finished.
 
 What happens on Ctrl-C, on SIGTERM, when a process is killed or the power is cut? The work ends
-where it is, and nothing has to be cleared away. Python raises `KeyboardInterrupt`, which nothing
-catches before `concerto_tf.cli.main`; that says "run the same command to continue" and ends with
-exit code 130. What bears a final name is whole (`concerto_tf._files.atomic`), and a note of what
-was asked for lies in the folder before the first result does. The same call, made again, finds the
-note and goes on from the results that are there: `convert` behind its last chunk
+where it is, and nothing has to be cleared away. `concerto_tf.cli.main` catches `KeyboardInterrupt`,
+says "run the same command to continue" and ends with exit code 130. What bears a final name is
+whole (`concerto_tf._files.atomic`), and a note of what was asked for is written before the first
+result. The same call, made again, continues from the results that are there: `convert` behind its
+last chunk
 (`concerto_tf.records.conversion.passes`), `train` and `finetune` behind their last checkpoint
 (`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
 
@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import remove, remove_temporaries, sha256, write_json
@@ -139,12 +138,7 @@ class Job:
             self._acquire()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             if self._began and isinstance(error, InputError):
                 with suppress(OSError):  # the error tells why
@@ -293,11 +287,11 @@ class Job:
                 remove(self.out)
 
 
-def fingerprint(asked: Any) -> str:
+def json_checksum(asked: Any) -> str:
     """A checksum of anything that JSON holds.
 
     Example:
-        >>> fingerprint({"seed": 0, "genes": None}) == fingerprint({"genes": None, "seed": 0})
+        >>> json_checksum({"seed": 0, "genes": None}) == json_checksum({"genes": None, "seed": 0})
         True
     """
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -320,7 +314,7 @@ def identity_of_cells(cells: str | Path | AnnData, without: Path | None = None) 
         path = as_path(cells).expanduser()
         if not path.exists():
             raise InputError(f"{cells}: there is no such file or folder; check the path")
-        return fingerprint(_marks(path, without))
+        return json_checksum(_marks(path, without))
     import joblib
 
     x = _marks(Path(cells.filename), None) if cells.isbacked else cells.X
@@ -336,7 +330,7 @@ def identity_of_file(path: str | Path) -> str:
 
 def identity_of_records(records: Any) -> str:
     """What tells records apart: the checksums of their shards."""
-    return fingerprint([shard.sha256 for shard in records.manifest.shards])
+    return json_checksum([shard.sha256 for shard in records.manifest.shards])
 
 
 def identity_of_model(model: Any) -> str:

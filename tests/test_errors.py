@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from concerto_tf.cli.arguments import make_parser
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, checked_share
 
 PACKAGE = Path(__file__).resolve().parents[1] / "concerto_tf"
 
@@ -53,3 +53,12 @@ def test_no_option_outside_the_command_line() -> None:
         if option.search(line)
     ]
     assert found == []
+
+
+def test_a_share_lies_from_0_to_1() -> None:
+    assert checked_share("denoise", 1) == 1.0
+    for wrong in (-0.1, 1.5, float("nan"), "half"):
+        with pytest.raises(InputError, match=r"denoise must lie in \[0, 1\], not"):
+            checked_share("denoise", wrong)
+    with pytest.raises(InputError, match=r"must lie in \[0, 1\), not 1"):
+        checked_share("rate", 1, below_one=True)

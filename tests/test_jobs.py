@@ -17,7 +17,7 @@ import pytest
 
 from concerto_tf._files import remove
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, Layout, fingerprint, identity_of_cells, identity_of_file
+from concerto_tf.jobs import Job, Layout, identity_of_cells, identity_of_file, json_checksum
 
 ROOT = Path(__file__).parents[1]
 #: As conversion, training and runs have them.
@@ -349,9 +349,9 @@ def killed_at(at: int, out: Path, layout: Layout, there: str) -> int:
 # --- identities -------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_is_of_the_content() -> None:
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+def test_a_checksum_is_of_the_content() -> None:
+    assert json_checksum({"a": 1, "b": [2]}) == json_checksum({"b": [2], "a": 1})
+    assert json_checksum({"a": 1}) != json_checksum({"a": 2})
 
 
 def test_files_are_told_by_name_size_and_time(tmp_path: Path) -> None:

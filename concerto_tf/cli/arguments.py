@@ -33,6 +33,16 @@ def make_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run, parsers=subparsers.choices)
         return made
 
+    def whole(
+        made: argparse.ArgumentParser, name: str, text: str, value: int | None = None
+    ) -> None:
+        made.add_argument(name, type=int, default=value, metavar="N", help=text)
+
+    def real(
+        made: argparse.ArgumentParser, name: str, text: str, value: float | None = None
+    ) -> None:
+        made.add_argument(name, type=float, default=value, metavar="X", help=text)
+
     def keys(made: argparse.ArgumentParser, *, labels: str | None = "one") -> None:
         made.add_argument("--source-key", metavar="KEY", help="obs column of batches or donors")
         if labels == "one":
@@ -57,12 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
 
     def workers(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--workers",
-            type=int,
-            metavar="N",
-            help="processes that convert (all processors, if there are many cells)",
-        )
+        whole(made, "--workers", "processes that convert (all processors, if there are many cells)")
         made.add_argument(
             "--dask", metavar="ADDRESS", help="scheduler of a dask cluster that converts instead"
         )
@@ -99,16 +104,13 @@ def make_parser() -> argparse.ArgumentParser:
         skipping(made)
 
     def training(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="genes to look at (hvg:5000)")
+        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="input genes (hvg:5000)")
         made.add_argument(
             "--method", metavar="NAME", help="concerto (the default), clear, contrastive-sc or cicl"
         )
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
-        made.add_argument(
-            "--members",
-            type=int,
-            metavar="N",
-            help="networks with seeds of their own whose embeddings are joined (1)",
+        whole(
+            made, "--ensemble", "networks with seeds of their own whose embeddings are joined (1)"
         )
         steps(made)
 
@@ -116,8 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--epochs", type=parsing.epochs, metavar="N|auto", help="passes over the cells"
         )
-        made.add_argument("--batch-size", type=int, metavar="N", help="cells per step")
-        made.add_argument("--learning-rate", type=float, metavar="X", help="learning rate")
+        whole(made, "--batch-size", "cells per step")
+        real(made, "--learning-rate", "learning rate")
         made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
         made.add_argument(
             "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
@@ -148,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
     keys(made, labels="several")
     reading(made)
     workers(made)
-    made.add_argument("--shards", type=int, metavar="N", help="number of files")
+    whole(made, "--shards", "number of files")
     made.add_argument("--compression", choices=["none", "gzip"], default="none")
     made.add_argument("--like", metavar="RECORDS_OR_MODEL", help="use the genes of these")
     made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
@@ -185,8 +187,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="leiden by default",
     )
     made.add_argument("--resolution", type=float, default=1.0, help="of leiden")
-    made.add_argument("--k", type=int, metavar="N", help="number of clusters, but for leiden")
-    made.add_argument("--runs", type=int, metavar="N", help="clusterings in a consensus (20)")
+    whole(made, "--k", "number of clusters, but for leiden")
+    whole(made, "--runs", "clusterings in a consensus (20)")
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
@@ -204,36 +206,19 @@ def make_parser() -> argparse.ArgumentParser:
     skipping(made)
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
     made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
-    made.add_argument(
-        "--calibration",
-        type=float,
-        default=0.2,
-        metavar="X",
-        help="share of the labelled cells held out to calibrate on (0.2)",
-    )
+    real(made, "--calibration", "share of the labelled cells held out to calibrate on (0.2)", 0.2)
 
     made = command("annotate", commands.annotate, "cell types, `unknown` where they are new")
     model_and_input(made)
     about_cells(made, "OUT.h5ad")
-    made.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        metavar="X",
-        help="share of cells of known types that may be rejected (0.05)",
-    )
+    real(made, "--alpha", "share of cells of known types that may be rejected (0.05)", 0.05)
 
     made = command("map", commands.map, "labels of a reference for query cells")
     model_and_reference(made)
     about_cells(made, "OUT.h5ad")
     made.add_argument("--levels", metavar="COARSE,FINE", help="labels to map one within the other")
-    made.add_argument("--k", type=int, default=5, metavar="N", help="neighbours that vote (5)")
-    made.add_argument(
-        "--alpha",
-        type=float,
-        metavar="X",
-        help="share of reference cells below which a cell is unknown",
-    )
+    whole(made, "--k", "neighbours that vote (5)", 5)
+    real(made, "--alpha", "share of reference cells below which a cell is unknown")
     made.add_argument("--finetune", action="store_true", help="train on the query first")
     made.add_argument(
         "--batch-aware", action="store_true", help="normalise the query by its own statistics"
@@ -248,13 +233,13 @@ def make_parser() -> argparse.ArgumentParser:
     made = command("impute", commands.impute, "a missing modality from reference neighbours")
     model_and_reference(made)
     about_cells(made, "OUT.h5ad", labels=None)
-    made.add_argument("--k", type=int, metavar="N", help="neighbours that are averaged")
+    whole(made, "--k", "neighbours that are averaged")
 
     made = command("explain", commands.explain, "gene attention of cells or groups as a table")
     model_and_input(made)
     about_cells(made, "TABLE.tsv", labels=None)
     made.add_argument("--groupby", "--label-key", metavar="KEY", help="obs column of the groups")
-    made.add_argument("--top", type=int, metavar="N", help="genes of each cell or group")
+    whole(made, "--top", "genes of each cell or group")
     made.add_argument("--figure", metavar="FILE", help="heatmap of the groups' strongest genes")
 
     made = command("score", commands.score, "gene-set signature scores of cells")
@@ -302,50 +287,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--sets", metavar="FILE.gmt", help="gene sets, for modules and enrichment")
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
-    made.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        metavar="X",
-        help="share of false findings in each table (0.05)",
-    )
-    made.add_argument(
-        "--log-fold-change",
-        type=float,
-        default=0.25,
-        metavar="X",
-        help="of a marker, base 2, at least (0.25)",
-    )
-    made.add_argument(
-        "--min-cells",
-        type=int,
-        default=10,
-        metavar="N",
-        help="cells of a type that each condition must have (10)",
-    )
+    real(made, "--alpha", "share of false findings in each table (0.05)", 0.05)
+    real(made, "--log-fold-change", "of a marker, base 2, at least (0.25)", 0.25)
+    whole(made, "--min-cells", "cells of a type that each condition must have (10)", 10)
 
     made = command("simulate", commands.simulate, "cells of known groups, batches or paths")
     output(made, "OUT")
-    made.add_argument("--cells", type=int, metavar="N", help="number of cells (1,000)")
-    made.add_argument("--genes", type=int, metavar="N", help="number of genes (20,000)")
-    made.add_argument("--groups", type=int, metavar="N", help="groups of one size, or paths (1)")
+    whole(made, "--cells", "number of cells (1,000)")
+    whole(made, "--genes", "number of genes (20,000)")
+    whole(made, "--groups", "groups of one size, or paths (1)")
     made.add_argument(
         "--sizes", type=parsing.numbers, metavar="X,X", help="relative sizes of the groups"
     )
-    made.add_argument("--batches", type=int, metavar="N", help="batches of one size (1)")
-    made.add_argument("--batch-scale", type=float, metavar="X", help="how much they differ (0.1)")
-    made.add_argument(
-        "--de-prob", type=float, metavar="X", help="share of genes that differ in a group (0.1)"
-    )
-    made.add_argument("--de-scale", type=float, metavar="X", help="how much they differ (0.4)")
-    made.add_argument(
-        "--dropout-mid",
-        type=float,
-        metavar="X",
-        help="log expression at which half of the counts are lost (no dropout)",
-    )
-    made.add_argument("--dropout-shape", type=float, metavar="X", help="its steepness (-1)")
-    made.add_argument("--counts", type=float, metavar="X", help="counts of a cell, median (2,800)")
+    whole(made, "--batches", "batches of one size (1)")
+    real(made, "--batch-scale", "how much they differ (0.1)")
+    real(made, "--de-prob", "share of genes that differ in a group (0.1)")
+    real(made, "--de-scale", "how much they differ (0.4)")
+    real(made, "--dropout-mid", "log expression at which half of the counts are lost (no dropout)")
+    real(made, "--dropout-shape", "its steepness (-1)")
+    real(made, "--counts", "counts of a cell, median (2,800)")
     made.add_argument("--paths", action="store_true", help="groups are paths of a trajectory")
     made.add_argument(
         "--path-from",
@@ -353,16 +313,16 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N,N",
         help="where each path begins: 0, or the number of an earlier path",
     )
-    made.add_argument("--shards", type=int, metavar="N", help="number of files, of records")
+    whole(made, "--shards", "number of files, of records")
     made.add_argument("--compression", choices=["none", "gzip"], default="none", help="of records")
     made.add_argument("--overwrite", action="store_true", help="replace other records")
-    made.add_argument("--workers", type=int, metavar="N", help="threads")
+    whole(made, "--workers", "threads")
 
     made = command("export", commands.export, "a model as a SavedModel that needs only TensorFlow")
     made.add_argument("model", help="folder of a model, or a .keras file")
     output(made, "DIR")
-    made.add_argument("--alpha", type=float, metavar="X", help="where labels are rejected")
-    made.add_argument("--k", type=int, default=5, metavar="N", help="reference cells that vote (5)")
+    real(made, "--alpha", "where labels are rejected")
+    whole(made, "--k", "reference cells that vote (5)", 5)
 
     made = command("demo", commands.demo, "run on real data that comes with scanpy")
     made.add_argument("-o", "--output", default="concerto-demo", metavar="DIR")

@@ -10,16 +10,7 @@ from concerto_tf._paths import as_path
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `train` that were given."""
-    names = (
-        "method",
-        "preset",
-        "members",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "optimizer",
-        "strategy",
-    )
+    names = "method preset ensemble epochs batch_size learning_rate optimizer strategy".split()
     given = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -9,12 +9,7 @@ from concerto_tf.layers.masking import RandomMask
 from concerto_tf.layers.noise import GaussianNoise, ScaledNoise
 from concerto_tf.layers.normalization import LogNormalize
 from concerto_tf.layers.queue import EmbeddingQueue
-from concerto_tf.layers.source_normalization import (
-    SourceBatchNormalization,
-    merge_moments,
-    moments_by_source,
-    pool_moments,
-)
+from concerto_tf.layers.source_normalization import SourceBatchNormalization
 
 __all__ = [
     "Augmentation",
@@ -31,9 +26,6 @@ __all__ = [
     "ScaledNoise",
     "SourceBatchNormalization",
     "kmeans",
-    "merge_moments",
-    "moments_by_source",
-    "pool_moments",
     "scatter_to_dense",
     "student_t_assignment",
 ]

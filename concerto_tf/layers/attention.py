@@ -80,16 +80,11 @@ class GeneAttention(keras.layers.Layer):
     those with value 0: they all score ``u . tanh(b)`` and add nothing to the weighted sum, so
     their part of the denominator has a closed form and no zero is ever stored or multiplied.
 
-    With ``value_affine=True`` a learned scale and shift act on the values first. Zero genes then
-    differ from each other; their sums over all genes are computed once per step and corrected
-    for the genes the cell does express, so the cost stays that of the nonzeros.
-
     Args:
         n_genes: Number of genes G of the vocabulary.
         units: Width d of the gene embeddings.
         attention_units: Width of the attention's hidden layer; the paper's is ``units``, the
             default. It is what the cost per nonzero is proportional to.
-        value_affine: Whether values pass through a learned ``scale * v + shift`` first.
         embeddings_initializer: Initializer of the gene embeddings.
         kernel_initializer: Initializer of the attention's hidden layer.
         context_initializer: Initializer of the context vector.
@@ -127,7 +122,6 @@ class GeneAttention(keras.layers.Layer):
         n_genes: int,
         units: int = 128,
         attention_units: int | None = None,
-        value_affine: bool = False,
         embeddings_initializer: Any = "uniform",
         kernel_initializer: Any = "glorot_uniform",
         context_initializer: Any = "glorot_uniform",
@@ -139,7 +133,6 @@ class GeneAttention(keras.layers.Layer):
         self.n_genes = int(n_genes)
         self.units = int(units)
         self.attention_units = int(attention_units or units)
-        self.value_affine = bool(value_affine)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.context_initializer = keras.initializers.get(context_initializer)
@@ -161,9 +154,6 @@ class GeneAttention(keras.layers.Layer):
             shape=(self.attention_units, 1),
             initializer=self.context_initializer,
         )
-        if self.value_affine:
-            self.value_scale = self.add_weight(name="value_scale", shape=(), initializer="ones")
-            self.value_shift = self.add_weight(name="value_shift", shape=(), initializer="zeros")
         super().build(input_shape)
 
     def take_directions(self, directions: np.ndarray) -> None:
@@ -230,55 +220,25 @@ class GeneAttention(keras.layers.Layer):
         def score(hidden: tf.Tensor) -> tf.Tensor:
             return tf.cast(tf.squeeze(tf.matmul(tf.tanh(hidden + bias), context), -1), wide)
 
-        if self.value_affine:
-            scale, shift = tf.cast(self.value_scale, dtype), tf.cast(self.value_shift, dtype)
-            shifted = scale * values + shift
-            zero_score = score(shift * projected)
-        else:
-            shifted = values
-            zero_score = score(tf.zeros_like(projected[:1]))
-
-        gene_score = score(shifted[..., tf.newaxis] * tf.gather(projected, genes))
+        zero_score = score(tf.zeros_like(projected[:1]))
+        gene_score = score(values[..., tf.newaxis] * tf.gather(projected, genes))
         top = tf.reduce_max(zero_score)
         largest = tf.stop_gradient(tf.maximum(cells.max(gene_score), top))
         weight = tf.exp(gene_score - cells.spread(largest))
-        if self.value_affine:
-            # A listed gene replaces its own zero term. Padding replaces nothing.
-            listed = tf.cast(tf.not_equal(values, 0), wide)
-            # Relative to the largest zero score, so that the sums over all genes are shared.
-            top = tf.stop_gradient(top)
-            zero_weight = tf.exp(zero_score - top)
-            rescale = tf.exp(top - largest)
-            own_zero = tf.gather(zero_weight, genes) * cells.spread(rescale)
-            weight = listed * weight
-            denominator = tf.reduce_sum(zero_weight) * rescale + cells.sum(
-                weight - listed * own_zero
-            )
-            wide_shift = tf.cast(shift, wide)
-            mass = weight * tf.cast(shifted, wide) - listed * own_zero * wide_shift
-            all_zero = tf.matmul(tf.cast(zero_weight * wide_shift, dtype)[tf.newaxis], embeddings)
-            background = rescale[:, tf.newaxis] * tf.cast(all_zero, wide)
-        else:
-            zero_weight = tf.exp(zero_score - largest)
-            n_zero = self.n_genes - cells.count(wide)
-            denominator = cells.sum(weight) + n_zero * zero_weight
-            mass = weight * tf.cast(values, wide)
-            background = 0.0
+        n_zero = self.n_genes - cells.count(wide)
+        denominator = cells.sum(weight) + n_zero * tf.exp(zero_score - largest)
+        mass = weight * tf.cast(values, wide)
+        background = 0.0
         if unmeasured is not None:
             # They stand in every cell alike: their sums replace those of as many zero genes.
             unmeasured = tf.cast(unmeasured, dtype)
             constant = tf.cast(tf.not_equal(unmeasured, 0), wide)
-            if self.value_affine:
-                zero, offset = zero_weight, tf.cast(shift, wide) * zero_weight
-                unmeasured = scale * unmeasured + shift
-            else:
-                top, rescale = tf.reduce_max(zero_score), tf.exp(top - largest)
-                zero, offset = tf.ones_like(constant), tf.zeros_like(constant)
+            rescale = tf.exp(top - largest)
             own = tf.exp(score(unmeasured[:, tf.newaxis] * projected) - top)
-            denominator += rescale * tf.reduce_sum(constant * (own - zero))
-            added = constant * (own * tf.cast(unmeasured, wide) - offset)
-            added = tf.matmul(tf.cast(added, dtype)[tf.newaxis], embeddings)
-            background += rescale[:, tf.newaxis] * tf.cast(added, wide)
+            denominator += rescale * tf.reduce_sum(constant * (own - 1))
+            added = tf.cast(constant * own * tf.cast(unmeasured, wide), dtype)
+            added = tf.matmul(added[tf.newaxis], embeddings)
+            background = rescale[:, tf.newaxis] * tf.cast(added, wide)
         # A dense product is faster here than any sparse one.
         dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes, rows)
         summed = tf.cast(tf.matmul(dense, embeddings), wide) + background
@@ -293,7 +253,6 @@ class GeneAttention(keras.layers.Layer):
             "n_genes": self.n_genes,
             "units": self.units,
             "attention_units": self.attention_units,
-            "value_affine": self.value_affine,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "context_initializer": keras.initializers.serialize(self.context_initializer),

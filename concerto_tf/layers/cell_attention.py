@@ -188,10 +188,7 @@ class CellTransformer(keras.layers.Layer):
         depth: Number of `CellTransformerLayer`.
         width: Width of the tokens, which are then a linear projection of the input; ``None``: the
             input itself, as in the paper.
-        heads: Number of attention heads.
-        key_dim: Width of the queries, keys and values of a head.
-        units: Width of the feed-forward networks' hidden layers.
-        normalize_first: As `CellTransformerLayer` describes.
+        heads, key_dim, units, normalize_first: As in `CellTransformerLayer`.
         identity_start: Likewise; the encoder then begins as its projection.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.layers.Layer`.

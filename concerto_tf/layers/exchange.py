@@ -91,8 +91,7 @@ class Crossover(GeneAugmentation):
         others: Values [N, G] of the cells to exchange with; by default those of ``inputs``, where
             a cell is never its own partner as long as there is another.
         aligned: Whether row i of ``others`` is the cell of row i of ``inputs`` (in another
-            state, such as before an earlier augmentation), and therefore not its partner. N must
-            then be B.
+            state), and therefore not its partner. N must then be B.
         training: Whether to change anything.
 
     Returns:
@@ -159,11 +158,7 @@ class CrossoverMany(Crossover):
     """Exchanges some genes of a cell with several other cells in training: see `Crossover`.
 
     Args:
-        fraction: Share of the genes that are exchanged, to the nearest number of genes.
-        probability: Probability that a cell is changed.
-        partners: Number of other cells, drawn with replacement, each of which gives an equal share
-            of the exchanged genes.
-        seed: Seed of genes and partners.
+        fraction, probability, partners, seed: As in `Crossover`.
         **kwargs: Of `keras.layers.Layer`.
 
     Example:

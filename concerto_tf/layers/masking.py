@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import serializable
-from concerto_tf.layers.random_layer import Draw, RandomLayer, share
+from concerto_tf.errors import checked_share
+from concerto_tf.layers.random_layer import Draw, RandomLayer
 
 
 @serializable
@@ -66,9 +67,9 @@ class RandomMask(RandomLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, **kwargs)
-        self.rate = share("rate", rate, below_one=True)
+        self.rate = checked_share("rate", rate, below_one=True)
         self.rescale = bool(rescale)
-        self.probability = share("probability", probability)
+        self.probability = checked_share("probability", probability)
         self.exact = bool(exact)
         # To the precision of a float32 in [0, 1), which has 23 bits.
         self._threshold = np.uint32(min(math.ceil(self.rate * 2**23) << 9, 2**32 - 1))

@@ -17,8 +17,8 @@ class LogNormalize(keras.layers.Layer):
     computes in float32 or wider, since a raw count does not fit into half precision.
 
     Args:
-        target_sum: Total count per cell after scaling; ``None`` passes the values on as they
-            are, for input that is normalised already.
+        target_sum: Total count per cell after scaling; ``None`` leaves values unchanged, for
+            log-normalized input.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:

@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from concerto_tf._keras import keras, replica_index, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import checked_share
 
 #: A shape, or its parts, known in advance or not.
 Shape: TypeAlias = tf.Tensor | Sequence[int | tf.Tensor]
 
 
-def share(name: str, value: float, below_one: bool = False) -> float:
-    """A fraction or probability as a float.
-
-    Args:
-        name: What to call it in the message.
-        value: The number.
-        below_one: Whether 1 itself is too much.
-
-    Returns:
-        The number.
-
-    Raises:
-        InputError: It lies outside [0, 1], or [0, 1).
-    """
-    if not isinstance(value, Real) or not 0 <= value <= 1 or (below_one and value == 1):
-        raise InputError(f"{name} must lie in [0, 1{')' if below_one else ']'}, not {value!r}.")
-    return float(value)
-
-
 class Draw:
     """The random numbers of one call of a layer.
 
-    Bits are drawn from a named counter-based generator, since XLA's own choice is another one and
-    many times slower on CPUs. All decisions are taken on integers, since TensorFlow and XLA make
-    different floats of the same bits.
-
-    Bits for every value of a minibatch are what random views cost. Which genes of a cell to
-    change is therefore decided without them (`places`).
+    Bits are drawn from a named counter-based generator, as XLA's own is another one and slow on
+    CPUs. All decisions are taken on integers, as TensorFlow and XLA make different floats of the
+    same bits. Bits for every value are costly: which genes to change is decided without (`places`).
 
     Args:
         stream: Seed of the layer on this replica, int64 scalar.
@@ -164,8 +141,8 @@ class GeneAugmentation(RandomLayer):
 
     def __init__(self, fraction: float, probability: float, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
-        self.fraction = share("fraction", fraction)
-        self.probability = share("probability", probability)
+        self.fraction = checked_share("fraction", fraction)
+        self.probability = checked_share("probability", probability)
 
     def build(self, input_shape: Any) -> None:
         shape = tuple(input_shape)

@@ -35,7 +35,7 @@ def moments_by_source(x: tf.Tensor, source: tf.Tensor, n_sources: int) -> Moment
     Example:
 
     >>> import tensorflow as tf
-    >>> from concerto_tf.layers import moments_by_source
+    >>> from concerto_tf.layers.source_normalization import moments_by_source
     >>> x = tf.constant([[1.0], [3.0], [5.0]])
     >>> count, mean, variance = moments_by_source(x, tf.constant([0, 0, 1]), 2)
     >>> count.numpy().tolist(), mean.numpy().tolist(), variance.numpy().tolist()
@@ -94,13 +94,11 @@ class SourceBatchNormalization(keras.layers.Layer):
     In training every cell is normalised with the statistics that the cells of its own source
     have in the minibatch, over all replicas; the minibatch may mix sources as it likes. Scale and
     offset are shared. Moving statistics are kept per source. At inference a cell takes those of
-    its source; a cell of a source never seen takes the pooled statistics of all sources, or,
-    with ``statistics``, those of its own data set ("batch-aware inference").
+    its source; a cell of a source never seen takes the pooled statistics of all sources.
 
-    What the statistics take away from a source is not only its technology, but also which cell
-    types it holds: of two sources of which one lacks the B cells, both are centred. An
-    ``aligned`` layer puts that back, by a factor and an offset of each source behind its
-    own statistics. They are 1 and 0 until `align` sets them, and are not trained.
+    The statistics of a source hold not only its technology, but also its cell types. An
+    ``aligned`` layer puts the latter back, by a factor and an offset of each source behind its own
+    statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole
@@ -111,8 +109,6 @@ class SourceBatchNormalization(keras.layers.Layer):
         momentum: Share of the past that the moving statistics keep at each minibatch with cells
             of the source. They weigh every cell seen, so there is no bias towards the start.
         epsilon: Added to the variance.
-        center: Whether to learn an offset.
-        scale: Whether to learn a scale.
         min_cells: Fewest cells of a source whose minibatch statistics are used.
         aligned: Whether sources have factors and offsets of their own.
         **kwargs: Of `keras.layers.Layer`.
@@ -122,8 +118,6 @@ class SourceBatchNormalization(keras.layers.Layer):
         source: Source code per cell [B], int; -1 for a source never seen. ``None``: all cells
             are of source 0.
         training: Whether to use the minibatch's statistics and to update the moving ones.
-        statistics: Means and variances [S', F] to use instead at inference, indexed by ``source``,
-            without factors and offsets.
         measured: Which features were measured at all [F], bool, at inference; the others take the
             source's mean, whatever stands in ``x``.
 
@@ -158,8 +152,6 @@ class SourceBatchNormalization(keras.layers.Layer):
         n_sources: int = 1,
         momentum: float = 0.99,
         epsilon: float = 1e-3,
-        center: bool = True,
-        scale: bool = True,
         min_cells: int = 4,
         aligned: bool = False,
         **kwargs: Any,
@@ -173,23 +165,13 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.n_sources = int(n_sources)
         self.momentum = float(momentum)
         self.epsilon = float(epsilon)
-        self.center = bool(center)
-        self.scale = bool(scale)
         self.min_cells = int(min_cells)
         self.aligned = bool(aligned)
 
     def build(self, input_shape: Any) -> None:
         features = int(tuple(input_shape)[-1])
-        self.gamma = (
-            self.add_weight(name="gamma", shape=(features,), initializer="ones")
-            if self.scale
-            else None
-        )
-        self.beta = (
-            self.add_weight(name="beta", shape=(features,), initializer="zeros")
-            if self.center
-            else None
-        )
+        self.gamma = self.add_weight(name="gamma", shape=(features,), initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=(features,), initializer="zeros")
         dtype = accumulation_dtype(compute_dtype(self)).name
         shape = (self.n_sources, features)
         self.moving_count = state_weight(self, "moving_count", (self.n_sources,), dtype)
@@ -220,8 +202,6 @@ class SourceBatchNormalization(keras.layers.Layer):
         Args:
             scales: [k] of the first features.
         """
-        if self.gamma is None:
-            raise ValueError("scales are taken by a layer that has been built with scale=True")
         gamma = np.full(self.gamma.shape, REMAINDER / 2, np.float32)
         gamma[: len(scales)] = scales
         self.gamma.assign(gamma)
@@ -272,7 +252,6 @@ class SourceBatchNormalization(keras.layers.Layer):
         x: tf.Tensor,
         source: tf.Tensor | None = None,
         training: bool | None = None,
-        statistics: tuple[tf.Tensor, tf.Tensor] | None = None,
         measured: tf.Tensor | None = None,
     ) -> tf.Tensor:
         dtype = compute_dtype(self)
@@ -282,9 +261,9 @@ class SourceBatchNormalization(keras.layers.Layer):
         if training:
             mean, variance, own = self._training_statistics(x, source)
         else:
-            mean, variance, own = self._inference_statistics(x, source, statistics)
+            mean, variance, own = self._inference_statistics(source)
         factor, offset = tf.math.rsqrt(variance + self.epsilon), None
-        if self.aligned and statistics is None:
+        if self.aligned:
             # They stand behind the statistics of the source itself, and of no other.
             own, width = own[:, tf.newaxis], x.shape[-1:]
             of_source, offset = self._of_cells(
@@ -295,17 +274,14 @@ class SourceBatchNormalization(keras.layers.Layer):
                 tf.zeros(width, x.dtype),
             )
             factor *= of_source
-        if self.gamma is not None:
-            factor *= tf.cast(self.gamma, x.dtype)
-            offset = offset if offset is None else offset * tf.cast(self.gamma, x.dtype)
+        gamma = tf.cast(self.gamma, x.dtype)
+        factor *= gamma
         x = (x - mean) * factor
         if measured is not None:
             x = tf.where(measured, x, tf.zeros_like(x))
         if offset is not None:
-            x += offset
-        if self.beta is not None:
-            x += tf.cast(self.beta, x.dtype)
-        return tf.cast(x, dtype)
+            x += offset * gamma
+        return tf.cast(x + tf.cast(self.beta, x.dtype), dtype)
 
     def _training_statistics(
         self, x: tf.Tensor, source: tf.Tensor
@@ -328,20 +304,12 @@ class SourceBatchNormalization(keras.layers.Layer):
         of_cells = self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
         return *of_cells, enough[:, 0] | known
 
-    def _inference_statistics(
-        self,
-        x: tf.Tensor,
-        source: tf.Tensor,
-        statistics: tuple[tf.Tensor, tf.Tensor] | None,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _inference_statistics(self, source: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         moving = self.moving_moments
         pooled_mean, pooled_variance = pool_moments(moving)
         seen = moving[0] >= self.min_cells
-        if statistics is not None:
-            mean, variance = (tf.cast(part, x.dtype) for part in statistics)
-        else:
-            mean = tf.where(seen[:, tf.newaxis], moving[1], pooled_mean)
-            variance = tf.where(seen[:, tf.newaxis], moving[2], pooled_variance)
+        mean = tf.where(seen[:, tf.newaxis], moving[1], pooled_mean)
+        variance = tf.where(seen[:, tf.newaxis], moving[2], pooled_variance)
         of_cells = self._of_cells(source, mean, variance, pooled_mean, pooled_variance)
         return *of_cells, seen
 
@@ -381,8 +349,6 @@ class SourceBatchNormalization(keras.layers.Layer):
             "n_sources": self.n_sources,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
-            "center": self.center,
-            "scale": self.scale,
             "min_cells": self.min_cells,
             "aligned": self.aligned,
         }

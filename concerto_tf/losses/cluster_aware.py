@@ -29,7 +29,7 @@ def cluster_aware(
     must mean the same on all (see `concerto_tf.layers.kmeans`).
 
     A cell alone in its cluster has its own other view as its positive. A cell whose cluster is the
-    whole batch has nothing to be told from: its loss is 0, where the equation has none.
+    whole batch has a loss of 0.
 
     CICL's instance-wise loss, equations 12 to 14, is `nt_xent` at the same temperature; the whole
     loss, equation 17, is ``nt_xent(...) + 0.1 * cluster_aware(...)``.

@@ -33,9 +33,8 @@ def nt_xent(
         view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
         view_b: Embeddings of the other view [B, d].
         temperature: Divisor of the cosine similarities; small values weigh near negatives more.
-        groups: Group of each cell [B], int. Only cells of its own group are then negatives of a
-            cell: telling it from cells of another batch rewards what sets batches apart. A cell
-            that is alone in its group has a loss of 0.
+        groups: Group of each cell [B], int, such as its source. Only cells of its own group are
+            then negatives of a cell. A cell that is alone in its group has a loss of 0.
 
     Returns:
         Loss of each cell [B] (mean of its two views' terms), float32 or wider. Its mean is

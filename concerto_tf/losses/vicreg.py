@@ -32,9 +32,7 @@ def vicreg(
     Args:
         view_a: Embeddings of one view [B, d], float.
         view_b: Embeddings of the other view [B, d].
-        invariance: Weight of the invariance term.
-        variance: Weight of the variance term.
-        covariance: Weight of the covariance term.
+        invariance, variance, covariance: Weights of the terms.
         epsilon: Added to the variances.
 
     Returns:
@@ -79,9 +77,7 @@ class VICReg(keras.losses.Loss):
     """`vicreg` as a Keras loss: ``y_true`` and ``y_pred`` are the two views.
 
     Args:
-        invariance: Weight of the invariance term.
-        variance: Weight of the variance term.
-        covariance: Weight of the covariance term.
+        invariance, variance, covariance: Weights of the terms.
         name: Name of the loss.
         **kwargs: Of `keras.losses.Loss`.
 

@@ -71,6 +71,16 @@ def complete(codes: np.ndarray, what: str) -> np.ndarray:
     return codes
 
 
+def labelled_cells(
+    embedding: np.ndarray, labels: PerCell, cap: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checked embedding and label codes, of a random sample where there are more than `cap`."""
+    z = as_embedding(embedding)
+    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
+    chosen = thinned(len(z), cap, seed)
+    return z[chosen], codes[chosen]
+
+
 def sample(n: int, cap: int, seed: int) -> np.ndarray:
     """Positions of at most `cap` of `n` cells, drawn without replacement, in random order."""
     return np.random.default_rng(seed).permutation(n)[:cap]

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.checks import PerCell, labelled_cells
 from concerto_tf.metrics.graph import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
@@ -39,7 +39,7 @@ def kmeans_scores(
         >>> kmeans_scores(np.array([[0.0], [0.1], [5.0], [5.1]]), ["a", "a", "b", "b"])
         {'ari_kmeans': 1.0, 'nmi_kmeans': 1.0}
     """
-    z, codes = _thinned(embedding, labels, seed, cap)
+    z, codes = labelled_cells(embedding, labels, cap, seed)
     found = _of_kmeans(z, codes, seed)
     return {f"{key}_kmeans": found[key] for key in ("ari", "nmi")}
 
@@ -103,7 +103,7 @@ def leiden_scores(
     Reference:
         Traag, Waltman and van Eck, Scientific Reports 9:5233 (2019).
     """
-    z, codes = _thinned(embedding, labels, seed, cap)
+    z, codes = labelled_cells(embedding, labels, cap, seed)
     found = _best(_of_leiden(z, codes, seed))
     return {f"{key}_leiden": found[key] for key in ("ari", "nmi")}
 
@@ -151,13 +151,3 @@ def _of_leiden(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[float, dict[
 
 def _best(by_resolution: dict[float, dict[str, float]]) -> dict[str, float]:
     return max(by_resolution.values(), key=lambda scores: scores["nmi"])
-
-
-def _thinned(
-    embedding: np.ndarray, labels: PerCell, seed: int, cap: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checked embedding and label codes of at most `cap` cells."""
-    z = as_embedding(embedding)
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
-    chosen = thinned(len(z), cap, seed)
-    return z[chosen], codes[chosen]

@@ -61,12 +61,10 @@ def consensus(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The clustering that agrees best with several.
 
-    Without ``k`` two cells belong together where most clusterings say so: of all clusterings the
-    one sought has the largest sum of (co-association - 1/2) over the pairs of cells it puts
-    together, which is the smallest number of pairs decided otherwise than in the clusterings. It
-    is found by moving groups of cells from the best of the clusterings on, until no move helps.
-    What is then smaller than the smallest cluster of all clusterings (cells on which they agree
-    nowhere) is no cluster, and joins those it lies with most.
+    Without ``k`` it has the largest sum of (co-association - 1/2) over the pairs of cells it puts
+    together, so that the fewest pairs are decided otherwise than in the clusterings. It is found by
+    moving groups of cells, from the best of the clusterings on, until no move helps. What is then
+    smaller than the smallest cluster of all clusterings joins those it lies with most.
 
     With ``k`` it is K-means on the co-association: the squared distance of two cells is the share
     of the clusterings that tell them apart.
@@ -217,7 +215,7 @@ def _kmeans(groups: _Groups, k: int, seed: int) -> np.ndarray:
         )
     if k > len(groups.size):
         raise InputError(
-            f"k is {k}, but the clusterings tell only {len(groups.size)} kinds of cells apart: "
+            f"k is {k}, but the clusterings tell only {len(groups.size)} groups of cells apart: "
             "lower k."
         )
     # Rows of two cells differ in two places per clustering that tells them apart.

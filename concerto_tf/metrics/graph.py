@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXACT_CELLS = 50_000
 
 
-def nearest(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_others(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other cells of each cell, exactly, by Euclidean distance.
 
     Args:
@@ -31,15 +31,14 @@ def nearest(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return NearestNeighbors(n_neighbors=k, algorithm="brute").fit(z).kneighbors()
 
 
-def scanpy_graph(z: np.ndarray, n_neighbors: int = 15, seed: int = 0) -> AnnData:
+def scanpy_graph(z: np.ndarray, seed: int = 0) -> AnnData:
     """An AnnData of the cells with scanpy's neighbour graph of the embedding.
 
-    Neighbours are exact up to 50,000 cells and found by pynndescent above. For few cells the
-    number of neighbours is reduced to what there is.
+    A cell has 15 neighbours, itself being one, or as many as there are. They are exact up to 50,000
+    cells and found by pynndescent above.
 
     Args:
         z: [n, d] float embedding of at least 2 cells.
-        n_neighbors: neighbours per cell, counting the cell itself as scanpy does.
         seed: of the approximate search.
 
     Returns:
@@ -54,7 +53,7 @@ def scanpy_graph(z: np.ndarray, n_neighbors: int = 15, seed: int = 0) -> AnnData
         warnings.simplefilter("ignore", SparseEfficiencyWarning)
         sc.pp.neighbors(
             adata,
-            n_neighbors=min(n_neighbors, len(z) - 1) if len(z) > 2 else 2,
+            n_neighbors=min(15, len(z) - 1) if len(z) > 2 else 2,
             use_rep="Z",
             random_state=seed,
             transformer="sklearn" if len(z) <= EXACT_CELLS else "pynndescent",

@@ -6,7 +6,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample, thinned
-from concerto_tf.metrics.graph import nearest
+from concerto_tf.metrics.graph import nearest_others
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
 # Cells among which neighbours are looked for, at most.
@@ -102,7 +102,7 @@ def kbet(
     z, codes = _checked(embedding, sources)
     chosen = thinned(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
-    others = nearest(z, min(k, len(z)) - 1)[1]
+    others = nearest_others(z, min(k, len(z)) - 1)[1]
     around = np.concatenate([np.arange(len(z))[:, None], others], axis=1)
     overall = np.bincount(codes) / len(codes)
     overall = overall[overall > 0]
@@ -151,7 +151,7 @@ def ilisi(
     chosen = thinned(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
     k = min(int(3 * perplexity), len(z) - 1)
-    distances, others = nearest(z, k)
+    distances, others = nearest_others(z, k)
     weights = perplexity_weights(distances, min(perplexity, k / 3))
     shares = _composition(codes[others], weights, n_sources)
     index = 1.0 / np.square(shares).sum(axis=1)
@@ -221,7 +221,7 @@ def graph_connectivity(
     codes = complete(as_codes(labels, len(z), "labels"), "labels")
     chosen = thinned(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
-    others = nearest(z, min(k, len(z) - 1))[1]
+    others = nearest_others(z, min(k, len(z) - 1))[1]
     cell = np.repeat(np.arange(len(z)), others.shape[1])
     same = codes[cell] == codes[others.ravel()]
     edges = (np.ones(same.sum()), (cell[same], others.ravel()[same]))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.checks import (
+    PerCell,
+    as_codes,
+    as_embedding,
+    complete,
+    labelled_cells,
+    sample,
+)
 
 # Cells whose pairwise distances are looked at, at most.
 SILHOUETTE_CELLS = 5_000
@@ -79,10 +86,7 @@ def knn_scores(
     from sklearn.model_selection import StratifiedKFold
     from sklearn.neighbors import KNeighborsClassifier
 
-    z = as_embedding(embedding)
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
-    chosen = thinned(len(z), cap, seed)
-    z, codes = z[chosen], codes[chosen]
+    z, codes = labelled_cells(embedding, labels, cap, seed)
     frequent = np.bincount(codes) >= FOLDS
     if frequent.sum() < 2:
         raise InputError(

@@ -15,7 +15,7 @@ from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
 from concerto_tf.models import calibration
 from concerto_tf.models.batch_model import BatchModel
 from concerto_tf.models.batches import batch_size_of
-from concerto_tf.models.encoder import Geometry, embed
+from concerto_tf.models.encoder import Geometry, embed_in_order
 from concerto_tf.models.modality import ModalityInput, chosen_modalities, config_of
 from concerto_tf.models.placement import Placement
 from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
@@ -48,14 +48,14 @@ class ContrastiveModel(BatchModel):
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
         symbols: Symbols of the genes, where the identifiers are something else.
-        genes: Indices of the genes the model looks at, ascending; ``None`` for all. The other
-            genes still count towards a cell's total.
+        genes: Indices of the input genes, ascending; ``None`` for all. The others still count
+            towards a cell's total.
         modality: The modality that vocabulary, symbols, genes and target_sum are of.
         modalities: Further modalities, of a method that looks at several: name to the same
             arguments, of which ``vocabulary`` must be there.
         sources: Names of the sources (batches, donors, technologies) of the cells.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` where the values
-            are normalised already.
+            are log-normalized.
         loss: The loss between two views: ``nt_xent``, ``info_nce`` or ``vicreg``, or any Keras
             loss, called with view b as ``y_true`` and view a as ``y_pred``, both [B, d].
         temperature: Temperature of ``nt_xent`` and ``info_nce``.
@@ -170,12 +170,12 @@ class ContrastiveModel(BatchModel):
 
         Args:
             records: Finished records.
-            genes: Indices of the genes to look at; ``None`` for all.
+            genes: Indices of the input genes; ``None`` for all.
             **kwargs: Of the class; ``modalities``, where given, are names (`chosen_modalities`).
 
         Returns:
             The model, with the records' vocabulary and sources, which normalises counts and
-            passes on what is normalised already. Counts are scaled to the records' typical total
+            leaves log-normalized values unchanged. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """
         first, *further = chosen_modalities(
@@ -341,7 +341,7 @@ class ContrastiveModel(BatchModel):
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among
                 them keeps its statistics.
         """
-        calibration.calibrate(self, data)
+        calibration.calibrate_sources(self, data)
 
     # --- use --------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class ContrastiveModel(BatchModel):
         Returns:
             Embeddings [N, d], float32.
         """
-        return embed(self, data, measured)
+        return embed_in_order(self, data, measured)
 
     def get_config(self) -> dict[str, Any]:
         return {

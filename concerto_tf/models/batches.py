@@ -74,14 +74,12 @@ def in_order(
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a step says of all cells, in the order of the input.
+    """What a step says of all cells, in the order of the input where batches have ``row``.
 
     Args:
-        step: Gives tensors [B, ...] of a batch, by name.
-        data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
-            back in that order, whatever the order of reading, and rows of -1 are left out.
-        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
-            default all.
+        step: As for `by_batch`.
+        data: As for `by_batch`.
+        measured: As for `by_batch`.
 
     Returns:
         Arrays [N, ...] by name; empty where there is no batch.

@@ -40,7 +40,7 @@ def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
             weight.assign(value)
 
 
-def calibrate(model: Any, data: Iterable[Batch]) -> None:
+def calibrate_sources(model: Any, data: Iterable[Batch]) -> None:
     """Sets the statistics of a model's source-aware layers: see `ContrastiveModel.calibrate`."""
     layers = source_layers(model)
     before = [layer.moving_moments for layer in layers]

@@ -91,7 +91,7 @@ class Attentive(Encoder, Protocol):
     def attention_weights(
         self, batch: Batch, modality: str | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indices int32 [B, K] among the genes looked at in a modality, and their weights [B, K].
+        """Indices int32 [B, K] among the input genes of a modality, and their weights [B, K].
 
         They stand where `ModalityInput.cells` has them.
         """
@@ -120,7 +120,7 @@ class Teachable(SourceAware, Protocol):
         """
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        """Values of all genes looked at, of all modalities side by side, without their sources."""
+        """Values of all input genes, of all modalities side by side, without their sources."""
 
     def untrained(self, sources: Sequence[str], seed: int) -> Teachable:
         """The same model for these sources, with random weights."""
@@ -133,8 +133,8 @@ def teachable(encoder: Encoder) -> Teachable:
     """The encoder; raises InputError if it cannot be taught cell types."""
     if not isinstance(encoder, Teachable):
         raise InputError(
-            f"labels cannot be taught to a model of class {type(encoder).__name__}; train one "
-            "without members"
+            f"labels cannot be taught to a model of class {type(encoder).__name__}; train a single "
+            "network"
         )
     return encoder
 
@@ -160,7 +160,7 @@ def modality_input(encoder: Encoder, name: str) -> ModalityInput:
 
 
 def chosen_genes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
-    """Modality to the genes looked at, as `Records.dataset` takes them; not where it is all."""
+    """Modality to the input genes, as `Records.dataset` takes them; not where it is all."""
     return {one.name: one.genes for one in encoder.modality_inputs if one.genes is not None}
 
 
@@ -197,21 +197,10 @@ def geometry_of(encoder: Encoder) -> Geometry:
     return Geometry(np.zeros(encoder.embedding_dim, np.float32))
 
 
-def embed(
+def embed_in_order(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Embeddings of cells in the order of the input.
-
-    Args:
-        encoder: A model.
-        data: Batches of cells. With ``row`` in them (as `Records.dataset` gives it) cells come
-            back in that order, whatever the order of reading, and rows of -1 are left out.
-        measured: Which genes of the vocabulary were measured at all, bool [G] by modality; by
-            default all.
-
-    Returns:
-        Embeddings [N, d], float32.
-    """
+    """Embeddings [N, d], float32, in the order of the input; see `ContrastiveModel.embed`."""
     found = in_order(_step(encoder), data, measured)
     return found["z"] if found else np.zeros((0, encoder.embedding_dim), np.float32)
 
@@ -219,12 +208,7 @@ def embed(
 def embed_batches(
     encoder: Encoder, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Embeddings batch by batch, for more cells than memory holds embeddings of.
-
-    Args:
-        encoder: A model.
-        data: As `embed` takes them.
-        measured: As `embed` takes it.
+    """`embed_in_order` batch by batch, for more cells than memory holds embeddings of.
 
     Yields:
         Rows int64 [n] of a batch's cells in the input, and their embeddings [n, d], float32.

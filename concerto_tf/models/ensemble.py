@@ -28,7 +28,7 @@ class Ensemble(ContrastiveModel):
     two cells is the mean of their squared distances in the networks.
 
     Args:
-        members: Models that look at the same genes of cells of the same sources, made with
+        models: Models that look at the same genes of cells of the same sources, made with
             different seeds.
         **kwargs: Of `keras.Model`.
 
@@ -46,12 +46,12 @@ class Ensemble(ContrastiveModel):
 
     looks_at_several = True
 
-    def __init__(self, members: Sequence[ContrastiveModel], **kwargs: Any) -> None:
-        if not members:
+    def __init__(self, models: Sequence[ContrastiveModel], **kwargs: Any) -> None:
+        if not models:
             raise InputError("an ensemble needs at least one model")
-        first = members[0]
-        for member in members[1:]:
-            _check_alike(member, first)
+        first = models[0]
+        for model in models[1:]:
+            _check_alike(model, first)
         super().__init__(
             modality=first.modality_inputs[0].name,
             **first.modality_inputs[0].get_config(),
@@ -61,22 +61,22 @@ class Ensemble(ContrastiveModel):
             seed=first.seed,
             **kwargs,
         )
-        self.members = list(members)
+        self.models = list(models)
         for own, of in zip(self.modality_inputs, first.modality_inputs, strict=True):
             own.gene_share.assign(of.gene_share)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        keep_together([*self.members, *self.metrics])
+        keep_together([*self.models, *self.metrics])
         self.built = True
 
     @property
     def embedding_dim(self) -> int:
-        return sum(member.embedding_dim for member in self.members)
+        return sum(model.embedding_dim for model in self.models)
 
     @property
     def geometry(self) -> Geometry:
-        parts = [member.geometry for member in self.members]
+        parts = [model.geometry for model in self.models]
         scale = np.float32(math.sqrt(len(parts)))
         origin = np.concatenate([part.origin for part in parts]) / scale
         spreads = [part.spread for part in parts if part.spread is not None]
@@ -86,53 +86,53 @@ class Ensemble(ContrastiveModel):
 
     @property
     def recipe(self) -> Training:
-        recipes = [member.recipe for member in self.members]
+        recipes = [model.recipe for model in self.models]
         steps = max(recipe.settling_steps for recipe in recipes)
         return replace(recipes[0], settling_steps=steps)
 
     def initialize(self, data: Iterable[Batch]) -> None:
         super().initialize(data)
-        for member in self.members:
-            member.initialize(data)
+        for model in self.models:
+            model.initialize(data)
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        parts = [member(batch, training=training) for member in self.members]
+        parts = [model(batch, training=training) for model in self.models]
         return tf.concat(parts, axis=-1) / math.sqrt(len(parts))
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        return _side_by_side([member.views(batch) for member in self.members])
+        return _side_by_side([model.views(batch) for model in self.models])
 
     def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        found = [member.batch_loss(batch) for member in self.members]
+        found = [model.batch_loss(batch) for model in self.models]
         loss = tf.add_n([tf.reduce_mean(loss) for loss, *_ in found])
         return loss, *_side_by_side([views for _, *views in found])
 
     def after_step(self) -> None:
-        for member in self.members:
-            member.after_step()
+        for model in self.models:
+            model.after_step()
 
     def for_batches(self, batch_size: int) -> Ensemble:
-        members = [member.for_batches(batch_size) for member in self.members]
-        if all(new is old for new, old in zip(members, self.members, strict=True)):
+        models = [model.for_batches(batch_size) for model in self.models]
+        if all(new is old for new, old in zip(models, self.models, strict=True)):
             return self
-        other = type(self)(members, name=self.name)
+        other = type(self)(models, name=self.name)
         other.started.assign(self.started)
         return other
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "members": [keras.layers.serialize(member) for member in self.members],
+            "models": [keras.layers.serialize(model) for model in self.models],
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Ensemble:
-        members = []
-        for member in config["members"]:
+        models = []
+        for model in config["models"]:
             # What differs between the models and what was asked for is the sources at most.
-            own = {**member["config"], "sources": config["sources"]}
-            members.append(keras.layers.deserialize({**member, "config": own}))
-        return cls(members, name=config["name"])
+            own = {**model["config"], "sources": config["sources"]}
+            models.append(keras.layers.deserialize({**model, "config": own}))
+        return cls(models, name=config["name"])
 
 
 def _check_alike(model: ContrastiveModel, first: ContrastiveModel) -> None:

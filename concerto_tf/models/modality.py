@@ -23,7 +23,7 @@ _MOST_MISSING = 0.99
 
 
 class Cells(NamedTuple):
-    """Normalised values of the genes that a model looks at.
+    """Normalised values of a model's input genes.
 
     Attributes:
         genes: Indices int32 [B, K] among the model's own genes. What is not among these became
@@ -44,8 +44,8 @@ class ModalityInput:
         name: Name of the modality.
         vocabulary: Identifiers of all G genes (or proteins, peaks), in the order of the indices.
         symbols: Their symbols, where the identifiers are something else.
-        genes: Indices of the genes that the model looks at, ascending; ``None`` for all. The
-            others still count towards a cell's total.
+        genes: Indices of the input genes, ascending; ``None`` for all. The others still count
+            towards a cell's total.
         target_sum: Total to which counts are scaled before ``log1p``; ``None`` takes values
             unchanged.
 
@@ -79,8 +79,8 @@ class ModalityInput:
             isinstance(self.target_sum, Real) and 0 < self.target_sum < np.inf
         ):
             raise InputError(
-                "target_sum must be a positive number, or None for values that are normalised "
-                f"already, not {self.target_sum!r}."
+                "target_sum must be a positive number, or None for log-normalized values, not "
+                f"{self.target_sum!r}."
             )
         if self.genes is None:
             return
@@ -97,7 +97,7 @@ class ModalityInput:
 
     @property
     def n_inputs(self) -> int:
-        """Number of genes that the model looks at."""
+        """Number of input genes."""
         return len(self.vocabulary) if self.genes is None else len(self.genes)
 
     @property
@@ -110,7 +110,7 @@ class ModalityInput:
         return np.where(symbols == "", ids, symbols)
 
     def chosen(self, of_genes: np.ndarray) -> np.ndarray:
-        """The entries [n_inputs] of an array [G] for the genes that the model looks at."""
+        """The entries [n_inputs] of an array [G] for the input genes."""
         return of_genes if self.genes is None else of_genes[list(self.genes)]
 
     def cells(self, batch: Minibatch) -> Cells | None:
@@ -199,7 +199,7 @@ def config_of(
     Args:
         records: Finished records.
         modality: One of theirs.
-        genes: Indices of the genes to look at; ``None`` for all.
+        genes: Indices of the input genes; ``None`` for all.
         target_sum: Total to scale counts to; by default what suits (`target_sum_of`).
     """
     vocabulary = records.vocabulary_of(modality)

@@ -18,8 +18,8 @@ READOUT_OFFSET = 0.4
 class Placement(keras.layers.Layer):
     """Moves embeddings away from the origin, along the units that hold components.
 
-    Seen from the middle of all cells, those that are there have no direction; most users compare
-    embeddings by cosine. Distances stay as they are.
+    Cells in the middle of all others then have a direction to compare by cosine. Distances do not
+    change.
 
     Args:
         offset: What is added to each of these units, once `place` says which they are.

@@ -1,11 +1,9 @@
 """What sources differ in, told apart from which cell types they hold.
 
-Centred each by itself, two sources of which one lacks the B cells come to lie apart: their means
-differ by the B cells too, and a source of B cells alone would lie in the middle of all others. Here
-sources are moved so that cells of the same type meet. Types are not known; that cells are alike is
-seen across sources, first from mutual nearest neighbours, of the cells as they are to begin with,
-then from clusters. What is moved are values of genes, so that a layer holds it and new cells need
-no further work.
+Centred each by itself, two sources of which one lacks the B cells come to lie apart, as their means
+differ by the B cells too. Here sources are moved so that cells of the same type meet. Types are not
+known: cells are matched across sources by mutual nearest neighbours, then by clusters. Values of
+genes are moved, so that a layer holds it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from concerto_tf.errors import InputError
 from concerto_tf.numerics.spread import held_out_share, unit_spread
 
 
@@ -31,13 +30,6 @@ def standardize_by_source(
         out[own] = (x[own] - mean) / np.sqrt(variance + epsilon)
         within += own.mean() * variance
     return out, within
-
-
-def checked_share(denoise: float) -> float:
-    """The share of noise that is taken out, as a number from 0 to 1; InputError if it is none."""
-    if not 0 <= denoise <= 1:
-        raise InputError(f"denoise must be a share from 0 to 1, not {denoise}.")
-    return float(denoise)
 
 
 def noise_edge(variances: np.ndarray, n: int) -> float:

@@ -44,7 +44,6 @@ def umap_figure(
     adata: AnnData,
     color: str,
     path: str | Path,
-    basis: str = "X_umap",
     title: str | None = None,
 ) -> None:
     """Draw the map of cells, coloured by a column, as a PNG (or whatever the ending says).
@@ -54,14 +53,13 @@ def umap_figure(
     if it is short or else a number that the legend explains.
 
     Args:
-        adata: cells with `obsm[basis]`.
+        adata: cells with `obsm["X_umap"]`.
         color: column of `adata.obs` with categories (names or codes).
         path: file to write; its folder must exist.
-        basis: key of the map in `adata.obsm`.
         title: what to write above; the name of the column by default.
 
     Raises:
-        InputError: no such column or map.
+        InputError: no such column.
 
     Example:
         >>> import tempfile
@@ -80,15 +78,12 @@ def umap_figure(
     if color not in adata.obs:
         known = ", ".join(adata.obs) or "none"
         raise InputError(f"no column {color!r} in obs (there: {known}): name one of these.")
-    if basis not in adata.obsm:
-        known = ", ".join(adata.obsm) or "none"
-        raise InputError(f"no map {basis!r} in obsm (there: {known}): compute it first.")
     column = adata.obs[color]
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
     codes, names = column.cat.codes.to_numpy(), [str(c) for c in column.cat.categories]
-    xy = np.asarray(adata.obsm[basis], float)[:, :2]
+    xy = np.asarray(adata.obsm["X_umap"], float)[:, :2]
 
     # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
     figure, [axes] = new_figure(5.0, 5.0, layout=None)
@@ -116,8 +111,7 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
 
     Args:
         history: CSV file as `keras.callbacks.CSVLogger` writes it, or a dict of lists as
-            `History.history` is. Columns `val_<name>` are drawn dashed; columns that are not
-            there are left out, values that are empty or not finite are gaps.
+            `History.history` is. Columns `val_<name>` are drawn dashed.
         path: file to write; its folder must exist.
 
     Raises:

@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 #: Columns (genes of all modalities) and rows (groups) of a heatmap at most: what can be read.
 _MOST_COLUMNS, _MOST_ROWS = 150, 80
+#: Genes of each group, at most.
+_GENES = 5
 
 
-def heatmap(table: pd.DataFrame, path: str | Path, genes_per_group: int = 5) -> None:
-    """Draws the strongest genes of each group, one panel for each modality.
+def heatmap(table: pd.DataFrame, path: str | Path) -> None:
+    """Draws the five strongest genes of each group, one panel for each modality.
+
+    They are fewer where there would be more than 150 columns. Of more than 80 groups the first are
+    drawn.
 
     Args:
         table: What `explain` gives with ``groupby``.
         path: Image file to write.
-        genes_per_group: Genes that each group contributes; fewer where there would be more than
-            150 columns. Of more than 80 groups the first are drawn.
 
     Raises:
         InputError: The table has no groups.
@@ -36,19 +39,19 @@ def heatmap(table: pd.DataFrame, path: str | Path, genes_per_group: int = 5) -> 
     n_modalities = table["modality"].nunique()
     groups = list(table["group"].unique())
     shown = groups[: max(1, min(_MOST_ROWS, _MOST_COLUMNS // n_modalities))]
-    fewer = max(1, min(genes_per_group, _MOST_COLUMNS // (len(shown) * n_modalities)))
-    if len(shown) < len(groups) or fewer < genes_per_group:
+    most = max(1, min(_GENES, _MOST_COLUMNS // (len(shown) * n_modalities)))
+    if len(shown) < len(groups) or most < _GENES:
         _log.info(
             "%s: shows %d of %d groups, by %d genes each, to be readable; the table has all",
             path,
             len(shown),
             len(groups),
-            fewer,
+            most,
         )
-        table, genes_per_group = table[table["group"].isin(shown)], fewer
+        table = table[table["group"].isin(shown)]
     panels = []
     for modality, part in table.groupby("modality", sort=False, observed=True):
-        strongest = part[part["rank"] <= genes_per_group].sort_values(["group", "rank"])
+        strongest = part[part["rank"] <= most].sort_values(["group", "rank"])
         chosen = list(dict.fromkeys(strongest["gene"]))
         drawn = part[part["gene"].isin(chosen)]
         grid = drawn.pivot_table("weight", "group", "gene", "max", observed=True)[chosen]

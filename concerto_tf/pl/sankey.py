@@ -22,14 +22,7 @@ _GAP = 0.012
 _BAR = 0.035
 
 
-def sankey_figure(
-    table: pd.DataFrame,
-    path: str | Path,
-    *,
-    left: str = "query",
-    right: str = "reference",
-    smallest: float = SMALLEST_SHARE,
-) -> None:
+def sankey_figure(table: pd.DataFrame, path: str | Path, *, left: str, right: str) -> None:
     """Draws groups on the left, labels on the right, and flows as wide as their share of cells.
 
     Every group is as high as any other, so that small ones can be read; its number of cells
@@ -40,12 +33,11 @@ def sankey_figure(
         path: File to write; its folder must exist.
         left: Title of the groups.
         right: Title of the labels.
-        smallest: Share of a group below which a flow is merged.
 
     Raises:
         InputError: There is nothing to draw.
     """
-    flows = merge_small(table, smallest)
+    flows = merge_small(table)
     if not len(flows):
         raise InputError("no group has cells; there is nothing to draw")
     sizes = table.groupby("group")["cells"].sum()
@@ -104,12 +96,11 @@ def sankey_figure(
     save_figure(figure, path)
 
 
-def merge_small(table: pd.DataFrame, smallest: float = SMALLEST_SHARE) -> pd.DataFrame:
-    """Flows of at least a share of their group; what is smaller becomes one flow to "other".
+def merge_small(table: pd.DataFrame) -> pd.DataFrame:
+    """Flows of at least 5% of their group; what is smaller becomes one flow to "other".
 
     Args:
         table: Columns ``group``, ``label`` and ``share``.
-        smallest: The share.
 
     Returns:
         The same columns; the shares of every group add up to what they were.
@@ -127,7 +118,7 @@ def merge_small(table: pd.DataFrame, smallest: float = SMALLEST_SHARE) -> pd.Dat
     import pandas as pd
 
     flows = table[["group", "label", "share"]]
-    small = flows["share"] < smallest
+    small = flows["share"] < SMALLEST_SHARE
     # One small flow alone keeps its name: calling it "other" would hide it and save nothing.
     alone = small & (small.groupby(flows["group"]).transform("sum") == 1)
     small &= ~alone

@@ -19,7 +19,7 @@ from concerto_tf.records.conversion.passes import check_parts
 from concerto_tf.records.conversion.writer import Arranged, arrange, gene_dtype, narrow, offsets_of
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.manifest import ModalityInfo
-from concerto_tf.records.padding import Layout, chosen_genes, group_size
+from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
 
 _CHUNK_CELLS = 4_096
 #: Bytes of values that stay in memory, so that few cells are read once.
@@ -201,10 +201,10 @@ class InputCells:
     def _shape(self, modality: str, genes: Genes | None, group: int) -> _Shape:
         """How the genes asked for of a modality lie in a minibatch."""
         n_genes = self._n_genes(modality)
-        kept = np.ones(n_genes, bool) if genes is None else chosen_genes(genes, n_genes)
+        kept = np.ones(n_genes, bool) if genes is None else gene_mask(genes, n_genes)
         mean = self._gene_cells[modality][kept].sum() / self.n_cells
         most = min(int(kept.sum()), self.modalities[modality].max_nonzeros)
-        layout = Layout.of(most, mean * self._density[modality], group)
+        layout = BatchLayout.of(most, mean * self._density[modality], group)
         return _Shape(modality, layout, None if genes is None else kept)
 
     def _minibatches(
@@ -329,7 +329,7 @@ class _Shape:
     """How the genes of a modality lie in a minibatch; `kept` bool [genes], None for all."""
 
     modality: str
-    layout: Layout
+    layout: BatchLayout
     kept: np.ndarray | None
 
     def fill(

@@ -48,7 +48,7 @@ class ModalityInfo:
         gene_dtype: Little-endian dtype of the indices: uint16, or uint32 past 65,535 genes.
         value_dtype: Little-endian dtype of the values: uint8, uint16, uint32 or float32.
         max_nonzeros: Most nonzeros of any cell.
-        units: "counts"; "linear" (fractions on the scale of counts, such as TPM); "lognorm" (log1p
+        units: "counts"; "linear" (expected counts, TPM); "lognorm" (log1p
             of values scaled to one sum per cell); "values" (others).
         sha256: Checksum of the vocabulary file in hexadecimal.
     """
@@ -95,7 +95,7 @@ class Manifest:
         n_cells: Number of cells over all shards.
         modalities: RNA and any further ones.
         normalisation: The scale of the gene statistics: {"target_sum": 10000, "log1p": true} for
-            counts, empty for values that are normalised already. A model has its own.
+            counts, empty for log-normalized values. A model has its own.
         sources: Name of each source code.
         labels: Label key to the name of each code.
         inputs: What was converted, in order: {"name", "n_cells"}.

@@ -25,7 +25,7 @@ _NONZEROS_MULTIPLE = 32
 _WORTH_PACKING = 0.75
 
 
-def chosen_genes(genes: Genes, n_genes: int) -> np.ndarray:
+def gene_mask(genes: Genes, n_genes: int) -> np.ndarray:
     """Which genes of a vocabulary are chosen, bool [n_genes].
 
     Args:
@@ -63,7 +63,7 @@ def padded_width(nonzeros: int) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How the cells of a minibatch lie.
 
     Attributes:
@@ -75,7 +75,7 @@ class Layout:
     group: int = 1
 
     @staticmethod
-    def of(most: int, mean: float, group: int = 1) -> Layout:
+    def of(most: int, mean: float, group: int = 1) -> BatchLayout:
         """The narrowest layout of cells.
 
         Args:
@@ -84,13 +84,13 @@ class Layout:
             group: Cells that may share their places.
 
         Example:
-            >>> Layout.of(300, 70.0), Layout.of(300, 70.0, 64), Layout.of(90, 70.0, 64)
-            (Layout(width=320, group=1), Layout(width=96, group=64), Layout(width=96, group=1))
+            >>> BatchLayout.of(300, 70.0, 64), BatchLayout.of(90, 70.0, 64)
+            (BatchLayout(width=96, group=64), BatchLayout(width=96, group=1))
         """
-        padded = Layout(padded_width(most))
+        padded = BatchLayout(padded_width(most))
         if group == 1:
             return padded
-        packed = Layout(packed_width(mean, padded.width, group), group)
+        packed = BatchLayout(packed_width(mean, padded.width, group), group)
         return packed if packed.width < _WORTH_PACKING * padded.width else padded
 
     def fill(

@@ -28,7 +28,7 @@ from concerto_tf.records.batch import (
 )
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import pack
-from concerto_tf.records.padding import Layout, chosen_genes, group_size
+from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
 
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
@@ -63,7 +63,7 @@ def build(
     To pack the batches takes `gene_cells`, by modality the number of cells in which each gene is
     not zero.
     """
-    shards, parts, n_cells = share(manifest, shard_of)
+    shards, parts, n_cells = worker_share(manifest, shard_of)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         files = tf.range(len(shards))
@@ -131,14 +131,14 @@ def check_request(
     index, count = shard_of
     if not 0 <= index < count:
         raise InputError(f"share {index} of {count} is none; count from 0")
-    if drop_remainder and batch_size > share(manifest, shard_of)[2]:
+    if drop_remainder and batch_size > worker_share(manifest, shard_of)[2]:
         raise InputError(
             f"{folder}: {manifest.n_cells} cells for {count} workers do not fill a batch of "
             f"{batch_size}; make the batch smaller"
         )
 
 
-def share(
+def worker_share(
     manifest: Manifest, shard_of: tuple[int, int]
 ) -> tuple[list[ShardInfo], list[tuple[int, int]], int]:
     """What one of several workers reads: as many shards as the others, and a part of those left.
@@ -250,13 +250,13 @@ class _Decoder:
         self.name = name
         self.keys = [key(name, field) for field in STORED]
         self._info = info = manifest.modalities[name]
-        self._kept = None if genes is None else chosen_genes(genes, info.n_genes)
+        self._kept = None if genes is None else gene_mask(genes, info.n_genes)
         n_kept = info.n_genes if self._kept is None else int(self._kept.sum())
         mean, most = 0.0, min(n_kept, info.max_nonzeros)
         if gene_cells is not None:
             kept = gene_cells if self._kept is None else gene_cells[self._kept]
             mean = kept.sum() / manifest.n_cells
-        self._layout = Layout.of(most, mean, group if gene_cells is not None else 1)
+        self._layout = BatchLayout.of(most, mean, group if gene_cells is not None else 1)
         self._coverage: np.ndarray | None = None
         if manifest.coverage and name == RNA:
             self._coverage = np.array([*manifest.coverage, 1], np.float32)

@@ -42,9 +42,8 @@ class Records:
 
     Args:
         path: The folder.
-        skip_damaged: Go on without the cells that are damaged or missing, as if they had never
-            been there, and say how many of which shard are lost. All shards are read for it, and
-            what is intact of a damaged one is copied to a temporary folder.
+        skip_damaged: Leave out the cells that are damaged or missing, and say how many of which
+            shard. All shards are read for it; what is intact of a damaged one is copied.
 
     Attributes:
         path: The folder.
@@ -91,9 +90,9 @@ class Records:
 
     def n_cells_of(self, index: int, count: int) -> int:
         """Number of cells that worker `index` of `count` reads; see `shard_of` of `dataset`."""
-        from concerto_tf.records.pipeline import share
+        from concerto_tf.records.pipeline import worker_share
 
-        return share(self.manifest, (index, count))[2]
+        return worker_share(self.manifest, (index, count))[2]
 
     @property
     def n_genes(self) -> int:
@@ -109,11 +108,6 @@ class Records:
     def scales_with_depth(self) -> bool:
         """Whether cells' RNA values are to be scaled to one total, and log1p to be taken."""
         return self.manifest.modalities[RNA].scales_with_depth
-
-    @property
-    def max_nonzeros(self) -> int:
-        """Most RNA nonzeros of any cell."""
-        return self.manifest.modalities[RNA].max_nonzeros
 
     @property
     def sources(self) -> list[str]:
@@ -231,16 +225,14 @@ class Records:
                 for a source it does not know.
             labels: Keys of the labels to emit.
             cells: Whether to emit barcodes.
-            shard_of: (index, count) of this worker, each of which gets its share of the cells. In a
-                `fit` of your own under MultiWorkerMirroredStrategy all would read the same ones
-                without it.
+            shard_of: (index, count) of this worker, each of which gets its share of the cells; give
+                it in a `fit` of your own under MultiWorkerMirroredStrategy.
             drop_remainder: Whether an incomplete last batch of an epoch is dropped. By default it
                 is when shuffling, as training wants whole batches.
             pad_last: Whether an incomplete last batch is filled up with cells of row -1, source -1
                 and no values, so that every batch has the same shape.
             packed: Let cells share their places in "genes" and "values", which takes most of the
-                padding out and makes a model's steps several times faster on cells that differ in
-                their number of genes. Batches then hold "offset" too.
+                padding out. Steps are several times faster. Batches then hold "offset" too.
             replicas: Number of replicas that a packed batch is divided between.
 
         Returns:
@@ -254,14 +246,14 @@ class Records:
                 shard: the first call reads those of this worker against their checksums, 0.6 s per
                 GB. What is damaged later shows while reading, see `naming_damage`.
         """
-        from concerto_tf.records.pipeline import build, check_request, share
+        from concerto_tf.records.pipeline import build, check_request, worker_share
 
         names = list(self.manifest.modalities) if modalities is None else modalities
         if not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
         check_request(self.path, self.manifest, batch_size, labels, shard_of, drop)
-        self.check(share(self.manifest, shard_of)[0])
+        self.check(worker_share(self.manifest, shard_of)[0])
         return build(
             self.path,
             self.manifest,

@@ -1,11 +1,15 @@
-"""Whether values are counts, amounts on a linear scale, log-normalised, or something else."""
+"""Whether values are counts, amounts on a linear scale, log-normalized, or something else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from concerto_tf.records.inputs.input import Input
 
 COUNTS = "counts"
 LINEAR = "linear"
@@ -15,10 +19,21 @@ VALUES = "values"
 # log1p of this is more than 10^8 counts, and a logarithm to base 2 more than a million.
 _LARGEST_LOG = 20.0
 # Cells with a larger value are linear if they are this share at least and the others, where there
-# are this many, are not log-normalised: among those there are odd values at times.
+# are this many, are not log-normalized: among those there are odd values at times.
 _LINEAR_CELLS, _LOGNORM_CELLS = 0.02, 10
-# How far the totals of log-normalised cells may lie from their median, for 90% of the cells.
+# How far the totals of log-normalized cells may lie from their median, for 90% of the cells.
 _TOTAL_TOLERANCE = 0.02
+# Cells at the beginning, in the middle and at the end of an input that tell its units.
+_SAMPLE_CELLS = 256
+
+
+def units_of(cells: Input, modalities: Iterable[str]) -> dict[str, str]:
+    """The units of those modalities that an input has, by some of its cells."""
+    size = min(_SAMPLE_CELLS, cells.n_cells)
+    starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
+    samples = [cells.chunk(start, start + size) for start in starts]
+    own = [name for name in modalities if name in cells.modalities]
+    return {name: detect_units(sample[name] for sample in samples) for name in own}
 
 
 def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:

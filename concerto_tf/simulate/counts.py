@@ -38,7 +38,7 @@ TABLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellBlock:
     """The cells of one block.
 
     Attributes:
@@ -54,7 +54,7 @@ class Cells:
     library: np.ndarray
 
 
-def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> Cells:
+def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> CellBlock:
     """Draw group, step, batch and library size of `n` cells, each independently."""
     group = _choose(rng, n, params.group_sizes)
     step = np.zeros(n, np.int64)
@@ -63,11 +63,11 @@ def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> Cells:
         step = _choose(rng, n, np.linspace(skew, 1.0 - skew, params.path_steps))
     batch = _choose(rng, n, params.batch_sizes)
     library = rng.lognormal(params.lib_loc, params.lib_scale, n)
-    return Cells(group, step, batch, library)
+    return CellBlock(group, step, batch, library)
 
 
 def draw_counts(
-    rng: np.random.Generator, cells: Cells, genes: GeneModel, params: SplatParams
+    rng: np.random.Generator, cells: CellBlock, genes: GeneModel, params: SplatParams
 ) -> sparse.csr_matrix:
     """Draw the counts of a block of cells.
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from concerto_tf.errors import InputError
-from concerto_tf.simulate.counts import Cells, draw_cells, draw_counts
+from concerto_tf.simulate.counts import CellBlock, draw_cells, draw_counts
 from concerto_tf.simulate.genes import draw_genes
 from concerto_tf.simulate.params import SplatParams
 
@@ -85,7 +85,7 @@ class Experiment:
 
     def chunks(self, chunk_cells: int) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
         """All cells in order, as `stream` yields them."""
-        waiting: list[tuple[sparse.csr_matrix, Cells]] = []
+        waiting: list[tuple[sparse.csr_matrix, CellBlock]] = []
         n_waiting = start = 0
         for counts, cells in self._blocks(range(-(-self.params.n_cells // BLOCK))):
             offset, n = 0, counts.shape[0]
@@ -100,20 +100,20 @@ class Experiment:
             yield self._chunk(waiting, start)
 
     def _chunk(
-        self, parts: list[tuple[sparse.csr_matrix, Cells]], start: int
+        self, parts: list[tuple[sparse.csr_matrix, CellBlock]], start: int
     ) -> tuple[sparse.csr_matrix, pd.DataFrame]:
         """One chunk of counts with its table of cells; `start` is its first cell's number."""
         counts = parts[0][0] if len(parts) == 1 else sparse.vstack([c for c, _ in parts], "csr")
         return counts, self._table(start, [cells for _, cells in parts])
 
-    def _stretch(self, start: int, stop: int) -> Iterator[tuple[sparse.csr_matrix, Cells]]:
+    def _stretch(self, start: int, stop: int) -> Iterator[tuple[sparse.csr_matrix, CellBlock]]:
         """Counts and cells of the blocks of the cells start to stop, cut to these."""
         edges = list(_edges(start, stop))
         blocks = self._blocks([i for i, *_ in edges])
         for (_, first, last), (counts, cells) in zip(edges, blocks, strict=True):
             yield _cut(counts, cells, first, last)
 
-    def _table(self, start: int, parts: list[Cells]) -> pd.DataFrame:
+    def _table(self, start: int, parts: list[CellBlock]) -> pd.DataFrame:
         """The table of consecutive cells, the first of which is number `start`."""
         import pandas as pd
 
@@ -135,17 +135,17 @@ class Experiment:
         obs["library_size"] = library
         return obs
 
-    def _cells(self, block: int) -> tuple[np.random.Generator, Cells]:
+    def _cells(self, block: int) -> tuple[np.random.Generator, CellBlock]:
         """The cells of a block, and its source of randomness after they were drawn."""
         params = self.params
         rng = np.random.default_rng(np.random.SeedSequence(params.seed, spawn_key=(1, block)))
         return rng, draw_cells(rng, min(BLOCK, params.n_cells - block * BLOCK), params)
 
-    def _block(self, block: int) -> tuple[sparse.csr_matrix, Cells]:
+    def _block(self, block: int) -> tuple[sparse.csr_matrix, CellBlock]:
         rng, cells = self._cells(block)
         return draw_counts(rng, cells, self.genes, self.params), cells
 
-    def _blocks(self, blocks: Sequence[int]) -> Iterator[tuple[sparse.csr_matrix, Cells]]:
+    def _blocks(self, blocks: Sequence[int]) -> Iterator[tuple[sparse.csr_matrix, CellBlock]]:
         """These blocks in order, `workers` of them in work at a time."""
         if self.workers == 1 or len(blocks) == 1:
             yield from map(self._block, blocks)
@@ -240,13 +240,13 @@ def _edges(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _cut(
-    counts: sparse.csr_matrix, cells: Cells, start: int, stop: int
-) -> tuple[sparse.csr_matrix, Cells]:
+    counts: sparse.csr_matrix, cells: CellBlock, start: int, stop: int
+) -> tuple[sparse.csr_matrix, CellBlock]:
     """Some cells of a block; the block itself, uncopied, if it is all of them."""
     if stop - start == counts.shape[0]:
         return counts, cells
     return counts[start:stop], _part(cells, start, stop)
 
 
-def _part(cells: Cells, start: int, stop: int) -> Cells:
-    return Cells(*(getattr(cells, name)[start:stop] for name in Cells.__annotations__))
+def _part(cells: CellBlock, start: int, stop: int) -> CellBlock:
+    return CellBlock(*(getattr(cells, name)[start:stop] for name in CellBlock.__annotations__))

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from concerto_tf.errors import InputError
 from concerto_tf.models import ContrastiveModel
-from concerto_tf.models.encoder import Encoder, SourceAware, chosen_genes
+from concerto_tf.models.encoder import Encoder, SourceAware
 from concerto_tf.models.fitting.schedule import plan_training
 from concerto_tf.records import CellSet, Records
 from concerto_tf.tasks.embed import Progress
-from concerto_tf.tasks.io.agreement import seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_BATCH_CELLS = 256
 #: Steps of fine-tuning at least, where one pass over the cells is shorter.
 _FINETUNE_STEPS = 60
 #: More than trains a new model, which starts close to where it ends; other cells may be far.
@@ -40,8 +39,7 @@ def adapt(
     Returns:
         A new model that knows the sources of all these cells.
     """
-    from concerto_tf.tasks.training.callbacks import Progress as Report
-    from concerto_tf.tasks.training.callbacks import StopOnNaN
+    from concerto_tf.tasks.training.callbacks import StopOnNaN, TrainingProgress
 
     if not isinstance(model, ContrastiveModel):
         raise InputError(
@@ -60,15 +58,8 @@ def adapt(
     adapted.fit(
         _mixed(
             [
-                of.dataset(
-                    batch_size,
-                    shuffle=True,
-                    seed=seed,
-                    repeat=True,
-                    genes=chosen_genes(model),
-                    sources=adapted.sources,
-                    modalities=seen_modalities(model, of),
-                    packed=True,
+                cell_batches(
+                    adapted, of, batch_size, shuffle=True, seed=seed, repeat=True, packed=True
                 )
                 for of in records
             ],
@@ -78,7 +69,7 @@ def adapt(
         epochs=schedule.rounds,
         steps_per_epoch=schedule.steps_per_round,
         verbose=0,
-        callbacks=[Report(schedule, progress), StopOnNaN()],
+        callbacks=[TrainingProgress(schedule, progress), StopOnNaN()],
     )
     return adapted
 
@@ -109,13 +100,5 @@ def with_own_statistics(model: Encoder, records: CellSet) -> SourceAware:
             f"a {type(model).__name__} has no statistics of sources; map without batch_aware"
         )
     own = model.with_sources(records.sources)
-    own.calibrate(
-        records.dataset(
-            min(_BATCH_CELLS, records.n_cells),
-            genes=chosen_genes(model),
-            sources=own.sources,
-            modalities=seen_modalities(model, records),
-            packed=True,
-        )
-    )
+    own.calibrate(cell_batches(own, records, packed=True))
     return own

@@ -42,16 +42,14 @@ def annotate(
 ) -> pd.DataFrame:
     """Tells the types of cells, and writes them where asked to.
 
-    Two things are told of each cell. The ``probability`` of its label among the known cell types,
-    and its ``novelty``, a conformal p-value: the share of held-out cells that are as unlike the
-    known cell types as this cell, or more so. Cells of a new type have a small one; below
-    ``alpha`` the label is ``unknown``. Of cells of known types, measured as the reference was, a
-    share of about ``alpha`` is so rejected; with another technology it may be more. ``confidence``
-    is the geometric mean of the two.
+    A cell has the ``probability`` of its label among the known cell types, and a ``novelty``, a
+    conformal p-value: the share of held-out cells that are as unlike the known cell types, or more
+    so. Cells of a new type have a small one; below ``alpha`` the label is ``unknown``. Of cells of
+    known types a share of about ``alpha`` is so rejected, more where they were measured otherwise.
+    ``confidence`` is the geometric mean of the two.
 
-    Where too few cells were held out for the alpha asked for (fewer than 1 / alpha - 1) no cell
-    is rejected, which is logged. A model that was fine-tuned without calibration rejects none, and
-    its confidence is the probability.
+    No cell is rejected where fewer than 1 / alpha - 1 cells were held out. Without calibration the
+    confidence is the probability.
 
     Args:
         model: A model that `finetune` made, or its path.
@@ -59,12 +57,7 @@ def annotate(
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
             and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
-        source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        modalities: Where the model's further modalities lie; see `embed`.
-        orthologs: Table of orthologs for cells of another species.
-        progress: Called with the number of cells done and of all cells.
+        source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``

@@ -44,21 +44,16 @@ def add_clusters(
 
     Clusters are named "0", "1", ... from the largest to the smallest.
 
-    A consensus is the clustering that agrees best with many: Leiden from half to twice the
-    resolution, each with a seed of its own, and with `k` as many of K-means; or any columns of
-    `adata.obs` (`concerto_tf.metrics.consensus`). How sure each cell is, its mean co-association
-    with its cluster, goes to a second column, `concerto_cluster_agreement`.
+    A consensus agrees best with many clusterings: Leiden from half to twice the resolution, with
+    `k` as many of K-means; or any columns of `adata.obs` (`concerto_tf.metrics.consensus`). The
+    mean co-association of a cell with its cluster goes to `concerto_cluster_agreement`.
 
     Args:
         adata: cells; changed in place.
         rep: key of the embedding in `adata.obsm`, or "X".
         algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), "kmeans",
             "soft-kmeans" (a network that starts from K-means, `SoftKMeans`) or "consensus".
-        resolution: of Leiden; higher gives more clusters.
-        k: number of clusters, for all but "leiden"; a consensus without it finds its own number.
-        seed: of the algorithm.
-        runs: clusterings that a consensus is made of; by default 20.
-        clusterings: columns of `adata.obs` to make the consensus of instead.
+        resolution, k, seed, runs, clusterings: as in `concerto_tf.cluster`.
 
     Raises:
         InputError: no such embedding, it is not finite, an unknown algorithm, K-means without k or
@@ -105,15 +100,14 @@ def add_clusters(
     adata.obs[CLUSTER] = _by_size(found)
 
 
-def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
-    """Map the embedding to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
+def umap(adata: AnnData, seed: int = 0) -> None:
+    """Map `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
 
     UMAP of the graph of 15 nearest neighbours by Euclidean distance, as in the Concerto paper.
     Fewer than 3 cells are put on a line.
 
     Args:
         adata: cells; changed in place.
-        rep: key of the embedding in `adata.obsm`, or "X".
         seed: of the layout.
 
     Raises:
@@ -122,6 +116,7 @@ def umap(adata: AnnData, rep: str = "X_concerto", seed: int = 0) -> None:
     Reference:
         McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
     """
+    rep = "X_concerto"
     z = embedding_of(adata, rep)
     if len(z) < 3:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")

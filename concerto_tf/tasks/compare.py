@@ -64,13 +64,10 @@ def compare(
 ) -> dict[str, pd.DataFrame]:
     """Compares every condition with the control, cell type by cell type.
 
-    Counts are scaled to 10,000 per cell and log1p is taken; values that are normalised already are
-    used as they are. With samples (two or more of the control and of another condition) what is
-    significant is decided between samples, and a condition with fewer than two has nothing that
-    is; without, between cells, which overstates it where cells come from few samples.
-    Of what each table calls significant, a share `alpha` is expected to be false (Benjamini and
-    Hochberg over all of its rows); where nothing differs, that is the chance that anything is
-    called significant.
+    Counts are log-normalized to 10,000 per cell; log-normalized input is used unchanged. With
+    samples, two or more of a condition, tests are between samples; without, between cells, which
+    overstates significance where cells come from few samples. Of what each table calls
+    significant, a share `alpha` is expected to be false (Benjamini and Hochberg over its rows).
 
     Args:
         cells: Anything that `convert` takes, with columns of obs.
@@ -267,8 +264,8 @@ def _groups(
 
 
 def _say_what_is_left_out(groups: Groups, min_cells: int, notes: list[str]) -> None:
-    compared = {kind for kind, *_ in groups.pairs(min_cells)}
-    few = [name for kind, name in enumerate(groups.type_names) if kind not in compared]
+    compared = {cell_type for cell_type, *_ in groups.pairs(min_cells)}
+    few = [name for cell_type, name in enumerate(groups.type_names) if cell_type not in compared]
     if few:
         notes.append(
             f"genes are not compared in types with fewer than {min_cells} cells in a condition: "
@@ -277,8 +274,8 @@ def _say_what_is_left_out(groups: Groups, min_cells: int, notes: list[str]) -> N
     if groups.samples is None:
         return
     untested = [
-        f"{groups.type_names[kind]} ({groups.condition_names[case]})"
-        for kind, case, cells, control in groups.pairs(min_cells)
+        f"{groups.type_names[cell_type]} ({groups.condition_names[case]})"
+        for cell_type, case, cells, control in groups.pairs(min_cells)
         if groups.n_samples(groups.conditions == case) > 1
         and min(groups.n_samples(cells), groups.n_samples(control)) < 2
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path
-from concerto_tf.tasks.run import Progress, run
+from concerto_tf.tasks.run import StageProgress, run
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,10 +19,10 @@ LABEL_KEY = "bulk_labels"
 def demo_cells() -> AnnData:
     """700 blood cells of the 68k-PBMC data set, with 765 genes and 10 cell types.
 
-    They come with scanpy. Its X is standardised; the log-normalised values are in `raw`.
+    They come with scanpy. Its X is standardised; the log-normalized values are in `raw`.
 
     Returns:
-        The cells, X log-normalised.
+        The cells, X log-normalized.
     """
     import scanpy as sc
 
@@ -37,7 +37,7 @@ def demo_cells() -> AnnData:
     return cells
 
 
-def demo(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def demo(out: str | Path, seed: int = 0, progress: StageProgress | None = None) -> dict[str, Any]:
     """Runs the main job on `demo_cells`; called again, it continues.
 
     Args:

@@ -11,11 +11,10 @@ import numpy as np
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.errors import InputError
 from concerto_tf.models import Classifier, load_model
-from concerto_tf.models.encoder import Encoder, chosen_genes, embed_batches
-from concerto_tf.models.encoder import embed as embed_cells
+from concerto_tf.models.encoder import Encoder, embed_batches, embed_in_order
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW
-from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches, check_agreement, check_measured
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 KEY = "X_concerto"
-_BATCH_CELLS = 256
 Progress = Callable[[int, int], None]
 
 
@@ -83,8 +81,7 @@ def write_embeddings(
     """Embeds cells into a file; of the cells, memory holds names and labels alone.
 
     Args:
-        model: As `embed` takes it.
-        cells: As `embed` takes them.
+        model, cells: As in `embed`.
         out: The `.h5ad` to write.
         reading: How to read them.
         progress: Called with the number of cells done and of all cells.
@@ -144,7 +141,7 @@ def embed_records(
     """
     data, measured = whole_cells(model, records, progress)
     with records.naming_damage():
-        return embed_cells(model, data, measured if fill_unmeasured else None)
+        return embed_in_order(model, data, measured if fill_unmeasured else None)
 
 
 def whole_cells(
@@ -161,13 +158,7 @@ def whole_cells(
         The batches, and which genes were measured, bool [G] by modality; None where all were.
     """
     check_agreement(model, records)
-    data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells),
-        genes=chosen_genes(model),
-        sources=model.sources,
-        packed=True,
-        modalities=seen_modalities(model, records),
-    )
+    data = cell_batches(model, records, packed=True)
     return _counted(data, records.n_cells, progress), check_measured(model, records)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,19 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models.encoder import Attentive, chosen_genes, modality_input
+from concerto_tf.models.encoder import Attentive, modality_input
 from concerto_tf.numerics.specificity import GroupSums
 from concerto_tf.pl.figures import check_figure
 from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
-from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.io.agreement import check_agreement, check_measured, seen_modalities
+from concerto_tf.tasks.embed import Progress, encoder_of
+from concerto_tf.tasks.io.agreement import (
+    cell_batches,
+    check_agreement,
+    check_measured,
+    seen_modalities,
+)
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target
 
@@ -28,13 +33,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-_BATCH_CELLS = 256
 #: Genes listed of each cell where nothing is said: all of them would be the size of the data.
 TOP_OF_A_CELL = 20
 #: Groups at most: sums over each are kept for all genes.
 MOST_GROUPS = 1_000
 _QUANTITIES = ("weight", "attention", "value")
-Progress = Callable[[int, int], None]
 
 
 def explain(
@@ -66,13 +69,9 @@ def explain(
     Weights compare between cells and groups, and between the genes of one modality.
 
     What this can claim: a gene's relative attention follows from its own value alone, through a
-    curve that the teacher learned for that gene. It holds nothing about the cell that its values
-    do not hold, its direction is not fixed (models trained with the defaults mostly damp what is
-    highly expressed, so that markers get *less* attention where they are expressed), and it is a
-    reading of the model, no test. Hence genes rank by ``weight``, not by ``attention``, and a
-    signature resembles one by differences of expression; use a test where p-values are wanted.
-
-    Labels and clusters only group the cells here. Training never sees them.
+    curve that the teacher learned for that gene. Its direction is not fixed: models trained with
+    the defaults mostly give markers *less* attention where they are expressed. Hence genes rank by
+    ``weight``. It is a reading of the model, no test.
 
     Args:
         model: A trained Concerto (or a classifier built on one), or its path.
@@ -83,12 +82,7 @@ def explain(
         top: List this many genes of each cell or group and modality, the strongest. By default
             20 of a cell, and all of a group.
         figure: Image file for a heatmap of the groups' strongest genes; its ending says the kind.
-        source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        modalities: Where the model's further modalities lie; see `embed`.
-        orthologs: Table of orthologs for cells of another species.
-        progress: Called with the number of cells done and of all cells.
+        source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         With ``groupby``, one row for each group, gene and modality: ``group``, ``gene``,
@@ -205,14 +199,7 @@ def _read(
     unmeasured = {
         part.name: measured for part in parts if not (measured := records.measured(part.name)).all()
     }
-    data = records.dataset(
-        min(_BATCH_CELLS, records.n_cells),
-        genes=chosen_genes(model),
-        sources=model.sources,
-        labels=list(keys),
-        cells=not keys,
-        modalities=seen_modalities(model, records),
-    )
+    data = cell_batches(model, records, labels=list(keys), cells=not keys)
 
     @tf.function(reduce_retracing=True)
     def look(batch: Any) -> list[Any]:

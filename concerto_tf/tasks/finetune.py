@@ -15,17 +15,17 @@ from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.encoder import Encoder, Teachable, chosen_genes, teachable
+from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
 from concerto_tf.tasks.train import check_arguments
 from concerto_tf.tasks.training.distribution import make_strategy
-from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 from concerto_tf.tasks.training.labels import (
     HELD_OUT,
     MISSING,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 
-_BATCH_CELLS = 256
 #: Components in which types are compared, the first of these that the cells are enough for.
 _COMPONENTS = (50, 30, 20, 10)
 
@@ -62,7 +61,6 @@ def finetune(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
 ) -> Classifier:
     """Teaches a pre-trained model the cell types of labelled cells; called again, it continues.
 
@@ -84,19 +82,13 @@ def finetune(
             technology or tissue: teacher and student learn to agree about them.
         end_to_end: Use the network of the model, but none of its weights: they start at random,
             without principal components, as in the paper's comparison.
-        epochs: Passes over the cells; ``None`` follows from their number.
-        batch_size: Cells per minibatch over all devices.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
             model's own (``recipe.finetuning_rate``).
-        optimizer: As for `train`.
-        strategy: As for `train`.
+        epochs, batch_size, optimizer, strategy, callbacks, progress: As in `train`.
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds
             none out, and no cell can be rejected then.
         consistency: Weight lambda of the agreement about target cells.
         seed: Seed of the new weights, the order, the views and the part held out.
-        callbacks: Further Keras callbacks.
-        progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
 
     Returns:
         The fine-tuned model.
@@ -173,10 +165,9 @@ def finetune(
                 schedule,
                 callbacks=callbacks,
                 progress=progress,
-                verbose=verbose,
             )
             found = _calibrate(fine, records, codes, held_out)
-        finish(
+        finish_training(
             job,
             fine,
             schedule,
@@ -218,16 +209,15 @@ def _data_from(
     def shuffled(cells: Records) -> tf.data.Dataset:
         size = min(schedule.batch_size, cells.n_cells // replicas * replicas)
         per_epoch = max(1, cells.n_cells // size)
-        data = cells.dataset(
+        data = cell_batches(
+            model.encoder,
+            cells,
             size,
             shuffle=True,
             seed=seed,
             repeat=True,
-            genes=chosen_genes(model.encoder),
             first_epoch=done // per_epoch,
-            sources=model.encoder.sources,
             packed=True,
-            modalities=seen_modalities(model.encoder, cells),
             replicas=replicas,
         )
         return data.skip(done % per_epoch)
@@ -243,13 +233,7 @@ def _calibrate(
     from sklearn.metrics import f1_score
 
     def batches(labels: np.ndarray) -> tf.data.Dataset:
-        data = records.dataset(
-            min(_BATCH_CELLS, records.n_cells),
-            genes=chosen_genes(model.encoder),
-            packed=True,
-            sources=model.encoder.sources,
-            modalities=seen_modalities(model.encoder, records),
-        )
+        data = cell_batches(model.encoder, records, packed=True)
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 

@@ -70,14 +70,10 @@ def impute(
             ``{"protein": "obsm:protein"}``. ``None``: all that the reference holds, or if there is
             only a file the tables in its obsm.
         k: Number of neighbours to average; by default 30, or all where fewer cells have it.
-        source_key: Column of the query's obs that names the source of each cell.
-        layer: Layer that holds the query's counts.
         reference_source_key: As ``source_key``, of the reference; by default the same where the
             reference has it.
         reference_layer: As ``layer``, of the reference.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        orthologs: Table of orthologs where the query is of another species than the model.
-        progress: Called with the number of cells done and of all cells.
+        source_key, layer, drop_empty, orthologs, progress: As in `embed`, of the query.
 
     Returns:
         For each modality one row per query cell and one column per feature, float32;

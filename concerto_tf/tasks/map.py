@@ -44,7 +44,6 @@ def map(  # noqa: A001 - the command's name
     k: int = 5,
     alpha: float = ALPHA,
     finetune: bool = False,
-    joint: bool = True,
     batch_aware: bool = False,
     source_key: str | None = None,
     layer: str | None = None,
@@ -62,15 +61,12 @@ def map(  # noqa: A001 - the command's name
 
     Each query cell takes the label that its k nearest reference cells vote for, weighted by
     cosine. Its ``novelty`` is a conformal p-value: the share of the reference's own cells that
-    are as unlike the others of their label or more so, by their nearness to the reference and to
-    the label's centroid. Cells of a new type have a small one; below ``alpha`` the label is
-    ``unknown``.
-    Of new cells of known types fewer are rejected where the model was trained on the reference, as
-    queries of other batches are allowed for; about that share where it was trained on neither, and
-    more where it was trained on the query too. With the default 0.1 and the first it is 0.04 of
-    them on the mean of 14 data sets (at most 0.14, on a plate of another technology), and 0.38 of
-    cells of unseen types. A query of another technology that holds about the same types is told
-    better from new types with ``batch_aware``.
+    are as unlike the others of their label, or more so. Cells of a new type have a small one;
+    below ``alpha`` the label is ``unknown``.
+
+    Of query cells of known types a share of about ``alpha`` is rejected. It is less where the model
+    was trained on the reference alone, and more where it was trained on the query too. For a query
+    of another technology with about the same types use ``batch_aware``.
 
     Without labels to transfer (neither ``label_key`` nor ``levels``) cells are only embedded.
 
@@ -88,22 +84,16 @@ def map(  # noqa: A001 - the command's name
             unknown, so are the finer ones. ``label_key`` is the finest level where not among them.
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
-        finetune: Train the model on the query without labels first, and embed both with it.
-        joint: Whether reference cells are mixed in when fine-tuning.
+        finetune: Train the model on query and reference without labels first, and embed with it.
         batch_aware: Normalise the query by statistics of its own instead of the reference's.
-        source_key: Column of the query's obs that names the source of each cell.
-        layer: Layer that holds the query's counts.
         reference_source_key: As ``source_key``, of the reference; by default the same where the
             reference has it.
         reference_layer: As ``layer``, of the reference.
-        drop_empty: Leave out cells without any count instead of refusing them.
-        orthologs: Table of orthologs where the query is of another species than the model.
-        modalities: Where further modalities lie that the model looks at; see `embed`.
+        source_key, layer, drop_empty, orthologs, modalities, progress: As in `embed`, of the query.
         groupby: Column of the query's obs, or ``leiden`` for clusters of its embedding, whose
             groups are shown beside their nearest reference labels; see `relatives`.
         figure: File of the Sankey figure of these; the table is written beside it as `.tsv`.
         seed: Seed of fine-tuning and of Leiden.
-        progress: Called with the number of cells done and of all cells.
 
     Returns:
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
@@ -151,7 +141,7 @@ def map(  # noqa: A001 - the command's name
                 open_cells(model, reference, of_reference, label_keys=keys, trained=True)
             )
             assert isinstance(records, Records) and isinstance(origin, Records)
-            model = adapt(model, [records, *([origin] if joint else [])], seed, progress)
+            model = adapt(model, [records, origin], seed, progress)
             found = make_reference(model, origin, keys)
         elif keys or reference is not None:
             found = find_reference(model, folder, reference, of_reference, label_keys=keys)

@@ -46,10 +46,8 @@ def pseudotime(
 
     Args:
         cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
-        root: Where it begins: the name of a cell, or of a group. Of a group it is the cell nearest
-            to the group's median (of every dimension of the embedding): one in its midst, which
-            single stray cells do not move. A name that is both is the group's if ``groupby`` is
-            given, and else the cell's.
+        root: Where it begins: the name of a cell, or of a group, of which it is the cell nearest to
+            the median. A name that is both is the group's if ``groupby`` is given, else the cell's.
         out: The `.h5ad` to write; ``None`` writes nothing.
         groupby: Column of obs with the groups. By default ``concerto_cluster``, which is made (by
             Leiden) where it is not there.

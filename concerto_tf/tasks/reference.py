@@ -13,9 +13,9 @@ import scipy.sparse as sp
 
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import fingerprint, identity_of_cells, identity_of_records
+from concerto_tf.jobs import identity_of_cells, identity_of_records, json_checksum
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
-from concerto_tf.models.fingerprint import fingerprint as fingerprint_of_model
+from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
@@ -24,7 +24,7 @@ from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
-from concerto_tf.tasks.embed import Progress, embed_records
+from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def find_reference(
     reading: Reading | None = None,
     *,
     label_keys: Sequence[str] = (),
-    progress: Progress | None = None,
 ) -> Reference:
     """The reference to compare with: the one kept beside the model where it fits, or a new one.
 
@@ -71,7 +70,6 @@ def find_reference(
         cells: The reference's cells, or a `Reference`; ``None`` for the one that is kept.
         reading: How to read them; its modalities are those whose values are needed.
         label_keys: Keys of the labels that are needed.
-        progress: Called with the number of cells embedded and of all cells.
 
     Returns:
         The reference, with these labels and values.
@@ -79,7 +77,7 @@ def find_reference(
     Raises:
         InputError: There is no such reference, it is damaged, or of another model.
     """
-    own, reading = fingerprint_of_model(model), reading or Reading()
+    own, reading = fingerprint(model), reading or Reading()
     modalities = dict(reading.modalities or {})
     if isinstance(cells, Reference):
         if cells.model and cells.model != own:
@@ -145,7 +143,7 @@ def find_reference(
         model, cells, replace(reading, modalities=wanted), label_keys=label_keys, further=True
     ) as records:
         if made is None:
-            made = make_reference(model, records, label_keys, list(wanted), progress)
+            made = make_reference(model, records, label_keys, list(wanted))
         else:
             made.labels.update(_read_labels(records, label_keys))
             made.values.update({name: read_values(records, name) for name in wanted})
@@ -168,7 +166,6 @@ def make_reference(
     records: CellSet,
     label_keys: Sequence[str] = (),
     modalities: Sequence[str] = (),
-    progress: Progress | None = None,
 ) -> Reference:
     """Embeds cells as a reference.
 
@@ -177,7 +174,6 @@ def make_reference(
         records: Cells with the model's genes.
         label_keys: Keys of the labels to keep. Cells labelled ``unknown`` count as unlabelled.
         modalities: Further modalities whose values to keep.
-        progress: Called with the number of cells embedded and of all cells.
 
     Returns:
         The reference.
@@ -187,10 +183,10 @@ def make_reference(
     """
     labels = _read_labels(records, label_keys)
     return Reference(
-        embed_records(model, records, progress),
+        embed_records(model, records),
         labels,
         {name: read_values(records, name) for name in modalities},
-        model=fingerprint_of_model(model),
+        model=fingerprint(model),
         **geometry_of(model)._asdict(),
     )
 
@@ -275,4 +271,4 @@ def _identity(cells: Any, options: Mapping[str, Any], folder: Path | None) -> st
     if not isinstance(cells, str | Path):
         return ""
     asked = {key: str(value) for key, value in options.items() if value}
-    return fingerprint([identity_of_cells(cells, without=folder), asked])
+    return json_checksum([identity_of_cells(cells, without=folder), asked])

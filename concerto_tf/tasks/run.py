@@ -38,7 +38,7 @@ _LAYOUT = Layout(
     results=("metrics.json", "result.h5ad"),
     keep="model",  # what led to a training that has begun can no longer be changed
 )
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 
 
 def run(
@@ -56,7 +56,7 @@ def run(
     dask: Any = None,
     seed: int = 0,
     skip_damaged: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     **training: Any,
 ) -> dict[str, Any]:
     """Converts, trains, embeds, clusters, scores and draws; called again, it continues.
@@ -75,8 +75,7 @@ def run(
         resolution: Resolution of the Leiden clusters.
         drop_empty: Leave out cells without any count instead of refusing them.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
-        workers: Processes that convert, as in `convert`.
-        dask: Cluster that converts instead, as in `convert`.
+        workers, dask: As in `convert`.
         seed: Seed of everything.
         skip_damaged: Go on without the cells of ``records/`` that were damaged since they were
             converted, and say how many are lost.

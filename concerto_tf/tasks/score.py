@@ -16,7 +16,7 @@ from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.records.inputs.input import Input
-from concerto_tf.records.units import detect_units, scales_with_depth
+from concerto_tf.records.units import scales_with_depth, units_of
 from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ GENE_SETS: dict[str, tuple[str, ...]] = {
 }
 PREFIX = "concerto_score_"
 _CHUNK_CELLS = 8_192
-_SAMPLE_CELLS = 256
 
 
 def score(
@@ -43,11 +42,10 @@ def score(
 ) -> pd.DataFrame:
     """Scores cells by gene sets: each gene's values scaled to 0..1 over the cells, then summed.
 
-    Counts are scaled to 10,000 per cell and log1p is taken first; values that are normalised
-    already are used as they are. A gene that has the same value in all cells adds nothing. So a
-    score lies between 0 and the number of the set's genes that were found, and (of genes that some
-    cell lacks) above 0 where a cell expresses any of them. It is relative to the cells given:
-    scores of two files do not compare.
+    Counts are log-normalized to 10,000 per cell first; log-normalized input is used unchanged. A
+    gene that has the same value in all cells adds nothing. A score lies between 0 and the number
+    of the set's genes that were found. It is relative to the cells given: scores of two files do
+    not compare.
 
     Args:
         cells: Anything that `convert` takes.
@@ -233,12 +231,9 @@ def _places(genes: Vocabulary) -> dict[str, int]:
 
 def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
     """Normalised values [cells, genes], read in chunks."""
-    size = min(_SAMPLE_CELLS, cells.n_cells)
-    starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-    units = detect_units(cells.chunk(start, start + size)[RNA] for start in starts)
-    counts = scales_with_depth(units)
+    counts = scales_with_depth(units_of(cells, [RNA])[RNA])
     if not counts:
-        _log.info("%s: normalised already; scored as it is", cells.name)
+        _log.info("%s: log-normalized; scored unchanged", cells.name)
     parts = []
     for start in range(0, cells.n_cells, _CHUNK_CELLS):
         chunk = cells.chunk(start, min(start + _CHUNK_CELLS, cells.n_cells))[RNA]

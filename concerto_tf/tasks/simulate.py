@@ -14,7 +14,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.inputs.input import Input, Part
+from concerto_tf.records.inputs.input import Input, InputPart
 from concerto_tf.simulate import Experiment, SplatParams
 from concerto_tf.tasks.io.result import assemble, check_target
 
@@ -46,10 +46,9 @@ def simulate(
 
     Args:
         params: The experiment; by default 1,000 cells as droplet protocols give them.
-        out: The `.h5ad` to write (replaced if it is there), or the folder of records. There, group
-            (or path, step and pseudotime) become labels, and batches, if there are several, the
-            source; cells that dropout has left without any count are left out and reported. None
-            keeps the cells in memory.
+        out: The `.h5ad` to write, or the folder of records, where group (or path, step and
+            pseudotime) are labels, several batches sources, and cells without any count left out.
+            None keeps the cells in memory.
         shards: Number of files of the records.
         compression: Of the records: "none" or "gzip".
         workers: Threads that draw; by default the machine's processors, at most 4. The cells do
@@ -179,7 +178,7 @@ def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:
     return Input(
         "simulation",
         experiment.params.n_cells,
-        {RNA: Part(genes, _Counts(experiment, progress), "X")},
+        {RNA: InputPart(genes, _Counts(experiment, progress), "X")},
         _Table(experiment),
     )
 

@@ -16,7 +16,6 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_records
 from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
-from concerto_tf.models.encoder import chosen_genes
 from concerto_tf.models.fitting.optimizers import make_optimizer
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.methods import arguments_of
@@ -26,10 +25,15 @@ from concerto_tf.models.saving import model_file
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
-from concerto_tf.tasks.io.agreement import check_agreement, seen_modalities
+from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
 from concerto_tf.tasks.training.callbacks import saved_rounds
-from concerto_tf.tasks.training.distribution import MULTIWORKER, STRATEGIES, Workers, make_strategy
-from concerto_tf.tasks.training.job import LAYOUT, finish, fit_in_rounds
+from concerto_tf.tasks.training.distribution import (
+    MULTIWORKER,
+    STRATEGIES,
+    TrainingProcesses,
+    make_strategy,
+)
+from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -47,7 +51,7 @@ def train(
     *,
     method: str | None = None,
     preset: str | None = None,
-    members: int = 1,
+    ensemble: int = 1,
     genes: str | None = None,
     modalities: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -60,7 +64,6 @@ def train(
     options: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
 ) -> ContrastiveModel:
     """Trains a model and leaves it in a folder; called again after a stop, it continues.
 
@@ -72,10 +75,9 @@ def train(
         records: Finished records, or their folder.
         out: Folder of the model.
         method: ``concerto`` (the default), ``clear``, ``contrastive-sc`` or ``cicl``.
-        preset: ``paper`` for the values printed in the method's paper, how long to train among
-            them where it says so (``presets`` of the model's class); ``None`` for what embeds
-            best.
-        members: Number of networks with seeds of their own that the model joins (`Ensemble`).
+        preset: ``paper`` for the values printed in the method's paper (``presets`` of the model's
+            class); ``None`` for what embeds best.
+        ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`).
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
@@ -92,7 +94,6 @@ def train(
         options: Further arguments of the model's class.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
 
     Returns:
         The trained model.
@@ -106,7 +107,7 @@ def train(
     request = Request(
         method=method or DEFAULT_METHOD,
         preset=preset,
-        members=members,
+        ensemble=ensemble,
         genes=genes,
         modalities=modalities,
         epochs=epochs,
@@ -118,7 +119,7 @@ def train(
         options=options or {},
     )
     scope = make_strategy(strategy) if strategy == MULTIWORKER else None
-    workers = Workers(scope)
+    workers = TrainingProcesses(scope)
     with Job(out, request.asked(records), LAYOUT, writes=workers.first) as job:
         done = -1 if job.finished else saved_rounds(job.out / "checkpoint")
         with workers.naming_loss():
@@ -130,7 +131,7 @@ def train(
         request.check("one" if strategy == MULTIWORKER else strategy)
         settled = {"method": method, "preset": preset, "genes": genes, "options": options or None}
         given = [name for name, value in settled.items() if value is not None]
-        given += ["members"] if members != 1 else []
+        given += ["ensemble"] if ensemble != 1 else []
         if start is not None and given:
             raise InputError(
                 f"{start}: has been made with its own {' and '.join(given)}; leave that out, or "
@@ -143,7 +144,7 @@ def train(
             dict(zip(records.sources, records.manifest.cells_per_source, strict=True)),
         )
         scope = scope or make_strategy(strategy)
-        how = {"callbacks": callbacks, "progress": progress, "verbose": verbose}
+        how = {"callbacks": callbacks, "progress": progress}
         return _train(job, request, records, scope, workers, **how)
 
 
@@ -153,7 +154,7 @@ class Request:
 
     method: str
     preset: str | None
-    members: int
+    ensemble: int
     genes: str | None
     modalities: Sequence[str] | None
     epochs: int | None
@@ -178,7 +179,7 @@ class Request:
 
     def check(self, strategy: str) -> None:
         """Raises InputError if something is unsuitable, whatever the cells."""
-        names = ("method", "preset", "members", "epochs", "batch_size", "learning_rate")
+        names = ("method", "preset", "ensemble", "epochs", "batch_size", "learning_rate")
         own = {name: getattr(self, name) for name in names}
         check_arguments(**own, optimizer=self.optimizer, strategy=strategy)
 
@@ -191,7 +192,7 @@ class Request:
 
 
 def _train(
-    job: Job, request: Request, records: Records, scope: Any, workers: Workers, **how: Any
+    job: Job, request: Request, records: Records, scope: Any, workers: TrainingProcesses, **how: Any
 ) -> ContrastiveModel:
     """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
@@ -228,9 +229,9 @@ def _train(
     resumed = saved_rounds(job.out / "checkpoint") > 0
     job.begin()
     with records.naming_damage(), workers.naming_loss():
-        # A checkpoint holds what the start made, too.
+        # A checkpoint holds what the PCA initialization made, too.
         if request.start is None and not resumed and workers.first:
-            model.initialize(_batches(model, records, schedule.batch_size))
+            model.initialize(cell_batches(model, records, schedule.batch_size, packed=True))
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
         fit_in_rounds(
@@ -244,7 +245,7 @@ def _train(
         )
     if workers.first:
         genes_used = model.modality_inputs[0].n_inputs
-        finish(job, model, schedule, time.perf_counter() - began, genes=genes_used)
+        finish_training(job, model, schedule, time.perf_counter() - began, genes=genes_used)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model
@@ -278,7 +279,7 @@ def check_arguments(
     *,
     method: str | None = None,
     preset: str | None = None,
-    members: int = 1,
+    ensemble: int = 1,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -304,8 +305,8 @@ def check_arguments(
             raise InputError(f"{name} is {value}; it must be positive")
         if name != "learning rate" and value != int(value):
             raise InputError(f"{name} is {value}; it must be a whole number")
-    if not isinstance(members, int) or members < 1:
-        raise InputError(f"members is {members}; it must be a whole number, 1 or more")
+    if not isinstance(ensemble, int) or ensemble < 1:
+        raise InputError(f"ensemble is {ensemble}; it must be a whole number, 1 or more")
     if batch_size == 1:
         raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
     if strategy == MULTIWORKER:
@@ -317,7 +318,7 @@ def check_arguments(
 
 
 def _create(request: Request, records: Records) -> ContrastiveModel:
-    cls, members, options = METHODS[request.method], request.members, request.options
+    cls, size, options = METHODS[request.method], request.ensemble, request.options
     unknown = set(options) - arguments_of(cls)
     if unknown:
         raise InputError(f"{request.method} has no option {min(unknown)!r}; see {cls.__name__}")
@@ -330,9 +331,9 @@ def _create(request: Request, records: Records) -> ContrastiveModel:
         arguments = {**settled.options, **own, **options}
         return cls.from_records(records, genes=chosen, modalities=looked_at, **arguments)
 
-    if members == 1:
+    if size == 1:
         return create(seed=request.seed)
-    seeds = [(request.seed * members + i) % 2**32 for i in range(members)]
+    seeds = [(request.seed * size + i) % 2**32 for i in range(size)]
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
 
 
@@ -344,27 +345,13 @@ def _continue(start: str | Path, records: Records) -> ContrastiveModel:
     return model.with_sources(records.sources)
 
 
-def _batches(
-    model: ContrastiveModel, records: Records, batch_size: int, **shuffling: Any
-) -> tf.data.Dataset:
-    """Batches of the cells of records as a model trains on them."""
-    return records.dataset(
-        batch_size,
-        genes=chosen_genes(model),
-        sources=model.sources,
-        packed=True,
-        modalities=seen_modalities(model, records),
-        **shuffling,
-    )
-
-
 def _training_batches(
     model: ContrastiveModel,
     records: Records,
     schedule: Schedule,
     step: int,
     seed: int,
-    workers: Workers,
+    workers: TrainingProcesses,
 ) -> tf.data.Dataset:
     """This worker's endless part of the batches from a step of the training on."""
     replicas = model.distribute_strategy.num_replicas_in_sync // workers.count
@@ -372,13 +359,14 @@ def _training_batches(
     shard_of = (workers.index, workers.count)
     # A worker's own epoch may be a few batches longer than that of all.
     per_epoch = records.n_cells_of(*shard_of) // size
-    data = _batches(
+    data = cell_batches(
         model,
         records,
         size,
         shuffle=True,
         seed=seed,
         repeat=True,
+        packed=True,
         replicas=replicas,
         shard_of=shard_of,
         first_epoch=step // per_epoch,

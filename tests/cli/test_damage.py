@@ -186,7 +186,7 @@ def test_model_and_records_that_do_not_fit(make_cells, concerto, model, tmp_path
         ["embed", model, tmp_path / "normal.h5ad", "-o", out],
         ["train", tmp_path / "normal", "--from", model, "-o", tmp_path / "out"],
     ):
-        concerto(*command, "--quiet").mendable("normalised already", "raw counts", "--layer")
+        concerto(*command, "--quiet").mendable("log-normalized values", "raw counts", "--layer")
     assert not out.exists() and not (tmp_path / "out").exists()
 
 

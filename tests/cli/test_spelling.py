@@ -16,9 +16,8 @@ from concerto_tf.errors import Argument, InputError
 PYTHON_ONLY = {
     "run": {"training"},
     "convert": {"source_name", "chunk_cells", "skip_damaged"},
-    "train": {"options", "callbacks", "verbose"},
-    "finetune": {"consistency", "callbacks", "verbose"},
-    "map": {"joint"},
+    "train": {"options", "callbacks"},
+    "finetune": {"consistency", "callbacks"},
     "simulate": {"params"},
 }
 

@@ -27,8 +27,8 @@ def cells(seed: int = 0, padding: int = 7) -> tuple[np.ndarray, np.ndarray, np.n
     return dense, genes, values
 
 
-def layer(value_affine: bool, seed: int = 1) -> GeneAttention:
-    attention = GeneAttention(G, D, A, value_affine=value_affine, dtype="float64")
+def layer(seed: int = 1) -> GeneAttention:
+    attention = GeneAttention(G, D, A, dtype="float64")
     attention.build((None, None))
     rng = np.random.default_rng(seed)
     attention.set_weights([rng.normal(0, 0.7, w.shape) for w in attention.get_weights()])
@@ -37,11 +37,10 @@ def layer(value_affine: bool, seed: int = 1) -> GeneAttention:
 
 def reference(weights: list[np.ndarray], dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Equations 1 to 5 for every cell and every gene, written out in NumPy."""
-    e, w, b, u, *affine = weights
-    scale, shift = affine or (1.0, 0.0)
+    e, w, b, u = weights
     out, alphas = [], []
     for values in dense:
-        h = (scale * values + shift)[:, None] * e
+        h = values[:, None] * e
         score = np.tanh(h @ w + b) @ u[:, 0]
         alpha = np.exp(score) / np.exp(score).sum()
         out.append(alpha @ h)
@@ -49,10 +48,9 @@ def reference(weights: list[np.ndarray], dense: np.ndarray) -> tuple[np.ndarray,
     return np.array(out), np.array(alphas)
 
 
-@pytest.mark.parametrize("value_affine", [False, True])
-def test_forward_is_the_dense_softmax_over_all_genes(value_affine: bool) -> None:
+def test_forward_is_the_dense_softmax_over_all_genes() -> None:
     dense, genes, values = cells()
-    attention = layer(value_affine)
+    attention = layer()
     expected, alpha = reference(attention.get_weights(), dense)
     np.testing.assert_allclose(attention(genes, values), expected, rtol=0, atol=1e-12)
     weights = np.asarray(attention.attention_weights(genes, values))
@@ -61,10 +59,9 @@ def test_forward_is_the_dense_softmax_over_all_genes(value_affine: bool) -> None
         np.testing.assert_allclose(weights[i, listed], alpha[i, genes[i, listed]], atol=1e-12)
 
 
-@pytest.mark.parametrize("value_affine", [False, True])
-def test_gradients_are_those_of_the_dense_form(value_affine: bool) -> None:
+def test_gradients_are_those_of_the_dense_form() -> None:
     dense, genes, values = cells()
-    attention = layer(value_affine)
+    attention = layer()
     target = tf.constant(np.random.default_rng(2).normal(size=(B, D)))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(target * tf.sin(attention(genes, values)))
@@ -72,9 +69,8 @@ def test_gradients_are_those_of_the_dense_form(value_affine: bool) -> None:
 
     variables = [tf.Variable(w) for w in attention.get_weights()]
     with tf.GradientTape() as tape:
-        e, w, b, u, *affine = variables
-        scale, shift = affine or (1.0, 0.0)
-        h = (scale * dense + shift)[..., None] * e
+        e, w, b, u = variables
+        h = dense[..., None] * e
         score = tf.tanh(h @ w + b) @ u
         cell = tf.reduce_sum(tf.nn.softmax(score, axis=1) * h, axis=1)
         loss = tf.reduce_sum(target * tf.sin(cell))
@@ -84,10 +80,9 @@ def test_gradients_are_those_of_the_dense_form(value_affine: bool) -> None:
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-10, err_msg=str(name))
 
 
-@pytest.mark.parametrize("value_affine", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
-def test_padding_changes_nothing(value_affine: bool, jit: bool) -> None:
-    attention = layer(value_affine)
+def test_padding_changes_nothing(jit: bool) -> None:
+    attention = layer()
     call = tf.function(lambda g, v: attention(g, v), jit_compile=jit)
     results = []
     for padding in (0, 3, 2 * G):  # also more places than there are genes
@@ -97,11 +92,10 @@ def test_padding_changes_nothing(value_affine: bool, jit: bool) -> None:
     np.testing.assert_allclose(results[2], results[0], atol=1e-12)
 
 
-@pytest.mark.parametrize("value_affine", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
-def test_packed_batches_give_the_same(value_affine: bool, jit: bool) -> None:
+def test_packed_batches_give_the_same(jit: bool) -> None:
     dense, genes, values = cells(padding=0)
-    attention = layer(value_affine)
+    attention = layer()
     listed = values > 0
     width = int(np.ceil(listed.sum() / B)) + 2
     packed = np.zeros((3, B * width))
@@ -129,7 +123,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_half_precision_stays_near() -> None:
     dense, genes, values = cells()
-    exact = layer(False)
+    exact = layer()
     half = GeneAttention(G, D, A, dtype="mixed_bfloat16")
     half.build((None, None))
     half.set_weights(exact.get_weights())
@@ -145,7 +139,7 @@ def test_trains_in_a_keras_model_and_survives_saving(tmp_path) -> None:
     values = rng.random((64, 8)).astype("float32")
     y = values[:, :1] - values[:, 1:2]
     g, v = keras.Input([8], dtype="int32"), keras.Input([8])
-    model = keras.Model([g, v], keras.layers.Dense(1)(GeneAttention(G, D, value_affine=True)(g, v)))
+    model = keras.Model([g, v], keras.layers.Dense(1)(GeneAttention(G, D)(g, v)))
     model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=True)
     history = model.fit([genes, values], y, epochs=30, verbose=0).history["loss"]
     assert history[-1] < 0.2 * history[0]
@@ -167,15 +161,14 @@ def test_sizes_must_be_positive(n_genes: int, units: int) -> None:
         GeneAttention(n_genes, units)
 
 
-@pytest.mark.parametrize("value_affine", [False, True])
-def test_unmeasured_genes_take_their_value_in_every_cell(value_affine: bool) -> None:
+def test_unmeasured_genes_take_their_value_in_every_cell() -> None:
     dense, genes, values = cells()
     gone = np.arange(0, G, 3)
     values[np.isin(genes, gone)] = 0
     unmeasured = np.zeros(G)
     unmeasured[gone] = np.random.default_rng(5).gamma(1.0, 1.0, len(gone))
     filled = np.where(unmeasured > 0, unmeasured, dense)
-    attention = layer(value_affine)
+    attention = layer()
     expected, alpha = reference(attention.get_weights(), filled)
     got = attention(genes, values, unmeasured=unmeasured)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)

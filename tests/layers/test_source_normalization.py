@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from concerto_tf._keras import keras
-from concerto_tf.layers import (
+from concerto_tf.layers.source_normalization import (
     SourceBatchNormalization,
     merge_moments,
     moments_by_source,
@@ -93,15 +93,6 @@ def test_a_source_never_seen_takes_the_pooled_statistics() -> None:
     query = np.full((2, F), 1.5)
     want = (query - x.mean(0)) / np.sqrt(x.var(0) + 1e-3)
     np.testing.assert_allclose(layer(query, source=np.array([-1, 2], np.int32)), want, atol=1e-10)
-
-
-def test_a_query_can_bring_its_own_statistics() -> None:
-    x, source = data((10, 30))
-    layer = SourceBatchNormalization(1, dtype="float64")
-    layer(x + 100, training=True)
-    _, mean, variance = moments_by_source(tf.constant(x), source, 2)
-    out = layer(x, source=source, statistics=(mean, variance))
-    np.testing.assert_allclose(out, by_source(x, source, 1e-3), atol=1e-10)
 
 
 def test_too_few_cells_of_a_source_take_its_moving_statistics_or_all_cells() -> None:
@@ -205,11 +196,6 @@ def test_who_has_no_source_here_is_not_aligned() -> None:
     plain.beta.assign(layer.beta)
     nobody = np.full(70, -1, np.int32)
     np.testing.assert_allclose(layer(x, source=nobody), plain(x, source=nobody), atol=1e-12)
-    own = (x.mean(0, keepdims=True), x.var(0, keepdims=True))
-    one = np.zeros(70, np.int32)
-    np.testing.assert_allclose(
-        layer(x, source=one, statistics=own), plain(x, source=one, statistics=own), atol=1e-12
-    )
     # What was not measured stands at the mean of its source.
     measured = np.array([True, False, True])
     out = layer(x, source=source, measured=measured).numpy()

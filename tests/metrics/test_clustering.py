@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import kmeans_scores, leiden_scores
-from concerto_tf.metrics.graph import nearest, restore_graph, scanpy_graph
+from concerto_tf.metrics.graph import nearest_others, restore_graph, scanpy_graph
 
 
 def blobs(n: int, k: int, apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def test_nearest_are_the_nearest_others() -> None:
     z = np.random.default_rng(0).normal(size=(40, 3))
     squares = np.square(z[:, None] - z[None]).sum(-1)
     np.fill_diagonal(squares, np.inf)
-    distances, others = nearest(z, 6)
+    distances, others = nearest_others(z, 6)
     np.testing.assert_array_equal(others, squares.argsort(1)[:, :6])
     np.testing.assert_allclose(distances, np.sqrt(np.sort(squares, 1)[:, :6]))
 

@@ -148,7 +148,7 @@ def test_bad_input() -> None:
     labels, _ = planted(20)
     with pytest.raises(InputError, match="k is 21: .* from 1 to the 20 cells"):
         consensus(labels, k=21)
-    with pytest.raises(InputError, match="only 2 kinds of cells apart"):
+    with pytest.raises(InputError, match="only 2 groups of cells apart"):
         consensus(np.array([[0, 0], [0, 0], [1, 1]]), k=3)
     with pytest.raises(InputError, match="1 of 2 cells lack a cluster"):
         consensus(np.array([["a", "b"], [None, "c"]], object))

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from concerto_tf._keras import keras
-from concerto_tf.layers import pool_moments
+from concerto_tf.layers.source_normalization import pool_moments
 from concerto_tf.models import Concerto
 from concerto_tf.records.batch import Minibatch
 

@@ -46,7 +46,7 @@ def test_members_learn_as_if_alone(cls: type, data: tf.data.Dataset, tmp_path: P
         model.compile("sgd", 0.1, jit_compile=False)
         model.fit(data, epochs=2, verbose=0)
     # One gradient of a sum may be added up in another order than the gradients.
-    for member, single in zip(together.members, alone, strict=True):
+    for member, single in zip(together.models, alone, strict=True):
         np.testing.assert_allclose(member.embed(data), single.embed(data), atol=1e-4)
     z, parts = together.embed(data), [single.embed(data) for single in alone]
     np.testing.assert_allclose(z, np.concatenate(parts, 1) / np.sqrt(2), atol=1e-4)
@@ -55,14 +55,14 @@ def test_members_learn_as_if_alone(cls: type, data: tf.data.Dataset, tmp_path: P
     again = load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.embed(data), z)
     other = again.with_sources(["b", "c"])
-    assert other.sources == other.members[0].sources == ("b", "c")
+    assert other.sources == other.models[0].sources == ("b", "c")
     assert other.embed(data).shape == z.shape
 
 
 def test_members_follow_the_minibatch() -> None:
     model = Ensemble([make(CLEAR, i, queue=None) for i in range(2)])
     assert model.for_batches(16) is model
-    assert [m.queue.size for m in model.for_batches(90).members] == [900, 900]
+    assert [m.queue.size for m in model.for_batches(90).models] == [900, 900]
 
 
 def test_unsuitable_members() -> None:

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from concerto_tf.errors import InputError
 from concerto_tf.numerics.components import (
-    checked_share,
     noise_edge,
     principal_components,
     standardize_by_source,
@@ -61,10 +59,3 @@ def test_noise_is_taken_out_of_components() -> None:
         np.testing.assert_allclose(variance, found.var(0, ddof=1), rtol=1e-2, atol=1e-6)
         if share == 1:
             assert signal[0] > 0.8 and 0.2 < signal[1] < signal[0] and variance[2:].max() < 1e-6
-
-
-def test_only_a_share_can_be_taken_out() -> None:
-    assert checked_share(1) == 1.0
-    for wrong in (-0.1, 1.5, float("nan")):
-        with pytest.raises(InputError, match="denoise must be a share"):
-            checked_share(wrong)

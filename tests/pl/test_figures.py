@@ -155,8 +155,6 @@ def test_unknown_columns_are_refused(tmp_path: Path) -> None:
     adata = cells(3)
     with pytest.raises(InputError, match=r"no column 'tissue' in obs \(there: cell_type\)"):
         umap_figure(adata, "tissue", tmp_path / "map.png")
-    with pytest.raises(InputError, match=r"no map 'X_tsne' in obsm \(there: X_umap\)"):
-        umap_figure(adata, "cell_type", tmp_path / "map.png", basis="X_tsne")
 
 
 def test_curves_of_a_csv_log(tmp_path: Path, drawn: list[Figure]) -> None:

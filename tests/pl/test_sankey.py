@@ -20,9 +20,13 @@ def make_table(n_groups: int, n_labels: int, n: int = 4000, seed: int = 0) -> pd
     return relatives([f"cluster {g}" for g in group], [f"cell type {x}" for x in label])
 
 
+def draw(table: pd.DataFrame, path: Path) -> None:
+    sankey.sankey_figure(table, path, left="query", right="reference")
+
+
 def test_shares_survive_the_merging_of_small_flows() -> None:
     table = make_table(12, 30)
-    merged = sankey.merge_small(table, 0.05)
+    merged = sankey.merge_small(table)
     np.testing.assert_allclose(merged.groupby("group")["share"].sum(), 1.0)
     named = merged[merged["label"] != "other"]
     assert (named["share"] >= 0.05).all() and len(merged) < len(table) / 2
@@ -40,7 +44,7 @@ def test_flows_leave_and_reach_the_whole_of_their_bars(monkeypatch: pytest.Monke
     )
     saved = {}
     monkeypatch.setattr(sankey, "save_figure", lambda figure, path: saved.update(figure=figure))
-    sankey.sankey_figure(table, "x.png", smallest=0.0)
+    sankey.sankey_figure(table, "x.png", left="query", right="reference")
     assert len(drawn) == len(table)
     high, low = sum(flow[1] for flow in drawn), sum(flow[3] for flow in drawn)
     gap = sankey._gap(5)
@@ -52,9 +56,7 @@ def test_flows_leave_and_reach_the_whole_of_their_bars(monkeypatch: pytest.Monke
 
 def test_groups_stand_beside_where_they_lead() -> None:
     table = relatives(list("aabbccdd"), ["T", "T", "B", "B", "T", "T", "B", "M"])
-    weight = sankey.merge_small(table, 0).pivot_table(
-        index="group", columns="label", values="share", fill_value=0.0
-    )
+    weight = table.pivot_table(index="group", columns="label", values="share", fill_value=0.0)
     groups, labels = sankey._orders(weight)
     assert abs(groups.index("a") - groups.index("c")) == 1  # both lead to T
     assert set(labels) == {"T", "B", "M"}
@@ -64,18 +66,18 @@ def test_groups_stand_beside_where_they_lead() -> None:
 def test_one_group_or_many_make_a_picture(groups: int, labels: int, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
-    sankey.sankey_figure(make_table(groups, labels), tmp_path / "figure.png")
+    draw(make_table(groups, labels), tmp_path / "figure.png")
     height, width, _ = imread(tmp_path / "figure.png").shape
     assert height > 300 and width > 800
 
 
 def test_an_unknown_kind_of_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="xyz is no kind of image"):
-        sankey.sankey_figure(make_table(3, 3), tmp_path / "figure.xyz")
+        draw(make_table(3, 3), tmp_path / "figure.xyz")
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to draw"):
-        sankey.sankey_figure(relatives([None], ["T"]), tmp_path / "figure.png")
+        draw(relatives([None], ["T"]), tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())

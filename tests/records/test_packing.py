@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from concerto_tf.records.packing import pack
-from concerto_tf.records.padding import Layout, group_size, packed_width
+from concerto_tf.records.padding import BatchLayout, group_size, packed_width
 
 
 def flat(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def test_every_value_is_kept_and_finds_its_cell(width: int, group: int) -> None:
 def test_numpy_packs_as_tensorflow_does(width: int, group: int) -> None:
     cells = flat([3, 30, 0, 9, 1, 2, 28, 29])
     for ours, theirs in zip(
-        Layout(width, group).fill(*cells), pack(*cells, group, width), strict=True
+        BatchLayout(width, group).fill(*cells), pack(*cells, group, width), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs.numpy())
         assert ours.dtype == theirs.numpy().dtype
@@ -55,7 +55,7 @@ def test_numpy_packs_as_tensorflow_does(width: int, group: int) -> None:
 
 def test_padded_cells_have_rows_of_their_own() -> None:
     cells = flat([3, 30, 0, 9])
-    genes, values, offset = Layout(32).fill(*cells)
+    genes, values, offset = BatchLayout(32).fill(*cells)
     assert genes.shape == (4, 32) and offset is None
     assert unpacked(genes, values, np.zeros_like(genes)) == by_cell(*cells)
 

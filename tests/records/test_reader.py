@@ -54,7 +54,7 @@ def test_gives_back_what_was_converted(
     )
     assert records.verify() == []
     n_genes, seen = cells.n_vars, []
-    width = -(-records.max_nonzeros // 32) * 32
+    width = -(-records.modalities["rna"].max_nonzeros // 32) * 32
     for batch in records.dataset(
         32, shuffle=shuffle, drop_remainder=False, labels=["type"], cells=True
     ):

@@ -12,14 +12,14 @@ from scipy import sparse, stats
 
 from concerto_tf.simulate import SplatParams
 from concerto_tf.simulate import counts as module
-from concerto_tf.simulate.counts import Cells, draw_cells, draw_counts
+from concerto_tf.simulate.counts import CellBlock, draw_cells, draw_counts
 from concerto_tf.simulate.genes import GeneModel, draw_genes
 
 ALPHA = 1e-3
 
 
-def identical_cells(n: int, library: float, group: int = 0, batch: int = 0) -> Cells:
-    return Cells(np.full(n, group), np.zeros(n, int), np.full(n, batch), np.full(n, library))
+def identical_cells(n: int, library: float, group: int = 0, batch: int = 0) -> CellBlock:
+    return CellBlock(np.full(n, group), np.zeros(n, int), np.full(n, batch), np.full(n, library))
 
 
 def model(genes: GeneModel, params: SplatParams, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +173,7 @@ def test_extreme_libraries_are_served() -> None:
     params = SplatParams(n_genes=50, bcv_common=0.0)
     genes = draw_genes(params)
     library = np.array([1e5, *[1.0] * 2000])
-    cells = Cells(*(np.zeros(2001, int) for _ in range(3)), library)
+    cells = CellBlock(*(np.zeros(2001, int) for _ in range(3)), library)
     counts = draw_counts(np.random.default_rng(0), cells, genes, params)
     # variance of a cell's total: sum of mu * (1 + c**2), at most 3 times the mean
     assert counts[0].sum() == pytest.approx(1e5, abs=4 * np.sqrt(3e5))

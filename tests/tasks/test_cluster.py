@@ -203,7 +203,7 @@ def test_unsuitable_consensus_is_refused() -> None:
         ({"clusterings": ["truth", "nothing"]}, r"no column 'nothing' in obs \(there: truth, gap"),
         ({"clusterings": ["truth", "gap"]}, "1 of 120 clusters 'gap' are missing"),
         ({"clusterings": ["truth", "truth"], "runs": 2}, "leave one of them out"),
-        ({"clusterings": ["truth", "truth"], "k": 4}, "only 3 kinds of cells apart"),
+        ({"clusterings": ["truth", "truth"], "k": 4}, "only 3 groups of cells apart"),
         ({"algorithm": "kmeans", "k": 2, "runs": 2}, "runs and clusterings are for consensus"),
         ({"algorithm": "soft-kmeans"}, "give k"),
         ({"resolution": -1.0}, "resolution is -1"),

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(model: Concerto, tmp_p
     with pytest.raises(InputError, match="only 0 of its 60 genes"):
         embed(model, strange, out)
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
-    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+    with pytest.raises(InputError, match="log-normalized values, but the model was trained on raw"):
         embed(model, cells, out)
     with pytest.raises(InputError, match="donors"):
         embed(model, make_cells(), out, source_key="donors")

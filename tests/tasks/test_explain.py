@@ -18,6 +18,7 @@ from concerto_tf.pl.heatmap import heatmap
 from concerto_tf.records import convert
 from concerto_tf.tasks import explain as module
 from concerto_tf.tasks.explain import explain
+from concerto_tf.tasks.io import agreement
 
 N_GENES = 40
 GENES = list(range(3, N_GENES))
@@ -86,7 +87,7 @@ def test_genes_of_a_cell_are_ranked_by_weight_and_cut(
 ) -> None:
     cells = make_cells()
     attention, values = by_hand(model, cells.X.astype("float64"))
-    monkeypatch.setattr(module, "_BATCH_CELLS", 7)  # 30 cells: the last batch is filled up
+    monkeypatch.setattr(agreement, "BATCH_CELLS", 7)  # 30 cells: the last batch is filled up
     table = explain(model, cells, top=4)
     assert list(table["cell"].unique()) == list(cells.obs_names)
     assert (table.groupby("cell").size() == 4).all()

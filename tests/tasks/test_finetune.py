@@ -286,9 +286,9 @@ def test_values_of_another_kind_are_refused(
     cells = make_cells(60)
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
     values = convert(cells, tmp_path / "r", source_key="donor", label_keys=["type"])
-    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+    with pytest.raises(InputError, match="log-normalized values, but the model was trained on raw"):
         finetune(pretrained, values, tmp_path / "out", **OPTIONS)
-    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+    with pytest.raises(InputError, match="log-normalized values, but the model was trained on raw"):
         annotate(finetuned, cells, tmp_path / "out.h5ad")
     fewer = convert(make_cells()[:, :30].copy(), tmp_path / "f", label_keys=["type"])
     with pytest.raises(InputError, match="are not the 40 of the model"):

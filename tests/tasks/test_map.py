@@ -317,9 +317,9 @@ def _normalised(cells: AnnData) -> AnnData:
         ({"finetune": True, "batch_aware": True}, "leave out one"),
         ({"source_key": "tissue"}, "'tissue'"),
         ({"query": _bad_genes}, "gene"),
-        ({"query": _normalised}, "normalised already, but the model was trained on raw counts"),
+        ({"query": _normalised}, "log-normalized values, but the model was trained on raw counts"),
         ({"reference": _bad_genes}, "gene"),
-        ({"reference": _normalised}, "normalised already"),
+        ({"reference": _normalised}, "log-normalized values"),
         ({"reference": "nowhere.h5ad"}, "there is no such file"),
     ],
 )

@@ -386,14 +386,14 @@ def test_models_and_records_that_do_not_fit_are_refused(
     cells = make_cells()
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
     normalised = convert(cells, tmp_path / "normalised", like=records)
-    with pytest.raises(InputError, match="normalised already, but the model was trained on raw"):
+    with pytest.raises(InputError, match="log-normalized values, but the model was trained on raw"):
         train(normalised, tmp_path / "out", start=undisturbed)
     assert not (tmp_path / "out").exists()
     model = load_model(undisturbed / "model.keras")
     model.modality_inputs[0].target_sum = None  # as of a model of values that were normalised
     cells.X = np.expm1(cells.X) * 100
     tpm = convert(cells, tmp_path / "tpm", like=records)
-    with pytest.raises(InputError, match="tpm: holds fractions on the scale.*train a model"):
+    with pytest.raises(InputError, match="tpm: holds expected counts or TPM.*train a model"):
         check_units(model, tpm)
 
 

@@ -281,7 +281,7 @@ def reproduce(*arguments: object) -> int:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("foo=1", "foo is no argument of training; choose among preset, members, genes, modal"),
+        ("foo=1", "foo is no argument of training; choose among preset, ensemble, genes, modal"),
         ("seed=1", "seed is set by the protocol itself"),
         ("method=clear", "method is set by the protocol itself"),
         ("records=1", "records is no argument of training"),

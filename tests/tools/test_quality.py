@@ -49,15 +49,15 @@ def file(make_cells: Callable[..., AnnData], tmp_path: Path) -> Path:
 
 
 def test_a_configuration_is_read_as_it_is_written() -> None:
-    made = configured("clear:paper,temperature=0.2,genes=hvg:200,backbone=[64, 8],members=2")
+    made = configured("clear:paper,temperature=0.2,genes=hvg:200,backbone=[64, 8],ensemble=2")
     assert made.method == "clear"
     assert made.training == {
         "preset": "paper",
         "genes": "hvg:200",
-        "members": 2,
+        "ensemble": 2,
         "options": {"temperature": 0.2, "backbone": [64, 8]},
     }
-    assert made.name == "clear:paper,backbone=[64, 8],genes=hvg:200,members=2,temperature=0.2"
+    assert made.name == "clear:paper,backbone=[64, 8],genes=hvg:200,ensemble=2,temperature=0.2"
     assert configured(made.name) == made
     assert configured("pca").training == {}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import agreement
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.checks import PerCell, labelled_cells, thinned
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, kmeans_partitions, leiden_partitions
 
 
@@ -38,7 +38,7 @@ def clustering_scores(
         >>> clustering_scores(z, ["T cell"] * 30 + ["B cell"] * 30)["nmi_max_kmeans"]
         1.0
     """
-    z, codes = _thinned(embedding, labels, seed, cap)
+    z, codes = labelled_cells(embedding, labels, cap, seed)
     by_resolution = {r: agreement(codes, of) for r, of in leiden_partitions(z, seed).items()}
     three = [agreement(codes, of) for of in kmeans_partitions(z, len(np.unique(codes)), seed)]
     found = {
@@ -79,20 +79,10 @@ def leiden_f1(
     named = np.asarray(labels, object) == label
     if not named.any():
         raise InputError(f"no cell has the label {label!r}: name one that is there.")
-    z, _ = _thinned(embedding, labels, seed, cap)
+    z, _ = labelled_cells(embedding, labels, cap, seed)
     own = named[thinned(len(named), cap, seed)]
     best = 0.0
     for clusters in leiden_partitions(z, seed).values():
         both = np.bincount(clusters[own], minlength=clusters.max() + 1)
         best = max(best, float((2 * both / (np.bincount(clusters) + own.sum())).max()))
     return best
-
-
-def _thinned(
-    embedding: np.ndarray, labels: PerCell, seed: int, cap: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checked embedding and label codes of at most `cap` cells."""
-    z = as_embedding(embedding)
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
-    chosen = thinned(len(z), cap, seed)
-    return z[chosen], codes[chosen]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.models.methods import configuration
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
@@ -32,6 +35,35 @@ COMPARED = ("concerto", "clear", "contrastive-sc", "cicl", "pca")
 #: Methods of others, that take none of the arguments of `train` but ``genes``.
 BASELINES = ("harmony", "pca", "scvi")
 
+#: Raised when the same arguments make something else: other initial weights, another training.
+_DEFAULTS = 8
+
+
+@cache
+def configuration(method: str, preset: str | None = None) -> str:
+    """What tells the defaults (or a preset) of a method apart from those of other versions.
+
+    Args:
+        method: One of those of `train`; of others there is nothing to tell.
+        preset: One of its presets.
+
+    Returns:
+        Eight hexadecimal digits, or nothing.
+
+    Example:
+
+    >>> configuration("clear") == configuration("clear", "paper")
+    False
+    """
+    if method not in METHODS:
+        return ""
+    cls = METHODS[method]
+    chosen = cls.presets[preset or DEFAULT]
+    # Named, or Keras would number the models that it makes.
+    config = cls(["a", "b"], name=method, **chosen.options).get_config()
+    whole = [__version__, config, asdict(chosen.training), _DEFAULTS]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -49,8 +81,6 @@ class Variant:
 
     def configuration(self) -> str:
         """What tells its defaults apart from those of other versions; empty for baselines."""
-        if self.method not in METHODS:
-            return ""
         return configuration(self.method, self.training.get("preset"))
 
     def asked(self, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import ilisi, kbet
-from concerto_tf.metrics.graph import leiden, nearest, scanpy_graph
+from concerto_tf.metrics.graph import leiden, nearest_others, scanpy_graph
 from concerto_tf.records import convert
 from protocols.baselines import cells_of
 from protocols.embeddings import check_seeds, check_training, embed_by, variants
@@ -154,7 +154,7 @@ def judge(z: np.ndarray, labels: Any, name: str, seed: int = 0) -> dict[str, flo
     own = labels == name
     widths = silhouette_samples(z, labels)[own]
     k = min(_NEIGHBOURS, int(own.sum()) - 1)
-    around = own[nearest(z, k)[1][own]]
+    around = own[nearest_others(z, k)[1][own]]
     clusters = np.asarray(leiden(scanpy_graph(z, seed=seed), 1.0, seed))
     names, sizes = np.unique(clusters[own], return_counts=True)
     return {

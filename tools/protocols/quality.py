@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import fingerprint
+from concerto_tf.jobs import json_checksum
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
-from concerto_tf.models.methods import arguments_of, configuration
+from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import convert
 from protocols.baselines import check_installed
@@ -38,7 +37,7 @@ from protocols.report import plain
 
 _log = logging.getLogger("concerto_tf")
 #: What a configuration may set of `train`; all else is an option of the model.
-TRAINING = ("genes", "members", "epochs", "batch_size", "learning_rate", "optimizer")
+TRAINING = ("genes", "ensemble", "epochs", "batch_size", "learning_rate", "optimizer")
 #: Set by the protocol itself.
 _OWN = ("seed", "method", "preset", "options", "modalities", "start", "strategy")
 #: What tells rows of the results file apart.
@@ -56,11 +55,8 @@ class Trial:
 
     def key(self) -> Key:
         """What tells its row in the results file; changed defaults make another."""
-        asked = [
-            _defaults(self.variant.method, self.variant.training.get("preset")),
-            dict(self.data.settings),
-        ]
-        return self.data.name, self.variant.name, fingerprint(asked)[:8], self.seed
+        asked = [self.variant.configuration(), dict(self.data.settings)]
+        return self.data.name, self.variant.name, json_checksum(asked)[:8], self.seed
 
     def command(self) -> str:
         """The call of tools/quality that computes this alone."""
@@ -71,11 +67,6 @@ class Trial:
             if keys.get(option) not in (None, default):
                 parts += [f"--{option.replace('_', '-')}", str(keys[option])]
         return shlex.join(parts)
-
-
-@cache
-def _defaults(method: str, preset: str | None) -> str:
-    return configuration(method, preset) if method in METHODS else ""
 
 
 def configured(text: str) -> Variant:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
 from concerto_tf._version import __version__
-from concerto_tf.jobs import fingerprint, identity_of_records
+from concerto_tf.jobs import identity_of_records, json_checksum
 from concerto_tf.records import Records
 from protocols.data_sets import Score
 from protocols.embeddings import Variant, embed_by
@@ -33,7 +33,7 @@ class Scores:
     """
 
     def __init__(self, out: Path, protocol: str, **about: Any) -> None:
-        self._kept = Lines(out / "scores.jsonl", lambda row: fingerprint(row["asked"]))
+        self._kept = Lines(out / "scores.jsonl", lambda row: json_checksum(row["asked"]))
         self._models = out / "models"
         self._about = {"protocol": protocol, "version": __version__, **about}
         self.rows: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ class Scores:
                     "configuration": variant.configuration(),
                 }
             )
-            if fingerprint(asked) not in self._kept:
+            if json_checksum(asked) not in self._kept:
                 parts = (*columns.values(), variant.name, f"seed{seed}")
                 model = self._models / "-".join(re.sub(r"[^\w.]+", "_", str(p)) for p in parts)
                 began = time.perf_counter()
@@ -82,7 +82,7 @@ class Scores:
                 self._kept.add({"asked": asked, "scores": scores})
                 if not keep_models:
                     _files.remove(model)
-            scores = self._kept[fingerprint(asked)]["scores"]
+            scores = self._kept[json_checksum(asked)]["scores"]
             self.rows.append({**columns, "method": variant.name, "seed": seed, **scores})
             _log.info("%s", ", ".join(f"{k} {v}" for k, v in self.rows[-1].items()))
 

@@ -26,6 +26,8 @@ from concerto_tf.records.batch import Batch, Minibatch
 
 #: Clusters of a minibatch where none are asked for, and the fewest cells that each then has.
 _CLUSTERS, _CELLS_PER_CLUSTER = 20, 8
+#: Lloyd steps of the K-means, and cells that a model keeps.
+_KMEANS_STEPS, _LANDMARKS = 5, 256
 
 
 @serializable
@@ -41,47 +43,31 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    The defaults were chosen by a few trials on labelled data; ``CICL.presets["paper"]`` has the
-    paper's values. They differ in that the paper's tokens are all genes, normalised after each
-    residual connection, and begin at random.
+    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalised after
+    each residual connection, and weights begin at random.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        depth: Number of transformer layers.
+        depth, heads, key_dim, units, normalize_first, identity_start: As in `CellTransformer`.
         width: Width of the tokens and so of the embedding, a linear projection of the genes;
             ``None``: the genes themselves.
-        heads: Number of attention heads.
-        key_dim: Width of the queries, keys and values of a head.
-        units: Width of the feed-forward networks' hidden layers.
-        normalize_first: Layer normalisation before each network instead of after its residual
-            connection.
-        identity_start: Whether the transformer layers begin as the identity.
         head_units: Widths of the projection head.
         mask_rate: Share of the genes that each view hides, which then stand at their mean.
         noise: Share of the genes to which each view adds noise (`ScaledNoise`).
         clusters: Clusters of a minibatch; by default 20, fewer in one of less than 160 cells.
-        kmeans_steps: Lloyd steps of the K-means.
         cluster_weight: Weight lambda of the cluster-aware loss.
-        landmarks: Number of cells that are kept.
         temperature: Temperature of both losses.
         **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise, align_sources,
             readout_offset, and those of `ContrastiveModel`.
 
     Example:
 
-    >>> import numpy as np, tensorflow as tf
+    Trained as `Concerto` is:
+
     >>> from concerto_tf.models.cicl import CICL
-    >>> model = CICL([f"gene{i}" for i in range(50)], depth=2, width=8, landmarks=16, clusters=3)
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> model = CICL([f"gene{i}" for i in range(50)], depth=2, width=8, clusters=3)
+    >>> model.embedding_dim
+    8
 
     Reference:
         CICL, equations 3 to 17.
@@ -107,17 +93,13 @@ class CICL(DenseModel):
         mask_rate: float = 0.5,
         noise: float = 0.0,
         clusters: int | None = None,
-        kmeans_steps: int = 5,
         cluster_weight: float = 0.1,
-        landmarks: int = 256,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         refuse_made(CICL, kwargs)
         if clusters is not None and (int(clusters) != clusters or clusters < 2):
             raise InputError(f"clusters is {clusters!r}; it must be a whole number of at least 2.")
-        if int(landmarks) != landmarks or landmarks < 1:
-            raise InputError(f"landmarks is {landmarks!r}; at least one cell must be kept.")
         if not 0 <= cluster_weight < float("inf"):
             raise InputError(f"cluster_weight is {cluster_weight!r}; it must be 0 or more.")
         self.depth, self.width, self.n_heads = int(depth), width, int(heads)
@@ -126,8 +108,7 @@ class CICL(DenseModel):
         self.head_units = tuple(int(units) for units in head_units)
         self.mask_rate, self.noise = float(mask_rate), float(noise)
         self.clusters = None if clusters is None else int(clusters)
-        self.kmeans_steps, self.cluster_weight = int(kmeans_steps), float(cluster_weight)
-        self.n_landmarks = int(landmarks)
+        self.cluster_weight = float(cluster_weight)
         first = seed * 10_007 + 5_000
         augmentation = keras.Sequential(
             [
@@ -160,7 +141,7 @@ class CICL(DenseModel):
 
     def _build_more(self) -> None:
         # Standardised genes, without the scale and offset that are learned; zeros are mean cells.
-        self.landmarks = state_weight(self, "landmarks", (self.n_landmarks, self.n_inputs))
+        self.landmarks = state_weight(self, "landmarks", (_LANDMARKS, self.n_inputs))
         self.clusterings = state_weight(self, "clusterings", (), "int64")
 
     # --- training ---------------------------------------------------------------------------
@@ -201,7 +182,7 @@ class CICL(DenseModel):
         z = tf.stop_gradient(self.encode(x, training=True))
         seed = tf.convert_to_tensor(self.clusterings)
         self.clusterings.assign_add(tf.ones((), tf.int64))
-        centroids, _ = kmeans(z, self._clusters_of(z), self.kmeans_steps, seed + self.seed)
+        centroids, _ = kmeans(z, self._clusters_of(z), _KMEANS_STEPS, seed + self.seed)
         return tf.argmax(student_t_assignment(z, centroids), axis=1)
 
     def _clusters_of(self, z: tf.Tensor) -> int:
@@ -238,7 +219,7 @@ class CICL(DenseModel):
         return tf.cast(x, dtype)
 
     @property
-    def starts_from_components(self) -> bool:
+    def pca_initialized(self) -> bool:
         return bool(self.components) and self.width is not None
 
     def begin(self, x: np.ndarray) -> None:
@@ -251,7 +232,7 @@ class CICL(DenseModel):
             return
         order = np.random.default_rng(self.seed).permutation(len(x))
         # Of fewer cells than landmarks each is kept several times, as good as equally often.
-        self.landmarks.assign(x[np.resize(order, self.n_landmarks)])
+        self.landmarks.assign(x[np.resize(order, _LANDMARKS)])
         if self.width is None or not self.components:
             return
         most = min(self.components, self.width)
@@ -274,7 +255,5 @@ class CICL(DenseModel):
             "mask_rate": self.mask_rate,
             "noise": self.noise,
             "clusters": self.clusters,
-            "kmeans_steps": self.kmeans_steps,
             "cluster_weight": self.cluster_weight,
-            "landmarks": self.n_landmarks,
         }

@@ -51,7 +51,6 @@ class Classifier(BatchModel):
         encoder: A pre-trained model, which becomes part of this one.
         classes: Names of the C cell types.
         label_key: What the labels are called: batches hold them as ``label/<label_key>``.
-        label_smoothing: Share of the label that is spread over all types in training.
         consistency: Weight lambda of the agreement on target cells.
         calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
         seed: Seed of the initial weights.
@@ -88,7 +87,6 @@ class Classifier(BatchModel):
         classes: Sequence[str],
         *,
         label_key: str = "cell_type",
-        label_smoothing: float = 0.0,
         consistency: float = 1.0,
         calibration: Sequence[float] = (),
         seed: int = 0,
@@ -100,7 +98,6 @@ class Classifier(BatchModel):
         self.encoder = teachable(encoder)
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
-        self.label_smoothing = float(label_smoothing)
         self.consistency = float(consistency)
         self.calibration = tuple(float(score) for score in calibration)
         self.seed = int(seed)
@@ -238,7 +235,6 @@ class Classifier(BatchModel):
         label = tf.cast(Minibatch(batch).label(self.label_key), tf.int32)
         known = tf.cast(label >= 0, self._precision)
         truth = tf.one_hot(label, c, dtype=self._precision)
-        truth += self.label_smoothing * (1 / c - truth)
         of_classes = tf.cast(self.class_weight, self._precision)
         weight = known * tf.gather(of_classes, tf.maximum(label, 0))
         errors = [tf.nn.softmax_cross_entropy_with_logits(truth, z) for z in logits]
@@ -349,7 +345,6 @@ class Classifier(BatchModel):
             "encoder": self.encoder.get_config(),
             "classes": list(self.classes),
             "label_key": self.label_key,
-            "label_smoothing": self.label_smoothing,
             "consistency": self.consistency,
             "calibration": list(self.calibration),
             "seed": self.seed,

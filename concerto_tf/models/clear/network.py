@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import assign_everywhere, keras, serializable
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers import Augmentation, EmbeddingQueue
 from concerto_tf.losses import info_nce
 from concerto_tf.models.clear.presets import PRESETS
@@ -33,19 +33,12 @@ class CLEAR(DenseModel):
     other view among the keys of the minibatch and of earlier minibatches, kept in a queue. Keys
     and queue are state of the model: saved with it, and continued where training is.
 
-    The defaults were chosen by a few trials on labelled data. ``CLEAR.presets["paper"]`` has the
-    paper's values except for its learning rate of 1, which is that of ``"paper-lr1"``.
+    ``CLEAR.presets["paper"]`` has the paper's values except for its learning rate of 1, which is
+    that of ``"paper-lr1"``.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
-        mask: Share of the genes that become zero.
-        noise: Share of the genes with noise added.
-        swap: Share of the genes whose values are swapped within the cell.
-        crossover: Share of the genes exchanged with one other cell.
-        crossover_many: Share of the genes exchanged with several other cells.
-        probability: Probability of each of these for a cell.
-        stddev: Standard deviation of the noise.
-        partners: Number of cells in the crossover with several.
+        mask, noise, swap, crossover, crossover_many, probability, stddev: As in `Augmentation`.
         momentum: Share of itself that the key encoder keeps at each step.
         queue: Number of keys of earlier minibatches, a multiple of twice the minibatch's cells
             (over all replicas); ``None`` for the multiple nearest to 1,024 from below.
@@ -57,19 +50,12 @@ class CLEAR(DenseModel):
 
     Example:
 
-    >>> import numpy as np, tensorflow as tf
+    Trained as `Concerto` is:
+
     >>> from concerto_tf.models import CLEAR
     >>> model = CLEAR([f"gene{i}" for i in range(50)], backbone=(16, 8), batch_size=32)
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> model.embedding_dim
+    8
 
     Reference:
         CLEAR, The CLEAR framework, equations 1 to 3; Architecture and hyperparameters.
@@ -90,7 +76,6 @@ class CLEAR(DenseModel):
         crossover_many: float = 0.25,
         probability: float = 0.5,
         stddev: float = 0.2,
-        partners: int = 4,
         momentum: float = 0.999,
         queue: int | None = None,
         batch_size: int = 256,
@@ -100,14 +85,12 @@ class CLEAR(DenseModel):
         **kwargs: Any,
     ) -> None:
         refuse_made(CLEAR, kwargs)
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
         if batch_size < 2 or (queue is not None and queue < 1):
             raise InputError(
                 f"batch_size must be 2 or more and queue 1 or more, not {batch_size} and {queue}."
             )
         self._queue, self._batch_size = queue, int(batch_size)
-        self._momentum = float(momentum)
+        self._momentum = checked_share("momentum", momentum, below_one=True)
         super().__init__(
             vocabulary,
             augmentation=Augmentation(
@@ -118,7 +101,6 @@ class CLEAR(DenseModel):
                 crossover_many,
                 probability,
                 stddev,
-                partners,
                 seed=Seeds(seed)() + 1_000,
                 name="augmentation",
             ),
@@ -209,16 +191,7 @@ class CLEAR(DenseModel):
 
     def get_config(self) -> dict[str, Any]:
         of_views = self.augmentation.get_config()
-        names = (
-            "mask",
-            "noise",
-            "swap",
-            "crossover",
-            "crossover_many",
-            "probability",
-            "stddev",
-            "partners",
-        )
+        names = "mask", "noise", "swap", "crossover", "crossover_many", "probability", "stddev"
         return {
             **super().get_config(),
             **{name: of_views[name] for name in names},

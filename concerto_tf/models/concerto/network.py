@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import serializable, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.concerto.branches import Architecture, Seen
@@ -23,7 +23,6 @@ from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
-from concerto_tf.numerics.components import checked_share
 from concerto_tf.records.batch import Batch, Minibatch
 
 READOUTS = ("teacher", "student", "both")
@@ -41,9 +40,8 @@ class Concerto(ContrastiveModel):
     branches are summed before normalisation, dropout and the dense layer, which they share. A cell
     without any value in a modality lacks it, and stands at its mean there.
 
-    The defaults are what embeds best over many data sets; ``Concerto.presets["paper"]`` has the
-    paper's values. They differ in that the paper begins with random weights, has no projection
-    head, hides nothing before the dropout layer and reads the teacher's output.
+    ``Concerto.presets["paper"]`` has the paper's values. It begins with random weights, has no
+    projection head, hides nothing before the dropout layer and reads the teacher's output.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -61,22 +59,19 @@ class Concerto(ContrastiveModel):
         input_epsilon: Added to a gene's variance where values are divided by its standard
             deviation. Large values keep quiet genes quiet.
         scale_genes: Whether the teacher's values are divided by the genes' standard deviations
-            too (`set_gene_variance`).
+            too.
         scale_inputs: Whether the student's normalised input is divided by the root of the number
-            of genes. The weights it meets are larger by that, so that Adam, whose steps are as
-            large for any weight, changes them in proportion whatever the number of genes.
+            of genes, so that Adam's steps are small against the weights whatever that number.
         components: Number of principal components in the PCA initialization; 0 for random weights.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the cell types that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
-            initialization only.
+        align_sources: Whether PCA initialization aligns sources by the cell types that they share
+            (`numerics.alignment`) instead of centring each.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalised, side by side.
         readout_offset: What is added to every unit of the embedding that holds a component,
-            in standard deviations. Seen from the middle of all cells, those that are there have no
-            direction; most users compare embeddings by cosine. Distances stay as they are. Not
-            with the readout ``both``.
+            in standard deviations: without it, cells in the middle of all others have no direction
+            to compare by cosine. Distances do not change. Not with the readout ``both``.
         readout_activation: ``relu`` to read the dense layer after its activation, ``None`` before.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, modalities, sources, target_sum,
             temperature, negatives, seed.
@@ -146,7 +141,7 @@ class Concerto(ContrastiveModel):
         self.scale_genes = bool(scale_genes)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.denoise = checked_share(denoise)
+        self.denoise = checked_share("denoise", denoise)
         self.align_sources = bool(align_sources and self.components)
         self.readout = readout
         self.placement: Placement = Placement(readout_offset, name="placement")
@@ -203,15 +198,7 @@ class Concerto(ContrastiveModel):
         return self.networks.heads
 
     def initialize(self, data: Iterable[Batch]) -> None:
-        """PCA initialization: both networks begin with the components of a sample of cells.
-
-        Training then refines what PCA sees instead of finding it again from random weights, which
-        small data does not suffice for. No label is looked at.
-
-        Args:
-            data: Batches of cells in random order; as many are looked at as fit into 400 MB,
-                50,000 at most.
-        """
+        """PCA initialization of both networks; see `DenseModel.initialize`."""
         super().initialize(data)
         xs, source = first_cells(
             lambda batch: self.networks.values(Minibatch(batch)),
@@ -246,15 +233,7 @@ class Concerto(ContrastiveModel):
         return self.networks.look(view), view.source
 
     def represent(self, batch: Batch, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """The teacher's and the student's dense layer, before its activation.
-
-        Args:
-            batch: As `ContrastiveModel` describes.
-            training: Whether each network sees a view of its own instead of the whole cell.
-
-        Returns:
-            Teacher [B, hidden_units] and student [B, hidden_units].
-        """
+        """The teacher's and the student's dense layer [B, hidden_units], before its activation."""
         seen, source = self._look(batch)
         return tuple(
             network(seen, source, training)
@@ -262,14 +241,9 @@ class Concerto(ContrastiveModel):
         )
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        """Values normalised by source, as the student takes them in.
+        """Values normalised by source, as the student takes them in [B, features].
 
-        Args:
-            batch: As `ContrastiveModel` describes.
-
-        Returns:
-            The features of all modalities side by side [B, features]; zeros for a modality that
-            a cell lacks.
+        Modalities stand side by side, zeros for one that a cell lacks.
         """
         return self.networks.standardized(Minibatch(batch), self.compute_dtype)
 

@@ -19,9 +19,8 @@ class ContrastiveSC(DenseModel):
     Each view keeps a small random share of the cell's genes; NT-Xent pulls the two views of a cell
     together. Several such networks make an `Ensemble`.
 
-    The defaults were chosen by a few trials on labelled data;
-    ``ContrastiveSC.presets["paper"]`` has the paper's values. The paper does not print the widths
-    of the first two of its three layers: here they are 512 and 128.
+    ``ContrastiveSC.presets["paper"]`` has the paper's values. It does not print the widths of the
+    first two of its three layers: here they are 512 and 128.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.
@@ -33,19 +32,12 @@ class ContrastiveSC(DenseModel):
 
     Example:
 
-    >>> import numpy as np, tensorflow as tf
+    Trained as `Concerto` is:
+
     >>> from concerto_tf.models import ContrastiveSC
     >>> model = ContrastiveSC([f"gene{i}" for i in range(50)], backbone=(16, 8))
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> model.embedding_dim
+    8
 
     Reference:
         contrastive-sc, Methods, "Representation learning"; Figure 8 for the share of genes kept.

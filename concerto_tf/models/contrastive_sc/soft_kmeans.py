@@ -16,7 +16,7 @@ from concerto_tf._keras import (
     state_weight,
     sum_over_replicas,
 )
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers.kmeans import squared_distances
 
 _NEVER = -1e9  # exp() of it is 0 in every float type
@@ -95,10 +95,9 @@ class SoftKMeans(keras.Model):
     as printed, the mean of the cells weighted by how much they belong to it, here over the latest
     minibatches.
 
-    Two things the paper leaves open. The kernel exp(-distance^2) has no width of its own, so
-    embeddings are scaled to where it is that of normal distributions as wide as the clusters are.
-    And both losses are least where all cells are in one point, so that embeddings keep the overall
-    variance that they had.
+    Two things the paper leaves open. The kernel exp(-distance^2) has no width of its own:
+    embeddings are scaled to fit it to the width of the clusters. Both losses are least where all
+    cells are in one point: embeddings keep their overall variance.
 
     Args:
         k: Number of clusters K.
@@ -147,10 +146,9 @@ class SoftKMeans(keras.Model):
         for name, value in {"k": k, "dim": dim, "units": units}.items():
             if int(value) != value or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {momentum!r}.")
         self.k, self.dim, self.units = int(k), int(dim), int(units)
-        self.momentum, self.seed = float(momentum), int(seed)
+        self.momentum = checked_share("momentum", momentum, below_one=True)
+        self.seed = int(seed)
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.hidden = keras.layers.Dense(
             self.units,

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
@@ -22,7 +22,6 @@ from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import (
-    checked_share,
     component_directions,
     standardize_by_source,
 )
@@ -38,7 +37,7 @@ LayerLike = Any
 class DenseModel(ContrastiveModel):
     """An augmentation, an encoder and a loss, which combine freely.
 
-    Cells become dense log-normalised values [B, n_inputs] of the genes that the model looks at.
+    Cells become dense log-normalized values [B, n_inputs] of the input genes.
     In training each of two views is an augmentation of them; the values are then standardised
     within the cells of their source, and encoded. The loss pulls the two views of a cell together.
     The embedding is what the encoder gives for the whole cell.
@@ -61,11 +60,8 @@ class DenseModel(ContrastiveModel):
             random weights, as any other encoder has.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: Whether sources are aligned by the cell types that they share
-            (`numerics.alignment`), instead of each being centred whatever it holds. In the PCA
-            initialization of standardised values only.
-        readout_offset: What is added to every unit of the embedding that holds a component;
-            as for `Concerto`.
+        align_sources: As in `Concerto`, of standardised values.
+        readout_offset: As in `Concerto`.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
@@ -131,7 +127,7 @@ class DenseModel(ContrastiveModel):
         self.augment_first = bool(augment_first)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)
-        self.denoise = checked_share(denoise)
+        self.denoise = checked_share("denoise", denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
         self.placement: Placement = Placement(readout_offset, name="placement")
         self._seeds = Seeds(self.seed)
@@ -199,7 +195,7 @@ class DenseModel(ContrastiveModel):
 
     @property
     def n_inputs(self) -> int:
-        """Number of genes that the model looks at."""
+        """Number of input genes."""
         return self.modality_inputs[0].n_inputs
 
     def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> DenseModel:
@@ -210,7 +206,7 @@ class DenseModel(ContrastiveModel):
     # --- from a batch to embeddings ---------------------------------------------------------
 
     def dense(self, batch: Batch) -> tf.Tensor:
-        """Normalised values of all genes the model looks at [B, n_inputs], before any change."""
+        """Normalised values of all input genes [B, n_inputs], before any change."""
         [genes] = self.modality_inputs
         cells = genes.cells(Minibatch(batch))
         if cells is None:
@@ -293,8 +289,8 @@ class DenseModel(ContrastiveModel):
     def initialize(self, data: Iterable[Batch]) -> None:
         """PCA initialization: an `MLP` begins with the components of a sample of cells.
 
-        Training then refines what PCA sees instead of finding it again from random weights, which
-        small data does not suffice for. No label is looked at.
+        Training then refines what PCA sees, for which small data would not suffice from random
+        weights. No label is looked at.
 
         Args:
             data: Batches of cells in random order; as many are looked at as fit into 400 MB,
@@ -307,14 +303,14 @@ class DenseModel(ContrastiveModel):
             self.begin(self.standardized_sample(xs[0], source))
 
     @property
-    def starts_from_components(self) -> bool:
+    def pca_initialized(self) -> bool:
         """Whether training begins with a PCA initialization."""
         return bool(self.components) and isinstance(self.backbone, MLP)
 
     @property
     def recipe(self) -> Training:
         recipe = super().recipe
-        return recipe if self.starts_from_components else replace(recipe, most_epochs=None)
+        return recipe if self.pca_initialized else replace(recipe, most_epochs=None)
 
     def begin(self, x: np.ndarray) -> None:
         """Sets the weights that a training begins with.
@@ -322,7 +318,7 @@ class DenseModel(ContrastiveModel):
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.
         """
-        if self.starts_from_components and len(x) > 2:
+        if self.pca_initialized and len(x) > 2:
             paired = self.head is not None  # behind a ReLU
             most = min(self.components, self.backbone.room(paired))
             directions, spread = component_directions(x, most, self.seed, self.denoise)

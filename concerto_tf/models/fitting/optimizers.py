@@ -10,13 +10,12 @@ from concerto_tf.errors import InputError
 _NAMES = ("adam", "adamw", "lamb", "lazyadam", "sgd")
 
 
-def cosine_schedule(learning_rate: float, steps: int, warmup: float = 0.1) -> Any:
-    """Learning rate that rises linearly over the first steps and falls to zero along a cosine.
+def cosine_schedule(learning_rate: float, steps: int) -> Any:
+    """Learning rate that rises over the first tenth of the steps and falls along a cosine to zero.
 
     Args:
         learning_rate: Peak learning rate.
         steps: Steps of the whole training.
-        warmup: Share of the steps in which the rate rises.
 
     Returns:
         A Keras learning-rate schedule.
@@ -28,7 +27,7 @@ def cosine_schedule(learning_rate: float, steps: int, warmup: float = 0.1) -> An
     >>> [round(float(schedule(step)), 6) for step in (0, 10, 100)]
     [0.0, 0.001, 0.0]
     """
-    rising = int(warmup * steps)
+    rising = int(0.1 * steps)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if rising else learning_rate,
         decay_steps=max(1, steps - rising),

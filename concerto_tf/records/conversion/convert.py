@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, fingerprint, identity_of_cells
+from concerto_tf.jobs import Job, identity_of_cells, json_checksum
 from concerto_tf.records.batch import LABEL, RNA
 from concerto_tf.records.conversion.joining import join
 from concerto_tf.records.conversion.passes import (
     SHARD_CELLS,
-    Progress,
+    CellCount,
     check_parts,
-    finish,
     first_pass,
     second_pass,
+    write_manifest,
 )
 from concerto_tf.records.conversion.workers import Workers, WorkersError
 from concerto_tf.records.genes.orthologs import read_orthologs
@@ -69,9 +69,8 @@ def convert(
     Args:
         inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
             AnnData, or an open `Input`. Several are joined over the union of their genes.
-        out: Folder to write; must not exist, be empty, or hold an earlier conversion. An address
-            of an object store (`gs://bucket/records`) will do, as for the inputs; what was
-            interrupted there is begun again.
+        out: Folder to write, or an address of an object store (`gs://bucket/records`); must not
+            exist, be empty, or hold an earlier conversion.
         layer: None for X, a name in `layers`, or "raw".
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
             one source.
@@ -87,8 +86,7 @@ def convert(
         workers: Number of processes, each of which takes about 250 MB. None: one per processor, if
             the cells are enough for that to pay.
         dask: Address of a dask scheduler ("tcp://host:8786"), a `distributed.Client` or a cluster
-            of dask's: its workers do the work instead. They must see the inputs and `out` by the
-            same paths, so that these are in a shared folder or an object store.
+            of dask's: its workers do the work instead. They must see inputs and `out` by one path.
         seed: Seed of the permutation.
         chunk_cells: Cells held in memory at once, by each worker.
         drop_empty: Leave out cells without any count instead of refusing them.
@@ -130,7 +128,7 @@ def convert(
         "source_name": source_name,
         "label_keys": label_keys,
         "like": {name: genes.digest for name, genes in vocabularies.items()},
-        "orthologs": table and fingerprint(table.pairs),
+        "orthologs": table and json_checksum(table.pairs),
         "modalities": modalities,
         "shards": shards,
         "compression": compression,
@@ -178,13 +176,13 @@ def convert(
                 )
                 if shards is not None and shards > joined.n_cells:
                     raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
-                done = Progress(joined.n_cells, progress)
+                done = CellCount(joined.n_cells, progress)
                 pool.prepare(joined.n_cells)
                 parts = first_pass(joined, spool, chunk_cells, seed, pool, done)
             check_parts([part.summary for part in parts], joined, drop_empty)
             n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
             infos = second_pass(out, spool, parts, joined, n_shards, compression, pool, done)
-            finish(out, parts, joined, infos, seed, compression, job.asked)
+            write_manifest(out, parts, joined, infos, seed, compression, job.asked)
             job.tidy()
     except WorkersError as error:  # here, as what was done stays
         raise InputError(str(error)) from error

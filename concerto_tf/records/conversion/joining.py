@@ -15,9 +15,8 @@ from concerto_tf.records.genes.orthologs import Orthologs
 from concerto_tf.records.genes.overlap import FEWEST_SHARED, Match, check_overlap, match, union
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.opening import Input
-from concerto_tf.records.units import COUNTS, LINEAR, detect_units
+from concerto_tf.records.units import COUNTS, LINEAR, units_of
 
-_SAMPLE_CELLS = 256
 _BARCODE_CELLS = 65_536
 
 
@@ -108,14 +107,13 @@ def join(
             report["lines"].append(f"label {key!r}: {missing} cells without a value")
         for columns, part in zip(integers, codes, strict=True):
             columns[label_key(key)] = part
-    for modality, kind in units.items():
-        if kind == COUNTS:
+    for modality, unit in units.items():
+        if unit == COUNTS:
             continue
         line = (
-            f"{modality}: fractions on the scale of counts (TPM, expected counts); scaled per cell "
-            "and logarithmised as counts are"
-            if kind == LINEAR
-            else f"{modality}: normalised already ({kind}); stored as it is, not normalised again"
+            f"{modality}: expected counts or TPM; scaled per cell and log-normalized as counts are"
+            if unit == LINEAR
+            else f"{modality}: taken as log-normalized ({unit}); used unchanged"
         )
         others = list(dict.fromkeys(name for cells in inputs for name in cells.layers))
         if modality == RNA and others:
@@ -203,22 +201,8 @@ def _genes(
 def _units(
     inputs: Sequence[Input], modalities: Sequence[str]
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The units of each modality in all, and in each of the inputs that have it.
-
-    From cells of the beginning, middle and end of each input.
-    """
-    own_units: list[dict[str, str]] = []
-    for cells in inputs:
-        size = min(_SAMPLE_CELLS, cells.n_cells)
-        starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-        samples = [cells.chunk(start, start + size) for start in starts]
-        own_units.append(
-            {
-                name: detect_units([sample[name] for sample in samples])
-                for name in modalities
-                if name in cells.modalities
-            }
-        )
+    """The units of each modality in all, and in each of the inputs that have it."""
+    own_units = [units_of(cells, modalities) for cells in inputs]
     units = {}
     for name in modalities:
         found = [
@@ -226,10 +210,10 @@ def _units(
             for cells, own in zip(inputs, own_units, strict=True)
             if name in own
         ]
-        kinds = {kind for _, kind in found}
-        units[name] = LINEAR if LINEAR in kinds else found[0][1]
-        if len(kinds) > 1 and kinds != {COUNTS, LINEAR}:
-            each = ", ".join(f"{cells} {kind}" for cells, kind in found)
+        different = {unit for _, unit in found}
+        units[name] = LINEAR if LINEAR in different else found[0][1]
+        if len(different) > 1 and different != {COUNTS, LINEAR}:
+            each = ", ".join(f"{cells} {unit}" for cells, unit in found)
             raise InputError(
                 f"the inputs hold {name} values in different units ({each}); "
                 "convert them apart, or name the layer with the counts"

@@ -35,7 +35,7 @@ SHARD_CELLS = 16_384
 _LEAST_SHARED = 0.05
 
 
-class Progress:
+class CellCount:
     """Counts cells over both passes, each of which is half of the work."""
 
     def __init__(self, n_cells: int, report: Callable[[int, int], None] | None) -> None:
@@ -53,7 +53,7 @@ def _spool_task(state: tuple[Joined, int], path: Path, number: int, start: int, 
 
 
 def first_pass(
-    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: Workers, done: Progress
+    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: Workers, done: CellCount
 ) -> list[Part]:
     """Spools the chunks that are not there yet."""
     tasks: list[tuple[Path, int, int, int]] = []
@@ -145,7 +145,7 @@ def second_pass(
     n_shards: int,
     compression: str,
     workers: Workers,
-    done: Progress,
+    done: CellCount,
 ) -> list[ShardInfo]:
     """Writes the shards that are not there yet."""
     n_blocks = -(-joined.n_cells // (n_shards * SHARD_CELLS))
@@ -249,7 +249,7 @@ def _by_source(
     return tuple(round(float(share), 6) if share else 1.0 for share in mean)
 
 
-def finish(
+def write_manifest(
     out: Path,
     parts: Sequence[Part],
     joined: Joined,

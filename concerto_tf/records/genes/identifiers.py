@@ -122,12 +122,11 @@ def strip_version(name: str) -> str:
     return _VERSION.sub(r"\1", name)
 
 
-def species_prefixes(names: Iterable[str], share: float = 0.05) -> list[str]:
-    """The species prefixes that at least this share of the names begins with.
+def species_prefixes(names: Iterable[str]) -> list[str]:
+    """The species prefixes that at least 5% of the names begin with.
 
     Args:
         names: gene names.
-        share: smallest share of all names.
 
     Returns:
         Prefixes as written, the most frequent first.
@@ -138,7 +137,7 @@ def species_prefixes(names: Iterable[str], share: float = 0.05) -> list[str]:
     """
     names = list(names)
     found = Counter(hit.group() for hit in map(_PREFIX.match, names) if hit)
-    return [prefix for prefix, n in found.most_common() if n >= share * len(names)]
+    return [prefix for prefix, n in found.most_common() if n >= 0.05 * len(names)]
 
 
 def _biological(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which genes a model looks at: all, the highly variable ones, or a list."""
+"""The input genes of a model: all, the highly variable ones, or a list."""
 
 from __future__ import annotations
 

@@ -182,9 +182,9 @@ def read_table(path: str | Path, content: bytes | None = None) -> dict[str, list
     return {name: [line[i] for line in body] for i, name in enumerate(header)}
 
 
-def duplicates_message(names: Iterable[str], shown: int = 3) -> str:
+def duplicates_message(names: Iterable[str]) -> str:
     """Says which gene names appear more than once and what to do about it."""
     repeated = [(name, n) for name, n in Counter(names).most_common() if n > 1]
-    listed = ", ".join(f"{name!r} ({n}x)" for name, n in repeated[:shown])
-    more = f" and {len(repeated) - shown} more" if len(repeated) > shown else ""
+    listed = ", ".join(f"{name!r} ({n}x)" for name, n in repeated[:3])
+    more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
     return f"duplicate gene names: {listed}{more}; run adata.var_names_make_unique() and save again"

@@ -34,22 +34,9 @@ class MissingModality(InputError):
 
 # Columns of var in which the field's tools leave the other name of a gene.
 _SYMBOL_COLUMNS = (
-    "gene_symbols",
-    "gene_symbol",
-    "symbol",
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "gene_short_name",
-)
-_ENSEMBL_COLUMNS = (
-    "gene_ids",
-    "gene_id",
-    "ensembl_id",
-    "ensembl_ids",
-    "ensembl",
-    "feature_id",
-)
+    "gene_symbols gene_symbol symbol feature_name gene_name gene_names gene_short_name"
+).split()
+_ENSEMBL_COLUMNS = "gene_ids gene_id ensembl_id ensembl_ids ensembl feature_id".split()
 
 
 def as_texts(values: Any) -> list[str]:

@@ -17,7 +17,7 @@ from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.by_cell import ENTRIES_PER_SLAB
 from concerto_tf.records.inputs.features import rna_features, split_place, typed_features
-from concerto_tf.records.inputs.input import Input, Part, first_line
+from concerto_tf.records.inputs.input import Input, InputPart, first_line
 from concerto_tf.records.inputs.observations import (
     BarcodeObservations,
     check_stored,
@@ -124,13 +124,13 @@ def _parts(
     rows: Rows,
     where: str,
     modalities: dict[str, str],
-) -> dict[str, Part]:
+) -> dict[str, InputPart]:
     chosen = rna_features(types, name)
-    parts = {RNA: Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
+    parts = {RNA: InputPart(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
     for modality, place in modalities.items():
         _, kind = split_place(modality, place, ["feature_types:TYPE"])
         chosen = typed_features(types, kind, modality)
-        parts[modality] = Part(genes.take(chosen), rows, where, chosen)
+        parts[modality] = InputPart(genes.take(chosen), rows, where, chosen)
     return parts
 
 

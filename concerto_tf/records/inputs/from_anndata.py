@@ -20,7 +20,7 @@ from concerto_tf.records.inputs.features import (
     typed_features,
     vocabulary_of,
 )
-from concerto_tf.records.inputs.input import Input, Part
+from concerto_tf.records.inputs.input import Input, InputPart
 from concerto_tf.records.inputs.observations import (
     FrameObservations,
     Observations,
@@ -92,19 +92,19 @@ def _assemble(
     types = as_texts(values("feature_types")) if "feature_types" in columns else None
     rows = elements.rows(element, key)
     chosen = rna_features(types, name)
-    parts = {RNA: Part(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
+    parts = {RNA: InputPart(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
     accepted = ("obsm:KEY", "layer:NAME", "feature_types:TYPE")
     for modality, place in modalities.items():
         kind, key = split_place(modality, place, accepted)
         if kind == "feature_types":
             chosen = typed_features(types, key, modality)
-            parts[modality] = Part(genes.take(chosen), rows, where, chosen)
+            parts[modality] = InputPart(genes.take(chosen), rows, where, chosen)
         elif kind == "layer":
             if key not in elements.layers:
                 hint = choices(key, elements.layers)
                 raise MissingModality(modality, f"no layer {key!r}; {hint}")
             own = vocabulary_of(*elements.var("X"))
-            parts[modality] = Part(own, elements.rows("layers", key), f"layers/{key}")
+            parts[modality] = InputPart(own, elements.rows("layers", key), f"layers/{key}")
         else:
             if key not in elements.obsm:
                 hint = choices(key, elements.obsm)
@@ -113,7 +113,7 @@ def _assemble(
             own_names = elements.obsm_names(key)
             if own_names is None:
                 own_names = [f"{modality}_{i}" for i in range(own_rows.shape[1])]
-            parts[modality] = Part(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
+            parts[modality] = InputPart(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
     others = [other for other in there if other != layer]
     return Input(name, elements.n_cells, parts, elements.obs, path=path, layers=others)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,23 @@ from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.observations import (
     Observations,
-    as_codes,
     barcode_repeated,
     choices,
+    codes_and_names,
 )
 from concerto_tf.records.inputs.rows import Rows
 
 # Files and folders whose own name says nothing about the sample.
-_NAMELESS = {
-    "filtered_feature_bc_matrix",
-    "raw_feature_bc_matrix",
-    "sample_filtered_feature_bc_matrix",
-    "sample_raw_feature_bc_matrix",
-    "filtered_gene_bc_matrices",
-    "raw_gene_bc_matrices",
-    "filtered_gene_bc_matrices_h5",
-    "raw_gene_bc_matrices_h5",
-    "outs",
-    "count",
-    "matrix",
-}
+_NAMELESS = (
+    "filtered_feature_bc_matrix raw_feature_bc_matrix sample_filtered_feature_bc_matrix "
+    "sample_raw_feature_bc_matrix filtered_gene_bc_matrices raw_gene_bc_matrices "
+    "filtered_gene_bc_matrices_h5 raw_gene_bc_matrices_h5 outs count matrix"
+).split()
 _SUFFIXES = (".gz", ".h5ad", ".zarr", ".h5", ".mtx")
 
 
 @dataclass(frozen=True)
-class Part:
+class InputPart:
     """One modality of an input.
 
     Args:
@@ -105,7 +96,7 @@ class Input:
         self,
         name: str,
         n_cells: int,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, InputPart],
         observations: Observations,
         *,
         path: Path | None = None,
@@ -163,7 +154,7 @@ class Input:
         if key not in self.columns:
             raise InputError(f"{self.name}: no column {key!r} in obs; {choices(key, self.columns)}")
         codes, categories = self._reading(
-            f"obs/{key}", lambda: as_codes(self._observations.values(key))
+            f"obs/{key}", lambda: codes_and_names(self._observations.values(key))
         )
         if len(codes) != self.n_cells:
             raise InputError(
@@ -220,12 +211,7 @@ class Input:
     def __enter__(self) -> Input:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def __reduce__(self) -> Any:
@@ -233,7 +219,7 @@ class Input:
             return _open_again, (self._reopen,)
         return super().__reduce__()
 
-    def _check_size(self, part: Part) -> None:
+    def _check_size(self, part: InputPart) -> None:
         if len(part.vocabulary) == 0:
             raise InputError(f"{self.name}: no genes in {part.where}; is it the right file?")
         n_columns = len(part.vocabulary) if part.columns is None else part.rows.shape[1]
@@ -243,7 +229,7 @@ class Input:
                 f"{self.n_cells} cells x {n_columns} genes are due; the file is damaged"
             )
 
-    def _read(self, part: Part, start: int, stop: int) -> sp.csr_matrix:
+    def _read(self, part: InputPart, start: int, stop: int) -> sp.csr_matrix:
         where = f"{part.where}, cells {start} to {stop}"
         matrix = self._reading(where, lambda: part.rows.read(start, stop))
         if part.columns is not None:
@@ -262,7 +248,7 @@ class Input:
             matrix.eliminate_zeros()
         return matrix
 
-    def _unsuitable(self, matrix: sp.csr_matrix, part: Part, start: int) -> str:
+    def _unsuitable(self, matrix: sp.csr_matrix, part: InputPart, start: int) -> str:
         position = int(np.flatnonzero(~((matrix.data >= 0) & (matrix.data < np.inf)))[0])
         value = matrix.data[position]
         row = start + int(np.searchsorted(matrix.indptr, position, side="right")) - 1

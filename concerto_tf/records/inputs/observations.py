@@ -161,7 +161,7 @@ def read_text(texts: Any, start: int, stop: int) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else str(text) for text in part]
 
 
-def as_codes(values: Any) -> tuple[np.ndarray, list[str]]:
+def codes_and_names(values: Any) -> tuple[np.ndarray, list[str]]:
     """Any column as int64 codes and the categories that occur.
 
     Args:
@@ -172,9 +172,9 @@ def as_codes(values: Any) -> tuple[np.ndarray, list[str]]:
         order of the categorical, otherwise ascending.
 
     Example:
-        >>> as_codes([2.0, 10.0, float("nan"), 2.0])
+        >>> codes_and_names([2.0, 10.0, float("nan"), 2.0])
         (array([ 0,  1, -1,  0]), ['2', '10'])
-        >>> as_codes(["T", "", "B"])
+        >>> codes_and_names(["T", "", "B"])
         (array([ 1, -1,  0]), ['B', 'T'])
     """
     import pandas as pd
@@ -240,7 +240,7 @@ def _barcode(observations: Observations, cell: int) -> str:
     return observations.barcodes(cell, cell + 1)[0]
 
 
-def choices(key: str, there: Sequence[str], shown: int = 12) -> str:
+def choices(key: str, there: Sequence[str]) -> str:
     """Names what is there, the most similar to `key` first.
 
     Example:
@@ -256,5 +256,5 @@ def choices(key: str, there: Sequence[str], shown: int = 12) -> str:
     near = difflib.get_close_matches(key.lower(), [name.lower() for name in there], n=1)
     original = next((name for name in there if near and name.lower() == near[0]), None)
     hint = f"did you mean {original!r}? T" if original else "t"
-    more = f" and {len(there) - shown} more" if len(there) > shown else ""
-    return f"{hint}here are: {', '.join(there[:shown])}{more}"
+    more = f" and {len(there) - 12} more" if len(there) > 12 else ""
+    return f"{hint}here are: {', '.join(there[:12])}{more}"

@@ -7,29 +7,19 @@ import pandas as pd
 
 from concerto_tf.tasks.comparison.groups import Groups, adjust, t_test
 
-COLUMNS = [
-    "cell_type",
-    "condition",
-    "cells_control",
-    "cells_condition",
-    "share_control",
-    "share_condition",
-    "log2_ratio",
-    "test",
-    "p",
-    "p_adjusted",
-    "significant",
-]
+COLUMNS = (
+    "cell_type condition cells_control cells_condition share_control share_condition "
+    "log2_ratio test p p_adjusted significant"
+).split()
 
 
 def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     """Shares of every cell type in every condition beside those in the control, with a test.
 
-    With samples: Student's t-test between the samples' shares, as logits (with half a cell added
-    on either side, so that none is infinite), and none where a condition has fewer than two.
-    Without: Fisher's exact test of cells, which takes every cell for an independent draw, and so
-    finds differences between any two samples. A share is one of all cells: where one type grows,
-    others shrink.
+    With samples: Student's t-test between the logits of the samples' shares (with half a cell
+    added on either side), none where a condition has fewer than two. Without: Fisher's exact test,
+    which takes every cell for an independent draw. A share is one of all cells: where one type
+    grows, others shrink.
 
     Args:
         groups: The cells.
@@ -49,8 +39,8 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     for case in groups.cases:
         sides = () if logits is None else (logits[of == case], logits[of == 0])
         p_samples = t_test(*sides) if sides else None
-        for kind, name in enumerate(groups.type_names):
-            there, before = counts[case, kind], counts[0, kind]
+        for cell_type, name in enumerate(groups.type_names):
+            there, before = counts[case, cell_type], counts[0, cell_type]
             # half a cell more, so that a type that is not there has a ratio too
             ratio = (there + 0.5) / (totals[case] + 1) / ((before + 0.5) / (totals[0] + 1))
             if p_samples is None:
@@ -59,7 +49,7 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
             elif min(map(len, sides)) < 2:
                 test, p = "none, too few samples", np.nan
             else:
-                test, p = "t of logit shares, on samples", p_samples[kind]
+                test, p = "t of logit shares, on samples", p_samples[cell_type]
             rows.append(
                 [
                     name,

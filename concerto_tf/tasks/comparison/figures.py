@@ -31,10 +31,10 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
     for i, (name, share) in enumerate(zip(groups.condition_names, shares, strict=True)):
         x = np.arange(len(shown)) + (i - (len(shares) - 1) / 2) * width
         axes.bar(x, share[shown], width, color=PALETTE[i % len(PALETTE)], label=short_name(name))
-        for at, kind in zip(x, shown, strict=True):
-            if (name, groups.type_names[kind]) in stars:
-                axes.text(at, share[kind], "*", ha="center", va="bottom", fontsize=10)
-    _names(axes, [groups.type_names[kind] for kind in shown])
+        for at, cell_type in zip(x, shown, strict=True):
+            if (name, groups.type_names[cell_type]) in stars:
+                axes.text(at, share[cell_type], "*", ha="center", va="bottom", fontsize=10)
+    _names(axes, [groups.type_names[cell_type] for cell_type in shown])
     axes.set_ylabel("% of cells", fontsize=9)
     axes.set_title("Composition; * differs from the control", fontsize=10, loc="left")
     axes.legend(frameon=False, fontsize=8)
@@ -45,16 +45,16 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
 def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) -> None:
     """Distributions by type and condition, a panel for each column of `values` [n, ...]."""
     columns = list(values)[:_PANELS]
-    kinds = _largest(groups)
+    largest = _largest(groups)
     n = len(groups.condition_names)
-    width = min(16.0, 1.5 + 0.35 * len(kinds) * n)
+    width = min(16.0, 1.5 + 0.35 * len(largest) * n)
     figure, panels = new_figure(width, 0.6 + 1.9 * len(columns), len(columns), 1)
     for axes, column in zip(panels, columns, strict=True):
         whole = values[column].to_numpy(float)
         for i in range(n):
             parts, places = [], []
-            for place, kind in enumerate(kinds):
-                own = whole[(groups.types == kind) & (groups.conditions == i)]
+            for place, cell_type in enumerate(largest):
+                own = whole[(groups.types == cell_type) & (groups.conditions == i)]
                 if len(own) > 1 and np.ptp(own) > 0:  # a density needs values that differ
                     parts.append(own)
                     places.append(place + (i - (n - 1) / 2) * 0.8 / n)
@@ -68,9 +68,9 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
                 drawn["cmeans"].set_color("black")
             axes.plot([], [], color=color, lw=5, label=short_name(groups.condition_names[i]))
         axes.set_title(short_name(column), fontsize=9, loc="left")
-        axes.set_xticks(range(len(kinds)), [])
+        axes.set_xticks(range(len(largest)), [])
         _bare(axes)
-    _names(panels[-1], [groups.type_names[kind] for kind in kinds])
+    _names(panels[-1], [groups.type_names[cell_type] for cell_type in largest])
     panels[0].legend(frameon=False, fontsize=8, loc="upper right")
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
@@ -100,7 +100,9 @@ def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -
     masked = np.ma.masked_invalid(grid.to_numpy(float))
     image = axes.imshow(masked, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     several = table["condition"].nunique() > 1
-    rows = [f"{kind} | {case}" if several else str(kind) for kind, case in grid.index]
+    rows = [
+        f"{cell_type} | {case}" if several else str(cell_type) for cell_type, case in grid.index
+    ]
     _table(axes, rows, list(grid), title)
     figure.colorbar(image, ax=axes, pad=0.01, fraction=0.05).set_label(
         "log2 fold change", fontsize=8
@@ -113,11 +115,11 @@ def _summaries(groups: Groups, genes: list[str]) -> tuple[list[str], np.ndarray,
     place = {gene: i for i, gene in reversed(list(enumerate(groups.genes)))}
     part = groups.values[:, [place[gene] for gene in genes]]
     rows, means, shares = [], [], []
-    for kind in _largest(groups):
+    for cell_type in _largest(groups):
         for case, condition in enumerate(groups.condition_names):
-            own = part[(groups.types == kind) & (groups.conditions == case)]
+            own = part[(groups.types == cell_type) & (groups.conditions == case)]
             if own.shape[0]:
-                rows.append(f"{groups.type_names[kind]} | {condition}")
+                rows.append(f"{groups.type_names[cell_type]} | {condition}")
                 means.append(own.mean(0).A1)
                 shares.append((own > 0).mean(0).A1)
     return rows, np.array(means), np.array(shares)

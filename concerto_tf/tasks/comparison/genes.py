@@ -13,47 +13,17 @@ from concerto_tf.tasks.comparison.groups import Groups, adjust, rank_skewness, s
 # A gene is tested where this share of a type's cells, and this many of them, express it: of both
 # conditions together, so that the choice says nothing about the difference.
 _EXPRESSING_SHARE, _EXPRESSING_CELLS = 0.03, 10
-MARKERS = [
-    "cell_type",
-    "condition",
-    "gene",
-    "log_fold_change",
-    "share_control",
-    "share_condition",
-    "score",
-    "p",
-    "p_adjusted",
-    "p_samples",
-    "p_samples_adjusted",
-    "significant",
-]
-MODULES = [
-    "cell_type",
-    "condition",
-    "set",
-    "genes",
-    "mean_control",
-    "mean_condition",
-    "difference",
-    "p",
-    "p_adjusted",
-    "p_samples",
-    "p_samples_adjusted",
-    "significant",
-]
-ENRICHMENT = [
-    "cell_type",
-    "condition",
-    "direction",
-    "set",
-    "overlap",
-    "set_size",
-    "odds_ratio",
-    "p",
-    "p_adjusted",
-    "significant",
-    "genes",
-]
+MARKERS = (
+    "cell_type condition gene log_fold_change share_control share_condition score p "
+    "p_adjusted p_samples p_samples_adjusted significant"
+).split()
+MODULES = (
+    "cell_type condition set genes mean_control mean_condition difference p p_adjusted "
+    "p_samples p_samples_adjusted significant"
+).split()
+ENRICHMENT = (
+    "cell_type condition direction set overlap set_size odds_ratio p p_adjusted significant genes"
+).split()
 _GSEAPY = {"odds_ratio": "Odds Ratio", "p": "P-value", "genes": "Genes"}
 
 
@@ -78,7 +48,7 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     from anndata import AnnData
 
     tables = []
-    for kind, case, cells, control in groups.pairs(min_cells):
+    for cell_type, case, cells, control in groups.pairs(min_cells):
         both = np.concatenate([cells, control])
         values = groups.values[both].tocsc()
         expressing = np.diff(values.indptr)
@@ -111,7 +81,7 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
         p = skewed_p(score, rank_skewness(values, len(cells)))
         table = pd.DataFrame(
             {
-                "cell_type": groups.type_names[kind],
+                "cell_type": groups.type_names[cell_type],
                 "condition": groups.condition_names[case],
                 "gene": [groups.genes[i] for i in tested],
                 "log_fold_change": found["logfoldchanges"].to_numpy(float),
@@ -148,8 +118,7 @@ def modules(
         groups: The cells.
         scores: [n, sets].
         sizes: Genes found of each set.
-        alpha: As for `markers`.
-        min_cells: As for `markers`.
+        alpha, min_cells: As for `markers`.
 
     Returns:
         One row per type, condition and set, with `MODULES`.
@@ -157,7 +126,7 @@ def modules(
     from scipy.stats import mannwhitneyu
 
     values, rows = scores.to_numpy(float), []
-    for kind, case, cells, control in groups.pairs(min_cells):
+    for cell_type, case, cells, control in groups.pairs(min_cells):
         p_samples = np.full(values.shape[1], np.nan)
         if groups.samples is not None:
             p_samples = t_test(groups.by_sample(values, cells), groups.by_sample(values, control))
@@ -167,7 +136,7 @@ def modules(
             p = 1.0 if constant else mannwhitneyu(there, before, method="asymptotic").pvalue
             rows.append(
                 [
-                    groups.type_names[kind],
+                    groups.type_names[cell_type],
                     groups.condition_names[case],
                     name,
                     sizes[name],
@@ -202,7 +171,7 @@ def enrichment(
     import gseapy
 
     tables = []
-    for (kind, condition), part in found.groupby(["cell_type", "condition"], sort=False):
+    for (cell_type, condition), part in found.groupby(["cell_type", "condition"], sort=False):
         background = set(part["gene"])
         known = {name: sorted(background & set(genes)) for name, genes in sets.items()}
         known = {name: genes for name, genes in known.items() if genes}
@@ -212,7 +181,7 @@ def enrichment(
             # sets without any hit are tests that were made, too
             table = pd.DataFrame(
                 {
-                    "cell_type": kind,
+                    "cell_type": cell_type,
                     "condition": condition,
                     "direction": direction,
                     "set": list(known),

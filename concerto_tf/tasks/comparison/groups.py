@@ -15,7 +15,7 @@ class Groups:
     """Cells with their type, condition and, where known, sample.
 
     Attributes:
-        values: [n, G] CSR float32, log-normalised.
+        values: [n, G] CSR float32, log-normalized.
         genes: G names.
         types: [n] codes of `type_names`.
         conditions: [n] codes of `condition_names`, of which the first is the control.
@@ -43,13 +43,13 @@ class Groups:
 
         Pairs with fewer than `min_cells` cells on either side are left out.
         """
-        for kind in range(len(self.type_names)):
-            own = self.types == kind
+        for cell_type in range(len(self.type_names)):
+            own = self.types == cell_type
             control = np.flatnonzero(own & (self.conditions == 0))
             for case in self.cases:
                 cells = np.flatnonzero(own & (self.conditions == case))
                 if min(len(cells), len(control)) >= min_cells:
-                    yield kind, case, cells, control
+                    yield cell_type, case, cells, control
 
     def n_samples(self, cells: np.ndarray) -> int:
         """Number of samples that `cells`, positions or a mask, come from."""

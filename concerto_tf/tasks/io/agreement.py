@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.models.encoder import Encoder, looks_at, modality_input
+from concerto_tf.models.encoder import Encoder, chosen_genes, looks_at, modality_input
 from concerto_tf.records import CellSet, Vocabulary
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import LINEAR
 
 _log = logging.getLogger("concerto_tf")
-#: Share of the genes looked at below which it is said that few were measured.
+#: Share of a model's input genes below which it is said that few were measured.
 _FEW_MEASURED = 0.5
+#: Cells of a minibatch that is only looked at.
+BATCH_CELLS = 256
 
 
 def check_agreement(model: Encoder, records: CellSet) -> None:
-    """Raises InputError if records do not hold the model's genes, or values of another kind."""
+    """Raises InputError if records do not hold the model's genes, or values in other units."""
     check_vocabulary(model, records)
     check_units(model, records)
 
@@ -58,7 +61,7 @@ def check_measured(model: Encoder, records: CellSet) -> dict[str, np.ndarray] | 
         if not seen.any():
             raise InputError(
                 f"{records.name}: none of the {len(seen)} genes{of} that the model looks at is in "
-                "these cells; give cells of the model's kind, or train on all genes",
+                "these cells; give cells that were measured for them, or train on all genes",
                 Argument("genes", "all", of="train"),
             )
         if seen.mean() < _FEW_MEASURED:
@@ -83,9 +86,29 @@ def seen_modalities(model: Encoder, records: CellSet) -> list[str]:
     return [name for name in looks_at(model) if name in records.modalities]
 
 
+def cell_batches(
+    model: Encoder, records: CellSet, batch_size: int | None = None, **options: Any
+) -> Any:
+    """Minibatches of cells with what a model looks at: its genes, modalities and source codes.
+
+    Args:
+        model: A trained model.
+        records: Cells with the model's genes.
+        batch_size: Cells of a minibatch; by default 256, or all where there are fewer.
+        **options: Of `Records.dataset`.
+    """
+    return records.dataset(
+        batch_size or min(BATCH_CELLS, records.n_cells),
+        genes=chosen_genes(model),
+        sources=model.sources,
+        modalities=seen_modalities(model, records),
+        **options,
+    )
+
+
 def check_units(model: Encoder, records: CellSet) -> None:
     """Raises InputError if a model of counts is given normalised values, or the other way."""
-    kinds = {True: "raw counts", False: "values that are normalised already"}
+    words = {True: "raw counts", False: "log-normalized values"}
     mend = {
         True: "give it those",
         False: "train a model on these cells, or give it those",
@@ -97,9 +120,9 @@ def check_units(model: Encoder, records: CellSet) -> None:
         counts, wants = info.scales_with_depth, one.target_sum is not None
         if counts != wants:
             where = records.name if one.name == RNA else f"{records.name}: {one.name}"
-            held = "fractions on the scale of counts" if info.units == LINEAR else kinds[counts]
+            held = "expected counts or TPM" if info.units == LINEAR else words[counts]
             raise InputError(
-                f"{where}: holds {held}, but the model was trained on {kinds[wants]}; "
+                f"{where}: holds {held}, but the model was trained on {words[wants]}; "
                 f"{mend[wants]}",
                 Argument("layer", "counts" if wants else None, of="convert"),
             )

@@ -199,7 +199,7 @@ class InputClock:
         return seconds
 
 
-class Progress(keras.callbacks.Callback):
+class TrainingProgress(keras.callbacks.Callback):
     """Adds speed and passes over the data to a round's logs, and says how far the training is.
 
     Args:

@@ -39,7 +39,7 @@ def make_strategy(name: str) -> Any:
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-class Workers:
+class TrainingProcesses:
     """The processes that train one model together; mostly there is one.
 
     All of them compute the same weights. The first alone writes what a training leaves behind.

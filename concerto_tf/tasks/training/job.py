@@ -12,7 +12,7 @@ from concerto_tf.jobs import Job, Layout
 from concerto_tf.models import save_model
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.saving import FILE_NAME
-from concerto_tf.tasks.training.distribution import Workers
+from concerto_tf.tasks.training.distribution import TrainingProcesses
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,8 +40,7 @@ def fit_in_rounds(
     patience: int | None = None,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
-    verbose: int = 0,
-    workers: Workers | None = None,
+    workers: TrainingProcesses | None = None,
 ) -> None:
     """Trains round by round in the folder of a job that has begun, behind its checkpoint.
 
@@ -54,7 +53,6 @@ def fit_in_rounds(
         patience: Rounds without a smaller loss after which it ends; None for never.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
-        verbose: As in `keras.Model.fit`.
         workers: The processes that train together; None for this one alone.
     """
     from concerto_tf._keras import keras
@@ -62,8 +60,8 @@ def fit_in_rounds(
         Checkpoint,
         InputClock,
         Log,
-        Progress,
         StopOnNaN,
+        TrainingProgress,
         closing_log,
         has_ended,
         saved_rounds,
@@ -72,7 +70,7 @@ def fit_in_rounds(
 
     checkpoint, log_file = out / "checkpoint", out / "training.csv"
     first = saved_rounds(checkpoint)
-    workers = workers or Workers(None)
+    workers = workers or TrainingProcesses(None)
     if workers.first:
         trim_log(log_file, first)
     last = first if has_ended(checkpoint) else schedule.rounds
@@ -95,9 +93,9 @@ def fit_in_rounds(
             epochs=last,
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
-            verbose=verbose if workers.first else 0,
+            verbose=0,
             callbacks=[
-                Progress(schedule, progress if workers.first else None, clock),
+                TrainingProgress(schedule, progress if workers.first else None, clock),
                 StopOnNaN(),
                 *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
@@ -107,7 +105,7 @@ def fit_in_rounds(
         )
 
 
-def finish(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
+def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
     """Leaves the trained model and, last, what was asked for and what came of it."""
     from concerto_tf.tasks.training.callbacks import saved_rounds
 

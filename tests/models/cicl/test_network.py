@@ -27,7 +27,6 @@ SMALL = {
     "key_dim": 4,
     "units": 8,
     "head_units": (8, 6),
-    "landmarks": 12,
     "components": 3,
     "sources": ("a", "b"),
 }
@@ -87,10 +86,10 @@ def test_landmarks_are_cells_that_the_seed_chose(make_batch: Callable) -> None:
         assert np.abs(x - row).max(1).min() < 1e-5
     np.testing.assert_array_equal(kept[0], kept[1])
     assert not np.allclose(kept[0], kept[2])
-    model = make(landmarks=12)
+    model = make()
     model.initialize([make_batch(5)])  # fewer cells than landmarks: each several times
     _, times = np.unique(tf.convert_to_tensor(model.landmarks), axis=0, return_counts=True)
-    assert sorted(times) == [2, 2, 2, 3, 3]
+    assert sorted(times) == [51, 51, 51, 51, 52]
 
 
 def test_begins_as_pca(make_batch: Callable) -> None:
@@ -220,7 +219,6 @@ def test_bad_arguments(make_batch: Callable) -> None:
     assert not int(tf.convert_to_tensor(model.started))
     for options, message in [
         ({"clusters": 1}, "clusters is 1"),
-        ({"landmarks": 0}, "landmarks is 0"),
         ({"cluster_weight": -1}, "cluster_weight is -1"),
         ({"mask_rate": 1.2}, "rate must lie in"),
         ({"noise": -0.1}, "fraction must lie in"),

@@ -247,7 +247,6 @@ def test_a_saved_classifier_is_the_classifier(
 
 def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None:
     changed = {
-        "label_smoothing": 0.125,
         "consistency": 0.5,
         "calibration": (-1.5, -0.1),
         "seed": 3,

@@ -29,7 +29,7 @@ LAMB = ADDONS or hasattr(keras.optimizers, "Lamb")
     ],
 )
 def test_steps_downhill_with_a_schedule(name: str) -> None:
-    optimizer = make_optimizer(name, cosine_schedule(0.1, steps=100, warmup=0.0))
+    optimizer = make_optimizer(name, cosine_schedule(0.1, steps=100))
     x = tf.Variable([1.0, -2.0]) if KERAS_MAJOR == 2 else keras.Variable([1.0, -2.0])
     for _ in range(50):
         with tf.GradientTape() as tape:

@@ -451,7 +451,7 @@ def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
     assert records.units == "lognorm" and records.manifest.normalisation == {}
     assert np.array_equal(counts_of(records), cells.X.toarray())
     [line] = records.manifest.report["lines"]
-    assert "normalised already" in line and "name that layer" not in line
+    assert "log-normalized" in line and "name that layer" not in line
 
 
 def test_normalised_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_fractions_on_the_scale_of_counts_are_scaled_as_counts_are(
     assert (expected.units, records.units) == ("counts", "linear")
     assert records.manifest.normalisation == expected.manifest.normalisation != {}
     assert np.array_equal(counts_of(records), tpm.X.toarray())
-    assert "logarithmised as counts are" in records.manifest.report["lines"][0]
+    assert "log-normalized as counts are" in records.manifest.report["lines"][0]
     for name in ("mean", "variance"):
         ours, theirs = getattr(records.gene_stats, name), getattr(expected.gene_stats, name)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -11,9 +11,9 @@ import pytest
 from concerto_tf.records.inputs.observations import (
     BarcodeObservations,
     StoredFrame,
-    as_codes,
     barcode_repeated,
     choices,
+    codes_and_names,
 )
 
 
@@ -36,7 +36,7 @@ from concerto_tf.records.inputs.observations import (
     ],
 )
 def test_codes(values: Any, codes: list[int], categories: list[str]) -> None:
-    got, names = as_codes(values)
+    got, names = codes_and_names(values)
     assert got.dtype == np.int64
     assert (got.tolist(), names) == (codes, categories)
 
@@ -87,5 +87,5 @@ def test_categories_as_anndata_0_7_wrote_them(tmp_path: Path) -> None:
         obs["__categories/cell_type"] = np.array([b"B", b"T"])
         obs["cell_type"] = np.array([1, -1, 0], np.int8)
         obs["cell_type"].attrs["categories"] = obs["__categories/cell_type"].ref
-        codes, names = as_codes(StoredFrame(obs).values("cell_type"))
+        codes, names = codes_and_names(StoredFrame(obs).values("cell_type"))
     assert (codes.tolist(), names) == ([1, -1, 0], ["B", "T"])

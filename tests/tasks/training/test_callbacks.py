@@ -16,7 +16,7 @@ from concerto_tf._keras import keras
 from concerto_tf.models import Concerto
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.weights import lasting_weights
-from concerto_tf.tasks.training.callbacks import InputClock, Progress
+from concerto_tf.tasks.training.callbacks import InputClock, TrainingProgress
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -42,7 +42,7 @@ def test_share_of_time_that_is_waited_for_batches(
         epochs=2,
         verbose=0,
         shuffle=False,
-        callbacks=[Progress(Schedule(512, 2, 8, 8, 2), clock=clock)],
+        callbacks=[TrainingProgress(Schedule(512, 2, 8, 8, 2), clock=clock)],
     ).history
     assert low <= history["input_wait"][1] <= high  # the first round compiles
 
