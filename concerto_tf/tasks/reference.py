@@ -24,7 +24,7 @@ from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
-from concerto_tf.tasks.embed import embed_records
+from concerto_tf.tasks.embed import Progress, embed_records
 from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def find_reference(
     reading: Reading | None = None,
     *,
     label_keys: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Reference:
     """The reference to compare with: the one kept beside the model where it fits, or a new one.
 
@@ -70,6 +71,7 @@ def find_reference(
         cells: The reference's cells, or a `Reference`; ``None`` for the one that is kept.
         reading: How to read them; its modalities are those whose values are needed.
         label_keys: Keys of the labels that are needed.
+        progress: Called with the number of cells embedded and of all cells.
 
     Returns:
         The reference, with these labels and values.
@@ -143,7 +145,7 @@ def find_reference(
         model, cells, replace(reading, modalities=wanted), label_keys=label_keys, further=True
     ) as records:
         if made is None:
-            made = make_reference(model, records, label_keys, list(wanted))
+            made = make_reference(model, records, label_keys, list(wanted), progress)
         else:
             made.labels.update(_read_labels(records, label_keys))
             made.values.update({name: read_values(records, name) for name in wanted})
@@ -166,6 +168,7 @@ def make_reference(
     records: CellSet,
     label_keys: Sequence[str] = (),
     modalities: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Reference:
     """Embeds cells as a reference.
 
@@ -174,6 +177,7 @@ def make_reference(
         records: Cells with the model's genes.
         label_keys: Keys of the labels to keep. Cells labelled ``unknown`` count as unlabelled.
         modalities: Further modalities whose values to keep.
+        progress: Called with the number of cells embedded and of all cells.
 
     Returns:
         The reference.
@@ -183,7 +187,7 @@ def make_reference(
     """
     labels = _read_labels(records, label_keys)
     return Reference(
-        embed_records(model, records),
+        embed_records(model, records, progress),
         labels,
         {name: read_values(records, name) for name in modalities},
         model=fingerprint(model),
