@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Folders whose tests and doctests run again on every Keras stack (`tools/test --stacks`).
-STACK_FOLDERS = ("records", "layers", "losses", "models")
+STACK_FOLDERS = ("layers", "losses", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parts = item.path.relative_to(ROOT).parts
         if parts[0] in ("tests", "concerto_tf") and parts[1] in STACK_FOLDERS:
             item.add_marker("stack")
-        # Commands are tested as they are used, in this process and in others.
-        if parts[:2] == ("tests", "cli"):
+        # The contract is tested on commands as they are used, as are all in processes of their own.
+        if parts[:3] == ("tests", "cli", "test_contract.py"):
             item.add_marker("xla")
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")

@@ -7,6 +7,8 @@ import tensorflow as tf
 from concerto_tf.records.packing import pack
 from concerto_tf.records.padding import BatchLayout, group_size, packed_width
 
+pytestmark = pytest.mark.stack
+
 
 def flat(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Genes and values of cells one after the other, and how many each cell has."""

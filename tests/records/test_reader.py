@@ -16,6 +16,8 @@ from concerto_tf.records import Records, convert
 from concerto_tf.records.batch import Minibatch
 from concerto_tf.records.manifest import _checksum
 
+pytestmark = pytest.mark.stack
+
 
 @pytest.fixture
 def cells(make_cells) -> anndata.AnnData:
