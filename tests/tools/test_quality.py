@@ -57,7 +57,7 @@ def test_a_configuration_is_read_as_it_is_written() -> None:
         "ensemble": 2,
         "options": {"temperature": 0.2, "backbone": [64, 8]},
     }
-    assert made.name == "clear:paper,backbone=[64, 8],genes=hvg:200,ensemble=2,temperature=0.2"
+    assert made.name == "clear:paper,backbone=[64, 8],ensemble=2,genes=hvg:200,temperature=0.2"
     assert configured(made.name) == made
     assert configured("pca").training == {}
 
