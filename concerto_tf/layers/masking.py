@@ -17,9 +17,8 @@ from concerto_tf.layers.random_layer import Draw, RandomLayer
 class RandomMask(RandomLayer):
     """Hides values at random in training; every call draws a new view.
 
-    Unlike Keras' ``Dropout`` it draws from a counter that is saved with the model: the same seed
-    gives the same views on every Keras, inside and outside XLA, and after a resumed training.
-    Replicas draw different masks.
+    Unlike Keras' ``Dropout`` it gives the same views with the same seed on every Keras, inside and
+    outside XLA, and after a resumed training.
 
     Args:
         rate: Probability that a value becomes zero.
