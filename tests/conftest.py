@@ -39,9 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parts = item.path.relative_to(ROOT).parts
         if parts[0] in ("tests", "concerto_tf") and parts[1] in STACK_FOLDERS:
             item.add_marker("stack")
-        # The contract is tested on commands as they are used, as are all in processes of their own.
-        if parts[:3] == ("tests", "cli", "test_contract.py"):
-            item.add_marker("xla")
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")
 

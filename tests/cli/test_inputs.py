@@ -109,7 +109,7 @@ def test_normalised_input_and_a_list_of_genes(make_cells, concerto, tmp_path: Pa
     assert model["genes_used"] == 3 and model["units"] == "values"
     records = concerto("inspect", out / "records", "--json").last
     notes = " ".join(records["notes"])
-    assert records["units"] == "lognorm" and "not normalised again" in notes
+    assert records["units"] == "lognorm" and "used unchanged" in notes
     assert "'some': 7 cells without a value" in notes
     result = anndata.read_h5ad(out / "result.h5ad")
     np.testing.assert_array_equal(result.X, adata.X)

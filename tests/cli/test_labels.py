@@ -372,7 +372,7 @@ def test_normalised_cells_for_a_model_of_counts(
         ["explain", both / "model"],
     ):
         answer = concerto(*command, tmp_path / "log.h5ad", "-o", tmp_path / "out", "--quiet")
-        answer.mendable("normalised", "counts")
+        answer.mendable("log-normalized", "counts")
     assert [path.name for path in tmp_path.iterdir()] == ["log.h5ad"]
 
 

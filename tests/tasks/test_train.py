@@ -27,9 +27,6 @@ from concerto_tf.tasks.io.agreement import check_units
 from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.callbacks import Checkpoint, has_ended, saved_rounds, trim_log
 
-# The same bytes as in processes of their own, which use XLA.
-pytestmark = pytest.mark.xla
-
 SMALL = {
     "units": 8,
     "hidden_units": 8,
@@ -132,7 +129,9 @@ ALONE = """
     import os, sys
     sys.path.insert(0, {root!r})
     import tensorflow as tf
+    from concerto_tf.models.batch_model import BatchModel
     from concerto_tf.tasks.train import train
+    BatchModel.use_xla = False  # as in this process
     {before}
     train({records!r}, sys.argv[1], callbacks={callbacks}, **{options!r})
 """
