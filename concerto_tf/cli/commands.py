@@ -11,9 +11,9 @@ import sys
 from typing import Any
 
 from concerto_tf._paths import as_path
-from concerto_tf._progress import Reporter
 from concerto_tf.cli import given
 from concerto_tf.cli.output import DONE, UNSUITABLE, say, table
+from concerto_tf.cli.progress import Reporter
 
 
 def run(options: argparse.Namespace) -> Any:

@@ -206,7 +206,11 @@ class GeneAttention(keras.layers.Layer):
         rows: tf.Tensor | None,
         unmeasured: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B]."""
+        """Equations 2 to 5, over all genes.
+
+        Returns:
+            Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B].
+        """
         dtype = compute_dtype(self)
         wide = accumulation_dtype(dtype)
         cells = _Cells(genes, rows)

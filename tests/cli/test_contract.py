@@ -403,14 +403,14 @@ def test_reader_that_stops_early_is_no_fault(finished) -> None:
 
 
 def test_plain_lines_come_now_and_then() -> None:
-    from concerto_tf import _progress
+    from concerto_tf.cli import progress
 
     stream = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         clock = iter(np.arange(0.0, 100.0, 2.0))
-        patch.setattr(_progress.time, "monotonic", lambda: next(clock))
-        with _progress.Reporter() as report:
+        patch.setattr(progress.time, "monotonic", lambda: next(clock))
+        with progress.Reporter() as report:
             for done in range(0, 101, 10):
                 report("train", done, 100)
     lines = stream.getvalue().splitlines()
