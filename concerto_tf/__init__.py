@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from concerto_tf.reference.cells import Reference
     from concerto_tf.reference.files import load_reference, save_reference
     from concerto_tf.tasks.annotate import annotate
+    from concerto_tf.tasks.cluster import cluster
     from concerto_tf.tasks.compare import compare
     from concerto_tf.tasks.demo import demo
     from concerto_tf.tasks.embed import embed
+    from concerto_tf.tasks.evaluate import evaluate
     from concerto_tf.tasks.explain import explain
-    from concerto_tf.tasks.files import cluster, evaluate
     from concerto_tf.tasks.finetune import finetune
     from concerto_tf.tasks.impute import impute
     from concerto_tf.tasks.inspect import inspect
@@ -100,11 +101,12 @@ _HOMES = {
     "reference.cells": ("Reference",),
     "reference.files": ("load_reference", "save_reference"),
     "tasks.annotate": ("annotate",),
+    "tasks.cluster": ("cluster",),
     "tasks.compare": ("compare",),
     "tasks.demo": ("demo",),
     "tasks.embed": ("embed",),
+    "tasks.evaluate": ("evaluate",),
     "tasks.explain": ("explain",),
-    "tasks.files": ("cluster", "evaluate"),
     "tasks.finetune": ("finetune",),
     "tasks.impute": ("impute",),
     "tasks.inspect": ("inspect",),

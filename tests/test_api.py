@@ -43,7 +43,7 @@ def test_name_is_there(name: str) -> None:
 
 
 def test_commands_without_a_model_start_without_tensorflow() -> None:
-    tasks = ("files", "cluster", "score", "compare", "pseudotime", "simulate", "io.result")
+    tasks = ("cluster", "evaluate", "score", "compare", "pseudotime", "simulate", "io.result")
     code = "; ".join(
         [
             "import sys, concerto_tf.cli.commands",

@@ -146,7 +146,7 @@ def embed(options: argparse.Namespace) -> Any:
 
 
 def cluster(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.files import cluster
+    from concerto_tf.tasks.cluster import cluster
 
     adata = cluster(
         options.input,
@@ -166,7 +166,7 @@ def cluster(options: argparse.Namespace) -> Any:
 
 
 def evaluate(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.files import evaluate
+    from concerto_tf.tasks.evaluate import evaluate
 
     found = evaluate(
         options.input,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.checks import as_embedding
 from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
+from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
+from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +32,52 @@ CLUSTER = "concerto_cluster"
 GRAPH_KEY = "concerto_neighbors"
 # Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
 FEW_CELLS = 16
+
+
+def cluster(
+    cells: str | Path | AnnData,
+    out: str | Path | None = None,
+    *,
+    rep: str = "X_concerto",
+    algorithm: str = "leiden",
+    resolution: float = 1.0,
+    k: int | None = None,
+    seed: int = 0,
+    runs: int | None = None,
+    clusterings: Sequence[str] | None = None,
+) -> AnnData:
+    """Clusters cells by their embedding, into ``obs["concerto_cluster"]``.
+
+    A consensus is the clustering that agrees best with many; how sure each cell is goes to
+    ``obs["concerto_cluster_agreement"]``.
+
+    Args:
+        cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
+        out: The `.h5ad` to write; ``None`` writes nothing.
+        rep: Key of the embedding in obsm.
+        algorithm: ``leiden``, ``kmeans``, ``soft-kmeans`` or ``consensus``.
+        resolution: Resolution of Leiden; higher gives more clusters.
+        k: Number of clusters; a consensus without it finds its own number.
+        seed: Seed of the algorithm.
+        runs: Clusterings that a consensus is made of; by default 20.
+        clusterings: Columns of obs to make the consensus of instead; no embedding is needed then.
+
+    Returns:
+        The AnnData.
+
+    Raises:
+        InputError: The file or an argument is unsuitable.
+    """
+    if out is not None:
+        check_target(out)
+    adata = open_embedded(cells, backed=False)
+    if clusterings is None:
+        check_embedding(cells if isinstance(cells, str | Path) else "AnnData", adata, rep)
+    add_clusters(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
+    if out is not None:
+        with atomic(out) as temporary:
+            adata.write_h5ad(temporary)
+    return adata
 
 
 def add_clusters(

@@ -12,7 +12,7 @@ from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.observations import choices
 from concerto_tf.tasks.cluster import add_clusters, embedding_of, neighbour_graph
-from concerto_tf.tasks.files import check_embedding, open_embedded
+from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
 from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def _dense(matrix: Any) -> np.ndarray:
 
 
 def _read(cells: str | Path | AnnData) -> AnnData:
-    from concerto_tf.tasks.files import open_embedded
+    from concerto_tf.tasks.io.embedded import open_embedded
 
     return open_embedded(cells, backed=False) if isinstance(cells, str | Path) else cells
 

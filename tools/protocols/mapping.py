@@ -239,7 +239,7 @@ def _split(
 
 def _labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
     """Cells in memory, without those that have no label."""
-    from concerto_tf.tasks.files import open_embedded
+    from concerto_tf.tasks.io.embedded import open_embedded
 
     adata = open_embedded(cells, backed=False) if isinstance(cells, str | Path) else cells
     if label_key not in adata.obs:

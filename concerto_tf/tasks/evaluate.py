@@ -1,0 +1,62 @@
+"""Scores of an embedding against labels, and by the mixing of sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concerto_tf.errors import InputError
+from concerto_tf.tasks.cluster import embedding_of
+from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def evaluate(
+    cells: str | Path | AnnData,
+    *,
+    label_key: str | None = None,
+    source_key: str | None = None,
+    rep: str = "X_concerto",
+    seed: int = 0,
+) -> dict[str, float]:
+    """Scores an embedding against labels, and by the mixing of sources.
+
+    Args:
+        cells: An `.h5ad` with an embedding in obsm, or an AnnData.
+        label_key: Column of obs with labels.
+        source_key: Column of obs with sources.
+        rep: Key of the embedding in obsm.
+        seed: Seed of samples and clusters.
+
+    Returns:
+        Number of cells and genes, and those metrics that apply.
+
+    Raises:
+        InputError: The file is unsuitable, or holds no such key.
+    """
+    from concerto_tf.metrics import embedding_scores
+
+    if label_key is None and source_key is None:
+        raise InputError("name a label key, a source key or both to score an embedding by")
+    adata = open_embedded(cells, backed=True)
+    name = cells if isinstance(cells, str | Path) else "AnnData"
+    try:
+        check_embedding(name, adata, rep)
+        for key in (label_key, source_key):
+            if key is not None and key not in adata.obs:
+                known = ", ".join(map(str, adata.obs)) or "none"
+                raise InputError(
+                    f"{name}: no column {key!r} in obs (there: {known}); name one of these"
+                )
+        scores = embedding_scores(
+            embedding_of(adata, rep),
+            None if label_key is None else adata.obs[label_key].to_numpy(),
+            None if source_key is None else adata.obs[source_key].to_numpy(),
+            seed=seed,
+        )
+        return {"cells": adata.n_obs, "genes": adata.n_vars, **scores}
+    finally:
+        if adata is not cells and adata.isbacked:
+            adata.file.close()

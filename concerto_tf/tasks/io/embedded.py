@@ -1,0 +1,59 @@
+"""Cells with an embedding as a task is given them: an `.h5ad` that a task left, or in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy
+from concerto_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def open_embedded(cells: str | Path | AnnData, backed: bool) -> AnnData:
+    """An `.h5ad` that a task left, or the AnnData itself.
+
+    Args:
+        cells: The file, or what is in memory already.
+        backed: Leave the values on disk, where only the annotation is wanted.
+
+    Returns:
+        The AnnData.
+
+    Raises:
+        InputError: The file is missing, damaged, or no AnnData.
+    """
+    import anndata
+
+    if not isinstance(cells, str | Path):
+        return cells
+    path = as_path(cells)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; check the path")
+    if not path.is_dir() and not is_hdf5(path):
+        raise InputError(f"{path}: no .h5ad; `embed` or `run` writes one")
+    try:
+        if path.is_dir():
+            return anndata.io.read_zarr(path)
+        if is_remote(path):  # whose copy does not outlast this call
+            with local_copy(path) as copy:
+                return anndata.io.read_h5ad(copy)
+        return anndata.io.read_h5ad(path, backed="r" if backed else None)
+    except Exception as error:  # noqa: BLE001 - whatever the libraries raise, the file is wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{path}: cannot be read as .h5ad ({reason}); `embed` or `run` writes one"
+        ) from error
+
+
+def check_embedding(name: str | Path, adata: AnnData, rep: str) -> None:
+    """Raises InputError if the cells of this name have no such embedding."""
+    if rep != "X" and rep not in adata.obsm:
+        known = ", ".join(adata.obsm) or "none"
+        raise InputError(
+            f"{name}: no embedding {rep!r} in obsm (there: {known}); make one with `embed`, "
+            "or name another",
+            "rep",
+        )
