@@ -46,7 +46,7 @@ def test_commands_without_a_model_start_without_tensorflow() -> None:
     tasks = ("cluster", "evaluate", "score", "compare", "pseudotime", "simulate", "io.result")
     code = "; ".join(
         [
-            "import sys, concerto_tf.cli.commands",
+            "import sys, concerto_tf.cli.arguments",
             *(f"import concerto_tf.tasks.{name}" for name in tasks),
             "sys.exit('tensorflow' in sys.modules)",
         ]

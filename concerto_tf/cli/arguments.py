@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from concerto_tf._version import __version__
-from concerto_tf.cli import commands, parsing
+from concerto_tf.cli import analysis_commands, commands, parsing
 
 
 def _shared() -> argparse.ArgumentParser:
@@ -177,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     model_and_input(made)
     about_cells(made, "OUT.h5ad", labels=None)
 
-    made = command("cluster", commands.cluster, "clusters of an embedding")
+    made = command("cluster", analysis_commands.cluster, "clusters of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
     made.add_argument(
@@ -192,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
-    made = command("evaluate", commands.evaluate, "scores of an embedding")
+    made = command("evaluate", analysis_commands.evaluate, "scores of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     keys(made)
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
@@ -242,7 +242,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole(made, "--top", "genes of each cell or group")
     made.add_argument("--figure", metavar="FILE", help="heatmap of the groups' strongest genes")
 
-    made = command("score", commands.score, "gene-set signature scores of cells")
+    made = command("score", analysis_commands.score, "gene-set signature scores of cells")
     made.add_argument("input", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "OUT.h5ad")
     made.add_argument(
@@ -255,7 +255,9 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--name", metavar="NAME", help="what to call the set, or which of a GMT file")
     made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
 
-    made = command("pseudotime", commands.pseudotime, "order of cells from a root, and PAGA")
+    made = command(
+        "pseudotime", analysis_commands.pseudotime, "order of cells from a root, and PAGA"
+    )
     made.add_argument("input", help=".h5ad with an embedding")
     output(made, "OUT.h5ad")
     made.add_argument(
@@ -272,7 +274,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
 
-    made = command("compare", commands.compare, "what differs between conditions, type by type")
+    made = command(
+        "compare", analysis_commands.compare, "what differs between conditions, type by type"
+    )
     made.add_argument("input", help=".h5ad, .zarr or other cells with obs")
     output(made, "DIR")
     made.add_argument("--condition", required=True, metavar="KEY", help="obs column of conditions")
@@ -291,7 +295,9 @@ def make_parser() -> argparse.ArgumentParser:
     real(made, "--log-fold-change", "of a marker, base 2, at least (0.25)", 0.25)
     whole(made, "--min-cells", "cells of a type that each condition must have (10)", 10)
 
-    made = command("simulate", commands.simulate, "cells of known groups, batches or paths")
+    made = command(
+        "simulate", analysis_commands.simulate, "cells of known groups, batches or paths"
+    )
     output(made, "OUT")
     whole(made, "--cells", "number of cells (1,000)")
     whole(made, "--genes", "number of genes (20,000)")

@@ -98,7 +98,9 @@ def test_long_signature(tmp_path: Path) -> None:
     assert problems(
         tmp_path,
         cli__commands="def train(): ...\ndef _helper(): ...",
+        cli__analysis_commands="def score(): ...",
         tasks__train=f"def train{eleven}def helper{eleven}def _helper{eleven}",
+        tasks__score=f"def score{eleven}",
         models__a=method,
         records__a=f"def f{eleven}",
     ) == {

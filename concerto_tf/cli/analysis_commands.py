@@ -1,0 +1,136 @@
+"""The commands that work without a model: on embeddings that are there, on counts, or from nothing.
+
+One function per command, as in `concerto_tf.cli.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from concerto_tf._paths import as_path
+from concerto_tf.cli import given
+from concerto_tf.cli.output import say, table
+from concerto_tf.cli.progress import Reporter
+
+
+def cluster(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.cluster import cluster
+
+    adata = cluster(
+        options.input,
+        options.output,
+        rep=options.rep,
+        algorithm=options.algorithm,
+        resolution=options.resolution,
+        k=options.k,
+        seed=options.seed,
+        runs=options.runs,
+        clusterings=None if options.clusterings is None else given.names(options.clusterings),
+    )
+    sizes = adata.obs["concerto_cluster"].value_counts()
+    found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
+    say(options, table(found))
+    return found
+
+
+def evaluate(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.evaluate import evaluate
+
+    found = evaluate(
+        options.input,
+        label_key=options.label_key,
+        source_key=options.source_key,
+        rep=options.rep,
+        seed=options.seed,
+    )
+    say(options, table(found))
+    return found
+
+
+def score(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.score import score
+
+    scores = score(
+        options.input, options.genes, options.output, name=options.name, layer=options.layer
+    )
+    found = {
+        "cells": len(scores),
+        "sets": {name: f"mean {values.mean():.3f}" for name, values in scores.items()},
+        "missing genes": scores.attrs["missing"],
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
+
+
+def pseudotime(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.pseudotime import KEY, pseudotime
+
+    adata = pseudotime(
+        options.input,
+        options.root,
+        options.output,
+        groupby=options.groupby,
+        rep=options.rep,
+        seed=options.seed,
+    )
+    found = {
+        "cells": adata.n_obs,
+        "root": str(adata.obs_names[adata.uns["iroot"]]),
+        "unconnected": int(adata.obs[KEY].isna().sum()),
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
+
+
+def compare(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.compare import SUMMARY, compare
+
+    compare(
+        options.input,
+        options.output,
+        condition=options.condition,
+        control=options.control,
+        label_key=options.label_key,
+        sample_key=options.sample_key,
+        sets=options.sets,
+        layer=options.layer,
+        alpha=options.alpha,
+        log_fold_change=options.log_fold_change,
+        min_cells=options.min_cells,
+    )
+    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
+    shown = ("cells", "conditions", "tested_on", "tested", "significant")
+    say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
+    return found
+
+
+def simulate(options: argparse.Namespace) -> Any:
+    from concerto_tf.tasks.simulate import parameters, simulate
+
+    names = "cells genes groups sizes batches batch_scale de_prob de_scale dropout_mid"
+    names += " dropout_shape counts paths path_from seed"
+    asked = {name: getattr(options, name) for name in names.split()}
+    params = parameters(**{key: value for key, value in asked.items() if value is not None})
+    with Reporter(options.quiet) as progress:
+        simulate(
+            params,
+            options.output,
+            shards=options.shards,
+            compression=options.compression,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            progress=progress.stage("simulate"),
+        )
+    found = {
+        "cells": params.n_cells,
+        "genes": params.n_genes,
+        "paths" if params.paths else "groups": params.n_groups,
+        "batches": params.n_batches,
+        "output": str(options.output),
+    }
+    say(options, table(found))
+    return found
