@@ -5,9 +5,8 @@ where it is, and nothing has to be cleared away. `concerto_tf.cli.main` catches 
 says "run the same command to continue" and ends with exit code 130. What bears a final name is
 whole (`concerto_tf._files.atomic`), and a note of what was asked for is written before the first
 result. The same call, made again, continues from the results that are there: `convert` behind its
-last chunk
-(`concerto_tf.records.conversion.passes`), `train` and `finetune` behind their last checkpoint
-(`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
+last chunk (`concerto_tf.records.conversion.passes`), `train` and `finetune` behind their last
+checkpoint (`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
 
 An `InputError` says that the call itself has to be mended. What was begun is then withdrawn, unless
 a later call could go on from it.

@@ -144,6 +144,7 @@ class ContrastiveModel(BatchModel):
 
     @property
     def recipe(self) -> Training:
+        """How the model is trained where nothing else is said: by the method's default preset."""
         return self.presets[DEFAULT].training
 
     # --- what a method implements -----------------------------------------------------------

@@ -46,20 +46,20 @@ def umap_figure(
     path: str | Path,
     title: str | None = None,
 ) -> None:
-    """Draw the map of cells, coloured by a column, as a PNG (or whatever the ending says).
+    """Draws the map of cells, coloured by a column, as a PNG (or whatever the ending says).
 
     Cells are drawn in random order, so that none of the sources hides the others; cells without
     a value lie below in grey. More than 8 categories are marked on the map too, with their name
     if it is short or else a number that the legend explains.
 
     Args:
-        adata: cells with `obsm["X_umap"]`.
-        color: column of `adata.obs` with categories (names or codes).
-        path: file to write; its folder must exist.
-        title: what to write above; the name of the column by default.
+        adata: Cells with `obsm["X_umap"]`.
+        color: Column of `adata.obs` with categories (names or codes).
+        path: File to write; its folder must exist.
+        title: What to write above; the name of the column by default.
 
     Raises:
-        InputError: no such column.
+        InputError: No such column.
 
     Example:
         >>> import tempfile
@@ -107,15 +107,15 @@ def umap_figure(
 
 
 def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draw loss, alignment, uniformity and effective rank over the epochs.
+    """Draws loss, alignment, uniformity and effective rank over the epochs.
 
     Args:
         history: CSV file as `keras.callbacks.CSVLogger` writes it, or a dict of lists as
             `History.history` is. Columns `val_<name>` are drawn dashed.
-        path: file to write; its folder must exist.
+        path: File to write; its folder must exist.
 
     Raises:
-        InputError: no such file, nothing in it that can be drawn, or lengths that differ.
+        InputError: No such file, nothing in it that can be drawn, or lengths that differ.
     """
     columns = _columns(history)
     drawn = [c for c in CURVES if c[0] in columns]

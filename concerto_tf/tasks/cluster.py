@@ -90,7 +90,7 @@ def add_clusters(
     runs: int | None = None,
     clusterings: Sequence[str] | None = None,
 ) -> None:
-    """Cluster cells by their embedding, into a category of `adata.obs`.
+    """Clusters cells by their embedding, into a category of `adata.obs`.
 
     Clusters are named "0", "1", ... from the largest to the smallest.
 
@@ -99,14 +99,14 @@ def add_clusters(
     mean co-association of a cell with its cluster goes to `concerto_cluster_agreement`.
 
     Args:
-        adata: cells; changed in place.
-        rep: key of the embedding in `adata.obsm`, or "X".
+        adata: Cells; changed in place.
+        rep: Key of the embedding in `adata.obsm`, or "X".
         algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), "kmeans",
             "soft-kmeans" (a network that starts from K-means, `SoftKMeans`) or "consensus".
-        resolution, k, seed, runs, clusterings: as in `concerto_tf.cluster`.
+        resolution, k, seed, runs, clusterings: As in `concerto_tf.cluster`.
 
     Raises:
-        InputError: no such embedding, it is not finite, an unknown algorithm, K-means without k or
+        InputError: No such embedding, it is not finite, an unknown algorithm, K-means without k or
             with more clusters than cells, no such column.
 
     Example:
@@ -151,17 +151,17 @@ def add_clusters(
 
 
 def umap(adata: AnnData, seed: int = 0) -> None:
-    """Map `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
+    """Maps `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
 
     UMAP of the graph of 15 nearest neighbours by Euclidean distance, as in the Concerto paper.
     Fewer than 3 cells are put on a line.
 
     Args:
-        adata: cells; changed in place.
-        seed: of the layout.
+        adata: Cells; changed in place.
+        seed: Seed of the layout.
 
     Raises:
-        InputError: no such embedding, or it is not finite.
+        InputError: No such embedding, or it is not finite.
 
     Reference:
         McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).

@@ -54,7 +54,7 @@ def annotation(
 
     Concerto is pre-trained without labels on all cells, and fine-tuned on the cells of all folds
     but one, without calibration: as the other methods, it learns from every cell of these. End to
-    end it is the same network without pre-training. Logistic regression takes the log-normalised
+    end it is the same network without pre-training. Logistic regression takes the log-normalized
     values of the training folds' 2,000 highly variable genes, the nearest neighbours their 50
     principal components.
 

@@ -91,7 +91,7 @@ def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int =
     """Principal components as scanpy's tutorial makes them.
 
     Args:
-        cells: Log-normalised cells.
+        cells: Log-normalized cells.
         seed: Seed of the solver.
         n_genes: Number of highly variable genes that are looked at.
         components: Number of components, at most; as many as there can be of fewer cells.

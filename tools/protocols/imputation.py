@@ -186,7 +186,7 @@ def _by_pca(
 
 
 def _log_values(adata: AnnData) -> np.ndarray:
-    """Log-normalised counts."""
+    """Log-normalized counts."""
     x = _dense(adata.X).astype(np.float32)
     return np.log1p(x * (1e4 / np.maximum(x.sum(axis=1, keepdims=True), 1e-12)))
 

@@ -54,7 +54,7 @@ def pseudotime(
 
     - ``spearman_stage``: with the known stage, where ``order_key`` or ``order`` gives one;
     - ``spearman_root``: with the order of the types from the root: by one minus the correlation
-      of their mean log-normalised profile with that of the root's type, without any embedding.
+      of their mean log-normalized profile with that of the root's type, without any embedding.
 
     Args:
         cells: Anything that `convert` takes.

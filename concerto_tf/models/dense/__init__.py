@@ -1,4 +1,4 @@
-"""Any augmentation in front of any encoder with any loss: the base of CLEAR and contrastive-sc."""
+"""Any augmentation before any encoder with any loss: base of CLEAR, contrastive-sc and CICL."""
 
 from concerto_tf.models.dense.network import DenseModel
 

@@ -1,6 +1,6 @@
-"""The two passes of conversion: chunks of cells into spooled parts, parts into shards.
+"""What the passes do with a chunk and with a shard: cells into a spooled part, parts into a shard.
 
-Both passes depend only on their arguments, so any number of processes makes the same bytes.
+Both depend only on their arguments, so any number of processes makes the same bytes.
 """
 
 from __future__ import annotations

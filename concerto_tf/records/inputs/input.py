@@ -65,12 +65,9 @@ class Input:
             None for what it did not open from a path.
 
     Args:
-        name: see above.
-        n_cells: see above.
+        name, n_cells, path, layers: as the attributes.
         parts: the modalities, RNA first.
         observations: barcodes and obs.
-        path: see above.
-        layers: see above.
 
     Raises:
         InputError: no cells, no genes, or a matrix of another size than obs and var.
