@@ -7,8 +7,6 @@ import tensorflow as tf
 from concerto_tf.losses import nt_xent
 from concerto_tf.losses.cluster_aware import ClusterAware, cluster_aware
 
-pytestmark = pytest.mark.stack
-
 T = 0.5
 LABELS = np.array([0, 1, 0, 2, 1, 0, 2])
 

@@ -13,8 +13,6 @@ from concerto_tf.losses import (
     uniformity,
 )
 
-pytestmark = pytest.mark.stack
-
 
 def unit(z: np.ndarray) -> np.ndarray:
     return z / np.linalg.norm(z, axis=1, keepdims=True)

@@ -8,8 +8,6 @@ from concerto_tf._keras import keras
 from concerto_tf.losses import nt_xent
 from concerto_tf.losses.info_nce import InfoNCE, info_nce
 
-pytestmark = pytest.mark.stack
-
 
 def unit(z: np.ndarray) -> np.ndarray:
     return z / np.linalg.norm(z, axis=-1, keepdims=True)

@@ -7,8 +7,6 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.losses import NTXent, nt_xent
 
-pytestmark = pytest.mark.stack
-
 
 def reference(a: np.ndarray, b: np.ndarray, temperature: float) -> float:
     """Equations 7 to 9, index by index: cell k has the views 2k and 2k + 1."""

@@ -7,8 +7,6 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.losses.vicreg import VICReg, vicreg
 
-pytestmark = pytest.mark.stack
-
 
 def algorithm_1(
     a: np.ndarray, b: np.ndarray, weights: tuple[float, float, float] = (25, 25, 1)
