@@ -151,9 +151,6 @@ class RemotePath(_LocalPath):
         with self._errors():
             _gfile().makedirs(str(self))
 
-    def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
-        self.write_bytes(b"")
-
     def iterdir(self) -> Generator[RemotePath, None, None]:
         with self._errors():
             # Stores name folders with a slash behind, and some name the folder itself.

@@ -35,7 +35,7 @@ def skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
     if not options.skip_damaged:
         return {}
     from concerto_tf.records import Records
-    from concerto_tf.tasks.io.reading import is_records
+    from concerto_tf.records.cell_set import is_records
 
     lost = 0
     for name in names:

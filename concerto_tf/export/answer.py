@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf.models.batches import Batch
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.novelty import UNKNOWN
+from concerto_tf.records.batch import Batch
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference
 from concerto_tf.reference.transfer import LabelTransfer

@@ -12,7 +12,7 @@ from concerto_tf._keras import KERAS_MAJOR, apply_gradient_step, keras, replica_
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.losses import Alignment, EffectiveRank, Uniformity, nt_xent
-from concerto_tf.models import calibration
+from concerto_tf.models import source_statistics
 from concerto_tf.models.batch_model import BatchModel
 from concerto_tf.models.batches import batch_size_of
 from concerto_tf.models.encoder import Geometry, embed_in_order
@@ -22,7 +22,7 @@ from concerto_tf.models.presets import DEFAULT, Preset, Training, by_name
 from concerto_tf.models.view_loss import view_loss
 from concerto_tf.models.weights import load_weights, save_weights
 from concerto_tf.records.batch import RNA, Batch, Genes, Minibatch
-from concerto_tf.records.conversion.writer import TARGET_SUM
+from concerto_tf.records.units import TARGET_SUM
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records
@@ -206,7 +206,7 @@ class ContrastiveModel(BatchModel):
             A new model with the weights of this one.
         """
         other = type(self).from_config({**self.get_config(), "sources": list(sources)})
-        calibration.carry_over(self, other)
+        source_statistics.carry_over(self, other)
         return other
 
     def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> ContrastiveModel:
@@ -298,7 +298,7 @@ class ContrastiveModel(BatchModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = data[0] if isinstance(data, tuple) else data
         # Views are those of training, but evaluating leaves no trace.
-        with calibration.unchanged(self):
+        with source_statistics.unchanged(self):
             loss, view_a, view_b = self.batch_loss(batch)
         return self._logs(tf.reduce_mean(loss), view_a, view_b)
 
@@ -342,7 +342,7 @@ class ContrastiveModel(BatchModel):
             data: Batches of cells; at most 128 are looked at. A source with hardly a cell among
                 them keeps its statistics.
         """
-        calibration.calibrate_sources(self, data)
+        source_statistics.calibrate_sources(self, data)
 
     # --- use --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from concerto_tf._keras import keras, state_weight
 from concerto_tf.errors import InputError
 from concerto_tf.layers import LogNormalize
 from concerto_tf.records.batch import RNA, Genes, Minibatch
-from concerto_tf.records.conversion.writer import TARGET_SUM
+from concerto_tf.records.units import TARGET_SUM
 
 if TYPE_CHECKING:
     from concerto_tf.records import Records

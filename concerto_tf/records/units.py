@@ -16,6 +16,9 @@ LINEAR = "linear"
 LOGNORM = "lognorm"
 VALUES = "values"
 
+#: What the values of a cell are made to add up to, where its depth is scaled out.
+TARGET_SUM = 10_000
+
 # log1p of this is more than 10^8 counts, and a logarithm to base 2 more than a million.
 _LARGEST_LOG = 20.0
 # Cells with a larger value are linear if they are this share at least and the others, where there

@@ -14,8 +14,10 @@ from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
 from concerto_tf.records import CellSet, Records, open_input
+from concerto_tf.records.batch import label_key
+from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
-from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
+from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
             there = ", ".join(records.labels) or "none"
             raise InputError(f"{records.path}: has no label {key!r} (there are: {there})")
         known = records.obs()
-        return pd.Series(known[f"label/{key}"], known["cell"], object)
+        return pd.Series(known[label_key(key)], known["cell"], object)
     with open_input(cells) as opened:
         codes, names = opened.column(key)
         barcodes = opened.barcodes(0, opened.n_cells)

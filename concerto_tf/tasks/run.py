@@ -20,6 +20,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job, Layout, identity_of_cells
 from concerto_tf.records import Records, convert, open_input
+from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.io.result import write_result
@@ -218,15 +219,15 @@ def _finish(
     from concerto_tf.metrics import agreement, embedding_scores
     from concerto_tf.tasks.cluster import add_clusters, umap
 
-    out, seed, label_key = job.out, asked["seed"], asked["label_key"]
+    out, seed, label = job.out, asked["seed"], asked["label_key"]
     with _timed(job, "embed"):
         z = embed_records(model, records, progress)
     known = records.obs()
     adata = AnnData(obsm={KEY: z})
     adata.obs_names = list(known["cell"])
     colors = {"source": known["source"]} if len(records.sources) > 1 else {}
-    if label_key:
-        colors["label"] = known[f"label/{label_key}"]
+    if label:
+        colors["label"] = known[label_key(label)]
     for name, values in colors.items():
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
@@ -237,16 +238,16 @@ def _finish(
     scores: dict[str, float] = {}
     has = np.array([name is not None for name in ([] if labels is None else labels)], bool)
     if not has.all():
-        _log.info("%s: %d cells without one are left out of the scores", label_key, (~has).sum())
+        _log.info("%s: %d cells without one are left out of the scores", label, (~has).sum())
     if labels is not None and len(set(labels[has])) < 2:
-        _log.warning("%s: fewer than two labels; nothing to score by them", label_key)
+        _log.warning("%s: fewer than two labels; nothing to score by them", label)
         labels = None
     if labels is not None or "source" in colors:
         scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
     if labels is not None:  # the scores so far are of other clusterings than this
         found = agreement(labels[has].astype(str), adata.obs["concerto_cluster"].to_numpy()[has])
         scores |= {f"{key}_clusters": found[key] for key in ("ari", "nmi")}
-    titles = {"label": label_key, "concerto_cluster": "cluster"}
+    titles = {"label": label, "concerto_cluster": "cluster"}
     _draw(adata, {name: titles.get(name, name) for name in [*colors, "concerto_cluster"]}, out)
     _log.info("writing %s", out / "result.h5ad")
     write_result(

@@ -14,9 +14,8 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
-from concerto_tf.records.conversion.writer import TARGET_SUM
 from concerto_tf.records.inputs.input import Input
-from concerto_tf.records.units import scales_with_depth, units_of
+from concerto_tf.records.units import TARGET_SUM, scales_with_depth, units_of
 from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from anndata import AnnData
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import kbet
-from concerto_tf.tasks.train import METHODS
+from concerto_tf.models import METHODS
 from protocols import embeddings
 from protocols.ablation import AUGMENTATIONS, ablation
 from protocols.baselines import cells_of, log_normalized, pca

@@ -16,10 +16,11 @@ import numpy as np
 
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
+from concerto_tf.models import METHODS
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
-from concerto_tf.tasks.train import METHODS, check_arguments, train
+from concerto_tf.tasks.train import check_arguments, train
 from protocols.baselines import (
     cells_of,
     check_installed,

@@ -18,7 +18,7 @@ import tensorflow as tf
 from concerto_tf.layers import SourceBatchNormalization
 from concerto_tf.layers.directions import take_directions, with_negatives
 from concerto_tf.models.concerto.branches import Branch, show
-from concerto_tf.models.concerto.networks import Networks
+from concerto_tf.models.concerto.teacher_student import Networks
 from concerto_tf.models.modality import Cells
 from concerto_tf.numerics.alignment import Comparison, align, modality_offsets
 from concerto_tf.numerics.components import principal_components, standardize_by_source

@@ -15,8 +15,8 @@ from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.concerto.branches import Architecture, Seen
 from concerto_tf.models.concerto.initialization import initialize
-from concerto_tf.models.concerto.networks import build_networks
 from concerto_tf.models.concerto.presets import PRESETS
+from concerto_tf.models.concerto.teacher_student import build_networks
 from concerto_tf.models.encoder import modality_input
 from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import Training

@@ -27,7 +27,8 @@ from concerto_tf.records.conversion.passes import (
 from concerto_tf.records.conversion.workers import Workers, WorkersError
 from concerto_tf.records.genes.orthologs import read_orthologs
 from concerto_tf.records.genes.vocabulary import Vocabulary
-from concerto_tf.records.inputs.opening import Input, open_input
+from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.inputs.opening import open_input
 from concerto_tf.records.manifest import LAYOUT
 from concerto_tf.records.reader import Records
 

@@ -14,7 +14,7 @@ from concerto_tf.records.conversion.writer import Chunk, Target
 from concerto_tf.records.genes.orthologs import Orthologs
 from concerto_tf.records.genes.overlap import FEWEST_SHARED, Match, check_overlap, match, union
 from concerto_tf.records.genes.vocabulary import Vocabulary
-from concerto_tf.records.inputs.opening import Input
+from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.units import COUNTS, LINEAR, units_of
 
 _BARCODE_CELLS = 65_536

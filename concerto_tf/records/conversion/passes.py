@@ -20,7 +20,6 @@ from concerto_tf.records.conversion.joining import Joined
 from concerto_tf.records.conversion.spool import Part, key_bounds, open_part
 from concerto_tf.records.conversion.workers import Workers
 from concerto_tf.records.conversion.writer import (
-    TARGET_SUM,
     ShardPlan,
     gene_dtype,
     spool_chunk,
@@ -28,7 +27,7 @@ from concerto_tf.records.conversion.writer import (
 )
 from concerto_tf.records.genes.overlap import FEWEST_SHARED
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo, vocabulary_file
-from concerto_tf.records.units import COUNTS, scales_with_depth
+from concerto_tf.records.units import COUNTS, TARGET_SUM, scales_with_depth
 
 SHARD_CELLS = 16_384
 #: Least share of an input's RNA that genes which all inputs have must hold to compare them by.

@@ -20,9 +20,8 @@ from concerto_tf.records.example import BytesColumn, encode
 from concerto_tf.records.genes.overlap import Match
 from concerto_tf.records.manifest import ShardInfo
 from concerto_tf.records.tfrecord import write_tfrecord
-from concerto_tf.records.units import scales_with_depth
+from concerto_tf.records.units import TARGET_SUM, scales_with_depth
 
-TARGET_SUM = 10_000
 _BLOCK_CELLS = 512
 
 

@@ -19,12 +19,10 @@ from concerto_tf.records.inputs.by_cell import Scratch
 from concerto_tf.records.inputs.features import MissingModality
 from concerto_tf.records.inputs.from_10x import is_10x, open_10x_h5, open_mtx
 from concerto_tf.records.inputs.from_anndata import is_stored_anndata, open_adata, open_stored
-from concerto_tf.records.inputs.input import Input, InputPart, first_line
+from concerto_tf.records.inputs.input import Input, first_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-__all__ = ["Input", "InputPart", "open_input"]
 
 _ACCEPTED = "an .h5ad, a .zarr, a 10x .h5 or a 10x mtx folder"
 

@@ -20,7 +20,7 @@ from concerto_tf.records.conversion.joining import join
 from concerto_tf.records.genes.orthologs import read_orthologs
 from concerto_tf.records.input_cells import HELD_BYTES, InputCells
 from concerto_tf.records.inputs.features import MissingModality
-from concerto_tf.records.inputs.opening import Input
+from concerto_tf.records.inputs.input import Input
 from concerto_tf.tasks.io.agreement import vocabularies_of
 
 if TYPE_CHECKING:

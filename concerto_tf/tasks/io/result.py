@@ -14,7 +14,7 @@ from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import CellSet, open_input
-from concerto_tf.records.batch import RNA
+from concerto_tf.records.batch import RNA, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.genes.overlap import union
 from concerto_tf.records.inputs.input import Input
@@ -54,7 +54,7 @@ def write_found(
             [cells], out, obsm=obsm, obs=obs, names=known["cell"], rows=known["row"], layer=layer
         )
         return
-    labels = {key.removeprefix("label/"): known[key] for key in known if key.startswith("label/")}
+    labels = {name: known[label_key(name)] for name in records.labels}
     write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm)
 
 

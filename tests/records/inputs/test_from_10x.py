@@ -11,7 +11,8 @@ import scipy.io
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs.opening import Input, open_input
+from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.inputs.opening import open_input
 
 N_CELLS, N_GENES, N_PROTEINS = 11, 7, 2
 IDS = [f"ENSG{i:011d}" for i in range(N_GENES)]

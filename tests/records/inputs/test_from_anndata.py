@@ -15,7 +15,8 @@ import pytest
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs.opening import Input, open_input
+from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.inputs.opening import open_input
 
 N_CELLS, N_GENES = 23, 12
 SAVE = ["memory", "view", "backed", "h5ad", "zarr2", "zarr3"]
