@@ -50,7 +50,7 @@ def run(
     label_key: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
-    resolution: float = 1.0,
+    resolution: float = 0.6,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     workers: int | None = None,

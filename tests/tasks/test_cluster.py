@@ -47,7 +47,7 @@ def test_leiden_is_scanpys() -> None:
     from sklearn.metrics import adjusted_rand_score
 
     adata = cells(apart=3.0)
-    add_clusters(adata)
+    add_clusters(adata, resolution=1.0)
     sc.pp.neighbors(adata, n_neighbors=15, use_rep="X_concerto")
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
     assert adjusted_rand_score(adata.obs["leiden"], adata.obs["concerto_cluster"]) == 1.0
