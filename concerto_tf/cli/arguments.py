@@ -142,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     workers(made)
     training(made)
     skipping(made)
-    made.add_argument("--resolution", type=float, default=1.0, help="of the Leiden clusters")
+    made.add_argument("--resolution", type=float, default=0.6, help="of the Leiden clusters")
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="leiden",
         help="leiden by default",
     )
-    made.add_argument("--resolution", type=float, default=1.0, help="of leiden")
+    made.add_argument("--resolution", type=float, default=0.6, help="of leiden")
     whole(made, "--k", "number of clusters, but for leiden")
     whole(made, "--runs", "clusterings in a consensus (20)")
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
@@ -221,7 +221,12 @@ def make_parser() -> argparse.ArgumentParser:
     real(made, "--alpha", "share of reference cells below which a cell is unknown")
     made.add_argument("--finetune", action="store_true", help="train on the query first")
     made.add_argument(
-        "--batch-aware", action="store_true", help="normalise the query by its own statistics"
+        "--adapt",
+        choices=("auto", "none", "source", "align"),
+        default="auto",
+        help="what to do about a query that lies off as a whole: move it by what its cells share "
+        "with the reference (align), normalise it by its own statistics (source), nothing (none), "
+        "or move it where that helps much (auto)",
     )
     made.add_argument(
         "--groupby",

@@ -211,7 +211,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             k=options.k,
             alpha=ALPHA if options.alpha is None else options.alpha,
             finetune=options.finetune,
-            batch_aware=options.batch_aware,
+            adapt=options.adapt,
             groupby=options.groupby,
             figure=options.figure,
             seed=options.seed,

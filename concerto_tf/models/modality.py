@@ -121,8 +121,7 @@ class ModalityInput:
         genes, values, total, rows = held.genes, held.values, held.total, held.rows
         if held.measured is not None:
             # A total that misses genes is small; the counts would come out large.
-            missing = tf.where(held.measured, 0.0, self.gene_share)
-            total = held.totals / (1 - tf.minimum(tf.reduce_sum(missing), _MOST_MISSING))
+            total = held.totals / (1 - self.missing(held.measured))
         if rows is not None:
             total = tf.gather(total, rows)
         values = self.normalize(values, total=total)
@@ -140,6 +139,11 @@ class ModalityInput:
         if held is None or held.measured is None:
             return None
         return held.measured if self.genes is None else tf.gather(held.measured, self.genes)
+
+    def missing(self, measured: tf.Tensor) -> tf.Tensor:
+        """Share of a cell's counts that the genes stand for which were not measured [G]."""
+        shares = tf.where(measured, 0.0, self.gene_share)
+        return tf.minimum(tf.reduce_sum(shares), _MOST_MISSING)
 
     def present(self, batch: Minibatch) -> tf.Tensor:
         """Which cells have any value in this modality, bool [B]."""

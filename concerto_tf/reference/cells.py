@@ -83,9 +83,16 @@ class Embedded:
 
     @classmethod
     def of(
-        cls, embeddings: np.ndarray, origin: np.ndarray | None, spread: np.ndarray | None
+        cls,
+        embeddings: np.ndarray,
+        origin: np.ndarray | None,
+        spread: np.ndarray | None,
+        factor: np.ndarray | None = None,
     ) -> Embedded:
-        """Embeddings [N, d] of a model, with its origin and its spread."""
+        """Embeddings [N, d] of a model, with its origin and its spread.
+
+        The factor is found from these, unless it is known.
+        """
         z = np.asarray(embeddings, np.float32)
         if not len(z):
             raise InputError("a reference needs at least one cell")
@@ -99,7 +106,8 @@ class Embedded:
                     "model"
                 )
         z = z - origin
-        factor = np.ones_like(origin) if spread is None else as_unseen(z, spread)
+        if factor is None:
+            factor = np.ones_like(origin) if spread is None else as_unseen(z, spread)
         z *= factor  # in place: there may be millions of cells
         if spread is not None:
             z += origin
@@ -149,6 +157,7 @@ class Reference:
         values: Values of further modalities by name.
         model: Fingerprint of the model that embedded the cells (`fingerprint`).
         cells: Fingerprint of the cells.
+        depth: Mean number of molecules of the cells; 0 where it is not known.
         origin: `Geometry.origin` [d]; ``None`` for 0.
         spread: `Geometry.spread` [2, d]; ``None`` where it is not known.
 
@@ -183,6 +192,7 @@ class Reference:
         *,
         model: str = "",
         cells: str = "",
+        depth: float = 0.0,
         origin: np.ndarray | None = None,
         spread: np.ndarray | None = None,
     ) -> None:
@@ -192,7 +202,7 @@ class Reference:
         self.index = Index(embeddings.unit)
         self.labels = dict(labels or {})
         self.values = dict(values or {})
-        self.model, self.cells = model, cells
+        self.model, self.cells, self.depth = model, cells, depth
         self.calibrations: dict[str, Conformity] = {}
         held = [(key, len(of.codes)) for key, of in self.labels.items()]
         held += [(name, of.matrix.shape[0]) for name, of in self.values.items()]
@@ -235,7 +245,13 @@ class Reference:
             A new reference. Values of modalities are left out.
         """
         labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
-        return Reference(self.embedded.part(rows), labels, model=self.model, cells=self.cells)
+        return Reference(
+            self.embedded.part(rows),
+            labels,
+            model=self.model,
+            cells=self.cells,
+            depth=self.depth,
+        )
 
     def labelled(self, key: str) -> Reference:
         """The reference of those cells that have a label under a key."""

@@ -92,6 +92,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                     "n_cells": reference.n_cells,
                     "model": reference.model,
                     "cells": reference.cells,
+                    "depth": reference.depth,
                     "labels": [
                         {
                             "key": key,
@@ -173,7 +174,12 @@ def load_reference(folder: str | Path) -> Reference:
         }
         embedded = Embedded(**embedded_parts)
         reference = Reference(
-            embedded, labels, values, model=content["model"], cells=content["cells"]
+            embedded,
+            labels,
+            values,
+            model=content["model"],
+            cells=content["cells"],
+            depth=content["depth"],
         )
         reference.calibrations.update(calibrations)
         return reference

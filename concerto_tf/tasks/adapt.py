@@ -22,7 +22,7 @@ _FINETUNE_STEPS = 60
 _LEARNING_RATE = 1e-3
 
 
-def adapt(
+def trained_further(
     model: Encoder,
     records: Sequence[Records],
     seed: int = 0,
@@ -97,7 +97,8 @@ def with_own_statistics(model: Encoder, records: CellSet) -> SourceAware:
     """
     if not isinstance(model, SourceAware):
         raise InputError(
-            f"a {type(model).__name__} has no statistics of sources; map without batch_aware"
+            f"a {type(model).__name__} has no statistics of sources; choose another adaptation",
+            "adapt",
         )
     own = model.with_sources(records.sources)
     own.calibrate(cell_batches(own, records, packed=True))

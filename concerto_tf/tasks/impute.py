@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
+from concerto_tf.records.cell_set import is_records
 from concerto_tf.reference.cells import Reference, Values
-from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
-from concerto_tf.tasks.io.reading import Reading, is_records, key_where_there, open_cells
+from concerto_tf.tasks.embed import KEY, Progress, encoder_of
+from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.matching import match, reopened
 from concerto_tf.tasks.reference import find_reference, model_folder
 
 if TYPE_CHECKING:
@@ -97,18 +100,13 @@ def impute(
         modalities = _modalities_of(reference)
     if out is not None:
         _check_unmeasured(query, modalities or ())
-    held = find_reference(
-        model,
-        folder,
-        reference,
-        Reading(
-            reference_source_key or key_where_there(reference, source_key),
-            reference_layer,
-            drop_empty,
-            modalities,
-        ),
-        progress=progress,
+    of_reference = Reading(
+        reference_source_key or key_where_there(reference, source_key),
+        reference_layer,
+        drop_empty,
+        modalities,
     )
+    held = find_reference(model, folder, reference, of_reference, progress=progress)
     wanted = list(modalities or held.values)
     if not wanted:
         raise InputError(
@@ -122,7 +120,11 @@ def impute(
     # What the model itself looks at beside the RNA is found by its name.
     reading = Reading(source_key, layer, drop_empty, orthologs=orthologs)
     with open_cells(model, query, reading) as records:
-        z = embed_records(model, records.without(wanted), progress)
+        query_cells = records.without(wanted)
+        # The values are found already, and may be of a modality that the model does not know.
+        cells = reopened(model, reference, replace(of_reference, modalities=None))
+        seen = match(model, query_cells, held, cells=cells, how="none", progress=progress)
+        held, z = seen.reference or held, seen.z
         names = list(records.obs()["cell"])
         found = {}
         for name in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.pl.figures import check_figure
 from concerto_tf.records import Records, open_input
+from concerto_tf.records.cell_set import is_records
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import label_levels
-from concerto_tf.tasks.adapt import adapt, with_own_statistics
+from concerto_tf.tasks.adapt import trained_further
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
-from concerto_tf.tasks.io.reading import Reading, is_records, key_where_there, open_cells
+from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.matching import ADAPTATIONS, Match, match, reopened
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Share of the reference's own cells that `map` would call unknown; see `map`.
 ALPHA = 0.1
+#: Share of a query past which it is said that it is unknown.
+_MUCH_UNKNOWN = 0.3
+_log = logging.getLogger("concerto_tf")
 
 
 def map(  # noqa: A001 - the command's name
@@ -44,7 +50,7 @@ def map(  # noqa: A001 - the command's name
     k: int = 5,
     alpha: float = ALPHA,
     finetune: bool = False,
-    batch_aware: bool = False,
+    adapt: str = "auto",
     source_key: str | None = None,
     layer: str | None = None,
     reference_source_key: str | None = None,
@@ -85,7 +91,10 @@ def map(  # noqa: A001 - the command's name
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
         finetune: Train the model on query and reference without labels first, and embed with it.
-        batch_aware: Normalise the query by statistics of its own instead of the reference's.
+        adapt: What to do about a query that lies off from the reference as a whole: ``align`` moves
+            it by what its cells share with the reference, ``source`` normalises it by statistics of
+            its own, which takes about the same types in both, ``none`` takes it as it is. ``auto``
+            moves it where that makes it much more like the reference, and says so.
         reference_source_key: As ``source_key``, of the reference; by default the same where the
             reference has it.
         reference_layer: As ``layer``, of the reference.
@@ -109,7 +118,7 @@ def map(  # noqa: A001 - the command's name
         Concerto, "Query-to-reference mapping" and equations 14 to 16.
     """
     keys = [*levels, *([label_key] if label_key and label_key not in levels else [])]
-    _check_arguments(keys, k, alpha, finetune, batch_aware, reference, groupby, figure)
+    _check_arguments(keys, k, alpha, finetune, adapt, reference, groupby, figure)
     for target in (out, figure):
         if target is not None:
             check_target(target, query, drop_empty)
@@ -132,7 +141,7 @@ def map(  # noqa: A001 - the command's name
                 lenient=True,
                 # Beside a reference whose file or object has the same name, it is another source.
                 source_name="query" if finetune and source_key is None else None,
-                sampled=batch_aware,
+                sampled=adapt == "source",
                 trained=finetune,
             )
         )
@@ -141,7 +150,7 @@ def map(  # noqa: A001 - the command's name
                 open_cells(model, reference, of_reference, label_keys=keys, trained=True)
             )
             assert isinstance(records, Records) and isinstance(origin, Records)
-            model = adapt(model, [records, origin], seed, progress)
+            model = trained_further(model, [records, origin], seed, progress)
             found = make_reference(model, origin, keys)
         elif keys or reference is not None:
             found = find_reference(model, folder, reference, of_reference, label_keys=keys)
@@ -149,14 +158,27 @@ def map(  # noqa: A001 - the command's name
             found = None
         if found is not None:
             _check_k(found, keys, k)
-        if batch_aware:
-            model = with_own_statistics(model, records)
-        # Statistics of the query's own cells know of no gene that was not measured.
-        z = embed_records(model, records, progress, fill_unmeasured=not (batch_aware or finetune))
+        if finetune:  # it has learned the query's own statistics, of what was measured alone
+            seen = Match(found, embed_records(model, records, progress, fill_unmeasured=False))
+        else:
+            seen = match(
+                model,
+                records,
+                found,
+                cells=reopened(model, reference, of_reference),
+                key=keys[0] if keys else None,
+                k=k,
+                how=adapt,
+                seed=seed,
+                progress=progress,
+            )
+        found, z = seen.reference, seen.z
         known = records.obs()
-        lines = list(records.report.get("lines", ()))
+        lines = [*records.report.get("lines", ()), *seen.lines]
         table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
+        if keys:
+            _say_unknown(records.name, table["label"])
         if groupby is not None:
             groups = _groups(query, groupby, z, known, seed)
             near = relatives(groups, table["predicted"], table["label"])
@@ -171,6 +193,20 @@ def map(  # noqa: A001 - the command's name
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, layer=layer)
     return table
+
+
+def _say_unknown(name: str, labels: pd.Series) -> None:
+    """Warns where much of a query is unknown."""
+    share = (labels == UNKNOWN).mean()
+    if share > _MUCH_UNKNOWN:
+        _log.warning(
+            "%s: %.0f%% of its cells are unlike the reference and called %s; they may be of types "
+            "that it lacks, or differ from it as a whole (%s)",
+            name,
+            100 * share,
+            UNKNOWN,
+            Argument("adapt"),
+        )
 
 
 # --- labels ---------------------------------------------------------------------------------
@@ -283,7 +319,7 @@ def _check_arguments(
     k: int,
     alpha: float,
     finetune: bool,
-    batch_aware: bool,
+    adapt: str,
     reference: Any,
     groupby: str | None,
     figure: str | Path | None,
@@ -298,7 +334,11 @@ def _check_arguments(
         raise InputError(
             "fine-tuning embeds the reference anew, and so needs its cells", "reference"
         )
-    if finetune and batch_aware:
+    if adapt not in ADAPTATIONS:
+        raise InputError(
+            f"no adaptation {adapt!r}; choose one of {', '.join(ADAPTATIONS)}", "adapt"
+        )
+    if finetune and adapt not in ("auto", "none"):
         raise InputError(
             "fine-tuning learns the query's own statistics already; leave out one of the two"
         )

@@ -20,12 +20,14 @@ from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW, Minibatch, label_key
-from concerto_tf.records.conversion.writer import TARGET_SUM
+from concerto_tf.records.cell_set import is_records
+from concerto_tf.records.units import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
 from concerto_tf.tasks.embed import Progress, embed_records
-from concerto_tf.tasks.io.reading import Reading, is_records, open_cells
+from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
+from concerto_tf.tasks.io.reading import Reading, open_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -191,6 +193,7 @@ def make_reference(
         labels,
         {name: read_values(records, name) for name in modalities},
         model=fingerprint(model),
+        depth=mean_depth(cell_batches(model, records), seen_modalities(model, records)[0]),
         **geometry_of(model)._asdict(),
     )
 

@@ -67,7 +67,7 @@ OPTIONS = {
         "--finetune",
         "--k",
         "--levels",
-        "--batch-aware",
+        "--adapt",
         "--alpha",
         "--orthologs",
         "--modality",

@@ -49,7 +49,7 @@ def asked(command: str):
         ("embed", Argument("cells"), "input"),
         ("embed", Argument("modalities", {"adt": "obsm:a"}), "--modality adt=obsm:a"),
         ("embed", Argument("genes", "all", of="train"), "--genes all"),
-        ("map", Argument("batch_aware", True), "--batch-aware"),
+        ("map", Argument("adapt", "none"), "--adapt none"),
         ("map", Argument("reference"), "--reference REF"),
         ("map", Argument("label_keys", ["a", "b"], of="convert"), "--label-key a --label-key b"),
         ("cluster", Argument("algorithm"), "--algorithm leiden|kmeans|soft-kmeans|consensus"),

@@ -184,7 +184,7 @@ def test_is_explained_and_adapted() -> None:
     cells = make_cells()
     table = explain(Own(), cells, groupby="type", top=2)
     assert len(table) == 6 and set(table["gene"]) <= set(GENES)
-    mapped = map_to(Own(), cells, reference=cells, label_key="type", batch_aware=True)
+    mapped = map_to(Own(), cells, reference=cells, label_key="type", adapt="source")
     assert (mapped["predicted"] == cells.obs["type"].to_numpy()).mean() > 0.9
 
 
@@ -204,7 +204,7 @@ def test_is_explained_and_adapted() -> None:
         ),
         (
             lambda cells, out: map_to(
-                Projection(), cells, reference=cells, label_key="type", batch_aware=True
+                Projection(), cells, reference=cells, label_key="type", adapt="source"
             ),
             "a Projection has no statistics of sources",
         ),

@@ -244,9 +244,11 @@ def test_missing_genes_are_counted_and_not_taken_for_zeros(folder: Path, loaded:
     assert shifts[0] < 0.5 * shifts[1]
 
 
-@pytest.mark.parametrize("how", [{"batch_aware": True}, {"finetune": True}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"adapt": "source"}, {"adapt": "align"}, {"finetune": True}], ids=str
+)
 def test_adapting_to_a_shifted_query_does_not_lose_labels(
-    folder: Path, loaded: Concerto, how: dict[str, bool]
+    folder: Path, loaded: Concerto, how: dict
 ) -> None:
     query = make_cells(seed=4)
     bias = np.random.default_rng(0).gamma(2.0, 0.5, N_GENES)
@@ -314,7 +316,8 @@ def _normalised(cells: AnnData) -> AnnData:
         ({"figure": "x.png"}, "name them with groupby"),
         ({"groupby": "fine", "label_key": None}, "name a label key"),
         ({"finetune": True, "reference": None}, "needs its cells"),
-        ({"finetune": True, "batch_aware": True}, "leave out one"),
+        ({"finetune": True, "adapt": "align"}, "leave out one"),
+        ({"adapt": "always"}, "no adaptation 'always'; choose one of auto"),
         ({"source_key": "tissue"}, "'tissue'"),
         ({"query": _bad_genes}, "gene"),
         ({"query": _normalised}, "log-normalized values, but the model was trained on raw counts"),
@@ -352,7 +355,7 @@ def test_query_is_a_source_of_its_own_beside_a_reference_of_the_same_name(
         seen.append([of.sources for of in records])
         return model
 
-    monkeypatch.setattr(module, "adapt", noted)
+    monkeypatch.setattr(module, "trained_further", noted)
     map(loaded, make_cells(seed=4), reference=make_cells(seed=5), label_key="fine", finetune=True)
     assert seen == [[["query"], ["AnnData"]]]
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 #: Arguments of `concerto_tf.map` by name of the way that cells are mapped.
 WAYS: dict[str, dict[str, Any]] = {
-    "frozen": {},
-    "batch-aware": {"batch_aware": True},
+    "frozen": {"adapt": "none"},
+    "batch-aware": {"adapt": "source"},
+    "adapted": {},
     "fine-tuned": {"finetune": True},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy as np
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder, chosen_genes, looks_at, modality_input
 from concerto_tf.records import CellSet, Vocabulary
-from concerto_tf.records.batch import RNA
+from concerto_tf.records.batch import RNA, ROW, Batch, Minibatch
 from concerto_tf.records.units import LINEAR
 
 _log = logging.getLogger("concerto_tf")
 #: Share of a model's input genes below which it is said that few were measured.
 _FEW_MEASURED = 0.5
+#: Cells whose totals tell how deeply cells were measured.
+_TOTALS_OF = 10_000
 #: Cells of a minibatch that is only looked at.
 BATCH_CELLS = 256
 
@@ -104,6 +107,20 @@ def cell_batches(
         modalities=seen_modalities(model, records),
         **options,
     )
+
+
+def mean_depth(data: Iterable[Batch], modality: str) -> float:
+    """Mean number of molecules of cells in a modality, of the first 10,000 of minibatches."""
+    total, n = 0.0, 0
+    for batch in data:
+        held = Minibatch(batch).modality(modality)
+        if held is not None:
+            row = np.asarray(batch.get(ROW, np.zeros(held.values.shape[0])))
+            total += float(np.asarray(held.totals)[row >= 0].sum())
+            n += int((row >= 0).sum())
+        if n >= _TOTALS_OF:
+            break
+    return total / max(n, 1)
 
 
 def check_units(model: Encoder, records: CellSet) -> None:

@@ -68,7 +68,7 @@ TASKS: dict[str, Callable[[Concerto, Any], list[np.ndarray]]] = {
         np.array(found.attrs["report"]),
     ],
     "map by own statistics": lambda model, cells: [
-        map(model, cells, reference=make_cells(3), label_key="type", batch_aware=True).to_numpy()
+        map(model, cells, reference=make_cells(3), label_key="type", adapt="source").to_numpy()
     ],
     "impute": lambda model, cells: [
         impute(model, cells, reference=make_cells(3))["protein"].to_numpy()

@@ -1,0 +1,66 @@
+"""How far the cells of a query lie off from those of a reference, type by type, in an embedding."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from concerto_tf.numerics.alignment import clustered_offsets, matched_offsets
+
+#: Cells of each side that are looked at: an offset is a mean, which needs no more.
+MOST_CELLS = 4_000
+_CELLS_PER_CLUSTER, _MOST_CLUSTERS = 20, 50
+_MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
+
+
+def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.ndarray:
+    """What a query's cells are moved by as a whole, told from the cell types that it shares.
+
+    No label is looked at, and a query may lack types of the reference or have others: as in the
+    alignment of sources, cells of one type are told from mutual nearest neighbours first, then from
+    clusters that both sides share.
+
+    Args:
+        reference: Embeddings of the reference's cells [n, d], seen from the middle.
+        query: Embeddings of the query's cells [m, d], seen from there too.
+        seed: Seed of the cells that are looked at, and of clusters.
+
+    Returns:
+        The offset [d], float32, to be taken from the query's embeddings.
+
+    Example:
+
+    The query lacks half of the types, and lies off by 1 along the last unit.
+
+    >>> rng = np.random.default_rng(0)
+    >>> types = 9 * np.eye(6, 7)
+    >>> cells = types[rng.integers(0, 6, 600)] + rng.normal(0, 1, (600, 7))
+    >>> query = types[rng.integers(0, 3, 300)] + rng.normal(0, 1, (300, 7)) + np.eye(7)[6]
+    >>> off = query_offset(cells, query)
+    >>> bool(np.linalg.norm(off - np.eye(7)[6]) < 0.3)
+    True
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    rng = np.random.default_rng(seed)
+    parts = [x[rng.permutation(len(x))[:MOST_CELLS]] for x in (reference, query)]
+    source = np.repeat([0, 1], [len(part) for part in parts])
+    order = rng.permutation(len(source))
+    x, source = np.concatenate(parts)[order].astype(np.float32), source[order]
+    n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
+    offsets = np.zeros((2, x.shape[1]), np.float32)
+    for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
+        rest = x - offsets[source]
+        z = rest - rest.mean(0)
+        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        if turn < _MATCHED_ROUNDS:
+            few = slice(MOST_CELLS)
+            offsets += matched_offsets(rest[few], z[few], source[few], 2)
+        else:
+            kmeans = KMeans(min(n_clusters, len(x)), n_init=3, random_state=seed + turn)
+            with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                offsets += clustered_offsets(rest, source, kmeans.fit_predict(z), 2)
+    return offsets[1] - offsets[0]

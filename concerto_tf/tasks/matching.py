@@ -1,0 +1,247 @@
+"""A query and its reference seen alike: by the same genes, at the same depth, without a shift."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from concerto_tf.errors import Argument
+from concerto_tf.models.encoder import (
+    Encoder,
+    SourceAware,
+    embed_in_order,
+    geometry_of,
+    looks_at,
+    modality_input,
+)
+from concerto_tf.numerics.offset import MOST_CELLS, query_offset
+from concerto_tf.records import CellSet
+from concerto_tf.records.batch import ROW, Minibatch
+from concerto_tf.records.lens import Lens
+from concerto_tf.reference.cells import Embedded, Labels, Reference
+from concerto_tf.reference.transfer import transfer
+from concerto_tf.tasks.adapt import with_own_statistics
+from concerto_tf.tasks.embed import Progress, embed_records
+from concerto_tf.tasks.io.agreement import BATCH_CELLS, cell_batches, mean_depth, seen_modalities
+from concerto_tf.tasks.io.reading import Reading, open_cells
+
+_log = logging.getLogger("concerto_tf")
+ADAPTATIONS = ("auto", "none", "source", "align")
+#: Share of a reference's counts in the genes measured, and of its depth, below which a query is
+#: not compared with whole reference cells.
+_LEAST_GENES, _LEAST_DEPTH = 0.9, 0.6
+#: Reference cells that are looked at anew, at most.
+_MOST_CELLS = 20_000
+#: Mean novelty p-value of a query (0.5 where it is like the reference) below which moving it is
+#: tried, and by how much it has to rise for the query to be moved.
+_UNLIKE, _WORTH_MOVING = 0.4, 0.1
+#: Cells of a query, below which nothing tells a shift from what they are.
+_FEW_CELLS = 20
+
+#: Opens the cells of a reference, where they are at hand.
+Open = Callable[[], AbstractContextManager[CellSet]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A query beside its reference.
+
+    Attributes:
+        reference: What to compare with; None where there is none.
+        z: Embeddings of the query [n, d].
+        lines: What was seen and done, for the user.
+    """
+
+    reference: Reference | None
+    z: np.ndarray
+    lines: tuple[str, ...] = ()
+
+
+def match(
+    model: Encoder,
+    records: CellSet,
+    reference: Reference | None,
+    *,
+    cells: Open | None = None,
+    key: str | None = None,
+    k: int = 5,
+    how: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Match:
+    """Embeds a query, and makes it comparable with its reference.
+
+    Where the query was measured for a part of the genes, or at most 0.6 times as deeply, the
+    reference is looked at anew: by these genes alone, and thinned to that depth, by a model that
+    has the statistics of such cells. A query that lies off as a whole is moved by what its cells
+    share with the reference, or normalised by statistics of its own.
+
+    Args:
+        model: A trained model.
+        records: The query, with the model's genes.
+        reference: The reference as it was measured.
+        cells: Opens its cells, with the labels that are needed.
+        key: Labels by which it is judged whether moving helps; with none ``auto`` moves nothing.
+        k: Number of neighbours that vote for these.
+        how: ``none`` takes the query as it is, ``source`` normalises it by its own statistics,
+            ``align`` moves it; ``auto`` moves it where that makes it much more like the reference.
+        seed: Seed of all draws.
+        progress: Called with the number of cells embedded and of all cells.
+
+    Returns:
+        Both, seen alike.
+    """
+    lines = []
+    lens, reasons = (None, []) if reference is None else _lens(model, records, reference, seed)
+    if lens is not None and cells is not None and reference is not None:
+        with cells() as origin:
+            model, reference = _through(model, origin, reference, lens, records, reasons)
+        lines.append(f"{', '.join(reasons)}; reference cells are looked at in the same way")
+        _log.info("%s: %s", records.name, lines[-1])
+    elif lens is not None:
+        again = f"give {Argument('reference')} again for it to be looked at so, too"
+        lines.append(f"{', '.join(reasons)}; {again}")
+        _log.warning("%s: %s", records.name, lines[-1])
+    if how == "source":
+        model = with_own_statistics(model, records)
+    # Statistics of the query's own cells know of no gene that was not measured.
+    z = embed_records(model, records, progress, fill_unmeasured=how != "source")
+    if reference is None or how in ("none", "source") or len(z) < _FEW_CELLS:
+        return Match(reference, z, tuple(lines))
+    moved, line = _moved(reference, z, key, k, how, seed)
+    if line:
+        _log.info("%s: %s", records.name, line)
+    return Match(reference, moved, (*lines, *([line] if line else [])))
+
+
+def reopened(model: Encoder, cells: Any, reading: Reading) -> Open | None:
+    """How to open the cells of a reference again; None where it is given without."""
+    if cells is None or isinstance(cells, Reference):
+        return None
+    return lambda: open_cells(model, cells, reading)
+
+
+# --- measured alike -------------------------------------------------------------------------
+
+
+def _lens(
+    model: Encoder, records: CellSet, reference: Reference, seed: int
+) -> tuple[Lens | None, list[str]]:
+    """What reference cells are to be looked at through, and why; None where as they are."""
+    named = seen_modalities(model, records)
+    name, reasons = named[0], []
+    measured = {of: found for of in named if not (found := records.measured(of)).all()}
+    if name in measured:
+        of_counts = np.asarray(modality_input(model, name).gene_share)
+        share = of_counts[measured[name]].sum() / max(of_counts.sum(), 1e-12)
+        if share < _LEAST_GENES:
+            reasons.append(f"its genes hold {share:.0%} of the reference's counts")
+    depth = 1.0
+    if not reasons and reference.depth and records.modalities[name].scales_with_depth:
+        depth = _depth(mean_depth(cell_batches(model, records), name) / reference.depth, reasons)
+    reasons += [f"it has no {other}" for other in looks_at(model) if other not in named]
+    counts = tuple(of for of in named if records.modalities[of].scales_with_depth)
+    return Lens(measured, depth, counts, seed=seed) if reasons else None, reasons
+
+
+def _depth(depth: float, reasons: list[str]) -> float:
+    """The share of their molecules that reference cells keep, and a reason where not all."""
+    if depth >= _LEAST_DEPTH:
+        return 1.0
+    reasons.append(f"its cells have {depth:.0%} of the reference's depth")
+    return depth
+
+
+def _through(
+    model: Encoder,
+    origin: CellSet,
+    whole: Reference,
+    lens: Lens,
+    records: CellSet,
+    reasons: list[str],
+) -> tuple[Encoder, Reference]:
+    """The model and the reference that see the reference's cells through a lens."""
+    named, rows = seen_modalities(model, records), origin.obs()[ROW]
+    chosen = _some(whole, len(rows), lens.seed)
+    lens = replace(lens, rows=rows[chosen])
+
+    def cells() -> Any:  # which may be read once only
+        return lens.look(
+            origin.dataset(
+                min(BATCH_CELLS, origin.n_cells), modalities=named, sources=model.sources
+            )
+        )
+
+    if lens.depth == 1 and named[0] in lens.modalities and named[0] in lens.measured:
+        left = mean_depth(cells(), named[0])
+        own = mean_depth(cell_batches(model, records), named[0])
+        lens = replace(lens, depth=_depth(own / max(left, 1e-12), reasons))
+    if isinstance(model, SourceAware):
+        model = model.with_sources(origin.sources)
+        model.calibrate(_scaled(model, cells(), lens.measured))
+    z = embed_in_order(model, cells(), lens.measured)
+    labels = {key: Labels(of.codes[chosen], of.names) for key, of in whole.labels.items()}
+    values = {name: replace(of, matrix=of.matrix[chosen]) for name, of in whole.values.items()}
+    # They are told apart from cells not trained on as they were when they were seen whole.
+    embedded = Embedded.of(z, *geometry_of(model), factor=whole.embedded.factor)
+    return model, Reference(embedded, labels, values, model=whole.model)
+
+
+def _some(reference: Reference, n_cells: int, seed: int) -> np.ndarray:
+    """Indices of the reference cells to look at anew: all, or of many as many of each label."""
+    if n_cells <= _MOST_CELLS:
+        return np.arange(n_cells)
+    order = np.random.default_rng(seed).permutation(n_cells)
+    if not reference.labels:
+        return np.sort(order[:_MOST_CELLS])
+    codes = next(iter(reversed(reference.labels.values()))).codes[order]
+    # The place of each cell among those of its label: the first of all labels come first.
+    place = np.empty(n_cells, np.int64)
+    for code in np.unique(codes):
+        own = codes == code
+        place[own] = np.arange(own.sum())
+    return np.sort(order[np.argsort(place, kind="stable")[:_MOST_CELLS]])
+
+
+def _scaled(model: Encoder, data: Any, measured: Any) -> Any:
+    """Minibatches with totals that count what was not measured, as embedding has them."""
+    for batch in data:
+        seen = dict(batch)
+        for name, held in Minibatch(batch):
+            if name in measured and held.total is not None:
+                missing = modality_input(model, name).missing(measured[name])
+                seen |= replace(held, total=held.total / (1 - missing)).entries(name)
+        yield seen
+
+
+# --- shift ----------------------------------------------------------------------------------
+
+
+def _moved(
+    reference: Reference, z: np.ndarray, key: str | None, k: int, how: str, seed: int
+) -> tuple[np.ndarray, str]:
+    """The query's embeddings, moved or not, and what to say of that."""
+    if how == "auto" and (key is None or len(z) < _FEW_CELLS):
+        return z, ""
+    rng, embedded = np.random.default_rng(seed), reference.embedded
+    own = embedded.from_middle(rng.permutation(reference.n_cells)[:MOST_CELLS])
+    some = z[rng.permutation(len(z))[:MOST_CELLS]]
+    offset = query_offset(own, embedded.compared(some) - embedded.middle, seed)
+    if how == "align" or key is None:
+        return z - offset, "the query was moved by what its cells share with the reference"
+    part = reference.labelled(key)
+    as_is, then = (
+        float(transfer(part, of, key, min(k, part.n_cells))["novelty"].mean())
+        for of in (some, some - offset)
+    )
+    if as_is >= _UNLIKE or then < as_is + _WORTH_MOVING:
+        return z, ""
+    return z - offset, (
+        f"the query lay off as a whole (mean novelty p-value {as_is:.2f}; cells like the "
+        f"reference have 0.5) and was moved by what its cells share with it ({then:.2f})"
+    )
