@@ -13,8 +13,8 @@ from concerto_tf.reference.cells import Conformity, Reference
 NEAR_CELLS = 15
 
 #: How far a calibration takes cells from as a model knows those it was trained on (0) to as it
-#: knows others (1). Queries are of other sources, too, and conform less for that.
-_QUERY_LIKE = 0.25
+#: knows others (1). With this a share of about alpha of other cells of the same kind is rejected.
+_QUERY_LIKE = 0.75
 #: Cells of each label at most that a calibration rests on.
 _CALIBRATION_CELLS = 500
 #: Cells that are looked at together: there may be millions.

@@ -168,7 +168,7 @@ def test_reference_cells_are_judged_as_cells_of_a_query_would_be() -> None:
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    held, query = z * share, z * share**0.25
+    held, query = z * share, z * share**0.75
     compared = unit(query + origin) @ unit(held + origin).T
     np.fill_diagonal(compared, -2)
     near = np.argsort(-compared, axis=1)[:, :15]

@@ -104,7 +104,7 @@ def test_a_shift_is_noticed_and_taken_back(
     given = {"reference": folder / "reference.h5ad", "label_key": "type"}
     frozen, auto = (map(loaded, query, adapt=how, **given) for how in ("none", "auto"))
     gain = 0.0 if types == ("C",) else 0.2  # which lies near no other type
-    assert right(auto, query, "label") >= max(0.65, right(frozen, query, "label") + gain)
+    assert right(auto, query, "label") >= max(0.45, right(frozen, query, "label") + gain)
     assert types == ("C",) or any("lay off as a whole" in s for s in auto.attrs["report"])
 
 
