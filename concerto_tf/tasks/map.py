@@ -70,9 +70,11 @@ def map(  # noqa: A001 - the command's name
     are as unlike the others of their label, or more so. Cells of a new type have a small one;
     below ``alpha`` the label is ``unknown``.
 
-    Of query cells of known types a share of about ``alpha`` is rejected. It is less where the model
-    was trained on the reference alone, and more where it was trained on the query too. For a query
-    of another technology with about the same types use ``batch_aware``.
+    Of query cells of known types that were measured like the reference a share of about ``alpha``
+    is rejected; more where the model was trained on the query too.
+
+    Where the query was measured for a part of the genes or modalities, or less deeply, reference
+    cells are looked at in the same way, if they are given.
 
     Without labels to transfer (neither ``label_key`` nor ``levels``) cells are only embedded.
 
