@@ -35,6 +35,8 @@ ADAPTATIONS = ("auto", "none", "source", "align")
 #: Share of a reference's counts in the genes measured, and of its depth, below which a query is
 #: not compared with whole reference cells.
 _LEAST_GENES, _LEAST_DEPTH = 0.9, 0.6
+#: How far reference cells that are looked at anew are drawn together as cells trained on are.
+_OLD_NOISE = 0.5
 #: Reference cells that are looked at anew, at most.
 _MOST_CELLS = 20_000
 #: Mean novelty p-value of a query (0.5 where it is like the reference) below which moving it is
@@ -187,8 +189,9 @@ def _through(
     z = embed_in_order(model, cells(), lens.measured)
     labels = {key: Labels(of.codes[chosen], of.names) for key, of in whole.labels.items()}
     values = {name: replace(of, matrix=of.matrix[chosen]) for name, of in whole.values.items()}
-    # They are told apart from cells not trained on as they were when they were seen whole.
-    embedded = Embedded.of(z, *geometry_of(model), factor=whole.embedded.factor)
+    # A part of the noise that they are seen with is new to the model, as it is in other cells.
+    factor = whole.embedded.factor**_OLD_NOISE
+    embedded = Embedded.of(z, *geometry_of(model), factor=factor)
     return model, Reference(embedded, labels, values, model=whole.model)
 
 
