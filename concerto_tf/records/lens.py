@@ -56,7 +56,13 @@ class Lens:
                 if self.depth < 1 and name in self.modalities:
                     counts = np.rint(values).astype(np.int64)
                     values = rng.binomial(counts, self.depth).astype(np.float32)
-                left = replace(held, values=values, total=values.sum(axis=1))
+                # A model makes up for what was not measured, of these as of other cells.
+                left = replace(
+                    held,
+                    values=values,
+                    total=values.sum(axis=1),
+                    measured=self.measured.get(name, held.measured),
+                )
                 seen |= left.entries(name)
             if self.rows is not None:
                 row = np.asarray(batch[ROW])

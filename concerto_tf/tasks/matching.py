@@ -21,7 +21,7 @@ from concerto_tf.models.encoder import (
 )
 from concerto_tf.numerics.offset import MOST_CELLS, query_offset
 from concerto_tf.records import CellSet
-from concerto_tf.records.batch import ROW, Minibatch
+from concerto_tf.records.batch import ROW
 from concerto_tf.records.lens import Lens
 from concerto_tf.reference.cells import Embedded, Labels, Reference
 from concerto_tf.reference.transfer import transfer
@@ -185,8 +185,8 @@ def _through(
         lens = replace(lens, depth=_depth(own / max(left, 1e-12), reasons))
     if isinstance(model, SourceAware):
         model = model.with_sources(origin.sources)
-        model.calibrate(_scaled(model, cells(), lens.measured))
-    z = embed_in_order(model, cells(), lens.measured)
+        model.calibrate(cells())
+    z = embed_in_order(model, cells())
     labels = {key: Labels(of.codes[chosen], of.names) for key, of in whole.labels.items()}
     values = {name: replace(of, matrix=of.matrix[chosen]) for name, of in whole.values.items()}
     # A part of the noise that they are seen with is new to the model, as it is in other cells.
@@ -211,17 +211,6 @@ def _some(reference: Reference, n_cells: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(place, kind="stable")[:_MOST_CELLS]])
 
 
-def _scaled(model: Encoder, data: Any, measured: Any) -> Any:
-    """Minibatches with totals that count what was not measured, as embedding has them."""
-    for batch in data:
-        seen = dict(batch)
-        for name, held in Minibatch(batch):
-            if name in measured and held.total is not None:
-                missing = modality_input(model, name).missing(measured[name])
-                seen |= replace(held, total=held.total / (1 - missing)).entries(name)
-        yield seen
-
-
 # --- shift ----------------------------------------------------------------------------------
 
 
@@ -229,7 +218,7 @@ def _moved(
     reference: Reference, z: np.ndarray, key: str | None, k: int, how: str, seed: int
 ) -> tuple[np.ndarray, str]:
     """The query's embeddings, moved or not, and what to say of that."""
-    if how == "auto" and (key is None or len(z) < _FEW_CELLS):
+    if how == "auto" and key is None:
         return z, ""
     rng, embedded = np.random.default_rng(seed), reference.embedded
     own = embedded.from_middle(rng.permutation(reference.n_cells)[:MOST_CELLS])
