@@ -4,11 +4,18 @@ Whatever tells how much a cell is like the known ones is a *conformity score*: h
 them. The novelty p-value of a cell is the share of known cells, itself among them, that conform no
 better. Of cells like the known ones a share of about alpha lies below alpha; cells of a new type
 lie near 0. `annotate` and `map` differ in their scores, not in what is made of them here.
+
+Cell types differ in how tightly their cells lie, and no single score sees all that is new. So each
+score is measured by the cells of its type (`Scale`), and the least of them is what counts.
+
+Cells of a new type come in company. One of them may pass for a known cell, five that lie together
+do not (`novelty_together`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +25,68 @@ import tensorflow as tf
 UNKNOWN = "unknown"
 
 _QUANTILES = np.linspace(0, 1, 201)
+#: A type of this many known cells has a scale of its own by half; the rest is that of all cells.
+_HALF_ITS_OWN = 10
+#: Cells that are looked at together, and the most among which these are looked for.
+_TOGETHER, _AMONG = 5, 2_000
+
+
+class Scale(NamedTuple):
+    """Where S conformity scores of known cells lie, by cell type, and how widely they vary.
+
+    Attributes:
+        mean: Means [C, S].
+        width: Standard deviations [C, S].
+    """
+
+    mean: np.ndarray
+    width: np.ndarray
+
+
+def scale_by_type(scores: np.ndarray, label: np.ndarray, n_types: int) -> Scale:
+    """Measures the scores of known cells by their type.
+
+    Of a rare type mean and variance are drawn to those of all cells: by half where it has 10 cells.
+
+    Args:
+        scores: Conformity scores of known cells [n, S], at least one cell.
+        label: Type that each cell is taken for [n].
+        n_types: Number of types C.
+
+    Returns:
+        The scale, float32.
+    """
+    every = scores.mean(axis=0), scores.var(axis=0)
+    mean, variance = (np.tile(moment, (n_types, 1)) for moment in every)
+    for code in np.unique(label):
+        own = scores[label == code]
+        weight = len(own) / (len(own) + _HALF_ITS_OWN)
+        mean[code] += weight * (own.mean(axis=0) - mean[code])
+        variance[code] += weight * (own.var(axis=0) - variance[code])
+    return Scale(mean.astype(np.float32), np.sqrt(variance + 1e-12).astype(np.float32))
+
+
+def least_conformity(scores: tf.Tensor, label: tf.Tensor, scale: Scale) -> tf.Tensor:
+    """The least of several conformity scores, each measured by the cells of its type.
+
+    Args:
+        scores: Conformity scores of cells [B, S].
+        label: Type that each cell is taken for [B], int.
+        scale: From `scale_by_type`, arrays or tensors.
+
+    Returns:
+        Conformity scores [B], in standard deviations from the mean of the type.
+
+    Example:
+
+    >>> import numpy as np, tensorflow as tf
+    >>> from concerto_tf.novelty import Scale, least_conformity
+    >>> scale = Scale(np.float32([[0, 5]]), np.float32([[1, 2]]))
+    >>> least_conformity(tf.constant([[1.0, 1.0], [-3.0, 9.0]]), tf.constant([0, 0]), scale).numpy()
+    array([-2., -3.], dtype=float32)
+    """
+    mean, width = (tf.gather(tf.convert_to_tensor(part), label) for part in scale)
+    return tf.reduce_min((scores - mean) / width, axis=-1)
 
 
 class Calibration(NamedTuple):
@@ -38,19 +107,26 @@ def calibrate(
     """Keeps 201 quantiles of the scores of known cells, of each group of cells apart.
 
     Args:
-        scores: Conformity scores of known cells [n].
+        scores: Conformity scores of known cells [n]; of none nothing is novel.
         group: Group of each cell [n], for a calibration by group; ``None`` for one of all cells.
         n_groups: Number of groups G. In a group without cells nothing is novel.
 
     Returns:
         The calibration.
     """
+    if group is None and not len(scores):
+        return Calibration(np.zeros(1, np.float32), 0)
     if group is None:
         return Calibration(np.quantile(scores, _QUANTILES).astype(np.float32), len(scores))
     grid = np.full((n_groups, len(_QUANTILES)), -1.0, np.float32)
     for code in np.unique(group):
         grid[code] = np.quantile(scores[group == code], _QUANTILES)
     return Calibration(grid, np.bincount(group, minlength=n_groups).astype(np.float32))
+
+
+def calibrated_on_all(scores: Sequence[float] | np.ndarray) -> Calibration:
+    """A calibration that holds the scores of all known cells, given in any order."""
+    return Calibration(np.sort(np.asarray(scores, np.float32)), len(scores))
 
 
 def novelty(
@@ -93,6 +169,52 @@ def novelty(
     below = tf.reduce_sum(tf.cast(scores <= score[:, tf.newaxis], tf.float32), axis=-1)
     itself = _between(score, scores, tf.cast(below, tf.int32)) if interpolate else 1.0
     return (below * (count / scores.shape[-1]) + itself) / (1.0 + count)
+
+
+def mean_together(p_value: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """The mean logarithm of the p-values of each cell and the four that lie nearest to it.
+
+    Of many cells the nearest are looked for among 2,000 drawn at random, so that they lie about as
+    near in any number of cells.
+
+    Args:
+        p_value: Novelty p-values [n], each of a cell by itself.
+        z: Embeddings [n, d].
+
+    Returns:
+        Conformity scores [n]; nothing [0] of fewer than five cells.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    n = len(z)
+    if n < _TOGETHER:
+        return np.empty(0, np.float32)
+    log_p = np.log(np.maximum(p_value, 1e-12))
+    mean = np.empty(n, np.float32)
+    for rows in np.array_split(np.random.default_rng(0).permutation(n), -(-n // _AMONG)):
+        near = NearestNeighbors(n_neighbors=_TOGETHER).fit(z[rows]).kneighbors(z[rows])[1]
+        mean[rows] = log_p[rows][near].mean(axis=1)
+    return mean
+
+
+def novelty_together(p_value: np.ndarray, z: np.ndarray, known: Calibration) -> np.ndarray:
+    """The novelty p-value of cells by themselves and by those that lie nearest to them.
+
+    Twice the lesser of the two p-values (Bonferroni), so that a share of about alpha of known cells
+    still lies below alpha.
+
+    Args:
+        p_value: Novelty p-values of the cells of one query [n], each of a cell by itself.
+        z: Embeddings [n, d].
+        known: `calibrate` of `mean_together` of known cells.
+
+    Returns:
+        Values within 0 and 1 [n], float32; as given where there are fewer than five cells.
+    """
+    score = mean_together(p_value, z)
+    if not len(score) or not known.n_cells:
+        return p_value
+    return np.minimum(1.0, 2 * np.minimum(p_value, novelty(score, known).numpy()))
 
 
 def _between(score: tf.Tensor, known: tf.Tensor, below: tf.Tensor) -> tf.Tensor:

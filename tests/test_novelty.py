@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from concerto_tf.novelty import Calibration, calibrate, novelty, rejection_rate
+from concerto_tf.novelty import (
+    Calibration,
+    calibrate,
+    calibrated_on_all,
+    least_conformity,
+    mean_together,
+    novelty,
+    novelty_together,
+    rejection_rate,
+    scale_by_type,
+)
 
 
 def test_p_value_of_cells_like_the_known_ones_is_uniform_in_each_group() -> None:
@@ -45,3 +55,43 @@ def test_rejection_rate_is_that_of_many_calibrations() -> None:
     assert mean == pytest.approx(realised.mean(), abs=2e-3)
     assert (low, high) == pytest.approx(tuple(np.quantile(realised, [0.025, 0.975])), abs=3e-3)
     assert rejection_rate(0.05, 18) == (0.0, 0.0, 0.0)
+
+
+def test_least_conformity_measures_each_score_by_the_type() -> None:
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], [4000, 10])
+    scores = rng.normal([5.0, -2.0], [2.0, 1.0], (4010, 2)) + 9.0 * label[:, None]
+    scale = scale_by_type(scores, label, 3)
+    # A type of 10 cells is drawn half way to all cells, one without cells all the way.
+    own, every = scores[label == 1], scores
+    np.testing.assert_allclose(scale.mean[1], (own.mean(0) + every.mean(0)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(scale.width[1] ** 2, (own.var(0) + every.var(0)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(scale.mean[2], every.mean(0), rtol=1e-5)
+    found = least_conformity(tf.constant(scores, tf.float32), tf.constant(label), scale).numpy()
+    z = (scores[:4000] - scores[:4000].mean(0)) / scores[:4000].std(0)
+    np.testing.assert_allclose(found[:4000], z.min(1), atol=0.1)
+
+
+@pytest.mark.parametrize("n", [60, 3000])
+def test_novelty_together_keeps_its_rate_and_sees_a_cloud_that_no_cell_shows(n: int) -> None:
+    # Known cells of two types; a new type lies apart from both, and conforms only a little less.
+    rng = np.random.default_rng(0)
+    cells = np.eye(3)[rng.integers(0, 2, 2000)] * 9 + rng.normal(size=(2000, 3))
+    score = rng.normal(size=2000)
+    known = calibrated_on_all(score)
+    by_itself = novelty(known.scores, known, interpolate=True).numpy()[np.argsort(score).argsort()]
+    together = calibrate(mean_together(by_itself, cells))
+
+    new = np.arange(n) < n // 4
+    query = np.where(new[:, None], [0, 0, 9], np.eye(3)[rng.integers(0, 2, n)] * 9)
+    query = query + rng.normal(size=(n, 3))
+    score = rng.normal(size=n) - 1.5 * new
+    p_value = novelty(score.astype("float32"), known, interpolate=True).numpy()
+    found = novelty_together(p_value, query, together)
+    # Four standard errors of a share of cells of which five at a time are alike.
+    allowed = 4 * np.sqrt(0.05 * 0.95 * 5 / (n - new.sum()))
+    assert np.mean(found[~new] < 0.05) < 0.05 + allowed
+    assert np.mean(found[new] < 0.05) > np.mean(p_value[new] < 0.05) + 0.2
+    assert (found <= 1).all()
+    # Fewer than five cells have no company.
+    np.testing.assert_array_equal(novelty_together(p_value[:4], query[:4], together), p_value[:4])

@@ -54,12 +54,14 @@ class Conformity(NamedTuple):
         near: Mean cosine of the cells to their nearest reference cells, by label.
         centre: Cosine of the cells to their label's centroid, by label.
         joint: Sum of the logarithms of both p-values, of the cells of all labels.
+        together: `concerto_tf.novelty.mean_together` of these cells.
     """
 
     centroids: np.ndarray
     near: Calibration
     centre: Calibration
     joint: Calibration
+    together: Calibration
 
 
 @dataclass(frozen=True)

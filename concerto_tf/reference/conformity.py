@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import Calibration, calibrate, novelty
+from concerto_tf.novelty import Calibration, calibrate, mean_together, novelty
 from concerto_tf.reference.cells import Conformity, Reference
 
 #: Neighbours whose mean cosine tells how near a cell lies to the reference.
@@ -131,7 +131,9 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
         of_near,
         of_centre,
     )
-    return Conformity(_unit(sums).astype(np.float32), of_near, of_centre, calibrate(joint.numpy()))
+    of_joint = calibrate(joint.numpy())
+    together = calibrate(mean_together(novelty(joint + _SAME, of_joint).numpy(), query))
+    return Conformity(_unit(sums).astype(np.float32), of_near, of_centre, of_joint, together)
 
 
 def _nearness_of_own(reference: Reference, rows: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import UNKNOWN
+from concerto_tf.novelty import UNKNOWN, novelty_together
 from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.transfer import transfer
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ def label_levels(
             rows = np.flatnonzero(group == name)
             part = _of_group(reference, key, coarser, name)
             if part is not None:
-                _fill(level, rows, part, key, transfer(part, z[rows], key, min(k, part.n_cells)))
+                answer = transfer(part, z[rows], key, min(k, part.n_cells))
+                known = calibrated(part, key).together
+                answer["novelty"] = novelty_together(
+                    answer["novelty"], part.embedded.compared(z[rows]), known
+                )
+                _fill(level, rows, part, key, answer)
         level["probability"] *= sure
         level["confidence"] = np.sqrt(level["probability"] * level["novelty"])
         level["label"] = level["predicted"].where(level["novelty"] >= alpha, UNKNOWN)

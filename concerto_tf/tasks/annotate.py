@@ -117,11 +117,12 @@ def annotate_records(
         progress: Called with the number of cells done and of all cells.
 
     Returns:
-        As `Classifier.annotate`.
+        As `Classifier.annotate`, the novelty by the company of the cells too.
     """
     data, measured = whole_cells(model.encoder, records, progress)
     with records.naming_damage():
-        return model.annotate(data, measured)
+        found = model.annotate(data, measured)
+    return found | {"novelty": model.novelty_together(found)}
 
 
 def as_classifier(model: Any) -> Classifier:

@@ -14,7 +14,7 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.classifier import Classifier, calibrate, learn_types
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
@@ -239,8 +239,8 @@ def _calibrate(
 
     learned = ~held_out & (codes >= 0)
     for components in _COMPONENTS:
-        model.learn_types(batches(learned), components)
-        found = model.calibrate(batches(held_out))
+        learn_types(model, batches(learned), components)
+        found = calibrate(model, batches(held_out))
         n = len(model.calibration)
         below = steps_below(ALPHA, n)
         # Components of few cells hold much of their noise: the very cells they were fitted on then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,23 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import in_order
-from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_conformity
+from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity
 from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
-from concerto_tf.novelty import Calibration, is_novel, novelty
-from concerto_tf.records.batch import ROW, Batch, Minibatch
+from concerto_tf.novelty import (
+    Scale,
+    calibrated_on_all,
+    is_novel,
+    least_conformity,
+    novelty,
+    novelty_together,
+)
+from concerto_tf.records.batch import Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
+_OWN_WEIGHTS = ("class_weight", "type_axes", "type_mean", "score_mean", "score_width")
 
 
 @serializable
@@ -53,6 +61,7 @@ class Classifier(BatchModel):
         label_key: What the labels are called: batches hold them as ``label/<label_key>``.
         consistency: Weight lambda of the agreement on target cells.
         calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
+        together: `concerto_tf.novelty.mean_together` of these cells, ascending.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -89,6 +98,7 @@ class Classifier(BatchModel):
         label_key: str = "cell_type",
         consistency: float = 1.0,
         calibration: Sequence[float] = (),
+        together: Sequence[float] = (),
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -99,7 +109,6 @@ class Classifier(BatchModel):
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.consistency = float(consistency)
-        self.calibration = tuple(float(score) for score in calibration)
         self.seed = int(seed)
         # Small differences between probabilities matter: never in half precision.
         self._precision = accumulation_dtype(compute_dtype(self))
@@ -115,7 +124,8 @@ class Classifier(BatchModel):
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
-        self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None = None
+        self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None
+        self.note_known(calibration=calibration, together=together)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -124,6 +134,8 @@ class Classifier(BatchModel):
         features = sum(one.n_inputs for one in self.encoder.modality_inputs)
         self.type_axes = state_weight(self, "type_axes", (features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
+        self.score_mean = state_weight(self, "score_mean", (c, 2))
+        self.score_width = state_weight(self, "score_width", (c, 2), initializer="ones")
         for layer in (self.teacher_classes, self.student_classes):
             layer.build((None, width))
         keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
@@ -162,35 +174,35 @@ class Classifier(BatchModel):
 
         Returns:
             ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
-            the most probable one, ``score`` [B] (see `type_conformity`), ``novelty`` [B] (the
-            p-value; without calibration the probability) and ``embedding`` [B, d], all but the
-            code float32.
+            the most probable one, ``scores`` [B, 2] (see `type_conformity`), ``score`` [B] (the
+            least of these, measured by the type), ``novelty`` [B] (the p-value; without calibration
+            the probability) and ``embedding`` [B, d], all but the code float32.
         """
         teacher, student = self.encoder.represent(batch, training=False)
         log_p = tf.add_n([tf.nn.log_softmax(z) for z in self._logits(teacher, student)]) / 2
-        probabilities = tf.nn.softmax(log_p)
-        score = self._score(batch)
-        probabilities = tf.cast(probabilities, tf.float32)
+        probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
+        code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
+        scores = self._scores(batch, log_p, code)
+        score = least_conformity(scores, code, Scale(self.score_mean, self.score_width))
         probability = tf.reduce_max(probabilities, axis=-1)
         p_value = probability
         if self.calibration:
-            held_out = Calibration(np.array(self.calibration, np.float32), len(self.calibration))
-            p_value = novelty(score, held_out, interpolate=True)
+            p_value = novelty(score, calibrated_on_all(self.calibration), interpolate=True)
         return {
             "probabilities": probabilities,
             "probability": probability,
-            "code": tf.argmax(log_p, axis=-1, output_type=tf.int32),
+            "code": code,
+            "scores": scores,
             "score": score,
             "novelty": p_value,
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
-    def _score(self, batch: Batch) -> tf.Tensor:
-        """How much cells are like a known cell type [B]; higher is more."""
+    def _scores(self, batch: Batch, log_p: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
+        """How much cells are like the cell type that they are taken for [B, 2]."""
         y = tf.cast(self.encoder.standardized(batch), tf.float32)
-        return type_conformity(
-            y, *(tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean))
-        )
+        axes, mean = (tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean))
+        return type_conformity(y, tf.cast(log_p, tf.float32), code, axes, mean)
 
     # --- training ---------------------------------------------------------------------------
 
@@ -260,57 +272,33 @@ class Classifier(BatchModel):
         count = np.maximum(np.asarray(cells_per_class, np.float64), 1)
         self.class_weight.assign(np.sqrt(count.mean() / count).astype(np.float32))
 
-    def learn_types(self, data: Iterable[Batch], components: int = COMPONENTS) -> None:
-        """Takes the measure of each type, for cells to be compared with.
-
-        Neither embedding nor probabilities are looked at, but the values themselves: of cells that
-        pre-training has seen the embedding is farther from everything than of new cells, and a
-        calibration on it would mislead.
-
-        Args:
-            data: Batches in random order, to be read twice, of the labelled cells that may be
-                learned from; others have label -1.
-            components: Number of principal components in which types are compared.
-        """
-        look = tf.function(
-            lambda batch: tf.cast(self.encoder.standardized(batch), tf.float32),
-            reduce_retracing=True,
-        )
-
-        def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for batch in data:
-                label = np.array(Minibatch(batch).label(self.label_key))
-                yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
-
-        axes, mean = measured_types(cells, len(self.classes), self.seed, components)
-        self.type_axes.assign(axes)
-        self.type_mean.assign(mean)
-
-    def calibrate(self, data: Iterable[Batch]) -> dict[str, np.ndarray]:
-        """Notes how much held-out cells are like the known cell types, to compare others with.
+    def note_known(
+        self,
+        scale: Scale | None = None,
+        calibration: Sequence[float] | np.ndarray = (),
+        together: Sequence[float] | np.ndarray = (),
+    ) -> None:
+        """Takes held-out cells as those that others are compared with; none of them by default.
 
         Args:
-            data: Batches; labelled cells in them (0 or more) are the held-out ones, of which
-                nothing was learned. Without any, confidence stays the probability.
-
-        Returns:
-            What `annotate` gives, for all cells.
+            scale: Of their scores by type.
+            calibration, together: As in the constructor.
         """
-        labels: list[tuple[np.ndarray, np.ndarray]] = []
+        if scale is not None:
+            self.score_mean.assign(scale.mean)
+            self.score_width.assign(scale.width)
+        self.calibration = tuple(float(score) for score in calibration)
+        self.together = tuple(float(score) for score in together)
+        self._annotate_step = None  # which has them as constants
 
-        def noted() -> Iterator[Batch]:
-            for i, batch in enumerate(data):
-                label = np.array(Minibatch(batch).label(self.label_key))
-                row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
-                labels.append((label[row >= 0], row[row >= 0]))
-                yield batch
+    def novelty_together(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Novelty p-values [n] by company too, of the cells of one query; see `novelty_together`.
 
-        found = self.annotate(noted())
-        label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
-        held_out = label[np.argsort(row, kind="stable")] >= 0
-        self.calibration = tuple(np.sort(found["score"][held_out]).tolist())
-        self._annotate_step = None
-        return found
+        Args:
+            found: What `annotate` says of them.
+        """
+        known = calibrated_on_all(self.together)
+        return novelty_together(found["novelty"], found["embedding"], known)
 
     def rejected(self, p_value: Any, alpha: float) -> Any:
         """Which cells are unknown at an error rate, by their novelty; see `is_novel`."""
@@ -347,6 +335,7 @@ class Classifier(BatchModel):
             "label_key": self.label_key,
             "consistency": self.consistency,
             "calibration": list(self.calibration),
+            "together": list(self.together),
             "seed": self.seed,
         }
 
@@ -365,7 +354,7 @@ class Classifier(BatchModel):
 
     def _own_weights(self) -> dict[str, Any]:
         """What it has beside its encoder, by the names in a file."""
-        own = {name: getattr(self, name) for name in ("class_weight", "type_axes", "type_mean")}
+        own = {name: getattr(self, name) for name in _OWN_WEIGHTS}
         for layer in (self.teacher_classes, self.student_classes):
             own[f"{layer.name}.kernel"], own[f"{layer.name}.bias"] = layer.kernel, layer.bias
         return own

@@ -1,4 +1,4 @@
-"""How far cells lie from the known cell types: Mahalanobis distances in principal components."""
+"""How like the known cell types cells are: Mahalanobis distances in principal components."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from concerto_tf.models.batches import SAMPLE_VALUES
 COMPONENTS = 50
 #: Share of the mean variance within cell types that is added to the variance in every direction.
 _RIDGE = 0.1
+#: Less than any squared distance between cells.
+_NO_DISTANCE = 1e-6
 
 
 def type_axes(
@@ -89,19 +91,26 @@ def measured_types(
     return axes, (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
 
 
-def type_conformity(y: tf.Tensor, axes: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-    """Minus the squared Mahalanobis distance to the nearest cell type.
+def type_conformity(
+    y: tf.Tensor, log_p: tf.Tensor, code: tf.Tensor, axes: tf.Tensor, mean: tf.Tensor
+) -> tf.Tensor:
+    """How near cells lie to the cell type that they are taken for, and how clearly they are told.
+
+    Minus the logarithm of the squared Mahalanobis distance, and the log odds of the type. Both are
+    about normally distributed among the cells of one type.
 
     Args:
         y: Standardized values [B, F].
+        log_p: Logits of the cell types [B, C].
+        code: Cell type that each cell is taken for [B], int.
         axes: From `type_axes` [F, k].
         mean: Mean of each cell type along them [C, k].
 
     Returns:
-        Conformity scores [B]; higher is more like a known cell type.
+        Conformity scores [B, 2]; higher is more like the cell type.
     """
-    z = tf.matmul(y, axes)
-    # |z|^2 - 2 z m + |m|^2 would cancel where cell types lie close.
-    return -tf.reduce_min(
-        tf.reduce_sum(tf.square(z[:, tf.newaxis] - mean[tf.newaxis]), axis=-1), axis=-1
-    )
+    distance = tf.reduce_sum(tf.square(tf.matmul(y, axes) - tf.gather(mean, code)), axis=-1)
+    own = tf.one_hot(code, log_p.shape[-1], True, False, dtype=tf.bool)
+    others = tf.where(own, tf.constant(-np.inf, log_p.dtype), log_p)
+    odds = tf.reduce_max(log_p, axis=-1) - tf.reduce_logsumexp(others, axis=-1)
+    return tf.stack([-tf.math.log(distance + _NO_DISTANCE), odds], axis=-1)

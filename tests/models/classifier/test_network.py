@@ -15,7 +15,7 @@ import tensorflow as tf
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model, save_model
-from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.classifier import Classifier, calibrate, learn_types
 
 pytestmark = pytest.mark.stack
 
@@ -52,8 +52,8 @@ def trained(make_model: Callable, make_labelled: Callable) -> Classifier:
     model = classifier(make_model)
     model.compile(learning_rate=0.02, steps=60, jit_compile=False)
     model.fit(repeated(make_labelled(128)), steps_per_epoch=20, epochs=3, verbose=0)
-    model.learn_types([make_labelled(128)])
-    model.calibrate([make_labelled(99, seed=5)])
+    learn_types(model, [make_labelled(128)])
+    calibrate(model, [make_labelled(99, seed=5)])
     return model
 
 
@@ -190,8 +190,8 @@ def test_half_precision_learns(make_model: Callable, make_labelled: Callable) ->
         model.compile(learning_rate=0.02, steps=60)
         model.fit(repeated(make_labelled(128)), steps_per_epoch=20, epochs=3, verbose=0)
         test = make_labelled(80, seed=9)
-        model.learn_types([test])
-        model.calibrate([test])
+        learn_types(model, [test])
+        calibrate(model, [test])
         found = model.annotate([test])
     finally:
         keras.mixed_precision.set_global_policy(policy)
@@ -219,6 +219,7 @@ def test_cells_come_back_in_the_order_of_rows(trained: Classifier, make_labelled
         "probabilities",
         "probability",
         "code",
+        "scores",
         "score",
         "novelty",
         "embedding",
@@ -249,6 +250,7 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
     changed = {
         "consistency": 0.5,
         "calibration": (-1.5, -0.1),
+        "together": (-2.5, -0.5),
         "seed": 3,
     }
     model = Classifier(make_model(), ["x", "y"], label_key="other", **changed)

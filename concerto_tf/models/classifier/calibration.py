@@ -1,0 +1,82 @@
+"""What a classifier notes: the measure of each type, and how like it held-out cells are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models.classifier.network import Classifier
+from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types
+from concerto_tf.novelty import (
+    calibrated_on_all,
+    least_conformity,
+    mean_together,
+    novelty,
+    scale_by_type,
+)
+from concerto_tf.records.batch import ROW, Batch, Minibatch
+
+
+def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMPONENTS) -> None:
+    """Takes the measure of each type, for cells to be compared with.
+
+    Neither embedding nor probabilities are looked at, but the values themselves: of cells that
+    pre-training has seen the embedding is farther from everything than of new cells, and a
+    calibration on it would mislead.
+
+    Args:
+        model: The classifier, which notes it.
+        data: Batches in random order, to be read twice, of the labelled cells that may be learned
+            from; others have label -1.
+        components: Number of principal components in which types are compared.
+    """
+    look = tf.function(
+        lambda batch: tf.cast(model.encoder.standardized(batch), tf.float32), reduce_retracing=True
+    )
+
+    def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in data:
+            label = np.array(Minibatch(batch).label(model.label_key))
+            yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
+
+    axes, mean = measured_types(cells, len(model.classes), model.seed, components)
+    model.type_axes.assign(axes)
+    model.type_mean.assign(mean)
+
+
+def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Notes how much held-out cells are like the known cell types, to compare others with.
+
+    Args:
+        model: The classifier, which notes it.
+        data: Batches; labelled cells in them (0 or more) are the held-out ones, of which nothing
+            was learned. Without any, confidence stays the probability.
+
+    Returns:
+        What `Classifier.annotate` gives, for all cells.
+    """
+    labels: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def noted() -> Iterator[Batch]:
+        for i, batch in enumerate(data):
+            label = np.array(Minibatch(batch).label(model.label_key))
+            row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
+            labels.append((label[row >= 0], row[row >= 0]))
+            yield batch
+
+    found = model.annotate(noted())
+    label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
+    held_out = label[np.argsort(row, kind="stable")] >= 0
+    if held_out.any():
+        scores, code = found["scores"][held_out], found["code"][held_out]
+        scale = scale_by_type(scores, code, len(model.classes))
+        found["score"] = least_conformity(found["scores"], found["code"], scale).numpy()
+        known = calibrated_on_all(found["score"][held_out])
+        p_value = novelty(found["score"][held_out], known, interpolate=True).numpy()
+        together = mean_together(p_value, found["embedding"][held_out])
+        model.note_known(scale, known.scores, np.sort(together))
+    else:
+        model.note_known()
+    return found
