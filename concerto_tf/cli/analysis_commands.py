@@ -24,7 +24,7 @@ def cluster(options: argparse.Namespace) -> Any:
         rep=options.rep,
         algorithm=options.algorithm,
         resolution=options.resolution,
-        k=options.k,
+        n_clusters=options.n_clusters,
         seed=options.seed,
         runs=options.runs,
         clusterings=None if options.clusterings is None else given.names(options.clusterings),

@@ -125,6 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
             "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
         )
 
+    def resolution(made: argparse.ArgumentParser) -> None:
+        real(made, "--resolution", "of Leiden; higher gives more clusters (0.6)", 0.6)
+
     def output(made: argparse.ArgumentParser, what: str) -> None:
         made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
 
@@ -142,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     workers(made)
     training(made)
     skipping(made)
-    made.add_argument("--resolution", type=float, default=0.6, help="of the Leiden clusters")
+    resolution(made)
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
@@ -186,8 +189,8 @@ def make_parser() -> argparse.ArgumentParser:
         default="leiden",
         help="leiden by default",
     )
-    made.add_argument("--resolution", type=float, default=0.6, help="of leiden")
-    whole(made, "--k", "number of clusters, but for leiden")
+    resolution(made)
+    whole(made, "--n-clusters", "number of clusters, but for leiden")
     whole(made, "--runs", "clusterings in a consensus (20)")
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")

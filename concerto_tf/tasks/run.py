@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections import Counter
@@ -17,11 +16,12 @@ import numpy as np
 
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument
 from concerto_tf.jobs import Job, Layout, identity_of_cells
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
+from concerto_tf.tasks.cluster import RESOLUTION, check_resolution, cluster, umap
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.io.result import write_result
 from concerto_tf.tasks.train import check_arguments, check_cells, train
@@ -50,7 +50,7 @@ def run(
     label_key: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
-    resolution: float = 0.6,
+    resolution: float = RESOLUTION,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -111,8 +111,7 @@ def run(
     with Job(out, asked, _LAYOUT) as job:
         # What is unsuitable shows before anything is written.
         check_arguments(**training)
-        if not 0 < resolution < math.inf:
-            raise InputError(f"resolution is {resolution}; it must be a positive number")
+        check_resolution(resolution)
         finished, trained = job.finished, job.kept
         with ExitStack() as stack:
             # `convert` tells if none of several has a modality.
@@ -217,7 +216,6 @@ def _finish(
     from anndata import AnnData
 
     from concerto_tf.metrics import agreement, embedding_scores
-    from concerto_tf.tasks.cluster import add_clusters, umap
 
     out, seed, label = job.out, asked["seed"], asked["label_key"]
     with _timed(job, "embed"):
@@ -232,7 +230,7 @@ def _finish(
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
-    add_clusters(adata, resolution=asked["resolution"], seed=seed)
+    cluster(adata, resolution=asked["resolution"], seed=seed)
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
