@@ -128,8 +128,13 @@ def make_parser() -> argparse.ArgumentParser:
     def resolution(made: argparse.ArgumentParser) -> None:
         real(made, "--resolution", "of Leiden; higher gives more clusters (0.6)", 0.6)
 
-    def output(made: argparse.ArgumentParser, what: str) -> None:
-        made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
+    def output(
+        made: argparse.ArgumentParser,
+        what: str,
+        text: str = "where to write",
+        required: bool = True,
+    ) -> None:
+        made.add_argument("-o", "--output", required=required, metavar=what, help=text)
 
     def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
         output(made, what)
@@ -180,9 +185,11 @@ def make_parser() -> argparse.ArgumentParser:
     model_and_input(made)
     about_cells(made, "OUT.h5ad", labels=None)
 
-    made = command("cluster", analysis_commands.cluster, "clusters of an embedding")
-    made.add_argument("input", help=".h5ad with an embedding")
-    output(made, "OUT.h5ad")
+    made = command(
+        "cluster", analysis_commands.cluster, "clusters of an embedding, or of a finished run anew"
+    )
+    made.add_argument("input", help=".h5ad with an embedding, or the folder of a finished run")
+    output(made, "OUT.h5ad", "where to write; by default into the folder of the run", False)
     made.add_argument(
         "--algorithm",
         choices=["leiden", "kmeans", "soft-kmeans", "consensus"],

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._files import atomic
+from concerto_tf._files import atomic, write_json
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
-from concerto_tf.tasks.io.result import check_target
+from concerto_tf.tasks.io.result import check_target, replace_columns
+from concerto_tf.tasks.io.run_folder import METRICS, RESULT, draw_maps, finished_run, is_run
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from concerto_tf.jobs import Job
 
 ALGORITHMS = ("leiden", "kmeans", "soft-kmeans", "consensus")
 # Resolution of Leiden where none is given.
@@ -59,8 +65,11 @@ def cluster(
     ``obs["concerto_cluster_agreement"]``.
 
     Args:
-        cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
-        out: The `.h5ad` to write; ``None`` writes nothing.
+        cells: An `.h5ad` with an embedding in obsm; an AnnData, which is changed in place; or the
+            folder of a finished `run`.
+        out: The `.h5ad` to write. Without it the clusters in the folder of a run are replaced: in
+            ``result.h5ad``, ``figures/umap_cluster.png`` and ``metrics.json``, nothing else. Of a
+            file and an AnnData nothing is written.
         rep: Key of the embedding in obsm, or ``X``.
         algorithm: ``leiden`` on the graph of 15 nearest neighbours (Euclidean), ``kmeans``,
             ``soft-kmeans`` (a network that starts from K-means, `SoftKMeans`) or ``consensus``.
@@ -74,8 +83,9 @@ def cluster(
         The AnnData.
 
     Raises:
-        InputError: The file or an argument is unsuitable: no such embedding or column, values that
-            are not finite, K-means without a number of clusters or with more than there are cells.
+        InputError: The cells or an argument are unsuitable: no finished run, no such embedding or
+            column, values that are not finite, K-means without a number of clusters or with more
+            than there are cells.
 
     Example:
         >>> import numpy as np
@@ -91,35 +101,82 @@ def cluster(
         check_target(out)
     check_resolution(resolution)
     _check_algorithm(algorithm, n_clusters, runs, clusterings)
-    adata = open_embedded(cells, backed=False)
-    name = cells if isinstance(cells, str | Path) else "AnnData"
-    agreement = None
-    if algorithm == "consensus":
-        from concerto_tf.metrics.consensus import consensus
+    with ExitStack() as stack:
+        run = stack.enter_context(finished_run(cells)) if is_run(cells) else None
+        if run is not None:
+            cells = run.out / RESULT
+            if out is None:
+                check_target(cells)
+        adata = open_embedded(cells, backed=False)
+        name = cells if isinstance(cells, str | Path) else "AnnData"
+        sure = None
+        if algorithm == "consensus":
+            from concerto_tf.metrics.consensus import consensus
 
-        if clusterings is None:
+            if clusterings is None:
+                z = embedding_of(name, adata, rep)
+                labels = _runs(adata, rep, z, resolution, n_clusters, seed, runs)
+            else:
+                labels = _columns(adata, clusterings)
+            found, sure = consensus(labels, n_clusters, seed)
+        else:
             z = embedding_of(name, adata, rep)
-            labels = _runs(adata, rep, z, resolution, n_clusters, seed, runs)
-        else:
-            labels = _columns(adata, clusterings)
-        found, agreement = consensus(labels, n_clusters, seed)
-    else:
-        z = embedding_of(name, adata, rep)
-        if algorithm == "leiden":
-            found = _leiden(adata, rep, z, [resolution], [seed])[0]
-        else:
-            found = _kmeans(z, n_clusters, seed)
-            if algorithm == "soft-kmeans":
-                found = _soft_kmeans(z, found, seed)
-    adata.obs[CLUSTER] = _by_size(found)
-    if agreement is not None:
-        adata.obs[AGREEMENT] = agreement
-    elif AGREEMENT in adata.obs:  # it is of other clusters
-        adata.obs = adata.obs.drop(columns=AGREEMENT)
-    if out is not None:
-        with atomic(out) as temporary:
-            adata.write_h5ad(temporary)
+            if algorithm == "leiden":
+                found = _leiden(adata, rep, z, [resolution], [seed])[0]
+            else:
+                found = _kmeans(z, n_clusters, seed)
+                if algorithm == "soft-kmeans":
+                    found = _soft_kmeans(z, found, seed)
+        _put(adata, _by_size(found), sure)
+        if out is not None:
+            with atomic(out) as temporary:
+                adata.write_h5ad(temporary)
+        elif run is not None:
+            _renew(run, adata)
     return adata
+
+
+def cluster_scores(clusters: pd.Series, labels: PerCell | None) -> dict[str, float]:
+    """What `metrics.json` says of the clusters of a run.
+
+    Args:
+        clusters: Cluster of each cell [n].
+        labels: Label of each cell [n]; those without one are left out. None: nothing to score by.
+
+    Returns:
+        Number of ``clusters``; with at least two labels also ``ari_clusters``, ``nmi_clusters``.
+    """
+    from concerto_tf.metrics import agreement
+
+    found: dict[str, float] = {}
+    if labels is not None:
+        codes = as_codes(labels, len(clusters), "labels", least=0)
+        has = codes >= 0
+        if codes.max() > 0:
+            scores = agreement(codes[has], clusters.to_numpy()[has])
+            found = {f"{key}_clusters": scores[key] for key in ("ari", "nmi")}
+    return {**found, "clusters": int(clusters.nunique())}
+
+
+def _put(adata: AnnData, clusters: pd.Categorical, sure: np.ndarray | None) -> None:
+    """Puts clusters into obs, and how sure each cell is; what is there of others goes."""
+    adata.obs[CLUSTER] = clusters
+    if sure is not None:
+        adata.obs[AGREEMENT] = sure
+    elif AGREEMENT in adata.obs:
+        adata.obs = adata.obs.drop(columns=AGREEMENT)
+
+
+def _renew(run: Job, adata: AnnData) -> None:
+    """Puts the clusters of `adata` into the result of a run, its figure and its scores."""
+    replace_columns(run.out / RESULT, {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)})
+    draw_maps(adata, [CLUSTER], run.out, titles={})
+    label = (run.asked or {}).get("label_key")
+    labels = None if label in (None, CLUSTER) else adata.obs.get(label)
+    scores = cluster_scores(adata.obs[CLUSTER], labels)
+    metrics = json.loads((run.out / METRICS).read_text("utf-8")) | scores
+    stale = {key for key in metrics if key.endswith("_clusters")} - set(scores)
+    write_json(run.out / METRICS, {key: metrics[key] for key in metrics if key not in stale})
 
 
 def check_resolution(resolution: float) -> None:
@@ -239,8 +296,6 @@ def _runs(
 
 def _columns(adata: AnnData, clusterings: Sequence[str]) -> np.ndarray:
     """Clusterings that are there already [n, runs]."""
-    from concerto_tf.metrics.checks import as_codes, complete
-
     if len(clusterings) < 2:
         raise InputError(
             f"a consensus of {len(clusterings)} clusterings; it needs at least 2", "clusterings"

@@ -101,6 +101,14 @@ def test_cluster_options(
     assert not out.exists()
 
 
+def test_nowhere_to_write_clusters(concerto, finished, tmp_path: Path) -> None:
+    """Only a run has a place of its own for them."""
+    result = finished[0] / "result.h5ad"
+    concerto("cluster", result, "--quiet").mendable("result.h5ad", "-o OUT.h5ad")
+    concerto("cluster", tmp_path, "--quiet").mendable(str(tmp_path), "holds no run", "`run`")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

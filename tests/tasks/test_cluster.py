@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks import cluster as module
 from concerto_tf.tasks.cluster import cluster, umap
+from concerto_tf.tasks.io.run_folder import finished_run
+from concerto_tf.tasks.run import run
 
 
 def cells(sizes: tuple[int, ...] = (60, 40, 20), apart: float = 20.0) -> AnnData:
@@ -44,7 +53,6 @@ def test_resolution_decides_how_many() -> None:
 
 def test_leiden_is_scanpys() -> None:
     import scanpy as sc
-    from sklearn.metrics import adjusted_rand_score
 
     adata = cells(apart=3.0)
     cluster(adata, resolution=1.0)
@@ -186,9 +194,9 @@ def test_consensus_of_columns_needs_no_embedding() -> None:
     truth = adata.obs["truth"].astype(int).to_numpy()
     del adata.obsm["X_concerto"]
     rng = np.random.default_rng(0)
-    for run in range(5):
-        adata.obs[f"run{run}"] = np.where(rng.random(120) < 0.2, rng.integers(0, 3, 120), truth)
-    names = [f"run{run}" for run in range(5)]
+    names = [f"run{i}" for i in range(5)]
+    for name in names:
+        adata.obs[name] = np.where(rng.random(120) < 0.2, rng.integers(0, 3, 120), truth)
     single = max((adata.obs[name] == truth).mean() for name in names)
     cluster(adata, algorithm="consensus", clusterings=names)
     agreed = (adata.obs["concerto_cluster"].astype(str) == adata.obs["truth"]).mean()
@@ -214,3 +222,110 @@ def test_unsuitable_consensus_is_refused() -> None:
         with pytest.raises(InputError, match=message):
             cluster(adata, **{"algorithm": "consensus", **options})
     assert "concerto_cluster" not in adata.obs
+
+
+ASKED: dict[str, Any] = {"label_key": "type", "genes": "all", "epochs": 1, "batch_size": 30}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cells.h5ad` and a finished run on it, `out`. Not to be changed."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 3, 120)
+    counts = rng.poisson(rng.gamma(0.5, 2.0, (3, 60))[kind]) + 1
+    names = np.array(["B", "NK", "T"], object)[kind]
+    names[:9] = None  # some cells have no label
+    adata = AnnData(
+        counts.astype("f4"), {"type": names, "plate": [f"P{i % 4}" for i in range(120)]}
+    )
+    adata.var_names = [f"G{i}" for i in range(60)]
+    adata.uns["study"] = {"year": 2024}
+    folder = tmp_path_factory.mktemp("run")
+    adata.write_h5ad(folder / "cells.h5ad")
+    run(folder / "cells.h5ad", folder / "out", **ASKED)
+    return folder
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change."""
+    return shutil.copytree(finished / "out", tmp_path / "out")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> None:
+    before, old = content(out), anndata.read_h5ad(out / "result.h5ad")
+    found = cluster(out, algorithm="kmeans", n_clusters=5)
+    after, new = content(out), anndata.read_h5ad(out / "result.h5ad")
+    changed = {"result.h5ad", "metrics.json", "figures/umap_cluster.png"}
+    assert {name for name in after if after[name] != before.get(name)} == changed
+    assert set(after) == set(before)
+
+    assert new.obs["concerto_cluster"].nunique() == 5
+    pd.testing.assert_frame_equal(new.obs, found.obs)
+    others = ["type", "plate"]
+    pd.testing.assert_frame_equal(new.obs[others], old.obs[others])
+    np.testing.assert_array_equal(new.X, old.X)
+    assert set(new.obsm) == set(old.obsm) and not new.obsp and set(new.uns) == {"study"}
+    np.testing.assert_array_equal(new.obsm["X_umap"], old.obsm["X_umap"])
+
+    was, metrics = (json.loads(one["metrics.json"]) for one in (before, after))
+    has = new.obs["type"].notna()
+    pair = new.obs["type"][has], new.obs["concerto_cluster"][has]
+    assert metrics == was | {
+        "clusters": 5,
+        "ari_clusters": adjusted_rand_score(*pair),
+        "nmi_clusters": normalized_mutual_info_score(*pair),
+    }
+    assert list(metrics) == list(was)
+
+    assert run(finished / "cells.h5ad", out, **ASKED) == metrics
+    assert {name: after[name] for name in changed} == {n: content(out)[n] for n in changed}
+
+
+def test_run_clustered_as_it_was_is_as_it_was(out: Path) -> None:
+    """What `run` and `cluster` say of clusters is the same, cells without a label included."""
+    before, old = content(out), anndata.read_h5ad(out / "result.h5ad")
+    cluster(out, algorithm="consensus", runs=3)
+    assert "concerto_cluster_agreement" in anndata.read_h5ad(out / "result.h5ad").obs
+    cluster(out)
+    after = content(out)
+    del before["result.h5ad"], after["result.h5ad"]  # HDF5 may lay out the same otherwise
+    assert after == before
+    pd.testing.assert_frame_equal(anndata.read_h5ad(out / "result.h5ad").obs, old.obs)
+
+
+def test_clusters_are_not_scored_by_labels_that_are_gone(out: Path) -> None:
+    adata = anndata.read_h5ad(out / "result.h5ad")
+    del adata.obs["type"]
+    adata.write_h5ad(out / "result.h5ad")
+    cluster(out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "ari_kmeans" in metrics and not {"ari_clusters", "nmi_clusters"} & set(metrics)
+
+
+def test_clusters_of_a_run_written_elsewhere(out: Path, tmp_path: Path) -> None:
+    before = content(out)
+    cluster(out, tmp_path / "other.h5ad", algorithm="kmeans", n_clusters=5)
+    assert anndata.read_h5ad(tmp_path / "other.h5ad").obs["concerto_cluster"].nunique() == 5
+    assert content(out) == before
+
+
+def test_no_finished_run_is_refused(out: Path, tmp_path: Path) -> None:
+    with finished_run(out), pytest.raises(InputError, match="another process is at work there"):
+        cluster(out)
+    with pytest.raises(InputError, match="number of clusters is 121"):
+        cluster(out, algorithm="kmeans", n_clusters=121)
+    (out / "metrics.json").unlink()
+    before = content(out)
+    with pytest.raises(InputError, match="out: the run there is not finished; call `run` again"):
+        cluster(out)
+    assert content(out) == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="mine: holds no run; give the folder of a finished `run`"):
+        cluster(tmp_path / "mine", tmp_path / "other.h5ad")
+    assert not (tmp_path / "other.h5ad").exists()
