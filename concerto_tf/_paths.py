@@ -70,6 +70,12 @@ def is_hdf5(path: str | Path) -> bool:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr store, by what zarr of either format puts there first."""
+    marks = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
+    return any((path / name).exists() for name in marks)
+
+
 def open_hdf5(path: str | Path) -> Any:
     """Opens an HDF5 file for reading, wherever it is."""
     import h5py

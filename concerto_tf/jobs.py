@@ -134,7 +134,7 @@ class Job:
             with suppress(OSError):  # of a process that was killed in its last moment
                 self.tidy()
         elif not self.finished and not self._fresh:
-            self._acquire()
+            self.acquire()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -153,7 +153,7 @@ class Job:
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self.acquire()
             for folder in ("", *self.layout.scratch):
                 if (self.out / folder).is_dir():
                     remove_temporaries(self.out / folder)
@@ -236,7 +236,7 @@ class Job:
         """Whether a process that was killed right at its start may have left this."""
         return entry.name in self.layout.scratch and entry.is_dir() and not _is_there(entry)
 
-    def _acquire(self) -> None:
+    def acquire(self) -> None:
         """Keeps other processes out until this one is through, or ends in whatever way.
 
         It is the folder that is locked, so that no file is left behind. Object stores and some

@@ -13,24 +13,31 @@ from concerto_tf._paths import as_path
 from concerto_tf.cli import given
 from concerto_tf.cli.output import say, table
 from concerto_tf.cli.progress import Reporter
+from concerto_tf.errors import InputError
 
 
 def cluster(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.cluster import cluster
+    from concerto_tf.tasks.io.run_folder import RESULT, is_run
 
+    output = options.output
+    if output is None:
+        if not is_run(options.input):
+            raise InputError(f"{options.input}: is no folder of a run; name a file to write", "out")
+        output = as_path(options.input) / RESULT
     adata = cluster(
         options.input,
         options.output,
         rep=options.rep,
         algorithm=options.algorithm,
         resolution=options.resolution,
-        k=options.k,
+        n_clusters=options.n_clusters,
         seed=options.seed,
         runs=options.runs,
         clusterings=None if options.clusterings is None else given.names(options.clusterings),
     )
     sizes = adata.obs["concerto_cluster"].value_counts()
-    found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(options.output)}
+    found = {"cells": adata.n_obs, "clusters": len(sizes), "output": str(output)}
     say(options, table(found))
     return found
 

@@ -125,8 +125,16 @@ def make_parser() -> argparse.ArgumentParser:
             "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
         )
 
-    def output(made: argparse.ArgumentParser, what: str) -> None:
-        made.add_argument("-o", "--output", required=True, metavar=what, help="where to write")
+    def resolution(made: argparse.ArgumentParser) -> None:
+        real(made, "--resolution", "of Leiden; higher gives more clusters (0.6)", 0.6)
+
+    def output(
+        made: argparse.ArgumentParser,
+        what: str,
+        text: str = "where to write",
+        required: bool = True,
+    ) -> None:
+        made.add_argument("-o", "--output", required=required, metavar=what, help=text)
 
     def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
         output(made, what)
@@ -142,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
     workers(made)
     training(made)
     skipping(made)
-    made.add_argument("--resolution", type=float, default=0.6, help="of the Leiden clusters")
+    resolution(made)
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
@@ -177,17 +185,19 @@ def make_parser() -> argparse.ArgumentParser:
     model_and_input(made)
     about_cells(made, "OUT.h5ad", labels=None)
 
-    made = command("cluster", analysis_commands.cluster, "clusters of an embedding")
-    made.add_argument("input", help=".h5ad with an embedding")
-    output(made, "OUT.h5ad")
+    made = command(
+        "cluster", analysis_commands.cluster, "clusters of an embedding, or of a finished run anew"
+    )
+    made.add_argument("input", help=".h5ad with an embedding, or the folder of a finished run")
+    output(made, "OUT.h5ad", "where to write; by default into the folder of the run", False)
     made.add_argument(
         "--algorithm",
         choices=["leiden", "kmeans", "soft-kmeans", "consensus"],
         default="leiden",
         help="leiden by default",
     )
-    made.add_argument("--resolution", type=float, default=0.6, help="of leiden")
-    whole(made, "--k", "number of clusters, but for leiden")
+    resolution(made)
+    whole(made, "--n-clusters", "number of clusters, but for leiden")
     whole(made, "--runs", "clusterings in a consensus (20)")
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
     made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")

@@ -57,21 +57,21 @@ def co_association(labels: np.ndarray, block: int = 1024) -> Iterator[tuple[slic
 
 
 def consensus(
-    labels: np.ndarray, k: int | None = None, seed: int = 0
+    labels: np.ndarray, n_clusters: int | None = None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """The clustering that agrees best with several.
 
-    Without ``k`` it has the largest sum of (co-association - 1/2) over the pairs of cells it puts
-    together, so that the fewest pairs are decided otherwise than in the clusterings. It is found by
-    moving groups of cells, from the best of the clusterings on, until no move helps. What is then
-    smaller than the smallest cluster of all clusterings joins those it lies with most.
+    Without ``n_clusters`` it has the largest sum of (co-association - 1/2) over the pairs of cells
+    it puts together, so that the fewest pairs are decided otherwise than in the clusterings. It is
+    found by moving groups of cells, from the best of the clusterings on, until no move helps. What
+    is then smaller than the smallest cluster of all clusterings joins those it lies with most.
 
-    With ``k`` it is K-means on the co-association: the squared distance of two cells is the share
-    of the clusterings that tell them apart.
+    With ``n_clusters`` it is K-means on the co-association: the squared distance of two cells is
+    the share of the clusterings that tell them apart.
 
     Args:
         labels: [n, runs] clusters of n cells in several clusterings, names or codes.
-        k: number of clusters; None leaves it to the clusterings.
+        n_clusters: number of clusters; None leaves it to the clusterings.
         seed: of the order of moves, and of K-means.
 
     Returns:
@@ -79,7 +79,8 @@ def consensus(
         cells of its cluster, itself among them.
 
     Raises:
-        InputError: no cells or clusterings, a missing cluster, or fewer different cells than k.
+        InputError: no cells or clusterings, a missing cluster, or more clusters than different
+            cells.
 
     Example:
         >>> import numpy as np
@@ -94,7 +95,7 @@ def consensus(
         Wu et al., IEEE TKDE 27:155 (2015) for K-means.
     """
     groups = _group(_codes(labels))
-    found = _majority(groups, seed) if k is None else _kmeans(groups, k, seed)
+    found = _majority(groups, seed) if n_clusters is None else _kmeans(groups, n_clusters, seed)
     _, found = np.unique(found, return_inverse=True)
     counts, sizes = groups.inside(found)
     sure = groups.member.multiply(counts[:, found].T).sum(1).A1 / (groups.runs * sizes[found])
@@ -205,22 +206,27 @@ def _without_crumbs(groups: _Groups, found: np.ndarray) -> np.ndarray:
         found[own] = together.argmax(axis=1)
 
 
-def _kmeans(groups: _Groups, k: int, seed: int) -> np.ndarray:
+def _kmeans(groups: _Groups, n_clusters: int, seed: int) -> np.ndarray:
     """K-means of the groups, weighted by their cells."""
     from sklearn.cluster import KMeans
 
-    if int(k) != k or not 1 <= k <= len(groups.of_cell):
+    n = len(groups.of_cell)
+    if int(n_clusters) != n_clusters or not 1 <= n_clusters <= n:
         raise InputError(
-            f"k is {k!r}: it must be a whole number from 1 to the {len(groups.of_cell)} cells."
+            f"the number of clusters is {n_clusters!r}; it must be a whole number from 1 to the "
+            f"{n} cells",
+            "n_clusters",
         )
-    if k > len(groups.size):
+    if n_clusters > len(groups.size):
         raise InputError(
-            f"k is {k}, but the clusterings tell only {len(groups.size)} groups of cells apart: "
-            "lower k."
+            f"the number of clusters is {n_clusters}, but the clusterings tell only "
+            f"{len(groups.size)} groups of cells apart; lower it",
+            "n_clusters",
         )
     # Rows of two cells differ in two places per clustering that tells them apart.
     x = groups.member / np.sqrt(2 * groups.runs)
-    return KMeans(int(k), n_init=10, random_state=seed).fit_predict(x, sample_weight=groups.size)
+    kmeans = KMeans(int(n_clusters), n_init=10, random_state=seed)
+    return kmeans.fit_predict(x, sample_weight=groups.size)
 
 
 def _codes(labels: PerCell) -> np.ndarray:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._files import atomic
-from concerto_tf.errors import InputError
-from concerto_tf.metrics.checks import as_embedding
+from concerto_tf._files import atomic, write_json
+from concerto_tf.errors import Argument, InputError
+from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
-from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
-from concerto_tf.tasks.io.result import check_target
+from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
+from concerto_tf.tasks.io.result import check_target, replace_columns
+from concerto_tf.tasks.io.run_folder import METRICS, RESULT, draw_maps, finished_run, is_run
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from concerto_tf.jobs import Job
+
 ALGORITHMS = ("leiden", "kmeans", "soft-kmeans", "consensus")
+# Resolution of Leiden where none is given.
+RESOLUTION = 0.6
 # Clusterings that a consensus is made of.
 RUNS = 20
 # Cells per step, and steps, of the soft K-means network.
 SOFT_CELLS, SOFT_STEPS = 256, 300
-# Column of `obs` that is written.
-CLUSTER = "concerto_cluster"
+# Columns of `obs` that are written: the clusters, and of a consensus how sure each cell is.
+CLUSTER, AGREEMENT = "concerto_cluster", "concerto_cluster_agreement"
 # Key of the neighbour graph in `uns`, and prefix of its matrices in `obsp`.
 GRAPH_KEY = "concerto_neighbors"
 # Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
@@ -40,24 +49,32 @@ def cluster(
     *,
     rep: str = "X_concerto",
     algorithm: str = "leiden",
-    resolution: float = 0.6,
-    k: int | None = None,
+    resolution: float = RESOLUTION,
+    n_clusters: int | None = None,
     seed: int = 0,
     runs: int | None = None,
     clusterings: Sequence[str] | None = None,
 ) -> AnnData:
     """Clusters cells by their embedding, into ``obs["concerto_cluster"]``.
 
-    A consensus is the clustering that agrees best with many; how sure each cell is goes to
+    Clusters are a category, named "0", "1", ... from the largest to the smallest.
+
+    A consensus agrees best with many clusterings: Leiden from half to twice the resolution, with
+    ``n_clusters`` as many of K-means; or any columns of obs (`concerto_tf.metrics.consensus`). How
+    sure each cell is, its mean co-association with its cluster, goes to
     ``obs["concerto_cluster_agreement"]``.
 
     Args:
-        cells: An `.h5ad` with an embedding in obsm, or an AnnData, which is changed in place.
-        out: The `.h5ad` to write; ``None`` writes nothing.
-        rep: Key of the embedding in obsm.
-        algorithm: ``leiden``, ``kmeans``, ``soft-kmeans`` or ``consensus``.
+        cells: An `.h5ad` with an embedding in obsm; an AnnData, which is changed in place; or the
+            folder of a finished `run`.
+        out: The `.h5ad` to write. Without it the clusters in the folder of a run are replaced: in
+            ``result.h5ad``, ``figures/umap_cluster.png`` and ``metrics.json``, nothing else. Of a
+            file and an AnnData nothing is written.
+        rep: Key of the embedding in obsm, or ``X``.
+        algorithm: ``leiden`` on the graph of 15 nearest neighbours (Euclidean), ``kmeans``,
+            ``soft-kmeans`` (a network that starts from K-means, `SoftKMeans`) or ``consensus``.
         resolution: Resolution of Leiden; higher gives more clusters.
-        k: Number of clusters; a consensus without it finds its own number.
+        n_clusters: Number of clusters, but for Leiden; a consensus without it finds its own.
         seed: Seed of the algorithm.
         runs: Clusterings that a consensus is made of; by default 20.
         clusterings: Columns of obs to make the consensus of instead; no embedding is needed then.
@@ -66,88 +83,108 @@ def cluster(
         The AnnData.
 
     Raises:
-        InputError: The file or an argument is unsuitable.
-    """
-    if out is not None:
-        check_target(out)
-    adata = open_embedded(cells, backed=False)
-    if clusterings is None:
-        check_embedding(cells if isinstance(cells, str | Path) else "AnnData", adata, rep)
-    add_clusters(adata, rep, algorithm, resolution, k, seed, runs=runs, clusterings=clusterings)
-    if out is not None:
-        with atomic(out) as temporary:
-            adata.write_h5ad(temporary)
-    return adata
-
-
-def add_clusters(
-    adata: AnnData,
-    rep: str = "X_concerto",
-    algorithm: str = "leiden",
-    resolution: float = 0.6,
-    k: int | None = None,
-    seed: int = 0,
-    runs: int | None = None,
-    clusterings: Sequence[str] | None = None,
-) -> None:
-    """Clusters cells by their embedding, into a category of `adata.obs`.
-
-    Clusters are named "0", "1", ... from the largest to the smallest.
-
-    A consensus agrees best with many clusterings: Leiden from half to twice the resolution, with
-    `k` as many of K-means; or any columns of `adata.obs` (`concerto_tf.metrics.consensus`). The
-    mean co-association of a cell with its cluster goes to `concerto_cluster_agreement`.
-
-    Args:
-        adata: Cells; changed in place.
-        rep: Key of the embedding in `adata.obsm`, or "X".
-        algorithm: "leiden" on the graph of 15 nearest neighbours (Euclidean), "kmeans",
-            "soft-kmeans" (a network that starts from K-means, `SoftKMeans`) or "consensus".
-        resolution, k, seed, runs, clusterings: As in `concerto_tf.cluster`.
-
-    Raises:
-        InputError: No such embedding, it is not finite, an unknown algorithm, K-means without k or
-            with more clusters than cells, no such column.
+        InputError: The cells or an argument are unsuitable: no finished run, no such embedding or
+            column, values that are not finite, K-means without a number of clusters or with more
+            than there are cells.
 
     Example:
         >>> import numpy as np
         >>> from anndata import AnnData
-        >>> from concerto_tf.tasks.cluster import add_clusters
+        >>> from concerto_tf import cluster
         >>> adata = AnnData(np.zeros((40, 1), "float32"))
         >>> adata.obsm["X_concerto"] = np.repeat([[0.0, 0.0], [9.0, 9.0]], [30, 10], axis=0)
-        >>> add_clusters(adata, algorithm="kmeans", k=2)
+        >>> adata = cluster(adata, algorithm="kmeans", n_clusters=2)
         >>> adata.obs["concerto_cluster"].value_counts().to_dict()
         {'0': 30, '1': 10}
     """
-    if algorithm not in ALGORITHMS:
-        raise InputError(f"unknown algorithm {algorithm!r}: use one of {', '.join(ALGORITHMS)}.")
-    if algorithm == "leiden" and k is not None:
-        raise InputError(
-            "k is for kmeans, soft-kmeans and consensus: use algorithm 'kmeans', or resolution "
-            "with leiden."
-        )
-    if algorithm != "consensus" and (runs is not None or clusterings is not None):
-        raise InputError("runs and clusterings are for consensus: use algorithm 'consensus'.")
-    if not (np.isfinite(resolution) and resolution > 0):
-        raise InputError(f"resolution is {resolution!r}: it must be a positive number.")
-    if algorithm == "consensus":
-        from concerto_tf.metrics.consensus import consensus
+    if out is not None:
+        check_target(out)
+    check_resolution(resolution)
+    _check_algorithm(algorithm, n_clusters, runs, clusterings)
+    with ExitStack() as stack:
+        run = stack.enter_context(finished_run(cells)) if is_run(cells) else None
+        if run is not None:
+            cells = run.out / RESULT
+            if out is None:
+                check_target(cells)
+        adata = open_embedded(cells, backed=False)
+        name = cells if isinstance(cells, str | Path) else "AnnData"
+        sure = None
+        if algorithm == "consensus":
+            from concerto_tf.metrics.consensus import consensus
 
-        labels = (
-            _runs(adata, rep, resolution, k, seed, runs)
-            if clusterings is None
-            else _columns(adata, clusterings, runs)
+            if clusterings is None:
+                z = embedding_of(name, adata, rep)
+                labels = _runs(adata, rep, z, resolution, n_clusters, seed, runs)
+            else:
+                labels = _columns(adata, clusterings)
+            found, sure = consensus(labels, n_clusters, seed)
+        else:
+            z = embedding_of(name, adata, rep)
+            if algorithm == "leiden":
+                found = _leiden(adata, rep, z, [resolution], [seed])[0]
+            else:
+                found = _kmeans(z, n_clusters, seed)
+                if algorithm == "soft-kmeans":
+                    found = _soft_kmeans(z, found, seed)
+        _put(adata, _by_size(found), sure)
+        if out is not None:
+            with atomic(out) as temporary:
+                adata.write_h5ad(temporary)
+        elif run is not None:
+            _renew(run, adata)
+    return adata
+
+
+def cluster_scores(clusters: pd.Series, labels: PerCell | None) -> dict[str, float]:
+    """What `metrics.json` says of the clusters of a run.
+
+    Args:
+        clusters: Cluster of each cell [n].
+        labels: Label of each cell [n]; those without one are left out. None: nothing to score by.
+
+    Returns:
+        Number of ``clusters``; with at least two labels also ``ari_clusters``, ``nmi_clusters``.
+    """
+    from concerto_tf.metrics import agreement
+
+    found: dict[str, float] = {}
+    if labels is not None:
+        codes = as_codes(labels, len(clusters), "labels", least=0)
+        has = codes >= 0
+        if codes.max() > 0:
+            scores = agreement(codes[has], clusters.to_numpy()[has])
+            found = {f"{key}_clusters": scores[key] for key in ("ari", "nmi")}
+    return {**found, "clusters": int(clusters.nunique())}
+
+
+def _put(adata: AnnData, clusters: pd.Categorical, sure: np.ndarray | None) -> None:
+    """Puts clusters into obs, and how sure each cell is; what is there of others goes."""
+    adata.obs[CLUSTER] = clusters
+    if sure is not None:
+        adata.obs[AGREEMENT] = sure
+    elif AGREEMENT in adata.obs:
+        adata.obs = adata.obs.drop(columns=AGREEMENT)
+
+
+def _renew(run: Job, adata: AnnData) -> None:
+    """Puts the clusters of `adata` into the result of a run, its figure and its scores."""
+    replace_columns(run.out / RESULT, {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)})
+    draw_maps(adata, [CLUSTER], run.out, titles={})
+    label = (run.asked or {}).get("label_key")
+    labels = None if label in (None, CLUSTER) else adata.obs.get(label)
+    scores = cluster_scores(adata.obs[CLUSTER], labels)
+    metrics = json.loads((run.out / METRICS).read_text("utf-8")) | scores
+    stale = {key for key in metrics if key.endswith("_clusters")} - set(scores)
+    write_json(run.out / METRICS, {key: metrics[key] for key in metrics if key not in stale})
+
+
+def check_resolution(resolution: float) -> None:
+    """Raises InputError if Leiden cannot take a resolution."""
+    if not (isinstance(resolution, Real) and 0 < resolution < math.inf):
+        raise InputError(
+            f"resolution is {resolution!r}; it must be a positive number", "resolution"
         )
-        found, sure = consensus(labels, k, seed)
-        adata.obs[f"{CLUSTER}_agreement"] = sure
-    elif algorithm == "leiden":
-        found = _leiden(adata, rep, embedding_of(adata, rep), [resolution], [seed])[0]
-    else:
-        z = embedding_of(adata, rep)
-        found = _kmeans(z, k, seed)
-        if algorithm == "soft-kmeans":
-            found = _soft_kmeans(z, found, seed)
-    adata.obs[CLUSTER] = _by_size(found)
 
 
 def umap(adata: AnnData, seed: int = 0) -> None:
@@ -167,7 +204,7 @@ def umap(adata: AnnData, seed: int = 0) -> None:
         McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
     """
     rep = "X_concerto"
-    z = embedding_of(adata, rep)
+    z = embedding_of("AnnData", adata, rep)
     if len(z) < 3:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
         return
@@ -176,17 +213,6 @@ def umap(adata: AnnData, seed: int = 0) -> None:
     graph = neighbour_graph(adata, rep, z, seed)
     sc.tl.umap(graph, random_state=seed, init_pos="random" if len(z) < FEW_CELLS else "spectral")
     adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
-
-
-def embedding_of(adata: AnnData, rep: str) -> np.ndarray:
-    """The embedding `rep` as float32 [n, d]."""
-    if rep == "X":
-        x = adata.X
-        return as_embedding(x.toarray() if hasattr(x, "toarray") else x)
-    if rep not in adata.obsm:
-        known = ", ".join(adata.obsm) or "none"
-        raise InputError(f"no embedding {rep!r} in obsm (there: {known}): name one of these.")
-    return as_embedding(np.asarray(adata.obsm[rep]))
 
 
 def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
@@ -222,34 +248,64 @@ def _leiden(
     return [leiden(graph, *options) for options in zip(resolutions, seeds, strict=True)]
 
 
+def _check_algorithm(
+    algorithm: str, n_clusters: int | None, runs: int | None, clusterings: Sequence[str] | None
+) -> None:
+    """Raises InputError for an unknown algorithm, or what it has no use for."""
+    if algorithm not in ALGORITHMS:
+        raise InputError(
+            f"no algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}", "algorithm"
+        )
+    if algorithm == "leiden" and n_clusters is not None:
+        raise InputError(
+            "leiden takes a resolution and no number of clusters; choose kmeans, soft-kmeans or "
+            "consensus for that",
+            "algorithm",
+        )
+    if algorithm in ("kmeans", "soft-kmeans") and n_clusters is None:
+        raise InputError(f"{algorithm} needs the number of clusters; give it", "n_clusters")
+    if algorithm != "consensus" and (runs is not None or clusterings is not None):
+        raise InputError(
+            "runs and clusterings are for a consensus; choose that",
+            Argument("algorithm", "consensus"),
+        )
+    if runs is not None and clusterings is not None:
+        raise InputError("runs are made where no clusterings are given; leave one of them out")
+    if runs is not None and (int(runs) != runs or runs < 2):
+        raise InputError(f"runs is {runs!r}; a consensus needs at least 2 clusterings", "runs")
+
+
 def _runs(
-    adata: AnnData, rep: str, resolution: float, k: int | None, seed: int, runs: int | None
+    adata: AnnData,
+    rep: str,
+    z: np.ndarray,
+    resolution: float,
+    n_clusters: int | None,
+    seed: int,
+    runs: int | None,
 ) -> np.ndarray:
     """Different clusterings of the cells [n, runs]."""
-    runs = RUNS if runs is None else runs
-    if int(runs) != runs or runs < 2:
-        raise InputError(f"runs is {runs!r}: a consensus needs at least 2 clusterings.")
-    z = embedding_of(adata, rep)
-    of_kmeans = 0 if k is None else int(runs) // 2
-    found = [_kmeans(z, k, (seed + i) % 2**32, starts=1) for i in range(of_kmeans)]
-    resolutions = resolution * np.geomspace(0.5, 2.0, int(runs) - of_kmeans)
+    runs = RUNS if runs is None else int(runs)
+    of_kmeans = 0 if n_clusters is None else runs // 2
+    found = [_kmeans(z, n_clusters, (seed + i) % 2**32, starts=1) for i in range(of_kmeans)]
+    resolutions = resolution * np.geomspace(0.5, 2.0, runs - of_kmeans)
     seeds = [(seed + i) % 2**32 for i in range(len(resolutions))]
     found += _leiden(adata, rep, z, resolutions, seeds)
     return np.stack(found, axis=1)
 
 
-def _columns(adata: AnnData, clusterings: Sequence[str], runs: int | None) -> np.ndarray:
+def _columns(adata: AnnData, clusterings: Sequence[str]) -> np.ndarray:
     """Clusterings that are there already [n, runs]."""
-    from concerto_tf.metrics.checks import as_codes, complete
-
-    if runs is not None:
-        raise InputError("runs are made where no clusterings are given: leave one of them out.")
     if len(clusterings) < 2:
-        raise InputError(f"a consensus of {len(clusterings)} clusterings: it needs at least 2.")
+        raise InputError(
+            f"a consensus of {len(clusterings)} clusterings; it needs at least 2", "clusterings"
+        )
     for name in clusterings:
         if name not in adata.obs:
             known = ", ".join(map(str, adata.obs)) or "none"
-            raise InputError(f"no column {name!r} in obs (there: {known}): name some of these.")
+            raise InputError(
+                f"no column {name!r} in obs (there: {known}); name some of these", "clusterings"
+            )
     return np.stack(
         [
             complete(as_codes(adata.obs[name], adata.n_obs, what), what)
@@ -277,23 +333,27 @@ def _soft_kmeans(z: np.ndarray, start: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate([model(part).numpy().argmax(axis=1) for part in whole])
 
 
-def _kmeans(z: np.ndarray, k: int | None, seed: int, starts: int = 10) -> np.ndarray:
+def _kmeans(z: np.ndarray, n_clusters: int | None, seed: int, starts: int = 10) -> np.ndarray:
     """K-means clusters as codes [n]."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    if k is None:
-        raise InputError("kmeans needs the number of clusters: give k.")
-    if int(k) != k or not 1 <= k <= len(z):
-        raise InputError(f"k is {k!r}: it must be a whole number from 1 to the {len(z)} cells.")
+    if n_clusters is None or int(n_clusters) != n_clusters or not 1 <= n_clusters <= len(z):
+        raise InputError(
+            f"the number of clusters is {n_clusters!r}; it must be a whole number from 1 to the "
+            f"{len(z)} cells",
+            "n_clusters",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            return KMeans(int(k), n_init=starts, random_state=seed).fit_predict(z)
+            return KMeans(int(n_clusters), n_init=starts, random_state=seed).fit_predict(z)
         except ConvergenceWarning:
             different = len(np.unique(z, axis=0))
             raise InputError(
-                f"k is {k}, but the embedding has only {different} different points: lower k."
+                f"the number of clusters is {n_clusters}, but the embedding has only {different} "
+                "different points; lower it",
+                "n_clusters",
             ) from None
 
 

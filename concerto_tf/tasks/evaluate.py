@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.cluster import embedding_of
-from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
+from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +42,7 @@ def evaluate(
     adata = open_embedded(cells, backed=True)
     name = cells if isinstance(cells, str | Path) else "AnnData"
     try:
-        check_embedding(name, adata, rep)
+        z = embedding_of(name, adata, rep)
         for key in (label_key, source_key):
             if key is not None and key not in adata.obs:
                 known = ", ".join(map(str, adata.obs)) or "none"
@@ -51,7 +50,7 @@ def evaluate(
                     f"{name}: no column {key!r} in obs (there: {known}); name one of these"
                 )
         scores = embedding_scores(
-            embedding_of(adata, rep),
+            z,
             None if label_key is None else adata.obs[label_key].to_numpy(),
             None if source_key is None else adata.obs[source_key].to_numpy(),
             seed=seed,

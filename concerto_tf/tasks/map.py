@@ -283,11 +283,10 @@ def _groups(
     if groupby == "leiden":
         from anndata import AnnData
 
-        from concerto_tf.tasks.cluster import add_clusters
+        from concerto_tf.tasks.cluster import CLUSTER, cluster
 
-        adata = AnnData(obsm={KEY: z})
-        add_clusters(adata, seed=seed)
-        return adata.obs["concerto_cluster"].astype(str).to_numpy(object)
+        adata = cluster(AnnData(obsm={KEY: z}), seed=seed)
+        return adata.obs[CLUSTER].astype(str).to_numpy(object)
     if is_records(query):
         if f"label/{groupby}" not in known:
             held = [name.removeprefix("label/") for name in known if name.startswith("label/")]

@@ -11,8 +11,8 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.observations import choices
-from concerto_tf.tasks.cluster import add_clusters, embedding_of, neighbour_graph
-from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
+from concerto_tf.tasks.cluster import CLUSTER, cluster, neighbour_graph
+from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.result import check_target
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 KEY = "concerto_pseudotime"
-CLUSTERS = "concerto_cluster"
 # Diffusion components, and how many of them distances are measured in: scanpy's own.
 _COMPONENTS, _MEASURED = 15, 10
 # Cells connected to the root below which there is no diffusion to speak of.
@@ -79,8 +78,7 @@ def pseudotime(
         check_target(out)
     adata = open_embedded(cells, backed=False)
     name = cells if isinstance(cells, str | Path) else "AnnData"
-    check_embedding(name, adata, rep)
-    z = embedding_of(adata, rep)
+    z = embedding_of(name, adata, rep)
     if len(z) < _FEWEST_CELLS:
         raise InputError(f"{name}: {len(z)} cells are too few to be ordered; give more")
     key = _groups(name, adata, rep, groupby, seed)
@@ -122,9 +120,9 @@ def pseudotime(
 def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, seed: int) -> str:
     """The column with the groups; clusters are made where none is named or there."""
     if groupby is None:
-        if CLUSTERS not in adata.obs:
-            add_clusters(adata, rep, seed=seed)
-        return CLUSTERS
+        if CLUSTER not in adata.obs:
+            cluster(adata, rep=rep, seed=seed)
+        return CLUSTER
     if groupby not in adata.obs:
         known = choices(groupby, list(map(str, adata.obs)))
         raise InputError(f"{name}: no column {groupby!r} in obs; {known}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections import Counter
@@ -17,13 +16,22 @@ import numpy as np
 
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
-from concerto_tf.errors import Argument, InputError
-from concerto_tf.jobs import Job, Layout, identity_of_cells
+from concerto_tf.errors import Argument
+from concerto_tf.jobs import Job, identity_of_cells
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
+from concerto_tf.tasks.cluster import (
+    CLUSTER,
+    RESOLUTION,
+    check_resolution,
+    cluster,
+    cluster_scores,
+    umap,
+)
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.io.result import write_result
+from concerto_tf.tasks.io.run_folder import FIGURES, LAYOUT, METRICS, RESULT, draw_maps
 from concerto_tf.tasks.train import check_arguments, check_cells, train
 
 if TYPE_CHECKING:
@@ -32,13 +40,6 @@ if TYPE_CHECKING:
     from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
-_LAYOUT = Layout(
-    "run",
-    begun="run.json",
-    finished="run.json",
-    results=("metrics.json", "result.h5ad"),
-    keep="model",  # what led to a training that has begun can no longer be changed
-)
 StageProgress = Callable[[str, int, int], None]
 
 
@@ -50,7 +51,7 @@ def run(
     label_key: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
-    resolution: float = 0.6,
+    resolution: float = RESOLUTION,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -108,11 +109,10 @@ def run(
     def reporter(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(stage, done, total)
 
-    with Job(out, asked, _LAYOUT) as job:
+    with Job(out, asked, LAYOUT) as job:
         # What is unsuitable shows before anything is written.
         check_arguments(**training)
-        if not 0 < resolution < math.inf:
-            raise InputError(f"resolution is {resolution}; it must be a positive number")
+        check_resolution(resolution)
         finished, trained = job.finished, job.kept
         with ExitStack() as stack:
             # `convert` tells if none of several has a modality.
@@ -159,7 +159,7 @@ def run(
                     **training,
                 )
             _finish(job, asked, inputs, records, model, reporter("embed"))
-    return json.loads((out / "metrics.json").read_text("utf-8"))
+    return json.loads((out / METRICS).read_text("utf-8"))
 
 
 @contextmanager
@@ -216,8 +216,8 @@ def _finish(
     """Everything after training."""
     from anndata import AnnData
 
-    from concerto_tf.metrics import agreement, embedding_scores
-    from concerto_tf.tasks.cluster import add_clusters, umap
+    from concerto_tf.metrics import embedding_scores
+    from concerto_tf.pl.figures import training_curve
 
     out, seed, label = job.out, asked["seed"], asked["label_key"]
     with _timed(job, "embed"):
@@ -232,7 +232,7 @@ def _finish(
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
-    add_clusters(adata, resolution=asked["resolution"], seed=seed)
+    cluster(adata, resolution=asked["resolution"], seed=seed)
     umap(adata, seed=seed)
     labels = colors.get("label")
     scores: dict[str, float] = {}
@@ -244,47 +244,32 @@ def _finish(
         labels = None
     if labels is not None or "source" in colors:
         scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
-    if labels is not None:  # the scores so far are of other clusterings than this
-        found = agreement(labels[has].astype(str), adata.obs["concerto_cluster"].to_numpy()[has])
-        scores |= {f"{key}_clusters": found[key] for key in ("ari", "nmi")}
-    titles = {"label": label, "concerto_cluster": "cluster"}
-    _draw(adata, {name: titles.get(name, name) for name in [*colors, "concerto_cluster"]}, out)
-    _log.info("writing %s", out / "result.h5ad")
+    draw_maps(adata, [*colors, CLUSTER], out, titles={"label": label})
+    training_curve(out / "model" / "training.csv", out / FIGURES / "training.png")
+    _log.info("writing %s", out / RESULT)
     write_result(
         inputs,
-        out / "result.h5ad",
+        out / RESULT,
         layer=asked["layer"],
         names=known["cell"],
         rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
-        obs={"concerto_cluster": adata.obs["concerto_cluster"]},
+        obs={CLUSTER: adata.obs[CLUSTER]},
     )
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
     write_json(
-        out / "metrics.json",
+        out / METRICS,
         {
             "cells": records.n_cells,
             "genes": records.n_genes,
             **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
             **{key: float(value) for key, value in scores.items()},
-            "clusters": int(adata.obs["concerto_cluster"].nunique()),
+            **cluster_scores(adata.obs[CLUSTER], labels),
             **seconds,
             "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
             **_peak_memory(),
         },
     )
-
-
-def _draw(adata: AnnData, colors: Mapping[str, str | None], out: Path) -> None:
-    """Draws a map for each column, under its title, and the training."""
-    from concerto_tf.pl.figures import training_curve, umap_figure
-
-    figures = out / "figures"
-    figures.mkdir(exist_ok=True)
-    for color, title in colors.items():
-        path = figures / f"umap_{color.removeprefix('concerto_')}.png"
-        umap_figure(adata, color, path, title=title)
-    training_curve(out / "model" / "training.csv", figures / "training.png")
 
 
 def _training_rate(log: Path) -> float:

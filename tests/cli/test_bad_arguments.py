@@ -25,7 +25,7 @@ import pytest
         (["convert", "a.h5ad", "-o", "x", "--modality", "protein"], ["NAME=PLACE", "protein"]),
         (["convert", "a.h5ad", "-o", "x", "--compression", "zip"], ["zip", "gzip"]),
         (["cluster", "a.h5ad", "-o", "x.h5ad", "--algorithm", "louvain"], ["louvain", "kmeans"]),
-        (["cluster", "a.h5ad", "-o", "x.h5ad", "--k", "few"], ["--k", "few"]),
+        (["cluster", "a.h5ad", "-o", "x.h5ad", "--n-clusters", "few"], ["--n-clusters", "few"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
@@ -83,10 +83,11 @@ def test_resolution(resolution: str, concerto, cells_file: Path, finished, tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--algorithm", "kmeans"], ["number of clusters", "k"]),
-        (["--algorithm", "kmeans", "--k", "0"], ["k is 0", "60 cells"]),
-        (["--algorithm", "kmeans", "--k", "61"], ["k is 61", "60 cells"]),
-        (["--k", "3"], ["kmeans", "leiden"]),
+        (["--algorithm", "kmeans"], ["number of clusters", "--n-clusters N"]),
+        (["--algorithm", "kmeans", "--n-clusters", "0"], ["clusters is 0", "60 cells"]),
+        (["--algorithm", "kmeans", "--n-clusters", "61"], ["clusters is 61", "--n-clusters N"]),
+        (["--n-clusters", "3"], ["leiden", "--algorithm leiden|kmeans"]),
+        (["--runs", "3"], ["consensus", "--algorithm consensus"]),
         (["--rep", "X_other"], ["X_other", "X_concerto, X_spatial, X_umap", "--rep"]),
     ],
     ids=" ".join,
@@ -98,6 +99,14 @@ def test_cluster_options(
     result = finished[0] / "result.h5ad"
     concerto("cluster", result, "-o", out, *options, "--quiet").mendable(*words)
     assert not out.exists()
+
+
+def test_nowhere_to_write_clusters(concerto, finished, tmp_path: Path) -> None:
+    """Only a run has a place of its own for them."""
+    result = finished[0] / "result.h5ad"
+    concerto("cluster", result, "--quiet").mendable("result.h5ad", "-o OUT.h5ad")
+    concerto("cluster", tmp_path, "--quiet").mendable(str(tmp_path), "holds no run", "`run`")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ OPTIONS = {
     "inspect": ["--verify"],
     "train": ["--output", "--from", "--modality", *TRAINING],
     "embed": ["--output", "--source-key", "--modality", "--orthologs"],
-    "cluster": ["--output", "--algorithm", "--resolution", "--k", "--rep"],
+    "cluster": ["--output", "--algorithm", "--resolution", "--n-clusters", "--rep"],
     "evaluate": ["--label-key", "--source-key", "--rep"],
     "finetune": ["--label-key", "--output", "--target", "--end-to-end", "--epochs"],
     "annotate": ["--output", "--alpha", "--source-key", "--modality"],
@@ -243,7 +243,8 @@ def test_records_are_embedded_clustered_and_scored(finished, concerto, tmp_path:
     assert concerto("embed", run / "model", run / "records", "-o", out, "--quiet").code == 0
     found = anndata.read_h5ad(out)
     assert {"source", "cell_type"} <= set(found.obs)
-    answer = concerto("cluster", out, "-o", grouped, "--algorithm", "kmeans", "--k", 3, "--json")
+    kmeans = ["--algorithm", "kmeans", "--n-clusters", 3]
+    answer = concerto("cluster", out, "-o", grouped, *kmeans, "--json")
     assert answer.last == {"cells": 60, "clusters": 3, "output": str(grouped)}
     assert anndata.read_h5ad(grouped).obs["concerto_cluster"].nunique() == 3
     answer = concerto("evaluate", grouped, "--label-key", "cell_type", "--json")

@@ -186,3 +186,16 @@ def test_only_what_is_missing_is_done_again(cells_file: Path, concerto, finished
     assert stored(out, "obsm/X_concerto") == stored(finished[0], "obsm/X_concerto")
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["ari_leiden"] == finished[1].last["ari_leiden"]
+
+
+def test_run_keeps_the_clusters_that_it_was_given_since(
+    finished, concerto, cells_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], run := tmp_path / "run")
+    answer = concerto("cluster", run, "--algorithm", "kmeans", "--n-clusters", 5, "--json")
+    assert answer.last == {"cells": 60, "clusters": 5, "output": str(run / "result.h5ad")}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    keys = ["--label-key", "cell_type", "--source-key", "batch"]
+    again = concerto("run", cells_file, "-o", run, *keys, "--epochs", 1, "--json")
+    assert again.code == 0 and again.last["clusters"] == 5
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

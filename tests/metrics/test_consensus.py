@@ -89,7 +89,7 @@ def test_finds_what_single_clusterings_miss() -> None:
 
 def test_kmeans_is_that_of_the_full_matrix() -> None:
     labels, _ = planted(120, 4, wrong=0.5)
-    found, _ = consensus(labels, k=4)
+    found, _ = consensus(labels, n_clusters=4)
     matrix = full(labels)
 
     def inertia(codes: np.ndarray) -> float:
@@ -146,10 +146,10 @@ def test_memory_does_not_grow_with_the_square() -> None:
 
 def test_bad_input() -> None:
     labels, _ = planted(20)
-    with pytest.raises(InputError, match="k is 21: .* from 1 to the 20 cells"):
-        consensus(labels, k=21)
+    with pytest.raises(InputError, match="clusters is 21; .* from 1 to the 20 cells"):
+        consensus(labels, n_clusters=21)
     with pytest.raises(InputError, match="only 2 groups of cells apart"):
-        consensus(np.array([[0, 0], [0, 0], [1, 1]]), k=3)
+        consensus(np.array([[0, 0], [0, 0], [1, 1]]), n_clusters=3)
     with pytest.raises(InputError, match="1 of 2 cells lack a cluster"):
         consensus(np.array([["a", "b"], [None, "c"]], object))
     with pytest.raises(InputError, match=r"shape \(3,\)"):

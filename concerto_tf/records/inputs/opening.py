@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf._paths import as_path, is_remote, open_hdf5
+from concerto_tf._paths import as_path, is_remote, is_zarr, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.by_cell import Scratch
@@ -97,9 +97,7 @@ def _open_path(
     path: Path, layer: str | None, modalities: dict[str, str], scratch: Scratch, stack: ExitStack
 ) -> Input:
     if path.is_dir():
-        if any(
-            (path / name).exists() for name in (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
-        ):
+        if is_zarr(path):
             return open_stored(path, _open_zarr(path), layer, modalities, scratch)
         return open_mtx(path, None, layer, modalities, scratch)
     if path.name.endswith((".mtx", ".mtx.gz")):

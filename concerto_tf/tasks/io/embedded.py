@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy
 from concerto_tf.errors import InputError
+from concerto_tf.metrics.checks import as_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,12 +51,28 @@ def open_embedded(cells: str | Path | AnnData, backed: bool) -> AnnData:
         ) from error
 
 
-def check_embedding(name: str | Path, adata: AnnData, rep: str) -> None:
-    """Raises InputError if the cells of this name have no such embedding."""
-    if rep != "X" and rep not in adata.obsm:
+def embedding_of(name: str | Path, adata: AnnData, rep: str) -> np.ndarray:
+    """An embedding of cells.
+
+    Args:
+        name: What to call the cells in a message.
+        adata: The cells.
+        rep: Key of the embedding in obsm, or ``X``.
+
+    Returns:
+        The embedding, float32 [n, d].
+
+    Raises:
+        InputError: There is none of this name, or it has values that are not finite.
+    """
+    if rep == "X":
+        x = adata.X
+        return as_embedding(x.toarray() if hasattr(x, "toarray") else x)
+    if rep not in adata.obsm:
         known = ", ".join(adata.obsm) or "none"
         raise InputError(
             f"{name}: no embedding {rep!r} in obsm (there: {known}); make one with `embed`, "
             "or name another",
             "rep",
         )
+    return as_embedding(np.asarray(adata.obsm[rep]))

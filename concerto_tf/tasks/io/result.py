@@ -95,6 +95,19 @@ def write_result(
         assemble(opened, temporary, obsm, obs, names, rows)
 
 
+def replace_columns(path: str | Path, columns: Mapping[str, Any]) -> None:
+    """Replaces columns of an `.h5ad`, whole or not at all; whatever else it holds stays.
+
+    Args:
+        path: The file.
+        columns: Columns of obs [n] by key; ``None`` removes one.
+    """
+    path = as_path(path)
+    with atomic(path) as temporary:
+        copy_tree(path, temporary)
+        _append(temporary, {}, columns)
+
+
 def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -> None:
     """Raises InputError if a file cannot be written there, before there is anything to lose.
 
@@ -168,8 +181,11 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
                 write_elem(file["obsm"], key, _matrix(z))
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
-            write_elem(file["obs"], key, _storable(values))
-        columns = [*order, *(key for key in obs if key not in order)]
+            if values is not None:
+                write_elem(file["obs"], key, _storable(values))
+            elif key in file["obs"]:
+                del file["obs"][key]
+        columns = [key for key in dict.fromkeys([*order, *obs]) if key in file["obs"]]
         file["obs"].attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())
     return True
 
@@ -276,7 +292,8 @@ def _storable(values: Any) -> Any:
     """Text as a category; everything else as it is."""
     import pandas as pd
 
-    values = getattr(values, "array", values)
+    if isinstance(values, pd.Series | pd.Index):
+        values = values.values  # of NumPy where they can be, as anndata writes no other
     if isinstance(values, pd.Categorical):
         return values
     return pd.Categorical(values) if np.asarray(values).dtype.kind in "OUS" else values
