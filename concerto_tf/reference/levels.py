@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def label_levels(
     reference: Reference, z: np.ndarray, keys: Sequence[str], k: int, alpha: float
-) -> dict[str, pd.DataFrame]:
+) -> tuple[dict[str, pd.DataFrame], np.ndarray]:
     """Labels of query cells by key: at each level among the reference cells of the coarser label.
 
     Args:
@@ -30,7 +30,8 @@ def label_levels(
 
     Returns:
         By key one row per cell: ``label``, ``confidence``, ``predicted``, ``probability`` and
-        ``novelty``, as `map` describes them.
+        ``novelty``, as `map` describes them; and the shares [n, L] of the finest labels among the
+        nearest reference cells of all groups (see `transfer`).
 
     Raises:
         InputError: There are no such labels, or they contradict each other.
@@ -46,14 +47,17 @@ def label_levels(
             rows = np.flatnonzero(group == name)
             part = _of_group(reference, key, coarser, name)
             if part is not None:
-                _fill(level, rows, part, key, transfer(part, z[rows], key, min(k, part.n_cells)))
+                answer = transfer(part, z[rows], key, min(k, part.n_cells))
+                _fill(level, rows, part, key, answer)
         level["probability"] *= sure
         level["confidence"] = np.sqrt(level["probability"] * level["novelty"])
         level["label"] = level["predicted"].where(level["novelty"] >= alpha, UNKNOWN)
         group = level["label"].to_numpy(object)
         sure, coarser = level["probability"].to_numpy(np.float32), key
         found[key] = level
-    return found
+    if len(keys) > 1:
+        answer = transfer(reference.labelled(keys[-1]), z, keys[-1], 1)
+    return found, answer["shares"]
 
 
 def _empty(n: int) -> pd.DataFrame:

@@ -23,7 +23,8 @@ def transfer(reference: Reference, z: np.ndarray, key: str, k: int) -> dict[str,
 
     Returns:
         ``code`` int32 [n] of the label (-1 where nobody votes), ``probability`` float32 [n]
-        (equation 16) and ``novelty`` float32 [n], the p-value.
+        (equation 16), ``novelty`` float32 [n], the p-value, and ``shares`` float32 [n, L], the
+        probabilities of all labels by the nearest 15 cells.
 
     Raises:
         InputError: There are no such labels, or not of all cells; or k exceeds the cells.
@@ -96,6 +97,11 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
             "code": code,
             "probability": probability,
             "novelty": novelty_of_labels(z - middle, near, code, conformity),
+            "shares": vote(
+                tf.gather(tf.constant(held.codes), index[:, :n_near]),
+                cosine[:, :n_near],
+                len(held.names),
+            ),
         }
 
     return judge

@@ -19,6 +19,7 @@ from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ def annotate(
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     orthologs: str | Path | None = None,
+    vote: bool | str = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Tells the types of cells, and writes them where asked to.
@@ -59,12 +61,16 @@ def annotate(
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
             and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
+        vote: Also give each cell the label that most cells of its group have: of the groups of a
+            column of obs, or, with True, of small clusters of the embedding. The groups go to
+            ``uns["concerto_vote"]``; see `add_vote`.
         source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
-        ``probability`` and ``novelty``.
+        ``probability`` and ``novelty``; where asked for ``vote`` and ``vote_share``, and the groups
+        as ``attrs["vote"]``.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -77,12 +83,17 @@ def annotate(
     model = as_classifier(model)
     reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
     with open_cells(model.encoder, cells, reading) as records:
+        groups, uns = named_groups(cells, vote, records.obs()), {}
         found = annotate_records(model, records, progress)
         table = _table(model, found, records.obs()["cell"], alpha)
         _report(model, table, alpha)
+        if vote:
+            groups = fine_clusters(found["embedding"]) if groups is None else groups
+            uns[VOTE] = add_vote(table, groups, found["probabilities"], model.classes)
         if out is not None:
             obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
-            write_found(cells, out, records, obsm={KEY: found["embedding"]}, obs=obs, layer=layer)
+            obsm = {KEY: found["embedding"]}
+            write_found(cells, out, records, obsm=obsm, obs=obs, uns=uns, layer=layer)
     return table
 
 
