@@ -70,6 +70,7 @@ def labelled(labels: Any, output: str) -> dict[str, Any]:
         counts = labels["label"].value_counts()
         found["labels"] = {str(name): int(n) for name, n in counts.items()}
         found["unknown"] = int(counts.get("unknown", 0))
+        found["sets"] = labels.attrs["sets"]
     if "vote" in labels:
         found["votes"] = {str(name): int(n) for name, n in labels["vote"].value_counts().items()}
     return {**found, "output": str(output)}

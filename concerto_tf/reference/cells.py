@@ -54,12 +54,14 @@ class Conformity(NamedTuple):
         near: Mean cosine of the cells to their nearest reference cells, by label.
         centre: Cosine of the cells to their label's centroid, by label.
         joint: Sum of the logarithms of both p-values, of the cells of all labels.
+        votes: How little the neighbours vote for the labels; see `calibrate_votes`.
     """
 
     centroids: np.ndarray
     near: Calibration
     centre: Calibration
     joint: Calibration
+    votes: Calibration
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
+from concerto_tf.novelty import UNKNOWN, Calibration, rejection_rate, steps_below
 from concerto_tf.records import CellSet, Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def annotate(
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
-        ``probability`` and ``novelty``; where asked for ``vote`` and ``vote_share``, and the groups
+        ``probability``, ``novelty`` and ``set`` (the types that cannot be excluded at a coverage of
+        1 - alpha, see `add_sets`); where asked for ``vote`` and ``vote_share``, and the groups
         as ``attrs["vote"]``.
 
     Raises:
@@ -87,6 +89,8 @@ def annotate(
         found = annotate_records(model, records, progress)
         table = _table(model, found, records.obs()["cell"], alpha)
         _report(model, table, alpha)
+        held_out = Calibration(np.array(model.nonconformity), len(model.nonconformity))
+        add_sets(table, found["probabilities"], model.classes, held_out, alpha)
         if vote:
             groups = fine_clusters(found["embedding"]) if groups is None else groups
             uns[VOTE] = add_vote(table, groups, found["probabilities"], model.classes)

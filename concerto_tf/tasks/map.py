@@ -18,13 +18,14 @@ from concerto_tf.novelty import UNKNOWN
 from concerto_tf.pl.figures import check_figure
 from concerto_tf.records import Records
 from concerto_tf.reference.cells import Reference
-from concerto_tf.reference.levels import label_levels
+from concerto_tf.reference.levels import Finest, label_levels
 from concerto_tf.tasks.adapt import trained_further
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import ADAPTATIONS, Match, match, reopened
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
+from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, column_of, fine_clusters, named_groups
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]`` and ``obsm["X_concerto"]``;
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]`` and
+            ``obsm["X_concerto"]``;
             of ``levels`` each also with the level's name behind, as in
             ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
@@ -114,7 +116,9 @@ def map(  # noqa: A001 - the command's name
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
         the next), ``predicted`` (the label before rejection), ``probability`` (the label's share of
         the votes), ``novelty`` (the p-value); of ``levels`` each with the level's name behind;
-        where asked for ``vote`` and ``vote_share``, of the finest level.
+        of the finest level ``set`` (the labels that
+        cannot be excluded at a coverage of 1 - alpha, see `add_sets`) and where asked for ``vote``
+        and ``vote_share``.
         ``attrs["relatives"]`` holds the rows of `relatives` where asked for, ``attrs["vote"]``
         those of `add_vote`, ``attrs["report"]`` how the genes were matched.
 
@@ -183,14 +187,16 @@ def map(  # noqa: A001 - the command's name
         found, z = seen.reference, seen.z
         known = records.obs()
         lines = [*records.report.get("lines", ()), *seen.lines]
-        table, shares = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+        table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
         if keys:
             _say_unknown(records.name, table["label"])
+        if finest is not None:
+            add_sets(table, finest.shares, finest.names, finest.known, alpha)
         uns = {}
-        if vote and found is not None:
+        if vote and finest is not None:
             by = fine_clusters(z, seed) if groups_that_vote is None else groups_that_vote
-            uns[VOTE] = add_vote(table, by, shares, found.labels_of(keys[-1]).names)
+            uns[VOTE] = add_vote(table, by, finest.shares, finest.names)
         if groupby is not None:
             groups = _groups(query, groupby, z, known, seed)
             near = relatives(groups, table["predicted"], table["label"])
@@ -201,7 +207,7 @@ def map(  # noqa: A001 - the command's name
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
                 for name in table
-                if name.startswith(("label", "confidence", "novelty", "vote"))
+                if name.startswith(("label", "confidence", "novelty", "set", "vote"))
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, uns=uns, layer=layer)
     return table
@@ -232,19 +238,19 @@ def _label(
     alpha: float,
     names: np.ndarray,
     by_level: bool,
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The table that `map` returns, and the shares of the finest labels [n, L]."""
+) -> tuple[pd.DataFrame, Finest | None]:
+    """The table that `map` returns, and what else is known of the finest labels."""
     import pandas as pd
 
     index = pd.Index(list(names), name="cell")
     if reference is None or not keys:
-        return pd.DataFrame(index=index), np.zeros((len(z), 0), np.float32)
-    found, shares = label_levels(reference, z, keys, k, alpha)
+        return pd.DataFrame(index=index), None
+    found, finest = label_levels(reference, z, keys, k, alpha)
     table = found[keys[-1]]
     if by_level:
         parts = [level.add_suffix(f"_{key}") for key, level in found.items()]
         table = pd.concat([table, *parts], axis=1)
-    return table.set_index(index), shares
+    return table.set_index(index), finest
 
 
 # --- groups of the query --------------------------------------------------------------------

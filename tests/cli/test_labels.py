@@ -97,6 +97,7 @@ def test_finetune_and_annotate(
     assert (label[known] == given.obs["cell_type"].astype(str)[known]).mean() > 0.9
     assert answer.last["labels"] == label.value_counts().to_dict()
     assert answer.last["unknown"] == (~known).sum()
+    assert answer.last["sets"]["coverage"] == 0.95
     none = concerto(
         "annotate",
         typed,

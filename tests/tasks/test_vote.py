@@ -10,47 +10,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from concerto_tf.records import convert
 from concerto_tf.tasks.annotate import annotate
-from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.map import map
-from concerto_tf.tasks.train import train
 from concerto_tf.tasks.vote import add_vote, fine_clusters
 
-NAMES = np.array(["B", "NK", "T"])
-SMALL = {"units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 6, "components": 5}
-
-
-def make_cells(n: int, seed: int) -> AnnData:
-    """Cells of three types, each with a plate that mostly holds it; two have no plate."""
-    rng = np.random.default_rng(seed)
-    profiles = np.random.default_rng(9).gamma(0.4, 3.0, (3, 40))
-    kind = rng.integers(0, 3, n)
-    counts = rng.poisson(profiles[kind] * 2)
-    counts[:, 0] += 1
-    on = np.where(rng.random(n) < 0.8, kind, rng.integers(0, 3, n))
-    plates = np.array([f"plate{code}" for code in on], object)
-    plates[:2] = None
-    coarse = np.where(kind == 0, "B", "other")
-    obs = pd.DataFrame(
-        {"type": NAMES[kind], "coarse": coarse, "plate": plates}, [f"cell{i}" for i in range(n)]
-    )
-    return AnnData(counts.astype("f4"), obs, pd.DataFrame(index=[f"AB{i}C" for i in range(40)]))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records, a model of them, one that was fine-tuned, and a query."""
-    folder = tmp_path_factory.mktemp("vote")
-    records = convert(make_cells(240, 0), folder / "records", label_keys=["type", "coarse"])
-    train(records, folder / "model", genes="all", epochs=2, batch_size=50, options=SMALL)
-    options: dict[str, Any] = {"epochs": 10, "batch_size": 50, "learning_rate": 0.01}
-    finetune(folder / "model", records, folder / "typed", label_key="type", **options)
-    make_cells(90, 1).write_h5ad(folder / "query.h5ad")
-    return folder
+NAMES = ("B", "NK", "T")
 
 
 def told(folder: Path, command: str, query: Any, out: Path | None = None, **options: Any) -> Any:
@@ -73,10 +39,10 @@ def by_hand(table: pd.DataFrame, groups: np.ndarray) -> dict[str, tuple[str, flo
 
 
 @pytest.mark.parametrize("command", ["annotate", "map"])
-def test_groups_of_a_column_vote(folder: Path, command: str, tmp_path: Path) -> None:
-    query, out = anndata.read_h5ad(folder / "query.h5ad"), tmp_path / "out.h5ad"
-    plain = told(folder, command, folder / "query.h5ad")
-    table = told(folder, command, folder / "query.h5ad", out, vote="plate")
+def test_groups_of_a_column_vote(typed_cells: Path, command: str, tmp_path: Path) -> None:
+    query, out = anndata.read_h5ad(typed_cells / "query.h5ad"), tmp_path / "out.h5ad"
+    plain = told(typed_cells, command, typed_cells / "query.h5ad")
+    table = told(typed_cells, command, typed_cells / "query.h5ad", out, vote="plate")
     assert list(table.columns) == [*plain.columns, "vote", "vote_share"]
     pd.testing.assert_frame_equal(table[list(plain.columns)], plain)  # labels stay per cell
     want = by_hand(table, query.obs["plate"].to_numpy(object))
@@ -91,7 +57,7 @@ def test_groups_of_a_column_vote(folder: Path, command: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(written.obs["concerto_vote_share"], table["vote_share"])
     groups, rows = written.uns["concerto_vote"], table.attrs["vote"]
     assert list(groups.index) == [row["group"] for row in rows]
-    assert groups["cells"].sum() == 88 and groups["cells"].is_monotonic_decreasing
+    assert groups["cells"].sum() == 298 and groups["cells"].is_monotonic_decreasing
     assert {row["group"]: (row["label"], row["share"]) for row in rows} == want
     # Probabilities of these types are near 0 or 1: what is expected is what the plates mix.
     wrong = [
@@ -104,10 +70,10 @@ def test_groups_of_a_column_vote(folder: Path, command: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["annotate", "map"])
 def test_small_clusters_vote_where_no_column_is_named(
-    folder: Path, command: str, tmp_path: Path
+    typed_cells: Path, command: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.h5ad"
-    table = told(folder, command, folder / "records", out, vote=True)
+    table = told(typed_cells, command, typed_cells / "records", out, vote=True)
     written = anndata.read_h5ad(out)
     clusters = fine_clusters(written.obsm["X_concerto"])
     assert {row["group"] for row in table.attrs["vote"]} == set(clusters)
@@ -156,21 +122,21 @@ def test_many_small_clusters_do_not_mix_types() -> None:
 
 @pytest.mark.parametrize("command", ["annotate", "map"])
 @pytest.mark.parametrize("query", ["query.h5ad", "records"])
-def test_a_column_that_is_not_there(folder: Path, command: str, query: str) -> None:
+def test_a_column_that_is_not_there(typed_cells: Path, command: str, query: str) -> None:
     with pytest.raises(InputError, match="'tissue'"):
-        told(folder, command, folder / query, vote="tissue")
+        told(typed_cells, command, typed_cells / query, vote="tissue")
 
 
-def test_a_vote_takes_labels(folder: Path) -> None:
+def test_a_vote_takes_labels(typed_cells: Path) -> None:
     with pytest.raises(InputError, match="name a label key"):
-        map(folder / "model", folder / "query.h5ad", vote=True)
+        map(typed_cells / "model", typed_cells / "query.h5ad", vote=True)
 
 
-def test_of_levels_the_finest_is_voted_on(folder: Path) -> None:
+def test_of_levels_the_finest_is_voted_on(typed_cells: Path) -> None:
     table = map(
-        folder / "model",
-        folder / "query.h5ad",
-        reference=folder / "records",
+        typed_cells / "model",
+        typed_cells / "query.h5ad",
+        reference=typed_cells / "records",
         levels=("coarse", "type"),
         vote="plate",
     )

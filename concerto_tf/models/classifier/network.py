@@ -28,6 +28,7 @@ from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
 from concerto_tf.novelty import Calibration, is_novel, novelty
+from concerto_tf.numerics.prediction_sets import of_truth
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
@@ -53,6 +54,7 @@ class Classifier(BatchModel):
         label_key: What the labels are called: batches hold them as ``label/<label_key>``.
         consistency: Weight lambda of the agreement on target cells.
         calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
+        nonconformity: What speaks against their types (`of_truth`), ascending.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -89,6 +91,7 @@ class Classifier(BatchModel):
         label_key: str = "cell_type",
         consistency: float = 1.0,
         calibration: Sequence[float] = (),
+        nonconformity: Sequence[float] = (),
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -100,6 +103,7 @@ class Classifier(BatchModel):
         self.label_key = label_key
         self.consistency = float(consistency)
         self.calibration = tuple(float(score) for score in calibration)
+        self.nonconformity = tuple(float(score) for score in nonconformity)
         self.seed = int(seed)
         # Small differences between probabilities matter: never in half precision.
         self._precision = accumulation_dtype(compute_dtype(self))
@@ -307,8 +311,11 @@ class Classifier(BatchModel):
 
         found = self.annotate(noted())
         label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
-        held_out = label[np.argsort(row, kind="stable")] >= 0
+        label = label[np.argsort(row, kind="stable")]
+        held_out = label >= 0
         self.calibration = tuple(np.sort(found["score"][held_out]).tolist())
+        against = of_truth(found["probabilities"][held_out], label[held_out])
+        self.nonconformity = tuple(np.sort(against).tolist())
         self._annotate_step = None
         return found
 
@@ -347,6 +354,7 @@ class Classifier(BatchModel):
             "label_key": self.label_key,
             "consistency": self.consistency,
             "calibration": list(self.calibration),
+            "nonconformity": list(self.nonconformity),
             "seed": self.seed,
         }
 
