@@ -136,6 +136,17 @@ def make_parser() -> argparse.ArgumentParser:
     ) -> None:
         made.add_argument("-o", "--output", required=required, metavar=what, help=text)
 
+    def vote(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--vote",
+            nargs="?",
+            const=True,
+            default=False,
+            metavar="KEY",
+            help="also the label that most cells of a group have: of this obs column, or of small "
+            "clusters",
+        )
+
     def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
         output(made, what)
         keys(made, labels=labels)
@@ -222,6 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
     model_and_input(made)
     about_cells(made, "OUT.h5ad")
     real(made, "--alpha", "share of cells of known types that may be rejected (0.05)", 0.05)
+    vote(made)
 
     made = command("map", commands.map, "labels of a reference for query cells")
     model_and_reference(made)
@@ -244,6 +256,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="column of the query, or leiden: its groups beside reference labels",
     )
     made.add_argument("--figure", metavar="FILE", help="Sankey figure of these")
+    vote(made)
 
     made = command("impute", commands.impute, "a missing modality from reference neighbours")
     model_and_reference(made)

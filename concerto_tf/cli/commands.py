@@ -186,6 +186,7 @@ def annotate(options: argparse.Namespace) -> Any:
             options.input,
             options.output,
             alpha=options.alpha,
+            vote=options.vote,
             progress=progress.stage("annotate"),
             **given.reading(options),
         )
@@ -193,7 +194,7 @@ def annotate(options: argparse.Namespace) -> Any:
     if truth is not None:
         found["agreement"] = agreement_of(labels, truth.reindex(labels.index), model.classes)
     say(options, table(found))
-    return found
+    return found | given.rows(labels)
 
 
 def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
@@ -214,6 +215,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             adapt=options.adapt,
             groupby=options.groupby,
             figure=options.figure,
+            vote=options.vote,
             seed=options.seed,
             progress=progress.stage("map"),
             **given.of_reference(options),
@@ -221,7 +223,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
         )
     found = given.labelled(labels, options.output) | lost
     say(options, table(found))
-    return found
+    return found | given.rows(labels)
 
 
 def impute(options: argparse.Namespace) -> Any:

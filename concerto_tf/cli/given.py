@@ -70,7 +70,15 @@ def labelled(labels: Any, output: str) -> dict[str, Any]:
         counts = labels["label"].value_counts()
         found["labels"] = {str(name): int(n) for name, n in counts.items()}
         found["unknown"] = int(counts.get("unknown", 0))
+        found["sets"] = labels.attrs["sets"]
+    if "vote" in labels:
+        found["votes"] = {str(name): int(n) for name, n in labels["vote"].value_counts().items()}
     return {**found, "output": str(output)}
+
+
+def rows(labels: Any) -> dict[str, Any]:
+    """Tables about groups of cells, which are too long to be printed."""
+    return {"vote": labels.attrs["vote"]} if "vote" in labels.attrs else {}
 
 
 def like(path: str | None) -> Any:

@@ -55,6 +55,7 @@ class Conformity(NamedTuple):
         centre: Cosine of the cells to their label's centroid, by label.
         joint: Sum of the logarithms of both p-values, of the cells of all labels.
         together: `concerto_tf.novelty.mean_together` of these cells.
+        votes: How little the neighbours vote for the labels; see `calibrate_votes`.
     """
 
     centroids: np.ndarray
@@ -62,6 +63,7 @@ class Conformity(NamedTuple):
     centre: Calibration
     joint: Calibration
     together: Calibration
+    votes: Calibration
 
 
 @dataclass(frozen=True)

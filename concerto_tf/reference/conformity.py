@@ -8,6 +8,7 @@ import tensorflow as tf
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import Calibration, calibrate, mean_together, novelty
 from concerto_tf.reference.cells import Conformity, Reference
+from concerto_tf.reference.votes import calibrate_votes
 
 #: Neighbours whose mean cosine tells how near a cell lies to the reference.
 NEAR_CELLS = 15
@@ -122,7 +123,11 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     # Without the cell itself, which would draw the centroid of a rare label to it.
     centre = np.einsum("nd,nd->n", _unit(sums[label] - _unit(own)), _unit(query))
     centre[np.bincount(held.codes, minlength=n_labels)[label] < 2] = 1.0
-    near = _nearness_of_own(reference, rows, query)
+    query = query + embedded.middle
+    index, cosine = _nearest_others(reference, rows, query)
+    near = np.ones(1, np.float32)  # of a single cell, which has no other
+    if len(cosine.T):
+        near = nearness(tf.constant(query), index, cosine, embedded.seen, embedded.middle).numpy()
     of_near, of_centre = (calibrate(score, label, n_labels) for score in (near, centre))
     joint = _joint(
         tf.constant(near, tf.float32),
@@ -133,22 +138,22 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     )
     of_joint = calibrate(joint.numpy())
     together = calibrate(mean_together(novelty(joint + _SAME, of_joint).numpy(), query))
-    return Conformity(_unit(sums).astype(np.float32), of_near, of_centre, of_joint, together)
+    votes = calibrate_votes(held, rows, index, cosine)
+    centroids = _unit(sums).astype(np.float32)
+    return Conformity(centroids, of_near, of_centre, of_joint, together, votes)
 
 
-def _nearness_of_own(reference: Reference, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """`nearness` of reference cells, as they would be in a query [n, d], to all the others."""
-    if reference.n_cells == 1:
-        return np.ones(1, np.float32)
-    embedded = reference.embedded
-    query = query + embedded.middle
+def _nearest_others(
+    reference: Reference, rows: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of all other cells of reference cells, as they would be in a query [n, d]."""
     wide = min(NEAR_CELLS + 1, reference.n_cells)
     index, cosine = reference.index.search(query, wide)
     # A cell is its own nearest, unless another is just like it.
     itself = index == rows[:, np.newaxis]
     itself[~itself.any(axis=1), -1] = True
     index, cosine = (x[~itself].reshape(len(rows), wide - 1) for x in (index, cosine))
-    return nearness(tf.constant(query), index, cosine, embedded.seen, embedded.middle).numpy()
+    return index, cosine
 
 
 def _unit(z: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ _EMBEDDED = {
     "spread": "spread",
 }
 #: What `Conformity` has the scores of.
-_SCORES = ("near", "centre", "joint", "together")
+_SCORES = ("near", "centre", "joint", "together", "votes")
 _CSR = ("data", "indices", "indptr")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import UNKNOWN, novelty_together
+from concerto_tf.novelty import UNKNOWN, Calibration, novelty_together
 from concerto_tf.reference.cells import Labels, Reference
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.transfer import transfer
@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class Finest(NamedTuple):
+    """What reference cells say of the labels of the finest level.
+
+    Attributes:
+        names: Names of the L labels.
+        shares: Their shares among the nearest reference cells [n, L]; see `transfer`.
+        known: How little the reference's own labels are voted for; see `calibrate_votes`.
+    """
+
+    names: tuple[str, ...]
+    shares: np.ndarray
+    known: Calibration
+
+
 def label_levels(
     reference: Reference, z: np.ndarray, keys: Sequence[str], k: int, alpha: float
-) -> dict[str, pd.DataFrame]:
+) -> tuple[dict[str, pd.DataFrame], Finest]:
     """Labels of query cells by key: at each level among the reference cells of the coarser label.
 
     Args:
@@ -31,12 +45,14 @@ def label_levels(
 
     Returns:
         By key one row per cell: ``label``, ``confidence``, ``predicted``, ``probability`` and
-        ``novelty``, as `map` describes them.
+        ``novelty``, as `map` describes them; and what all reference cells, of whichever group, say
+        of the finest labels.
 
     Raises:
         InputError: There are no such labels, or they contradict each other.
     """
     check_levels(reference, keys)
+    whole = reference.labelled(keys[-1])
     found: dict[str, pd.DataFrame] = {}
     group = np.full(len(z), "", object)  # one group before the first level
     sure = np.ones(len(z), np.float32)
@@ -45,7 +61,7 @@ def label_levels(
         level = _empty(len(z))
         for name in sorted({g for g in group if g != UNKNOWN}):
             rows = np.flatnonzero(group == name)
-            part = _of_group(reference, key, coarser, name)
+            part = whole if len(keys) == 1 else _of_group(reference, key, coarser, name)
             if part is not None:
                 answer = transfer(part, z[rows], key, min(k, part.n_cells))
                 known = calibrated(part, key).together
@@ -59,7 +75,10 @@ def label_levels(
         group = level["label"].to_numpy(object)
         sure, coarser = level["probability"].to_numpy(np.float32), key
         found[key] = level
-    return found
+    if len(keys) > 1:
+        answer = transfer(whole, z, keys[-1], 1)
+    names, known = whole.labels_of(keys[-1]).names, calibrated(whole, keys[-1]).votes
+    return found, Finest(names, answer["shares"], known)
 
 
 def _empty(n: int) -> pd.DataFrame:

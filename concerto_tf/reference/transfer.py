@@ -10,6 +10,7 @@ import tensorflow as tf
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.conformity import NEAR_CELLS, calibrated, nearness, novelty_of_labels
 from concerto_tf.reference.index import BATCH_CELLS, nearest
+from concerto_tf.reference.votes import vote
 
 
 def transfer(reference: Reference, z: np.ndarray, key: str, k: int) -> dict[str, np.ndarray]:
@@ -23,7 +24,8 @@ def transfer(reference: Reference, z: np.ndarray, key: str, k: int) -> dict[str,
 
     Returns:
         ``code`` int32 [n] of the label (-1 where nobody votes), ``probability`` float32 [n]
-        (equation 16) and ``novelty`` float32 [n], the p-value.
+        (equation 16), ``novelty`` float32 [n], the p-value, and ``shares`` float32 [n, L], the
+        probabilities of all labels by the nearest 15 cells.
 
     Raises:
         InputError: There are no such labels, or not of all cells; or k exceeds the cells.
@@ -96,37 +98,11 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
             "code": code,
             "probability": probability,
             "novelty": novelty_of_labels(z - middle, near, code, conformity),
+            "shares": vote(
+                tf.gather(tf.constant(held.codes), index[:, :n_near]),
+                cosine[:, :n_near],
+                len(held.names),
+            ),
         }
 
     return judge
-
-
-def vote(codes: tf.Tensor, cosine: tf.Tensor, n_labels: int) -> tf.Tensor:
-    """Probability of each label from the labels of the nearest reference cells.
-
-    A neighbour weighs as much as its cosine; one that points away (a negative cosine), and one
-    without a label, does not vote. Where nobody votes, all probabilities are 0.
-
-    Args:
-        codes: Labels of the neighbours [B, k], int; -1 where missing.
-        cosine: Their cosine similarities [B, k].
-        n_labels: Number of labels L.
-
-    Returns:
-        Probabilities [B, L], float32.
-
-    Example:
-
-    >>> import tensorflow as tf
-    >>> from concerto_tf.reference.transfer import vote
-    >>> vote(tf.constant([[0, 1, 0]]), tf.constant([[0.6, 0.3, 0.3]]), 2).numpy().tolist()
-    [[0.75, 0.25]]
-
-    Reference:
-        Concerto, equations 15 and 16.
-    """
-    weight = tf.where(codes >= 0, tf.maximum(tf.cast(cosine, tf.float32), 0.0), 0.0)
-    member = tf.one_hot(codes, n_labels, dtype=tf.float32)
-    return tf.math.divide_no_nan(
-        tf.einsum("bk,bkl->bl", weight, member), tf.reduce_sum(weight, axis=1, keepdims=True)
-    )

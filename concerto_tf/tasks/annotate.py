@@ -12,13 +12,15 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.novelty import UNKNOWN, rejection_rate, steps_below
+from concerto_tf.novelty import UNKNOWN, Calibration, rejection_rate, steps_below
 from concerto_tf.records import CellSet, Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.sets import add_sets
+from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,7 @@ def annotate(
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     orthologs: str | Path | None = None,
+    vote: bool | str = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Tells the types of cells, and writes them where asked to.
@@ -59,12 +62,17 @@ def annotate(
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
             and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
+        vote: Also give each cell the label that most cells of its group have: of the groups of a
+            column of obs, or, with True, of small clusters of the embedding. The groups go to
+            ``uns["concerto_vote"]``; see `add_vote`.
         source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
 
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
-        ``probability`` and ``novelty``.
+        ``probability``, ``novelty`` and ``set`` (the types that cannot be excluded at a coverage of
+        1 - alpha, see `add_sets`); where asked for ``vote`` and ``vote_share``, and the groups
+        as ``attrs["vote"]``.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -77,12 +85,19 @@ def annotate(
     model = as_classifier(model)
     reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
     with open_cells(model.encoder, cells, reading) as records:
+        groups, uns = named_groups(cells, vote, records.obs()), {}
         found = annotate_records(model, records, progress)
         table = _table(model, found, records.obs()["cell"], alpha)
         _report(model, table, alpha)
+        held_out = Calibration(np.array(model.nonconformity), len(model.nonconformity))
+        add_sets(table, found["probabilities"], model.classes, held_out, alpha)
+        if vote:
+            groups = fine_clusters(found["embedding"]) if groups is None else groups
+            uns[VOTE] = add_vote(table, groups, found["probabilities"], model.classes)
         if out is not None:
             obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
-            write_found(cells, out, records, obsm={KEY: found["embedding"]}, obs=obs, layer=layer)
+            obsm = {KEY: found["embedding"]}
+            write_found(cells, out, records, obsm=obsm, obs=obs, uns=uns, layer=layer)
     return table
 
 

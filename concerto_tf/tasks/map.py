@@ -16,16 +16,17 @@ from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.pl.figures import check_figure
-from concerto_tf.records import Records, open_input
-from concerto_tf.records.cell_set import is_records
+from concerto_tf.records import Records
 from concerto_tf.reference.cells import Reference
-from concerto_tf.reference.levels import label_levels
+from concerto_tf.reference.levels import Finest, label_levels
 from concerto_tf.tasks.adapt import trained_further
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import ADAPTATIONS, Match, match, reopened
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
+from concerto_tf.tasks.sets import add_sets
+from concerto_tf.tasks.vote import VOTE, add_vote, column_of, fine_clusters, named_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,7 @@ def map(  # noqa: A001 - the command's name
     modalities: Mapping[str, str] | None = None,
     groupby: str | None = None,
     figure: str | Path | None = None,
+    vote: bool | str = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -82,7 +84,8 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]`` and ``obsm["X_concerto"]``;
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]`` and
+            ``obsm["X_concerto"]``;
             of ``levels`` each also with the level's name behind, as in
             ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
@@ -104,14 +107,20 @@ def map(  # noqa: A001 - the command's name
         groupby: Column of the query's obs, or ``leiden`` for clusters of its embedding, whose
             groups are shown beside their nearest reference labels; see `relatives`.
         figure: File of the Sankey figure of these; the table is written beside it as `.tsv`.
+        vote: Also give each cell the label that most cells of its group have: of the groups of a
+            column of the query's obs, or, with True, of small clusters of its embedding. Columns
+            ``concerto_vote`` and ``concerto_vote_share``, and ``uns["concerto_vote"]`` by group.
         seed: Seed of fine-tuning and of Leiden.
 
     Returns:
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
         the next), ``predicted`` (the label before rejection), ``probability`` (the label's share of
-        the votes), ``novelty`` (the p-value); of ``levels`` each with the level's name behind.
-        ``attrs["relatives"]`` holds the rows of `relatives` where asked for, ``attrs["report"]``
-        how the genes were matched.
+        the votes), ``novelty`` (the p-value); of ``levels`` each with the level's name behind;
+        of the finest level ``set`` (the labels that
+        cannot be excluded at a coverage of 1 - alpha, see `add_sets`) and where asked for ``vote``
+        and ``vote_share``.
+        ``attrs["relatives"]`` holds the rows of `relatives` where asked for, ``attrs["vote"]``
+        those of `add_vote`, ``attrs["report"]`` how the genes were matched.
 
     Raises:
         InputError: Model, query and reference do not fit together, or an argument is unsuitable.
@@ -120,7 +129,7 @@ def map(  # noqa: A001 - the command's name
         Concerto, "Query-to-reference mapping" and equations 14 to 16.
     """
     keys = [*levels, *([label_key] if label_key and label_key not in levels else [])]
-    _check_arguments(keys, k, alpha, finetune, adapt, reference, groupby, figure)
+    _check_arguments(keys, k, alpha, finetune, adapt, reference, groupby, figure, vote)
     for target in (out, figure):
         if target is not None:
             check_target(target, query, drop_empty)
@@ -147,6 +156,7 @@ def map(  # noqa: A001 - the command's name
                 trained=finetune,
             )
         )
+        groups_that_vote = named_groups(query, vote, records.obs())
         if finetune:
             origin = stack.enter_context(
                 open_cells(model, reference, of_reference, label_keys=keys, trained=True)
@@ -177,10 +187,16 @@ def map(  # noqa: A001 - the command's name
         found, z = seen.reference, seen.z
         known = records.obs()
         lines = [*records.report.get("lines", ()), *seen.lines]
-        table = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+        table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
         if keys:
             _say_unknown(records.name, table["label"])
+        if finest is not None:
+            add_sets(table, finest.shares, finest.names, finest.known, alpha)
+        uns = {}
+        if vote and finest is not None:
+            by = fine_clusters(z, seed) if groups_that_vote is None else groups_that_vote
+            uns[VOTE] = add_vote(table, by, finest.shares, finest.names)
         if groupby is not None:
             groups = _groups(query, groupby, z, known, seed)
             near = relatives(groups, table["predicted"], table["label"])
@@ -191,9 +207,9 @@ def map(  # noqa: A001 - the command's name
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
                 for name in table
-                if name.startswith(("label", "confidence", "novelty"))
+                if name.startswith(("label", "confidence", "novelty", "set", "vote"))
             }
-            write_found(query, out, records, obsm={KEY: z}, obs=columns, layer=layer)
+            write_found(query, out, records, obsm={KEY: z}, obs=columns, uns=uns, layer=layer)
     return table
 
 
@@ -222,19 +238,19 @@ def _label(
     alpha: float,
     names: np.ndarray,
     by_level: bool,
-) -> pd.DataFrame:
-    """The table that `map` returns."""
+) -> tuple[pd.DataFrame, Finest | None]:
+    """The table that `map` returns, and what else is known of the finest labels."""
     import pandas as pd
 
     index = pd.Index(list(names), name="cell")
     if reference is None or not keys:
-        return pd.DataFrame(index=index)
-    found = label_levels(reference, z, keys, k, alpha)
+        return pd.DataFrame(index=index), None
+    found, finest = label_levels(reference, z, keys, k, alpha)
     table = found[keys[-1]]
     if by_level:
         parts = [level.add_suffix(f"_{key}") for key, level in found.items()]
         table = pd.concat([table, *parts], axis=1)
-    return table.set_index(index)
+    return table.set_index(index), finest
 
 
 # --- groups of the query --------------------------------------------------------------------
@@ -287,17 +303,7 @@ def _groups(
 
         adata = cluster(AnnData(obsm={KEY: z}), seed=seed)
         return adata.obs[CLUSTER].astype(str).to_numpy(object)
-    if is_records(query):
-        if f"label/{groupby}" not in known:
-            held = [name.removeprefix("label/") for name in known if name.startswith("label/")]
-            raise InputError(
-                f"the query's records have no column {groupby!r} (there are: "
-                f"{', '.join(held) or 'none'}); name one of these or leiden"
-            )
-        return known[f"label/{groupby}"]
-    with open_input(query) as cells:
-        codes, names = cells.column(groupby)
-    return np.array([*names, None], object)[codes[known["row"]]]
+    return column_of(query, groupby, known)
 
 
 def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None) -> None:
@@ -324,6 +330,7 @@ def _check_arguments(
     reference: Any,
     groupby: str | None,
     figure: str | Path | None,
+    vote: bool | str,
 ) -> None:
     if len(set(keys)) < len(keys):
         raise InputError(f"levels name a column twice: {', '.join(keys)}")
@@ -345,6 +352,8 @@ def _check_arguments(
         )
     if groupby is not None and not keys:
         raise InputError("groups are shown beside reference labels; name a label key, too")
+    if vote and not keys:
+        raise InputError("a vote is about labels; name a label key, too")
     if figure is not None and groupby is None:
         raise InputError("the figure shows groups of the query; name them with groupby")
 

@@ -97,12 +97,14 @@ def test_finetune_and_annotate(
     assert (label[known] == given.obs["cell_type"].astype(str)[known]).mean() > 0.9
     assert answer.last["labels"] == label.value_counts().to_dict()
     assert answer.last["unknown"] == (~known).sum()
+    assert answer.last["sets"]["coverage"] == 0.95
     none = concerto(
         "annotate",
         typed,
         paired,
         "-o",
         tmp_path / "a.h5ad",
+        "--vote",
         "--alpha",
         1e-6,
         "--label-key",
@@ -111,6 +113,7 @@ def test_finetune_and_annotate(
     )
     assert none.last["agreement"]["accuracy"] > 0.9
     assert none.last["unknown"] == 0
+    assert sum(none.last["votes"].values()) == sum(row["cells"] for row in none.last["vote"]) == 150
 
 
 def test_map_keeps_the_reference_and_goes_without_it(
@@ -146,9 +149,12 @@ def test_map_keeps_the_reference_and_goes_without_it(
         tmp_path / "again.h5ad",
         "--levels",
         "coarse,cell_type",
+        "--vote",
+        "coarse",
         "--json",
     )
     assert again.last["labels"] == first.last["labels"]
+    assert {row["group"] for row in again.last["vote"]} == {"one", "other"}
 
 
 def test_impute_gives_the_modality_that_is_missing(

@@ -254,6 +254,7 @@ def test_nobody_votes_where_all_point_away() -> None:
         "code": [-1],
         "probability": [0.0],
         "novelty": [0.0],
+        "shares": [[0.0]],
     }
 
 

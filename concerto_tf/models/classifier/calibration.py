@@ -16,6 +16,7 @@ from concerto_tf.novelty import (
     novelty,
     scale_by_type,
 )
+from concerto_tf.numerics.prediction_sets import of_truth
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 
@@ -68,7 +69,8 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
 
     found = model.annotate(noted())
     label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
-    held_out = label[np.argsort(row, kind="stable")] >= 0
+    label = label[np.argsort(row, kind="stable")]
+    held_out = label >= 0
     if held_out.any():
         scores, code = found["scores"][held_out], found["code"][held_out]
         scale = scale_by_type(scores, code, len(model.classes))
@@ -76,7 +78,8 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
         known = calibrated_on_all(found["score"][held_out])
         p_value = novelty(found["score"][held_out], known, interpolate=True).numpy()
         together = mean_together(p_value, found["embedding"][held_out])
-        model.note_known(scale, known.scores, np.sort(together))
+        against = of_truth(found["probabilities"][held_out], label[held_out])
+        model.note_known(scale, known.scores, np.sort(together), np.sort(against))
     else:
         model.note_known()
     return found

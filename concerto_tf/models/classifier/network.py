@@ -62,6 +62,7 @@ class Classifier(BatchModel):
         consistency: Weight lambda of the agreement on target cells.
         calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
         together: `concerto_tf.novelty.mean_together` of these cells, ascending.
+        nonconformity: What speaks against their types (`of_truth`), ascending.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -99,6 +100,7 @@ class Classifier(BatchModel):
         consistency: float = 1.0,
         calibration: Sequence[float] = (),
         together: Sequence[float] = (),
+        nonconformity: Sequence[float] = (),
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -125,7 +127,7 @@ class Classifier(BatchModel):
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
         self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None
-        self.note_known(calibration=calibration, together=together)
+        self.note_known(None, calibration, together, nonconformity)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -277,18 +279,20 @@ class Classifier(BatchModel):
         scale: Scale | None = None,
         calibration: Sequence[float] | np.ndarray = (),
         together: Sequence[float] | np.ndarray = (),
+        nonconformity: Sequence[float] | np.ndarray = (),
     ) -> None:
         """Takes held-out cells as those that others are compared with; none of them by default.
 
         Args:
             scale: Of their scores by type.
-            calibration, together: As in the constructor.
+            calibration, together, nonconformity: As in the constructor.
         """
         if scale is not None:
             self.score_mean.assign(scale.mean)
             self.score_width.assign(scale.width)
         self.calibration = tuple(float(score) for score in calibration)
         self.together = tuple(float(score) for score in together)
+        self.nonconformity = tuple(float(score) for score in nonconformity)
         self._annotate_step = None  # which has them as constants
 
     def novelty_together(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -336,6 +340,7 @@ class Classifier(BatchModel):
             "consistency": self.consistency,
             "calibration": list(self.calibration),
             "together": list(self.together),
+            "nonconformity": list(self.nonconformity),
             "seed": self.seed,
         }
 

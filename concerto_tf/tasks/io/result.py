@@ -35,6 +35,7 @@ def write_found(
     *,
     obsm: Mapping[str, Any],
     obs: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
     layer: str | None = None,
 ) -> None:
     """Writes what a task found beside the cells that it was given.
@@ -46,16 +47,24 @@ def write_found(
         records: The cells as they were read.
         obsm: Embeddings or tables [n, d] by key, in the order of the cells.
         obs: Columns [n] by key.
+        uns: Tables and the like about all cells, by key.
         layer: The layer that was converted.
     """
     known, obs = records.obs(), dict(obs or {})
     if not is_records(cells):
         write_result(
-            [cells], out, obsm=obsm, obs=obs, names=known["cell"], rows=known["row"], layer=layer
+            [cells],
+            out,
+            obsm=obsm,
+            obs=obs,
+            names=known["cell"],
+            rows=known["row"],
+            uns=uns,
+            layer=layer,
         )
         return
     labels = {name: known[label_key(name)] for name in records.labels}
-    write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm)
+    write_cells(out, known["cell"], {"source": known["source"], **labels, **obs}, obsm, uns)
 
 
 def write_result(
@@ -66,6 +75,7 @@ def write_result(
     obs: Mapping[str, Any],
     names: Sequence[str] | np.ndarray,
     rows: np.ndarray,
+    uns: Mapping[str, Any] | None = None,
     layer: str | None = None,
 ) -> None:
     """Writes the cells of the inputs with what was found about them, whole or not at all.
@@ -80,6 +90,7 @@ def write_result(
         obs: Columns [n] by key.
         names: Names of the cells [n].
         rows: Position of each cell over all inputs [n], ascending.
+        uns: Tables and the like about all cells, by key.
         layer: The layer that was converted.
     """
     out = as_path(out)
@@ -90,9 +101,9 @@ def write_result(
         whole = len(opened) == 1 and len(rows) == only.n_cells
         if whole and only.path is not None and _is_h5ad(only.path):
             copy_tree(only.path, temporary)
-            if _append(temporary, obsm, obs):
+            if _append(temporary, obsm, obs, uns):
                 return
-        assemble(opened, temporary, obsm, obs, names, rows)
+        assemble(opened, temporary, obsm, obs, names, rows, uns)
 
 
 def replace_columns(path: str | Path, columns: Mapping[str, Any]) -> None:
@@ -142,7 +153,11 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def write_cells(
-    out: str | Path, names: np.ndarray, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray]
+    out: str | Path,
+    names: np.ndarray,
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, np.ndarray],
+    uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an `.h5ad` of cells without values: their names, columns and embeddings."""
     import pandas as pd
@@ -154,7 +169,7 @@ def write_cells(
     frame.index = list(names)
     with atomic(out) as temporary:
         AnnData(obs=frame).write_h5ad(temporary)
-        _append(temporary, {key: _matrix(z, names) for key, z in obsm.items()}, {})
+        _append(temporary, {key: _matrix(z, names) for key, z in obsm.items()}, {}, uns)
 
 
 def _is_h5ad(path: Path) -> bool:
@@ -164,7 +179,12 @@ def _is_h5ad(path: Path) -> bool:
         return "obs" in file and "column-order" in file["obs"].attrs
 
 
-def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) -> bool:
+def _append(
+    path: Path,
+    obsm: Mapping[str, np.ndarray],
+    obs: Mapping[str, Any],
+    uns: Mapping[str, Any] | None,
+) -> bool:
     """Adds to an `.h5ad`; False where it is of an old layout that cannot be added to."""
     import h5py
     from anndata.io import write_elem
@@ -172,13 +192,16 @@ def _append(path: Path, obsm: Mapping[str, np.ndarray], obs: Mapping[str, Any]) 
     with h5py.File(path, "r+") as file:
         if not isinstance(file["obs"], h5py.Group):
             return False
-        if "obsm" not in file:
-            write_elem(file, "obsm", {})
+        for group in ("obsm", "uns"):
+            if group not in file:
+                write_elem(file, group, {})
         for key, z in obsm.items():
             if isinstance(z, RowsOnDisk):
                 _copy(z, file["obsm"], key)
             else:
                 write_elem(file["obsm"], key, _matrix(z))
+        for key, value in (uns or {}).items():
+            write_elem(file["uns"], key, value)
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
             if values is not None:
@@ -209,6 +232,7 @@ def assemble(
     obs: Mapping[str, Any],
     names: Sequence[str] | np.ndarray,
     rows: np.ndarray,
+    uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an `.h5ad` of any inputs, the values chunk by chunk."""
     import h5py
@@ -224,7 +248,7 @@ def assemble(
     if vocabulary.symbols is not None:
         var["symbol"] = list(vocabulary.symbols)
     AnnData(obs=frame, var=var).write_h5ad(path)
-    _append(path, {key: _matrix(z, names) for key, z in obsm.items()}, {})
+    _append(path, {key: _matrix(z, names) for key, z in obsm.items()}, {}, uns)
     with h5py.File(path, "r+") as file:
         if "X" in file:
             del file["X"]

@@ -34,6 +34,7 @@ def found(n: int) -> dict:
     return {
         "obsm": {"X_concerto": np.arange(n * 2, dtype="f4").reshape(n, 2)},
         "obs": {"concerto_cluster": np.array(["0", "1"], object)[np.arange(n) % 2]},
+        "uns": {"found": pd.DataFrame({"label": ["B", "T"], "share": [0.5, np.nan]}, ["0", "1"])},
     }
 
 
@@ -56,6 +57,9 @@ def test_one_input_of_any_kind(tmp_path: Path, kind: str, sparse: bool) -> None:
     assert list(written.obs["concerto_cluster"]) == ["0", "1"] * 10
     assert isinstance(written.obs["concerto_cluster"].dtype, pd.CategoricalDtype)
     np.testing.assert_array_equal(written.obsm["X_concerto"], found(20)["obsm"]["X_concerto"])
+    table = written.uns["found"]
+    assert list(table.index) == ["0", "1"] and list(table["label"]) == ["B", "T"]
+    np.testing.assert_array_equal(table["share"], [0.5, np.nan])
 
 
 def test_several_inputs_over_the_union_of_their_genes(tmp_path: Path) -> None:
