@@ -73,7 +73,7 @@ def test_loss_and_its_gradient_are_those_of_the_global_batch(
     np.testing.assert_allclose(np.concatenate(gradients) / 2, gradient, atol=1e-10)
 
 
-def test_normalisation_and_its_gradient_are_those_of_the_global_batch(
+def test_normalization_and_its_gradient_are_those_of_the_global_batch(
     strategy: tf.distribute.Strategy,
 ) -> None:
     rng = np.random.default_rng(1)

@@ -225,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("auto", "none", "source", "align"),
         default="auto",
         help="what to do about a query that lies off as a whole: move it by what its cells share "
-        "with the reference (align), normalise it by its own statistics (source), nothing (none), "
+        "with the reference (align), normalize it by its own statistics (source), nothing (none), "
         "or move it where that helps much (auto)",
     )
     made.add_argument(

@@ -92,7 +92,7 @@ class GeneAttention(keras.layers.Layer):
 
     Call arguments:
         genes: Gene indices [B, K], int32, padded with 0.
-        values: Normalised values [B, K], float, padded with 0.0. K may be anything: padding
+        values: Normalized values [B, K], float, padded with 0.0. K may be anything: padding
             counts as further zeros and needs no mask. A gene must not occur twice with a value.
         rows: The cell that each value belongs to [B, K], for packed batches; see
             `scatter_to_dense`.
@@ -188,7 +188,7 @@ class GeneAttention(keras.layers.Layer):
 
         Args:
             genes: Gene indices [B, K].
-            values: Normalised values [B, K].
+            values: Normalized values [B, K].
             rows: The cell that each value belongs to [B, K], for packed batches.
             unmeasured: See the class.
 
@@ -209,7 +209,7 @@ class GeneAttention(keras.layers.Layer):
         """Equations 2 to 5, over all genes.
 
         Returns:
-            Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B].
+            Cell vectors [B, d], unnormalized weights [B, K] and their sum over all genes [B].
         """
         dtype = compute_dtype(self)
         wide = accumulation_dtype(dtype)

@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics of the cells' own source."""
+"""Batch normalization with statistics of the cells' own source."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def moments_by_source(x: tf.Tensor, source: tf.Tensor, n_sources: int) -> Moment
         tf.reduce_sum(member, axis=0), tf.matmul(member, x, transpose_a=True)
     )
     mean = tf.math.divide_no_nan(total, count[:, tf.newaxis])
-    centred = x - tf.matmul(member, mean)
-    (squares,) = sum_over_replicas(tf.matmul(member, tf.square(centred), transpose_a=True))
+    centered = x - tf.matmul(member, mean)
+    (squares,) = sum_over_replicas(tf.matmul(member, tf.square(centered), transpose_a=True))
     return count, mean, tf.math.divide_no_nan(squares, count[:, tf.newaxis])
 
 
@@ -89,9 +89,9 @@ def pool_moments(moments: Moments) -> tuple[tf.Tensor, tf.Tensor]:
 
 @serializable
 class SourceBatchNormalization(keras.layers.Layer):
-    """Batch normalisation within the cells of one source (batch, donor, technology).
+    """Batch normalization within the cells of one source (batch, donor, technology).
 
-    In training every cell is normalised with the statistics that the cells of its own source
+    In training every cell is normalized with the statistics that the cells of its own source
     have in the minibatch, over all replicas; the minibatch may mix sources as it likes. Scale and
     offset are shared. Moving statistics are kept per source. At inference a cell takes those of
     its source; a cell of a source never seen takes the pooled statistics of all sources.
@@ -105,7 +105,7 @@ class SourceBatchNormalization(keras.layers.Layer):
     minibatch's. At inference such a source takes the pooled statistics.
 
     Args:
-        n_sources: Number of sources S. With 1 this is synchronised batch normalisation.
+        n_sources: Number of sources S. With 1 this is synchronized batch normalization.
         momentum: Share of the past that the moving statistics keep at each minibatch with cells
             of the source. They weigh every cell seen, so there is no bias towards the start.
         epsilon: Added to the variance.
@@ -122,7 +122,7 @@ class SourceBatchNormalization(keras.layers.Layer):
             source's mean, whatever stands in ``x``.
 
     Returns:
-        Normalised features [B, F].
+        Normalized features [B, F].
 
     Example:
 
@@ -211,7 +211,7 @@ class SourceBatchNormalization(keras.layers.Layer):
 
         Args:
             factor: [S, F].
-            offset: [S, F], in units of the normalised features.
+            offset: [S, F], in units of the normalized features.
         """
         if not self.aligned:
             raise ValueError("only a layer with aligned=True has factors and offsets of sources")

@@ -35,7 +35,7 @@ def cluster_aware(
     loss, equation 17, is ``nt_xent(...) + 0.1 * cluster_aware(...)``.
 
     Args:
-        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
+        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalized here.
         view_b: Embeddings of the other view [B, d].
         clusters: Cluster of each cell [B], int.
         temperature: Divisor of the cosine similarities.

@@ -48,7 +48,7 @@ def info_nce(
             negatives for all other cells.
         filled: Number of rows of ``queue``, from the first, that hold embeddings, int scalar; by
             default all.
-        normalize: Whether to L2-normalise all embeddings, so that similarities are cosines.
+        normalize: Whether to L2-normalize all embeddings, so that similarities are cosines.
 
     Returns:
         Loss of each query [B], float32 or wider.
@@ -63,7 +63,7 @@ def info_nce(
     [0.6265, 0.6265]
 
     Reference:
-        CLEAR, equations 1 and 2; He et al. 2020 (MoCo), which normalises.
+        CLEAR, equations 1 and 2; He et al. 2020 (MoCo), which normalizes.
     """
     dtype = accumulation_dtype(query.dtype)
 
@@ -97,7 +97,7 @@ class InfoNCE(keras.losses.Loss):
 
     Args:
         temperature: Divisor of the similarities.
-        normalize: Whether to L2-normalise all embeddings.
+        normalize: Whether to L2-normalize all embeddings.
         name: Name of the loss.
         **kwargs: Of `keras.losses.Loss`.
 

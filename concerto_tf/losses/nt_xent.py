@@ -23,14 +23,14 @@ def nt_xent(
     temperature: float = 0.1,
     groups: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Normalised temperature-scaled cross entropy between two views of the same cells.
+    """Normalized temperature-scaled cross entropy between two views of the same cells.
 
     Row i of both views is the same cell. The negatives of a cell are all other cells' views, on
     **all replicas** of a distribution strategy: the mean of the replicas' losses is the loss of
     the global batch, gradients included. Every replica must hold the same number of cells.
 
     Args:
-        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
+        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalized here.
         view_b: Embeddings of the other view [B, d].
         temperature: Divisor of the cosine similarities; small values weigh near negatives more.
         groups: Group of each cell [B], int, such as its source. Only cells of its own group are

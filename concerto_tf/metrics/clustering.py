@@ -28,7 +28,7 @@ def kmeans_scores(
 
     Returns:
         `ari_kmeans` (1 for equal partitions, about 0 for unrelated ones) and `nmi_kmeans` (0 to
-        1, normalised by the arithmetic mean of the entropies).
+        1, normalized by the arithmetic mean of the entropies).
 
     Raises:
         InputError: unsuitable embedding or labels.
@@ -116,8 +116,8 @@ def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
         clusters: [n] codes or names.
 
     Returns:
-        `ari`; `nmi`, normalised by the arithmetic mean (CLEAR, equation 6, and Concerto);
-        `nmi_max`, normalised by the maximum (CICL, equation 1).
+        `ari`; `nmi`, normalized by the arithmetic mean (CLEAR, equation 6, and Concerto);
+        `nmi_max`, normalized by the maximum (CICL, equation 1).
 
     Example:
         >>> import numpy as np

@@ -159,7 +159,7 @@ def ilisi(
 
 
 def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
-    """Weights exp(-beta * distance), normalised per cell, whose entropy is log(perplexity).
+    """Weights exp(-beta * distance), normalized per cell, whose entropy is log(perplexity).
 
     Args:
         distances: [n, k] float.

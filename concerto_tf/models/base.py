@@ -175,7 +175,7 @@ class ContrastiveModel(BatchModel):
             **kwargs: Of the class; ``modalities``, where given, are names (`chosen_modalities`).
 
         Returns:
-            The model, with the records' vocabulary and sources, which normalises counts and
+            The model, with the records' vocabulary and sources, which normalizes counts and
             leaves log-normalized values unchanged. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """

@@ -23,7 +23,7 @@ _MOST_MISSING = 0.99
 
 
 class Cells(NamedTuple):
-    """Normalised values of a model's input genes.
+    """Normalized values of a model's input genes.
 
     Attributes:
         genes: Indices int32 [B, K] among the model's own genes. What is not among these became
@@ -114,7 +114,7 @@ class ModalityInput:
         return of_genes if self.genes is None else of_genes[list(self.genes)]
 
     def cells(self, batch: Minibatch) -> Cells | None:
-        """Normalised values of a minibatch; None if it has nothing of this modality."""
+        """Normalized values of a minibatch; None if it has nothing of this modality."""
         held = batch.modality(self.name)
         if held is None:
             return None

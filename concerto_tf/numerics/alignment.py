@@ -1,9 +1,9 @@
 """What sources differ in, told apart from which cell types they hold.
 
-Centred each by itself, two sources of which one lacks the B cells come to lie apart, as their means
+Two sources, each centered by itself, lie apart where only one of them has B cells: their means
 differ by the B cells too. Here sources are moved so that cells of the same type meet. Types are not
-known: cells are matched across sources by mutual nearest neighbours, then by clusters. Values of
-genes are moved, so that a layer holds it.
+known: cells are matched across sources by mutual nearest neighbours, then by clusters. The offsets
+are those of genes' values, so that a layer can hold them.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def clustered_offsets(
     by_cluster = weight.sum(1)[:, None]
     offsets = np.zeros((n_sources, x.shape[1]))
     for _ in range(_SWEEPS):  # alternating least squares
-        centre = (of_cluster - weight @ offsets) / by_cluster
-        offsets = (of_source - weight.T @ centre) / by_source
+        center = (of_cluster - weight @ offsets) / by_cluster
+        offsets = (of_source - weight.T @ center) / by_source
     return offsets.astype(np.float32)
 
 
@@ -147,7 +147,7 @@ class Comparison:
     """How cells are compared across sources.
 
     Attributes:
-        epsilon: Added to variances where values are standardised.
+        epsilon: Added to variances where values are standardized.
         clip: Largest absolute value after that; None for no limit.
         components: Principal components that cells are compared by.
         seed: Seed of components and clusters.
@@ -193,7 +193,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
         if by.clip is not None:
             np.clip(y, -by.clip, by.clip, out=y)
         loadings, _ = principal_components(y, by.components, by.seed, denoise=0.5)
-        if not loadings.shape[1]:  # nothing that cells could be compared by: each is centred
+        if not loadings.shape[1]:  # nothing that cells could be compared by: each is centered
             return offsets if turn else _means_by_source(x, source, n_sources).astype(np.float32)
         z = (y - y.mean(0)) @ loadings
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
@@ -257,12 +257,12 @@ def modality_offsets(
 
 
 class Aligned(NamedTuple):
-    """Values with the offsets of sources taken away, and what a normalisation does for that.
+    """Values with the offsets of sources taken away, and what a normalization does for that.
 
     Attributes:
-        x: The values [n, F], centred and divided by their standard deviation.
+        x: The values [n, F], centered and divided by their standard deviation.
         scale: What they were divided by [F].
-        factor: What a source is multiplied with behind a normalisation by its own statistics
+        factor: What a source is multiplied with behind a normalization by its own statistics
             [S, F]; 1 for a source with fewer than 20 cells.
         offset: What is added to it then [S, F]; 0 for a source with fewer than 20 cells.
     """
@@ -287,11 +287,11 @@ def align(
         source: Source codes [n].
         offsets: [S, F].
         epsilon: Added to variances.
-        views: What sources will be normalised by, where that are not the cells as they are: views
+        views: What sources will be normalized by, where that are not the cells as they are: views
             of the first of them [at most n, F].
 
     Returns:
-        The values, and the factor and offset of each source that give them behind a normalisation
+        The values, and the factor and offset of each source that give them behind a normalization
         within sources. Of a source with fewer than 20 cells the values are what more cells would
         make of them.
     """
@@ -299,14 +299,14 @@ def align(
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB
     for code in np.unique(source):
         rest[source == code] -= offsets[code]
-    centre, scale = rest.mean(0), np.sqrt(rest.var(0) + epsilon)
+    center, scale = rest.mean(0), np.sqrt(rest.var(0) + epsilon)
     factor, offset = np.ones_like(offsets), np.zeros_like(offsets)
     for code in np.unique(source):
         own = views[source[: len(views)] == code]
         if len(own) < _ENOUGH:
             continue
         factor[code] = np.sqrt(own.var(0) + epsilon) / scale
-        offset[code] = (own.mean(0) - offsets[code] - centre) / scale
-    rest -= centre
+        offset[code] = (own.mean(0) - offsets[code] - center) / scale
+    rest -= center
     rest /= scale
     return Aligned(rest, scale, factor, offset)

@@ -111,10 +111,10 @@ def _slope(expected: np.ndarray, found: np.ndarray) -> float:
     weight, slope = np.ones(len(expected)), 0.0
     for _ in range(_SWEEPS):
         weight /= weight.sum()
-        centre, level = weight @ expected, weight @ found
-        within = weight @ ((expected - centre) * (found - level))
-        variance = weight @ (expected - centre) ** 2
-        slope = (within + _THROUGH_0 * centre * level) / (variance + _THROUGH_0 * centre**2)
-        line = (level - slope * centre) * (1 - _THROUGH_0) + slope * expected
+        center, level = weight @ expected, weight @ found
+        within = weight @ ((expected - center) * (found - level))
+        variance = weight @ (expected - center) ** 2
+        slope = (within + _THROUGH_0 * center * level) / (variance + _THROUGH_0 * center**2)
+        line = (level - slope * center) * (1 - _THROUGH_0) + slope * expected
         weight = 1 / np.maximum(np.abs(found - line), 0.05)
     return float(slope)

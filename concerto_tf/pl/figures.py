@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Six colours of Okabe and Ito, continued by the colours farthest from all before them in CIELAB,
+# Six colors of Okabe and Ito, continued by the colors farthest from all before them in CIELAB,
 # for normal vision and under simulated deuteranopia and protanopia.
 PALETTE = (
     "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #0000FF #4B3C0F #5A69FF #4B2D4B "
@@ -26,7 +26,7 @@ PALETTE = (
     "#874B00 #691E2D #D2874B #00C3D2 #A51ED2 #693CFF #4B5A78 #690F69 #4B960F #A52D2D"
 ).split()
 MISSING_COLOR = "#D0D0D0"
-# Categories up to which colours alone are told apart with ease; more are numbered on the map.
+# Categories up to which colors alone are told apart with ease; more are numbered on the map.
 FEW_CATEGORIES = 8
 # Categories named in the legend, the largest ones.
 LEGEND_ENTRIES = 60
@@ -46,10 +46,10 @@ def umap_figure(
     path: str | Path,
     title: str | None = None,
 ) -> None:
-    """Draws the map of cells, coloured by a column, as a PNG (or whatever the ending says).
+    """Draws the map of cells, colored by a column, as a PNG (or whatever the ending says).
 
     Cells are drawn in random order, so that none of the sources hides the others; cells without
-    a value lie below in grey. More than 8 categories are marked on the map too, with their name
+    a value lie below in gray. More than 8 categories are marked on the map too, with their name
     if it is short or else a number that the legend explains.
 
     Args:
@@ -183,7 +183,7 @@ def _points(axes: Axes, xy: np.ndarray, codes: np.ndarray) -> None:
     colors = np.array([to_rgb(c) for c in (*PALETTE, MISSING_COLOR)])
     shade = np.where(codes < 0, len(PALETTE), codes % len(PALETTE))
     order = np.random.default_rng(0).permutation(len(xy))
-    order = order[np.argsort(codes[order] >= 0, kind="stable")]  # the grey ones first
+    order = order[np.argsort(codes[order] >= 0, kind="stable")]  # the gray ones first
     axes.scatter(
         xy[order, 0],
         xy[order, 1],
@@ -216,7 +216,7 @@ def _marks(axes: Axes, xy: np.ndarray, codes: np.ndarray, marks: list[str]) -> N
 
 
 def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
-    """Categories with their colours beside the map, in as many columns as it takes."""
+    """Categories with their colors beside the map, in as many columns as it takes."""
     from matplotlib.lines import Line2D
 
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))

@@ -133,21 +133,21 @@ def _orders(weight: pd.DataFrame) -> tuple[list[str], list[str]]:
     # Each side in turn goes where its flows lead to, on the average.
     for _ in range(8):
         place = {label: i for i, label in enumerate(labels)}
-        groups = _by_barycentre(groups, weight, place)
+        groups = _by_barycenter(groups, weight, place)
         place = {group: i for i, group in enumerate(groups)}
-        labels = _by_barycentre(labels, weight.T, place)
+        labels = _by_barycenter(labels, weight.T, place)
     if OTHER in labels:
         labels.remove(OTHER)
         labels.append(OTHER)
     return groups, labels
 
 
-def _by_barycentre(
+def _by_barycenter(
     names: Sequence[str], weight: pd.DataFrame, place: Mapping[str, int]
 ) -> list[str]:
     position = np.array([place[column] for column in weight.columns], float)
-    centre = weight.to_numpy() @ position / np.maximum(weight.to_numpy().sum(axis=1), 1e-12)
-    of = dict(zip(weight.index, centre, strict=True))
+    center = weight.to_numpy() @ position / np.maximum(weight.to_numpy().sum(axis=1), 1e-12)
+    of = dict(zip(weight.index, center, strict=True))
     return sorted(names, key=lambda name: of[name])
 
 

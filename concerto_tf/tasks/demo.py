@@ -19,7 +19,7 @@ LABEL_KEY = "bulk_labels"
 def demo_cells() -> AnnData:
     """700 blood cells of the 68k-PBMC data set, with 765 genes and 10 cell types.
 
-    They come with scanpy. Its X is standardised; the log-normalized values are in `raw`.
+    They come with scanpy. Its X is standardized; the log-normalized values are in `raw`.
 
     Returns:
         The cells, X log-normalized.

@@ -40,7 +40,7 @@ def embed(
 ) -> np.ndarray:
     """Embeds cells and writes them with ``obsm["X_concerto"]`` where asked to.
 
-    Cells of a source the model knows are normalised by its statistics of that source, others by
+    Cells of a source the model knows are normalized by its statistics of that source, others by
     those pooled over all sources. Genes that the cells were not measured for, and modalities that
     they lack, are taken at the mean, and said.
 

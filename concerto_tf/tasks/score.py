@@ -229,7 +229,7 @@ def _places(genes: Vocabulary) -> dict[str, int]:
 
 
 def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
-    """Normalised values [cells, genes], read in chunks."""
+    """Normalized values [cells, genes], read in chunks."""
     counts = scales_with_depth(units_of(cells, [RNA])[RNA])
     if not counts:
         _log.info("%s: log-normalized; scored unchanged", cells.name)

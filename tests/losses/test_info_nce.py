@@ -51,7 +51,7 @@ def test_is_the_papers_equation(temperature: float) -> None:
     assert float(got) == pytest.approx(want, abs=1e-12)
 
 
-def test_is_the_equation_as_printed_without_normalisation() -> None:
+def test_is_the_equation_as_printed_without_normalization() -> None:
     queries, keys, earlier = embeddings()
     got = both_views(*map(tf.constant, (queries, keys, earlier)), 0.7, normalize=False)
     assert float(got) == pytest.approx(equation_2(queries, keys, earlier, 0.7), abs=1e-10)

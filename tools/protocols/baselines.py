@@ -107,7 +107,7 @@ def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int =
         sc.pp.highly_variable_genes(cells, n_top_genes=n_genes)
         cells = cells[:, cells.var["highly_variable"]].copy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that centred values are no longer sparse
+        warnings.simplefilter("ignore", UserWarning)  # that centered values are no longer sparse
         sc.pp.scale(cells, max_value=10)
     k = min(components, cells.n_obs - 1, cells.n_vars - 1)
     sc.pp.pca(cells, n_comps=k, random_state=seed)

@@ -43,7 +43,7 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalised after
+    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalized after
     each residual connection, and weights begin at random.
 
     Args:
@@ -140,7 +140,7 @@ class CICL(DenseModel):
         )
 
     def _build_more(self) -> None:
-        # Standardised genes, without the scale and offset that are learned; zeros are mean cells.
+        # Standardized genes, without the scale and offset that are learned; zeros are mean cells.
         self.landmarks = state_weight(self, "landmarks", (_LANDMARKS, self.n_inputs))
         self.clusterings = state_weight(self, "clusterings", (), "int64")
 
@@ -152,7 +152,7 @@ class CICL(DenseModel):
     def _whole(self, batch: Batch) -> tf.Tensor:
         """The cells of a batch in training, before they are augmented [B, n_inputs].
 
-        Values are standardised first, as in the paper: noise is then as strong in each gene, and
+        Values are standardized first, as in the paper: noise is then as strong in each gene, and
         the statistics are those of whole cells, as at inference.
         """
         return self.prepare(self.dense(batch), batch, training=True)

@@ -90,7 +90,7 @@ def neighbor_kl(z: tf.Tensor) -> tf.Tensor:
 class SoftKMeans(keras.Model):
     """A network on embeddings that is trained until they fall into k clusters.
 
-    It begins as the identity, at the centroids of a K-means (`start`), and minimises
+    It begins as the identity, at the centroids of a K-means (`start`), and minimizes
     `soft_kmeans_loss` + `neighbor_kl`. The centroids are no weights that gradients move: each is,
     as printed, the mean of the cells weighted by how much they belong to it, here over the latest
     minibatches.

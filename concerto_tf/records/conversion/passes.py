@@ -291,12 +291,12 @@ def write_manifest(
             units=joined.units[name],
             sha256=checksum,
         )
-    normalised = scales_with_depth(joined.units[RNA])
+    normalized = scales_with_depth(joined.units[RNA])
     Manifest(
         package_version=__version__,
         n_cells=n_cells,
         modalities=modalities,
-        normalisation={"target_sum": TARGET_SUM, "log1p": True} if normalised else {},
+        normalisation={"target_sum": TARGET_SUM, "log1p": True} if normalized else {},
         sources=joined.sources,
         labels=joined.labels,
         inputs=tuple({"name": cells.name, "n_cells": cells.n_cells} for cells in joined.inputs),

@@ -124,7 +124,7 @@ def mean_depth(data: Iterable[Batch], modality: str) -> float:
 
 
 def check_units(model: Encoder, records: CellSet) -> None:
-    """Raises InputError if a model of counts is given normalised values, or the other way."""
+    """Raises InputError if a model of counts is given normalized values, or the other way."""
     words = {True: "raw counts", False: "log-normalized values"}
     mend = {
         True: "give it those",
