@@ -9,7 +9,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import UNKNOWN
-from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.transfer import transfer
 
 if TYPE_CHECKING:
@@ -103,17 +103,13 @@ def check_levels(reference: Reference, keys: Sequence[str]) -> None:
         both = (above.codes >= 0) & (below.codes >= 0)
         pairs = np.unique(np.stack([below.codes[both], above.codes[both]], axis=1), axis=0)
         lows, times = np.unique(pairs[:, 0], return_counts=True)
-        torn = [
-            f"{below.names[low]!r} ({', '.join(_names_above(above, pairs, low))})"
-            for low in lows[times > 1]
-        ]
+        torn = []
+        for low in lows[times > 1]:
+            highs = ", ".join(above.names[high] for high in pairs[pairs[:, 0] == low, 1])
+            torn.append(f"{below.names[low]!r} ({highs})")
         if torn:
             more = f" and {len(torn) - 5} more" if len(torn) > 5 else ""
             raise InputError(
                 f"labels of {lower!r} stand under several of {upper!r} in the reference: "
                 f"{'; '.join(torn[:5])}{more}; give each one coarser label, or name other levels"
             )
-
-
-def _names_above(above: Labels, pairs: np.ndarray, low: int) -> list[str]:
-    return [above.names[high] for high in pairs[pairs[:, 0] == low, 1]]

@@ -17,7 +17,7 @@ from concerto_tf.models.encoder import Encoder
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.cell_set import is_records
-from concerto_tf.reference.cells import Reference, Values
+from concerto_tf.reference.cells import Reference
 from concerto_tf.tasks.embed import KEY, Progress, encoder_of
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
@@ -159,7 +159,7 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
         InputError: The modality is not there or empty, or k exceeds the cells that have it.
     """
     values = reference.values_of(modality)
-    has = cells_with(values)
+    has = np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
     if not len(has):
         raise InputError(
             f"modality {modality!r} is empty in the reference: no cell has a value; name another "
@@ -184,11 +184,6 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
         product = mean @ matrix
         out[rows] = product.toarray() if sp.issparse(product) else product
     return out
-
-
-def cells_with(values: Values) -> np.ndarray:
-    """Indices of the cells that have a modality: those with any value but zero."""
-    return np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
 
 
 def _modalities_of(

@@ -74,6 +74,7 @@ def pseudotime(
         Methods 13:845 (2016); Wolf et al., "PAGA", Genome Biology 20:59 (2019).
     """
     import scanpy as sc
+    from scipy.sparse.csgraph import connected_components
 
     if out is not None:
         check_target(out)
@@ -88,7 +89,8 @@ def pseudotime(
     position = _root(name, adata, z, groups, str(root), key, named=groupby is not None)
     graph = neighbour_graph(adata, rep, z, seed)
 
-    connected = _connected(graph, position)
+    _, component = connected_components(graph.obsp["connectivities"], directed=False)
+    connected = component == component[position]
     n, missing = int(connected.sum()), int((~connected).sum())
     if n < _FEWEST_CELLS:
         raise InputError(
@@ -170,14 +172,6 @@ def _root(
         + ("" if named else "; or name another column of groups"),
         None if named else "groupby",
     )
-
-
-def _connected(graph: AnnData, position: int) -> np.ndarray:
-    """Whether the graph connects each cell to that at `position`, bool [n]."""
-    from scipy.sparse.csgraph import connected_components
-
-    _, component = connected_components(graph.obsp["connectivities"], directed=False)
-    return component == component[position]
 
 
 def _paga(graph: AnnData, groups: pd.Series, key: str) -> dict:

@@ -149,16 +149,10 @@ class CICL(DenseModel):
     def project(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.head(z, training=training)  # equations 10 and 11: no ReLU in front
 
-    def _whole(self, batch: Batch) -> tf.Tensor:
-        """The cells of a batch in training, before they are augmented [B, n_inputs].
-
-        Values are standardized first, as in the paper: noise is then as strong in each gene, and
-        the statistics are those of whole cells, as at inference.
-        """
-        return self.prepare(self.dense(batch), batch, training=True)
-
     def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        whole = self._whole(batch)
+        # Standardized first, as in the paper: noise is then as strong in each gene, and the
+        # statistics are those of whole cells, as at inference.
+        whole = self.prepare(self.dense(batch), batch, training=True)
         view_a, view_b = (
             self.project(self.encode(x, training=True), training=True)
             for x in (self.augmented(whole), self.augmented(whole))
@@ -205,7 +199,7 @@ class CICL(DenseModel):
     # --- use --------------------------------------------------------------------------------
 
     def read_out(self, batch: Batch) -> tf.Tensor:
-        x = self.prepare(self.dense(batch), batch)
+        x = self.standardized(batch)
         return self.backbone(x, context=self._context(x.dtype), training=False)
 
     def _context(self, dtype: tf.DType) -> tf.Tensor:
@@ -233,7 +227,7 @@ class CICL(DenseModel):
         order = np.random.default_rng(self.seed).permutation(len(x))
         # Of fewer cells than landmarks each is kept several times, as good as equally often.
         self.landmarks.assign(x[np.resize(order, _LANDMARKS)])
-        if self.width is None or not self.components:
+        if not self.pca_initialized:
             return
         most = min(self.components, self.width)
         directions, spread = component_directions(x, most, self.seed, self.denoise)

@@ -23,6 +23,7 @@ from concerto_tf.records.conversion.writer import (
     ShardPlan,
     gene_dtype,
     spool_chunk,
+    widest_dtype,
     write_shard,
 )
 from concerto_tf.records.genes.overlap import FEWEST_SHARED
@@ -187,9 +188,7 @@ def _shard_task(parts: Sequence[Part], plan: ShardPlan, note: Path) -> ShardInfo
 
 
 def _widest(parts: Sequence[Part], name: str) -> np.dtype:
-    """The smallest dtype that holds the values of all parts."""
-    dtypes = [np.dtype(part.summary["modalities"][name]["value_dtype"]) for part in parts]
-    return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
+    return widest_dtype(part.summary["modalities"][name]["value_dtype"] for part in parts)
 
 
 def _having(joined: Joined, modality: str, of_input: np.ndarray) -> np.ndarray:

@@ -181,7 +181,8 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
         for backwards in (False, True):
             one, other = orthologs.species[::-1] if backwards else orthologs.species
             partners = orthologs.partners(backwards)
-            routes.append((f", orthologs {one} -> {other}", partners_of(partners)))
+            words = f", orthologs {one} -> {other}"
+            routes.append((words, lambda name, of=partners: of.get(name, ())))
     for names, query_words in _forms(query, "query"):
         for other_names, reference_words, positions in forms_of_reference:
             for route_words, route in routes:
@@ -193,11 +194,6 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
                     how = how.replace(" with version", "") + (f", {words}" if words else "")
                     best = Match(query, reference, *found[:2], how + route_words, found[2])
     return best
-
-
-def partners_of(partners: dict[str, list[str]]) -> Callable[[str], Sequence[str]]:
-    """Looks a gene's orthologs up; none for a gene that is not in the table."""
-    return lambda name: partners.get(name, ())
 
 
 def union(

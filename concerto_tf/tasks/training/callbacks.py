@@ -26,20 +26,21 @@ _FILE = "training.npz"
 
 def saved_rounds(folder: str | Path) -> int:
     """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none."""
-    path = as_path(folder) / _FILE
-    if not path.exists():
-        return 0
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        return int(saved["rounds"])
+    return int(_saved(folder, "rounds") or 0)
 
 
 def has_ended(folder: str | Path) -> bool:
     """Whether the training of the checkpoint in a folder was stopped early, and so is over."""
+    return bool(_saved(folder, "ended"))
+
+
+def _saved(folder: str | Path, name: str) -> np.ndarray | None:
+    """An entry of the checkpoint in a folder; None where there is none."""
     path = as_path(folder) / _FILE
     if not path.exists():
-        return False
+        return None
     with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        return bool(saved["ended"])
+        return saved[name]
 
 
 def trim_log(path: str | Path, rounds: int) -> None:
