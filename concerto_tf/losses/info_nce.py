@@ -9,12 +9,10 @@ import tensorflow as tf
 from concerto_tf._keras import (
     accumulation_dtype,
     gather_over_replicas,
-    keras,
     replica_index,
     serializable,
 )
-
-_NEVER = -1e9  # exp() of it is 0 in every float type
+from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def info_nce(
@@ -80,7 +78,7 @@ def info_nce(
         keys.append(tf.stop_gradient(embedding(queue)))
     # One product for all keys: most of the cost is here.
     similarity = tf.matmul(query, tf.concat(keys, axis=0), transpose_b=True)
-    column, never = tf.range(tf.shape(similarity)[1]), tf.cast(_NEVER, dtype)
+    column, never = tf.range(tf.shape(similarity)[1]), tf.cast(NEVER, dtype)
     if own_key is not None:
         cells = tf.shape(query)[0]
         itself = in_batch // 2 + cells * replica_index() + tf.range(cells)
@@ -92,7 +90,7 @@ def info_nce(
 
 
 @serializable
-class InfoNCE(keras.losses.Loss):
+class InfoNCE(TemperatureLoss):
     """`info_nce` within the minibatch as a Keras loss: ``y_true`` are keys, ``y_pred`` queries.
 
     Args:
@@ -119,18 +117,11 @@ class InfoNCE(keras.losses.Loss):
         name: str = "info_nce",
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature!r}.")
-        self.temperature = float(temperature)
+        super().__init__(temperature, name=name, **kwargs)
         self.normalize = bool(normalize)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return info_nce(y_pred, y_true, temperature=self.temperature, normalize=self.normalize)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "temperature": self.temperature,
-            "normalize": self.normalize,
-        }
+        return {**super().get_config(), "normalize": self.normalize}

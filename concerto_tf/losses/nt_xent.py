@@ -9,12 +9,10 @@ import tensorflow as tf
 from concerto_tf._keras import (
     accumulation_dtype,
     gather_over_replicas,
-    keras,
     replica_index,
     serializable,
 )
-
-_SELF = -1e9  # exp() of it is 0 in every float type
+from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def nt_xent(
@@ -58,11 +56,11 @@ def nt_xent(
     all_a, all_b = gather_over_replicas(view_a), gather_over_replicas(view_b)
     cells = tf.shape(view_a)[0]
     own = cells * replica_index() + tf.range(cells)
-    itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=_SELF, off_value=0.0, dtype=dtype)
+    itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=NEVER, off_value=0.0, dtype=dtype)
     strangers = tf.zeros((), dtype)
     if groups is not None:
         others = gather_over_replicas(groups)
-        strangers = _SELF * tf.cast(groups[:, tf.newaxis] != others[tf.newaxis], dtype)
+        strangers = NEVER * tf.cast(groups[:, tf.newaxis] != others[tf.newaxis], dtype)
 
     def similarity(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return tf.matmul(x, y, transpose_b=True) / temperature + strangers
@@ -77,7 +75,7 @@ def nt_xent(
 
 
 @serializable
-class NTXent(keras.losses.Loss):
+class NTXent(TemperatureLoss):
     """`nt_xent` as a Keras loss: ``y_true`` and ``y_pred`` are the two views.
 
     Args:
@@ -106,13 +104,7 @@ class NTXent(keras.losses.Loss):
     """
 
     def __init__(self, temperature: float = 0.1, name: str = "nt_xent", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature!r}.")
-        self.temperature = float(temperature)
+        super().__init__(temperature, name=name, **kwargs)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return nt_xent(y_true, y_pred, self.temperature)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature}

@@ -92,6 +92,22 @@ def _means_by_source(x: np.ndarray, source: np.ndarray, n_sources: int) -> np.nd
     return means
 
 
+def fine_clusters(z: np.ndarray, seed: int) -> np.ndarray:
+    """Small clusters of cells, more than there are cell types: codes [n] by K-means.
+
+    Args:
+        z: What cells are compared by [n, d], of 2 cells or more.
+        seed: Seed of K-means.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    n_clusters = int(np.clip(len(z) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
+    with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(n_clusters, n_init=3, random_state=seed % 2**32).fit_predict(z)
+
+
 def clustered_offsets(
     x: np.ndarray, source: np.ndarray, cluster: np.ndarray, n_sources: int, prior: float = _PRIOR
 ) -> np.ndarray:
@@ -182,10 +198,6 @@ def source_offsets(
 
 def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) -> np.ndarray:
     """What `source_offsets` gives, of cells of several sources."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
     offsets = np.zeros((n_sources, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
@@ -201,10 +213,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
             few = slice(_MOST_MATCHED)
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)
         else:
-            kmeans = KMeans(n_clusters, n_init=3, random_state=(by.seed + turn) % 2**32)
-            with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                cluster = kmeans.fit_predict(z)
+            cluster = fine_clusters(z, by.seed + turn)
             offsets += clustered_offsets(x - offsets[source], source, cluster, n_sources)
     return offsets
 
