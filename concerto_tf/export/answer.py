@@ -43,11 +43,7 @@ class Answer:
     """
 
     def __init__(
-        self,
-        model: Encoder | Classifier,
-        reference: Reference | None,
-        alpha: float | None,
-        k: int,
+        self, model: Encoder | Classifier, reference: Reference | None, alpha: float | None, k: int
     ) -> None:
         self.model = model
         self.encoder = encoder_of(model)

@@ -150,9 +150,7 @@ class GeneAttention(keras.layers.Layer):
         )
         self.bias = self.add_weight(name="bias", shape=(self.attention_units,), initializer="zeros")
         self.context = self.add_weight(
-            name="context",
-            shape=(self.attention_units, 1),
-            initializer=self.context_initializer,
+            name="context", shape=(self.attention_units, 1), initializer=self.context_initializer
         )
         super().build(input_shape)
 

@@ -159,8 +159,4 @@ class GeneAugmentation(RandomLayer):
         return int(self.fraction * things + 0.5)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "fraction": self.fraction,
-            "probability": self.probability,
-        }
+        return {**super().get_config(), "fraction": self.fraction, "probability": self.probability}

@@ -6,12 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    accumulation_dtype,
-    gather_over_replicas,
-    replica_index,
-    serializable,
-)
+from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica_index, serializable
 from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 

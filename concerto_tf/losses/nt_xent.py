@@ -6,20 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    accumulation_dtype,
-    gather_over_replicas,
-    replica_index,
-    serializable,
-)
+from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica_index, serializable
 from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def nt_xent(
-    view_a: tf.Tensor,
-    view_b: tf.Tensor,
-    temperature: float = 0.1,
-    groups: tf.Tensor | None = None,
+    view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1, groups: tf.Tensor | None = None
 ) -> tf.Tensor:
     """Normalized temperature-scaled cross entropy between two views of the same cells.
 

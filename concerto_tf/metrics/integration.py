@@ -186,11 +186,7 @@ def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
 
 
 def graph_connectivity(
-    embedding: np.ndarray,
-    labels: PerCell,
-    k: int = 15,
-    seed: int = 0,
-    cap: int = NEIGHBOUR_CELLS,
+    embedding: np.ndarray, labels: PerCell, k: int = 15, seed: int = 0, cap: int = NEIGHBOUR_CELLS
 ) -> float:
     """Mean over labels of the share of cells in the label's largest connected part.
 

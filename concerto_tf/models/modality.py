@@ -193,10 +193,7 @@ def chosen_modalities(records: Records, wanted: Sequence[str] | None, several: b
 
 
 def config_of(
-    records: Records,
-    modality: str,
-    genes: Genes | None = None,
-    target_sum: float | None = None,
+    records: Records, modality: str, genes: Genes | None = None, target_sum: float | None = None
 ) -> dict[str, Any]:
     """Arguments of a `ModalityInput` for the cells of records.
 

@@ -40,12 +40,7 @@ CURVES = (
 )
 
 
-def umap_figure(
-    adata: AnnData,
-    color: str,
-    path: str | Path,
-    title: str | None = None,
-) -> None:
+def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None = None) -> None:
     """Draws the map of cells, colored by a column, as a PNG (or whatever the ending says).
 
     Cells are drawn in random order, so that none of the sources hides the others; cells without

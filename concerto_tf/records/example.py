@@ -76,9 +76,7 @@ class BytesColumn:
 
 
 def encode(
-    order: np.ndarray,
-    integers: Mapping[str, np.ndarray],
-    strings: Mapping[str, BytesColumn],
+    order: np.ndarray, integers: Mapping[str, np.ndarray], strings: Mapping[str, BytesColumn]
 ) -> Iterator[bytes]:
     r"""Serializes cells, one `tf.train.Example` each.
 

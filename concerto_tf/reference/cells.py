@@ -246,11 +246,7 @@ class Reference:
         """
         labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
         return Reference(
-            self.embedded.part(rows),
-            labels,
-            model=self.model,
-            cells=self.cells,
-            depth=self.depth,
+            self.embedded.part(rows), labels, model=self.model, cells=self.cells, depth=self.depth
         )
 
     def labelled(self, key: str) -> Reference:

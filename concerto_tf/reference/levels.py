@@ -83,11 +83,7 @@ def _of_group(reference: Reference, key: str, coarser: str | None, group: str) -
 
 
 def _fill(
-    level: pd.DataFrame,
-    rows: np.ndarray,
-    part: Reference,
-    key: str,
-    answer: dict[str, np.ndarray],
+    level: pd.DataFrame, rows: np.ndarray, part: Reference, key: str, answer: dict[str, np.ndarray]
 ) -> None:
     """Notes what was found of some rows."""
     names = np.array([*part.labels[key].names, UNKNOWN], object)  # the last is what code -1 takes

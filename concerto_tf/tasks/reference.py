@@ -105,8 +105,7 @@ def find_reference(
         if kept is None or not is_reference(kept):
             where = "the model" if folder is None else str(folder)
             raise InputError(
-                f"{where}: no reference is kept there yet; give the reference's cells",
-                "reference",
+                f"{where}: no reference is kept there yet; give the reference's cells", "reference"
             )
         found = load_reference(kept)
         if found.model != own:

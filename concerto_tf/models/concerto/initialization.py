@@ -113,11 +113,7 @@ def _hold(networks: Networks, loadings: list[np.ndarray], variance: np.ndarray) 
 
 
 def _student_input(
-    branch: Branch,
-    x: np.ndarray,
-    source: np.ndarray,
-    offsets: np.ndarray | None,
-    by: Comparison,
+    branch: Branch, x: np.ndarray, source: np.ndarray, offsets: np.ndarray | None, by: Comparison
 ) -> np.ndarray:
     """What the student will take in of a modality [n, F], NaN of the cells that lack it.
 
@@ -184,10 +180,7 @@ def _align(
 
 
 def _align_teacher(
-    networks: Networks,
-    xs: list[np.ndarray],
-    source: np.ndarray,
-    offsets: list[np.ndarray | None],
+    networks: Networks, xs: list[np.ndarray], source: np.ndarray, offsets: list[np.ndarray | None]
 ) -> None:
     """Aligns sources in what the teacher's attention gives, by their offsets [S, features].
 

@@ -133,13 +133,7 @@ class SoftKMeans(keras.Model):
     built: bool
 
     def __init__(
-        self,
-        k: int,
-        dim: int,
-        units: int = 64,
-        momentum: float = 0.9,
-        seed: int = 0,
-        **kwargs: Any,
+        self, k: int, dim: int, units: int = 64, momentum: float = 0.9, seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         for name, value in {"k": k, "dim": dim, "units": units}.items():

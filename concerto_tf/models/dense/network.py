@@ -21,10 +21,7 @@ from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, b
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
-from concerto_tf.numerics.components import (
-    component_directions,
-    standardize_by_source,
-)
+from concerto_tf.numerics.components import component_directions, standardize_by_source
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.

@@ -323,9 +323,7 @@ def _positions(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _pair(
-    names: Sequence[str],
-    positions: dict[str, list[int]],
-    route: Callable[[str], Sequence[str]],
+    names: Sequence[str], positions: dict[str, list[int]], route: Callable[[str], Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Query and reference indices of the pairs, and how many query genes were ambiguous."""
     query_index, reference_index = [], []

@@ -126,10 +126,7 @@ def mean_depth(data: Iterable[Batch], modality: str) -> float:
 def check_units(model: Encoder, records: CellSet) -> None:
     """Raises InputError if a model of counts is given normalized values, or the other way."""
     words = {True: "raw counts", False: "log-normalized values"}
-    mend = {
-        True: "give it those",
-        False: "train a model on these cells, or give it those",
-    }
+    mend = {True: "give it those", False: "train a model on these cells, or give it those"}
     for one in model.modality_inputs:
         if one.name not in records.modalities:
             continue

@@ -109,10 +109,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _variables(self) -> list[Any]:
         optimizer = self.model.optimizer
         variables = optimizer.variables
-        return [
-            *lasting_weights(self.model),
-            *(variables() if callable(variables) else variables),
-        ]
+        return [*lasting_weights(self.model), *(variables() if callable(variables) else variables)]
 
     def _digest(self) -> str:
         """What tells the model's settings apart, defaults of other versions among them."""
