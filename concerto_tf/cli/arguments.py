@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--skip-damaged",
             action="store_true",
-            help="go on without cells of records that are damaged, and count them",
+            help="leave out cells of records that are damaged, and count them",
         )
 
     def model_and_input(made: argparse.ArgumentParser) -> None:
@@ -178,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--modality",
         action="append",
         metavar="NAME",
-        help="a modality to look at; by default all that the records hold",
+        help="a modality to train on; by default all that the records hold",
     )
     made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
 

@@ -155,7 +155,7 @@ class GeneAttention(keras.layers.Layer):
         super().build(input_shape)
 
     def take_directions(self, directions: np.ndarray) -> None:
-        """Has cell vectors hold given linear combinations of the genes.
+        """Initializes the gene embeddings, so that cell vectors hold given combinations of genes.
 
         The gene embeddings become the directions, so that attention, which is nearly uniform
         before training, gives a cell's values along them, divided by the root of the number of

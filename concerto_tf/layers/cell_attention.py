@@ -258,7 +258,7 @@ class CellTransformer(keras.layers.Layer):
         super().build(input_shape)
 
     def take_directions(self, directions: np.ndarray) -> None:
-        """Has the tokens' first units be given linear combinations of the input.
+        """Initializes the projection, so that tokens begin with given combinations of the input.
 
         Args:
             directions: [n, k] with k at most ``width``, which must not be None.

@@ -96,9 +96,9 @@ class SourceBatchNormalization(keras.layers.Layer):
     offset are shared. Moving statistics are kept per source. At inference a cell takes those of
     its source; a cell of a source never seen takes the pooled statistics of all sources.
 
-    The statistics of a source hold not only its technology, but also its cell types. An
-    ``aligned`` layer puts the latter back, by a factor and an offset of each source behind its own
-    statistics. They are 1 and 0 until `align` sets them, and are not trained.
+    The statistics of a source reflect its technology, and its cell types too. An ``aligned`` layer
+    restores what is due to cell types: each source has a factor and an offset that are applied
+    after its statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole
@@ -197,7 +197,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         return self.moving_count, self.moving_mean, self.moving_variance
 
     def take_scales(self, scales: np.ndarray) -> None:
-        """Gives the first features these scales, and little of their own to all others.
+        """Sets the scales of the first features, and makes those of all others small.
 
         Args:
             scales: [k] of the first features.
@@ -207,7 +207,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.gamma.assign(gamma)
 
     def align(self, factor: np.ndarray, offset: np.ndarray) -> None:
-        """Sets what sources are multiplied with and moved by behind their statistics.
+        """Sets the factor and the offset of each source, which follow its statistics.
 
         Args:
             factor: [S, F].
@@ -219,7 +219,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.source_offset.assign(offset)
 
     def take_sources(self, other: SourceBatchNormalization, rows: Sequence[int]) -> None:
-        """Takes over what a layer that is the same but for its sources knows of them.
+        """Copies what another layer knows of sources; it may differ in these only.
 
         Args:
             other: The other layer.

@@ -88,9 +88,6 @@ class ClusterAware(TemperatureLoss):
     >>> loss = ClusterAware(temperature=1.0)
     >>> round(float(loss(tf.constant([0, 0, 1, 1]), tf.concat([views, views], axis=1))), 4)
     -1.7123
-
-    Reference:
-        CICL, equation 16.
     """
 
     def __init__(

@@ -100,9 +100,6 @@ class InfoNCE(TemperatureLoss):
     >>> from concerto_tf.losses import InfoNCE
     >>> round(float(InfoNCE(temperature=1.0)(tf.eye(2), tf.eye(2))), 4)
     0.3133
-
-    Reference:
-        CLEAR, equation 1.
     """
 
     def __init__(

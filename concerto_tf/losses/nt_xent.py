@@ -90,9 +90,6 @@ class NTXent(TemperatureLoss):
     >>> history = model.fit(tf.random.normal([8, 4]), tf.random.normal([8, 4]), verbose=0)
     >>> sorted(history.history)
     ['loss']
-
-    Reference:
-        Concerto, equations 7 to 9.
     """
 
     def __init__(self, temperature: float = 0.1, name: str = "nt_xent", **kwargs: Any) -> None:

@@ -87,9 +87,6 @@ class VICReg(keras.losses.Loss):
     >>> from concerto_tf.losses import VICReg
     >>> round(float(VICReg()(tf.ones([4, 2]), tf.ones([4, 2]))), 2)
     49.5
-
-    Reference:
-        Bardes et al. 2022 (VICReg), Algorithm 1.
     """
 
     def __init__(

@@ -172,9 +172,8 @@ class Geometry(NamedTuple):
 
     Attributes:
         origin: Where a cell lies that is in the middle of all [d].
-        spread: How far cells spread along each unit [2, d], in standard deviations, of cells
-            trained on and of others; 0 for units of which it is not known. None where it is known
-            of none.
+        spread: Standard deviation of each unit, of cells trained on and of others [2, d]; 0 for
+            units where it is unknown. None if it is unknown for all.
     """
 
     origin: np.ndarray

@@ -178,7 +178,7 @@ class Comparison:
 def source_offsets(
     x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison
 ) -> np.ndarray | None:
-    """How far each source is off, from cells of which it is not known what they are.
+    """How far each source is off, estimated without knowing cell types.
 
     Args:
         x: Values [n, F] of cells in random order; the first 10,000 are looked at.
@@ -187,8 +187,8 @@ def source_offsets(
         by: How cells are compared.
 
     Returns:
-        Offsets [S, F], float32. None where there is nothing to align: cells are of one source
-        alone, or some of them of none of the S.
+        Offsets [S, F], float32. None where there is nothing to align: all cells are of one source,
+        or some belong to none of the S.
     """
     named = np.unique(source)
     if len(named) < 2 or named[0] < 0 or named[-1] >= n_sources:
@@ -221,7 +221,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
 def modality_offsets(
     xs: list[np.ndarray], source: np.ndarray, n_sources: int, by: Comparison
 ) -> list[np.ndarray | None]:
-    """How far sources are off in each modality, as `source_offsets` has it.
+    """How far each source is off in each modality; see `source_offsets`.
 
     Where not all cells have all modalities, the first one helps with each of the others, if enough
     cells of all sources that have the other have both.
@@ -266,14 +266,14 @@ def modality_offsets(
 
 
 class Aligned(NamedTuple):
-    """Values with the offsets of sources taken away, and what a normalization does for that.
+    """Values without the offsets of sources, and what a normalization needs to give them.
 
     Attributes:
         x: The values [n, F], centered and divided by their standard deviation.
         scale: What they were divided by [F].
-        factor: What a source is multiplied with behind a normalization by its own statistics
+        factor: Factor of each source, applied after a normalization by its own statistics
             [S, F]; 1 for a source with fewer than 20 cells.
-        offset: What is added to it then [S, F]; 0 for a source with fewer than 20 cells.
+        offset: Offset of each source, added after the factor [S, F]; 0 likewise.
     """
 
     x: np.ndarray
@@ -289,20 +289,19 @@ def align(
     epsilon: float,
     views: np.ndarray | None = None,
 ) -> Aligned:
-    """Takes sources' offsets away, and not what their cell types make of them.
+    """Removes the offsets of sources, but not the differences between their cell types.
 
     Args:
         x: Values [n, F].
         source: Source codes [n].
         offsets: [S, F].
         epsilon: Added to variances.
-        views: What sources will be normalized by, where that are not the cells as they are: views
-            of the first of them [at most n, F].
+        views: Views of the first cells [at most n, F], where the statistics of sources will be
+            those of views and not of whole cells.
 
     Returns:
-        The values, and the factor and offset of each source that give them behind a normalization
-        within sources. Of a source with fewer than 20 cells the values are what more cells would
-        make of them.
+        The values, and the factor and the offset of each source that lead to them after a
+        normalization within sources.
     """
     views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB

@@ -12,11 +12,10 @@ _MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
 
 
 def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.ndarray:
-    """What a query's cells are moved by as a whole, told from the cell types that it shares.
+    """The shift of a whole query against its reference, estimated from shared cell types.
 
-    No label is looked at, and a query may lack types of the reference or have others: as in the
-    alignment of sources, cells of one type are told from mutual nearest neighbours first, then from
-    clusters that both sides share.
+    No labels are used. A query may lack types of the reference, or have others. As in the alignment
+    of sources, cells are matched by mutual nearest neighbours, then by shared clusters.
 
     Args:
         reference: Embeddings of the reference's cells [n, d], seen from the middle.

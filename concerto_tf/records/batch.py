@@ -141,11 +141,10 @@ _FIELDS = tuple(field.name for field in fields(ModalityBatch))
 
 
 class Minibatch:
-    """A view of a minibatch by what its entries are.
+    """Reads a minibatch by modality, source and label instead of by key.
 
     Args:
-        batch: The dict of tensors. One that is made with a target beside it, as Keras has them,
-            may be given with it.
+        batch: The dict of tensors, or a tuple that begins with it, as Keras passes on a target.
 
     Example:
         >>> import numpy as np

@@ -42,7 +42,7 @@ class InputCells:
 
     Args:
         joined: A single input, which stays open while this is used.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
         chunk_cells: Cells read at once.
         held_bytes: Bytes of values up to which all cells stay in memory.
 

@@ -161,7 +161,7 @@ def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
     if not n_cells:
         raise InputError(f"{folder}: no cell in it is intact; convert again")
     if lost:
-        _log.warning("%s: goes on with %d of %d cells", folder, n_cells, manifest.n_cells)
+        _log.warning("%s: continues with %d of %d cells", folder, n_cells, manifest.n_cells)
     return replace(manifest, shards=tuple(kept), n_cells=n_cells), lost
 
 
@@ -200,7 +200,7 @@ def save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> 
 
 
 def _intact_records(content: bytes) -> Iterator[bytes]:
-    """The data of all records whose checksums are right; goes on behind damage."""
+    """The data of all records whose checksums are right; continues behind damage."""
     at = 0
     while (start := at + _HEAD_BYTES) + _TAIL_BYTES < len(content):
         length = int.from_bytes(content[at : at + 8], "little")

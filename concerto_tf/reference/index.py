@@ -160,7 +160,7 @@ class Index:
         except ImportError:
             _log.warning(
                 "%d reference cells: pip install faiss-cpu makes the search many times faster; it "
-                "goes on in TensorFlow",
+                "continues in TensorFlow",
                 len(self._unit),
             )
             return None

@@ -46,7 +46,12 @@ def label_levels(
             rows = np.flatnonzero(group == name)
             part = _of_group(reference, key, coarser, name)
             if part is not None:
-                _fill(level, rows, part, key, transfer(part, z[rows], key, min(k, part.n_cells)))
+                answer = transfer(part, z[rows], key, min(k, part.n_cells))
+                # The last name is what code -1 takes.
+                names = np.array([*part.labels[key].names, UNKNOWN], object)
+                level.loc[rows, "predicted"] = names[answer["code"]]
+                for column in ("probability", "novelty"):
+                    level.loc[rows, column] = answer[column].astype(np.float64)
         level["probability"] *= sure
         level["confidence"] = np.sqrt(level["probability"] * level["novelty"])
         level["label"] = level["predicted"].where(level["novelty"] >= alpha, UNKNOWN)
@@ -80,16 +85,6 @@ def _of_group(reference: Reference, key: str, coarser: str | None, group: str) -
     if among.all():
         return reference
     return reference.part(np.flatnonzero(among)) if among.any() else None
-
-
-def _fill(
-    level: pd.DataFrame, rows: np.ndarray, part: Reference, key: str, answer: dict[str, np.ndarray]
-) -> None:
-    """Notes what was found of some rows."""
-    names = np.array([*part.labels[key].names, UNKNOWN], object)  # the last is what code -1 takes
-    level.iloc[rows, level.columns.get_loc("predicted")] = names[answer["code"]]
-    for column in ("probability", "novelty"):
-        level.iloc[rows, level.columns.get_loc(column)] = answer[column].astype(np.float64)
 
 
 def check_levels(reference: Reference, keys: Sequence[str]) -> None:

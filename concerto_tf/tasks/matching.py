@@ -1,4 +1,4 @@
-"""A query and its reference seen alike: by the same genes, at the same depth, without a shift."""
+"""Makes a query and its reference comparable: same genes, same depth, no shift."""
 
 from __future__ import annotations
 

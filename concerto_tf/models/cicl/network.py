@@ -217,7 +217,7 @@ class CICL(DenseModel):
         return bool(self.components) and self.width is not None
 
     def begin(self, x: np.ndarray) -> None:
-        """Keeps landmarks, and has the projection begin with principal components.
+        """Keeps landmarks, and initializes the projection with principal components.
 
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.

@@ -66,7 +66,7 @@ class Concerto(ContrastiveModel):
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
         align_sources: Whether PCA initialization aligns sources by the cell types that they share
-            (`numerics.alignment`) instead of centring each.
+            (`numerics.alignment`) instead of centering each.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
             each L2-normalized, side by side.
         readout_offset: What is added to every unit of the embedding that holds a component,

@@ -78,7 +78,7 @@ def _inputs_of(summaries: Sequence[Mapping[str, Any]], joined: Joined) -> np.nda
 
 
 def check_parts(summaries: Sequence[Mapping[str, Any]], joined: Joined, drop_empty: bool) -> None:
-    """Refuses or reports what only a look at every cell can tell.
+    """Checks what only a look at every cell can tell; raises InputError, or adds to the report.
 
     Args:
         summaries: What was found in each part, in order; see `writer.Arranged`.

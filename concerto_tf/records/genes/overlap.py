@@ -1,4 +1,4 @@
-"""Finds the genes of one vocabulary in another, says how many, and refuses too few."""
+"""Finds the genes of one vocabulary in another; too few shared genes are an error."""
 
 from __future__ import annotations
 
@@ -233,9 +233,9 @@ def union(
 
 
 def check_overlap(match: Match, what: str, minimum: float = 0.1) -> None:
-    """Refuses a match of too few genes to mean anything.
+    """Raises InputError if two lists share too few genes to mean anything.
 
-    Refused are less than `minimum` of the shorter list, less than half of it where it is short, and
+    Too few are less than `minimum` of the shorter list, less than half of it where it is short, and
     less than 50 genes where the reference has 200 or more: nine shared genes give confident
     nonsense.
 

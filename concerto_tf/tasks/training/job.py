@@ -1,4 +1,4 @@
-"""A training and its folder: which files are in it, how it goes on round by round."""
+"""A training and its folder: which files are in it, and its rounds."""
 
 from __future__ import annotations
 
