@@ -55,7 +55,7 @@ def score(options: argparse.Namespace) -> Any:
 
 
 def pseudotime(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.pseudotime import KEY, pseudotime
+    from concerto_tf.tasks.pseudotime import PSEUDOTIME, pseudotime
 
     adata = pseudotime(
         options.input, options.root, options.output, **given.same(options, "groupby rep seed")
@@ -63,7 +63,7 @@ def pseudotime(options: argparse.Namespace) -> Any:
     found = {
         "cells": adata.n_obs,
         "root": str(adata.obs_names[adata.uns["iroot"]]),
-        "unconnected": int(adata.obs[KEY].isna().sum()),
+        "unconnected": int(adata.obs[PSEUDOTIME].isna().sum()),
         "output": str(options.output),
     }
     say(options, table(found))

@@ -10,7 +10,7 @@ from concerto_tf.metrics.checks import PerCell, labelled_cells
 from concerto_tf.metrics.graph import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
-RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
+_RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 # Cells clustered at most.
 CLUSTER_CELLS = 20_000
 
@@ -76,7 +76,7 @@ def leiden_partitions(z: np.ndarray, seed: int = 0) -> dict[float, np.ndarray]:
         Codes [n] by resolution, from 0.05 to 2.
     """
     graph = scanpy_graph(z, seed=seed)
-    return {resolution: leiden(graph, resolution, seed) for resolution in RESOLUTIONS}
+    return {resolution: leiden(graph, resolution, seed) for resolution in _RESOLUTIONS}
 
 
 def leiden_scores(

@@ -201,18 +201,18 @@ def config_of(
         records: Finished records.
         modality: One of theirs.
         genes: Indices of the input genes; ``None`` for all.
-        target_sum: Total to scale counts to; by default what suits (`target_sum_of`).
+        target_sum: Total to scale counts to; by default what suits the depth of the cells.
     """
     vocabulary = records.vocabulary_of(modality)
     return {
         "vocabulary": vocabulary.ids,
         "symbols": vocabulary.symbols,
         "genes": genes,
-        "target_sum": target_sum_of(records, modality, target_sum),
+        "target_sum": _target_sum_of(records, modality, target_sum),
     }
 
 
-def target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
+def _target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
     """Total to which a modality of records is scaled before log1p; None if it is not to be.
 
     RNA is scaled to what a cell of these records has: scaled to more, log1p would set a single

@@ -27,12 +27,12 @@ PALETTE = (
 ).split()
 MISSING_COLOR = "#D0D0D0"
 # Categories up to which colors alone are told apart with ease; more are numbered on the map.
-FEW_CATEGORIES = 8
+_FEW_CATEGORIES = 8
 # Categories named in the legend, the largest ones.
-LEGEND_ENTRIES = 60
+_LEGEND_ENTRIES = 60
 
 # What is drawn of a training history: column, title, what to read from it.
-CURVES = (
+_CURVES = (
     ("loss", "Loss", "lower is better"),
     ("alignment", "Alignment", "distance of a cell's two views"),
     ("uniformity", "Uniformity", "lower is more evenly spread"),
@@ -84,7 +84,7 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None 
     figure, [axes] = new_figure(5.0, 5.0, layout=None)
     _points(axes, xy, codes)
     entries = [short_name(name) for name in names]
-    if len(names) > FEW_CATEGORIES:
+    if len(names) > _FEW_CATEGORIES:
         marks = names
         if max(map(len, names)) > 3:  # too long to stand on the map
             marks = [str(i + 1) for i in range(len(names))]
@@ -113,10 +113,10 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         InputError: No such file, nothing in it that can be drawn, or lengths that differ.
     """
     columns = _columns(history)
-    drawn = [c for c in CURVES if c[0] in columns]
+    drawn = [c for c in _CURVES if c[0] in columns]
     if not drawn:
         known = ", ".join(columns) or "none"
-        wanted = ", ".join(c[0] for c in CURVES)
+        wanted = ", ".join(c[0] for c in _CURVES)
         raise InputError(f"the history has none of {wanted} (there: {known}).")
     lengths = {k: len(v) for k, v in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -215,7 +215,7 @@ def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    shown = sorted(np.argsort(-sizes, kind="stable")[:LEGEND_ENTRIES].tolist())
+    shown = sorted(np.argsort(-sizes, kind="stable")[:_LEGEND_ENTRIES].tolist())
     entries = [(PALETTE[i % len(PALETTE)], names[i]) for i in shown]
     if (codes < 0).any():
         entries.append((MISSING_COLOR, "no value"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 #: Flows smaller than this share of their group run together into "other".
-SMALLEST_SHARE = 0.05
+_SMALLEST_SHARE = 0.05
 _GAP = 0.012
 _BAR = 0.035
 
@@ -118,7 +118,7 @@ def merge_small(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     flows = table[["group", "label", "share"]]
-    small = flows["share"] < SMALLEST_SHARE
+    small = flows["share"] < _SMALLEST_SHARE
     # One small flow alone keeps its name: calling it "other" would hide it and save nothing.
     alone = small & (small.groupby(flows["group"]).transform("sum") == 1)
     small &= ~alone

@@ -150,7 +150,7 @@ def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
         if not lost:
             copies = Path(tempfile.mkdtemp(prefix="concerto-"))
             atexit.register(shutil.rmtree, copies, True)
-        left = save_intact(folder / shard.file, shard, manifest, copies / shard.file)
+        left = _save_intact(folder / shard.file, shard, manifest, copies / shard.file)
         if left is not None:
             kept.append(left)
         lost[shard.file] = shard.n_cells - (left.n_cells if left else 0)
@@ -165,7 +165,7 @@ def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
     return replace(manifest, shards=tuple(kept), n_cells=n_cells), lost
 
 
-def save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> ShardInfo | None:
+def _save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> ShardInfo | None:
     """Copies the cells of a damaged shard that are intact.
 
     Args:

@@ -34,7 +34,7 @@ K = 30
 #: How sharply nearer neighbours count for more: weights are exp(cosine / SHARPNESS).
 SHARPNESS = 0.05
 #: Key of uns that says what was imputed, and in which units.
-IMPUTED = "concerto_imputed"
+_IMPUTED = "concerto_imputed"
 _ROWS = 1024
 
 
@@ -238,11 +238,11 @@ def _names_in(query: Any) -> tuple[set[str], set[str]]:
     if is_records(query):
         return set(), set()  # the file that is written holds nothing of them
     if not isinstance(query, str | Path):
-        return set(query.obsm.keys()), set(query.uns.get(IMPUTED, ()))
+        return set(query.obsm.keys()), set(query.uns.get(_IMPUTED, ()))
     if not is_hdf5(query):
         return set(), set()
     with open_hdf5(query) as file:
-        imputed = f"uns/{IMPUTED}"
+        imputed = f"uns/{_IMPUTED}"
         return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
 
 
@@ -254,6 +254,6 @@ def _note(path: str | Path, units: Mapping[str, str]) -> None:
     with h5py.File(path, "r+") as file:
         uns = file.require_group("uns")
         old = {}
-        if IMPUTED in uns:
-            old = {name: held.asstr()[()] for name, held in uns[IMPUTED].items()}
-        write_elem(uns, IMPUTED, {**old, **units})
+        if _IMPUTED in uns:
+            old = {name: held.asstr()[()] for name, held in uns[_IMPUTED].items()}
+        write_elem(uns, _IMPUTED, {**old, **units})

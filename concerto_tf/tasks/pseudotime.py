@@ -11,7 +11,7 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.observations import choices
-from concerto_tf.tasks.cluster import add_clusters, embedding_of, neighbour_graph
+from concerto_tf.tasks.cluster import CLUSTER, add_clusters, embedding_of, neighbour_graph
 from concerto_tf.tasks.io.embedded import check_embedding, open_embedded
 from concerto_tf.tasks.io.result import check_target
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-KEY = "concerto_pseudotime"
-CLUSTERS = "concerto_cluster"
+PSEUDOTIME = "concerto_pseudotime"
 # Diffusion components, and how many of them distances are measured in: scanpy's own.
 _COMPONENTS, _MEASURED = 15, 10
 # Cells connected to the root below which there is no diffusion to speak of.
@@ -110,7 +109,7 @@ def pseudotime(
     sc.tl.dpt(near, n_dcs=min(_MEASURED, n - 2))
     found = np.full(len(z), np.nan)
     found[connected] = near.obs["dpt_pseudotime"]
-    adata.obs[KEY] = found
+    adata.obs[PSEUDOTIME] = found
     adata.obs[key] = groups  # as PAGA numbers them
     adata.uns["iroot"] = position
     adata.uns["paga"] = _paga(graph, groups, key)
@@ -124,9 +123,9 @@ def pseudotime(
 def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, seed: int) -> str:
     """The column with the groups; clusters are made where none is named or there."""
     if groupby is None:
-        if CLUSTERS not in adata.obs:
+        if CLUSTER not in adata.obs:
             add_clusters(adata, rep, seed=seed)
-        return CLUSTERS
+        return CLUSTER
     if groupby not in adata.obs:
         known = choices(groupby, list(map(str, adata.obs)))
         raise InputError(f"{name}: no column {groupby!r} in obs; {known}")

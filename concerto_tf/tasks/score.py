@@ -27,7 +27,7 @@ _log = logging.getLogger("concerto_tf")
 GENE_SETS: dict[str, tuple[str, ...]] = {
     "exhaustion": ("PDCD1", "TIGIT", "LAG3", "HAVCR2", "CTLA4"),
 }
-PREFIX = "concerto_score_"
+_PREFIX = "concerto_score_"
 _CHUNK_CELLS = 8_192
 
 
@@ -101,7 +101,7 @@ def score(
             names=list(table.index),
             rows=np.arange(len(table)),
             layer=layer,
-            obs={f"{PREFIX}{key}": table[key].to_numpy() for key in table},
+            obs={f"{_PREFIX}{key}": table[key].to_numpy() for key in table},
         )
     return table
 

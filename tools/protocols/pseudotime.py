@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.pseudotime import KEY
+from concerto_tf.tasks.pseudotime import PSEUDOTIME
 from concerto_tf.tasks.pseudotime import pseudotime as infer
 from protocols.baselines import cells_of, log_normalized
 from protocols.charts import strips
@@ -221,5 +221,5 @@ def _time(z: np.ndarray, names: np.ndarray, labels: np.ndarray, root: str, seed:
     adata = AnnData(obs=obs.astype("category"), obsm={"X_concerto": z[told]})
     infer(adata, root=root, groupby="type", seed=seed)
     time = np.full(len(z), np.nan)
-    time[told] = adata.obs[KEY]
+    time[told] = adata.obs[PSEUDOTIME]
     return time

@@ -227,7 +227,7 @@ class CICL(DenseModel):
         order = np.random.default_rng(self.seed).permutation(len(x))
         # Of fewer cells than landmarks each is kept several times, as good as equally often.
         self.landmarks.assign(x[np.resize(order, _LANDMARKS)])
-        if not self.pca_initialized:
+        if self.width is None or not self.components:
             return
         most = min(self.components, self.width)
         directions, spread = component_directions(x, most, self.seed, self.denoise)

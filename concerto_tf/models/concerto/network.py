@@ -25,7 +25,7 @@ from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.records.batch import Batch, Minibatch
 
-READOUTS = ("teacher", "student", "both")
+_READOUTS = ("teacher", "student", "both")
 
 
 @serializable
@@ -123,8 +123,8 @@ class Concerto(ContrastiveModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
-        if readout not in READOUTS:
-            raise InputError(f"readout must be one of {', '.join(READOUTS)}, not {readout!r}.")
+        if readout not in _READOUTS:
+            raise InputError(f"readout must be one of {', '.join(_READOUTS)}, not {readout!r}.")
         if readout_activation not in (None, "relu"):
             raise InputError(
                 f"readout_activation must be relu or None, not {readout_activation!r}."

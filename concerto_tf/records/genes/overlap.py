@@ -181,8 +181,7 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
         for backwards in (False, True):
             one, other = orthologs.species[::-1] if backwards else orthologs.species
             partners = orthologs.partners(backwards)
-            words = f", orthologs {one} -> {other}"
-            routes.append((words, lambda name, of=partners: of.get(name, ())))
+            routes.append((f", orthologs {one} -> {other}", _look_up(partners)))
     for names, query_words in _forms(query, "query"):
         for other_names, reference_words, positions in forms_of_reference:
             for route_words, route in routes:
@@ -194,6 +193,10 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
                     how = how.replace(" with version", "") + (f", {words}" if words else "")
                     best = Match(query, reference, *found[:2], how + route_words, found[2])
     return best
+
+
+def _look_up(partners: dict[str, list[str]]) -> Callable[[str], Sequence[str]]:
+    return lambda name: partners.get(name, ())
 
 
 def union(

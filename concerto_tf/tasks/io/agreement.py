@@ -25,11 +25,11 @@ BATCH_CELLS = 256
 
 def check_agreement(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes, or values in other units."""
-    check_vocabulary(model, records)
+    _check_vocabulary(model, records)
     check_units(model, records)
 
 
-def check_vocabulary(model: Encoder, records: CellSet) -> None:
+def _check_vocabulary(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
     for place, one in enumerate(model.modality_inputs):
         if place and one.name not in records.modalities:
