@@ -300,18 +300,7 @@ def test_served_model_gives_labels(
             ["1000", "150"],
         ),
         (
-            [
-                "map",
-                "MODEL",
-                "--reference",
-                "CELLS",
-                "--query",
-                "CELLS",
-                "-o",
-                "OUT",
-                "--levels",
-                "cell_type,batch",
-            ],
+            "map MODEL --reference CELLS --query CELLS -o OUT --levels cell_type,batch".split(),
             ["batch"],
         ),
         (
