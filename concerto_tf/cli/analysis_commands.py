@@ -1,4 +1,4 @@
-"""The commands that work without a model: on embeddings that are there, on counts, or from nothing.
+"""The commands that need no model: they work on embeddings, on counts, or simulate cells.
 
 One function per command, as in `concerto_tf.cli.commands`.
 """

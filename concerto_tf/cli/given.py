@@ -1,4 +1,4 @@
-"""What several commands make of their options: arguments of the Python calls."""
+"""Options that several commands share, as arguments of the Python calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of whatever reads cells with the genes of a model."""
+    """Arguments of the tasks that read cells with the genes of a model."""
     same_names = same(options, "source_key layer drop_empty orthologs")
     return {**same_names, "modalities": places(options) or None}
 

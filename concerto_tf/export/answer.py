@@ -1,4 +1,4 @@
-"""What a served model answers of a batch of cells, in plain TensorFlow."""
+"""The answers of a served model about a batch of cells, in plain TensorFlow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kept_reference(model: Any) -> Reference | None:
 
 
 class Answer:
-    """What is told of cells: embeddings, and labels where the model or its reference has some.
+    """The answers about cells: embeddings, and labels where the model or its reference has some.
 
     Args:
         model: A trained model, with types or without.

@@ -1,4 +1,4 @@
-"""The model card: what whoever serves a model needs to know."""
+"""The model card: what someone who serves the model needs to know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts to the scale on which cells are compared."""
+"""Normalization of counts inside a model."""
 
 from __future__ import annotations
 

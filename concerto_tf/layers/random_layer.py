@@ -1,4 +1,4 @@
-"""Where layers take their random numbers from: a counter that is saved with the model."""
+"""Random numbers of layers, from a counter that is saved with the model."""
 
 from __future__ import annotations
 

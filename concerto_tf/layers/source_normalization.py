@@ -219,7 +219,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.source_offset.assign(offset)
 
     def take_sources(self, other: SourceBatchNormalization, rows: Sequence[int]) -> None:
-        """Copies what another layer knows of sources; it may differ in these only.
+        """Copies the statistics of sources from a layer that may differ in its sources only.
 
         Args:
             other: The other layer.

@@ -46,7 +46,7 @@ def by_batch(
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """What a step says of the cells of each batch.
+    """Applies a step to each batch of cells.
 
     Args:
         step: Gives tensors [B, ...] of a batch, by name.
@@ -75,7 +75,7 @@ def in_order(
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a step says of all cells, in the order of the input where batches have ``row``.
+    """Applies a step to all cells, in the order of the input where batches have ``row``.
 
     Args:
         step: As for `by_batch`.
@@ -97,7 +97,7 @@ def in_order(
 def first_cells(
     look: Callable[[Batch], Sequence[tf.Tensor]], data: Iterable[Any], width: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What a model sees of the first cells of data, as many as fit into 400 MB, 50,000 at most.
+    """What a model sees of the first cells: as many as fit into 400 MB, at most 50,000.
 
     Args:
         look: Gives tensors [B, ...] of a batch.

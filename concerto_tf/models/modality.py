@@ -1,4 +1,4 @@
-"""What a model looks at in one modality: its genes, and their values on the scale of the model."""
+"""One modality as input of a model: its genes, and their values on the model's scale."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ModalityInput:
 
     @property
     def names(self) -> np.ndarray:
-        """What to call all genes, object [G]: their symbols, or identifiers where none is known."""
+        """Names to show for all genes, object [G]: symbols, or identifiers where none is known."""
         ids = np.array(self.vocabulary, object)
         if self.symbols is None:
             return ids

@@ -17,7 +17,7 @@ MOST_EPOCHS = 30
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained where nothing else is said.
+    """How a model is trained by default.
 
     Attributes:
         learning_rate: Peak learning rate.

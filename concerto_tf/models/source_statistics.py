@@ -24,7 +24,7 @@ def _source_layers(model: Any) -> list[SourceBatchNormalization]:
 
 @contextmanager
 def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
-    """Puts what is not trained (counters, statistics, queues) back to what it was.
+    """Restores what is not trained (counters, statistics, queues) at the end of the block.
 
     Args:
         model: A model.

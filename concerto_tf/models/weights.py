@@ -17,7 +17,7 @@ from concerto_tf.models.batch_model import BatchModel
 
 
 def keep_together(parts: Iterable[Any]) -> None:
-    """Leaves saving of the weights of layers and metrics to the model that they are part of."""
+    """Lets the model save the weights of its layers and metrics, instead of these themselves."""
     for part in parts:
         part.save_own_variables = part.load_own_variables = _nothing
         keep_together(_sublayers(part))

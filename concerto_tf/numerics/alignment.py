@@ -1,4 +1,4 @@
-"""What sources differ in, told apart from which cell types they hold.
+"""Offsets between sources, told apart from differences in their cell types.
 
 Two sources, each centered by itself, lie apart where only one of them has B cells: their means
 differ by the B cells too. Here sources are moved so that cells of the same type meet. Types are not

@@ -1,4 +1,4 @@
-"""How far the cells of a query lie off from those of a reference, type by type, in an embedding."""
+"""The shift of a query against a reference in an embedding."""
 
 from __future__ import annotations
 

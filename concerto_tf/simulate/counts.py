@@ -55,7 +55,7 @@ class CellBlock:
 
 
 def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> CellBlock:
-    """Draw group, step, batch and library size of `n` cells, each independently."""
+    """Draws group, step, batch and library size of `n` cells, each independently."""
     group = _choose(rng, n, params.group_sizes)
     step = np.zeros(n, np.int64)
     if params.paths:
@@ -69,7 +69,7 @@ def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> CellBlo
 def draw_counts(
     rng: np.random.Generator, cells: CellBlock, genes: GeneModel, params: SplatParams
 ) -> sparse.csr_matrix:
-    """Draw the counts of a block of cells.
+    """Draws the counts of a block of cells.
 
     Args:
         rng: source of randomness.
@@ -162,7 +162,7 @@ def _draw_rare(
 
 
 def _sizes_above_one(v: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Invert the distribution of sizes where v >= 1; 0 for the points that are thinned out."""
+    """Inverts the distribution of sizes where v >= 1; 0 for the points that are thinned out."""
     size = np.zeros(len(v), np.float32)
     p = s / (1 + s)
     index = np.flatnonzero(v < np.log(1 + s) / p)  # the sum of all the terms below
@@ -239,7 +239,7 @@ def _to_csr(
 
 
 def _pieces(sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Cut a row of items of the given sizes into runs [start, stop) of about `_PIECE` each."""
+    """Cuts a row of items of the given sizes into runs [start, stop) of about `_PIECE` each."""
     ends = np.cumsum(sizes)
     if not len(ends) or not ends[-1]:
         return []

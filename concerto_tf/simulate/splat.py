@@ -167,7 +167,7 @@ class Experiment:
 def stream(
     params: SplatParams, chunk_cells: int = _BLOCK, workers: int | None = None
 ) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
-    """Simulate cells chunk after chunk, in memory that does not grow with their number.
+    """Simulates cells chunk after chunk, in memory that does not grow with their number.
 
     Every block of 2,048 cells has its own random stream, derived from the seed and the block's
     number, so the counts depend neither on `chunk_cells` nor on `workers`. The full blocks also
@@ -207,7 +207,7 @@ def stream(
 
 
 def simulate_cells(params: SplatParams, workers: int | None = None) -> AnnData:
-    """Simulate all cells of an experiment into memory.
+    """Simulates all cells of an experiment into memory.
 
     Args:
         params: the experiment.

@@ -215,7 +215,7 @@ def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:
 
 
 def read_values(records: CellSet, modality: str) -> Values:
-    """Values of a further modality of all cells, normalized.
+    """Normalized values of a further modality of all cells.
 
     Args:
         records: Cells that have it.

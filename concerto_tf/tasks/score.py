@@ -199,7 +199,7 @@ def _match(
 def find_genes(
     cells: Input, sets: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
-    """As `_match`, but says nothing of what is missing."""
+    """Places of the sets' genes among those of the cells, and the genes that are missing."""
     place = _places(cells.genes)
     found = {
         key: list(dict.fromkeys(place[g] for g in genes if g in place))
@@ -209,7 +209,7 @@ def find_genes(
 
 
 def no_gene(cells: Input, sets: Mapping[str, Sequence[str]]) -> InputError:
-    """What to say where no gene of the sets is among those of the cells."""
+    """The error where no gene of the sets is among those of the cells."""
     key, genes = next(iter(sets.items()))
     of = f"the set {key!r}" if len(sets) == 1 else f"any of the {len(sets)} sets"
     return InputError(

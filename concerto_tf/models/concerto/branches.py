@@ -19,7 +19,7 @@ from concerto_tf.records.batch import Minibatch
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the layers of a Concerto are made from.
+    """Sizes and options of the layers of a Concerto.
 
     Attributes:
         n_sources: Number of sources.
@@ -177,12 +177,12 @@ class Seen(NamedTuple):
 
 
 def source_of(shown: tf.Tensor | None, source: tf.Tensor) -> tf.Tensor:
-    """Source codes [B]; -1 for who lacks a modality, and so has no part in its statistics."""
+    """Source codes [B]; -1 for cells that lack a modality, which take no part in its statistics."""
     return source if shown is None else tf.where(shown, source, -1)
 
 
 def at_mean(part: tf.Tensor, shown: tf.Tensor | None) -> tf.Tensor:
-    """A part [B, d] of a sum, in which who lacks a modality stands at its mean."""
+    """A part [B, d] of a sum; cells that lack the modality stand at its mean."""
     return part if shown is None else tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part))
 
 

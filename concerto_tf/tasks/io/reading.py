@@ -1,4 +1,4 @@
-"""Cells as a task is given them, read with the genes of a model."""
+"""Opens the cells of a task, with the genes of a model."""
 
 from __future__ import annotations
 

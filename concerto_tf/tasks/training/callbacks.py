@@ -1,4 +1,4 @@
-"""Keras callbacks of a training that lasts: progress, checkpoints, an end in time."""
+"""Keras callbacks of long trainings: progress, checkpoints, and an end if the loss fails."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class InputClock:
-    """Measures how long whoever reads a dataset waits for it.
+    """Measures how long the reader of a dataset waits for it.
 
     Example:
 
@@ -241,7 +241,7 @@ class TrainingProgress(keras.callbacks.Callback):
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends a training whose loss is no number any more, and says what to do."""
+    """Ends a training whose loss is not finite, and says what to do."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         loss = (logs or {}).get("loss", 0.0)

@@ -106,7 +106,7 @@ def fit_in_rounds(
 
 
 def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
-    """Leaves the trained model and, last, what was asked for and what came of it."""
+    """Saves the trained model and, last, the summary of the training."""
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
     save_model(model, job.out / FILE_NAME)
