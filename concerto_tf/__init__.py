@@ -18,19 +18,9 @@ from concerto_tf.errors import InputError
 
 if TYPE_CHECKING:
     from concerto_tf.export import export
-    from concerto_tf.layers import (
-        GeneAttention,
-        LogNormalize,
-        RandomMask,
-        SourceBatchNormalization,
-    )
+    from concerto_tf.layers import GeneAttention, LogNormalize, RandomMask, SourceBatchNormalization
     from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
-    from concerto_tf.models import (
-        Classifier,
-        Concerto,
-        load_model,
-        save_model,
-    )
+    from concerto_tf.models import Classifier, Concerto, load_model, save_model
     from concerto_tf.records import Records, convert
     from concerto_tf.reference.cells import Reference
     from concerto_tf.reference.files import load_reference, save_reference

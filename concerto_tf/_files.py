@@ -23,12 +23,11 @@ _STALE_SECONDS = 3600
 
 @contextmanager
 def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Gives a temporary sibling to write to, which takes the final name only if all went well.
+    """Writes a file or folder whole or not at all: a temporary sibling takes its name at the end.
 
-    The sibling keeps the ending of the name, so that libraries that look at it (h5ad, png) are
-    content. It may become a file or a folder. If the block raises, it is removed and whatever
-    had the final name before is left as it was. What a killed process has left of the same name is
-    removed once it is an hour old.
+    The sibling keeps the ending of the name, which some libraries look at (h5ad, png). If the block
+    raises, the sibling is removed, and what had the final name before is left as it was. What a
+    killed process has left of the same name is removed once it is an hour old.
 
     What is for an object store is written on this machine's disk and then copied there. A file
     appears there whole; the files of a folder appear one after the other.

@@ -29,7 +29,7 @@ def state_weight(
 ) -> Any:
     """Adds a weight that a layer updates itself: not trained, never cast, saved with the model.
 
-    Every replica computes the same update (statistics are synchronised, counters advance in
+    Every replica computes the same update (statistics are synchronized, counters advance in
     step), so the first replica's value is the value.
 
     Args:

@@ -1,4 +1,4 @@
-"""Paths of files on this machine and in object stores (`gs://`, `s3://`, ...), behind one face."""
+"""Paths of files on this machine and in object stores (`gs://`, `s3://`) with one interface."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BUFFER_BYTES = 2**20
 
 
 def as_path(path: str | Path) -> Path:
-    """A path whose methods reach what it names: an address with "://" through `tf.io.gfile`.
+    """A `Path`; one with "://" is an address, whose files are reached through `tf.io.gfile`.
 
     Example:
         >>> as_path("records") / "manifest.json"

@@ -1,4 +1,4 @@
-"""The exceptions of our own: what the user can mend, and what can be continued; one check."""
+"""The package's exceptions: what the user can mend, and what can be continued."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class InputError(ValueError):
 
 
 def checked_share(name: str, value: float, below_one: bool = False) -> float:
-    """A fraction or probability as a float.
+    """Checks a fraction or probability, and gives it as a float.
 
     Args:
         name: What to call it in the message.

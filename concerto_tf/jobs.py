@@ -9,7 +9,7 @@ last chunk (`concerto_tf.records.conversion.passes`), `train` and `finetune` beh
 checkpoint (`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its last stage.
 
 An `InputError` says that the call itself has to be mended. What was begun is then withdrawn, unless
-a later call could go on from it.
+a later call could continue from it.
 
 A folder belongs to one process at a time (`Job` locks it), and to what was asked for first: another
 call is told in what it differs. Inputs are compared by their `identity_of_*`.
@@ -71,7 +71,7 @@ class Job:
     """One piece of work and its folder; used in a `with` statement.
 
     Entering it looks at the folder and changes nothing but what finished work has left over.
-    Leaving it by an `InputError` withdraws what was begun, unless there is something to go on from.
+    Leaving it by an `InputError` withdraws what was begun, unless a later call can continue.
 
     Args:
         out: The folder.
@@ -191,7 +191,7 @@ class Job:
 
     @property
     def kept(self) -> bool:
-        """Whether there is what a later call is to go on from, and no other one is to lose."""
+        """Whether there is what a later call continues from, and no other call may remove."""
         return self.layout.keep is not None and _is_there(self.out / self.layout.keep)
 
     def _look(self) -> None:

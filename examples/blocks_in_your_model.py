@@ -2,7 +2,7 @@
 
     python examples/blocks_in_your_model.py
 
-1. A classifier from standard Keras parts, in which a cell is read by `GeneAttention`, normalised
+1. A classifier from standard Keras parts, in which a cell is read by `GeneAttention`, normalized
    within its batch by `SourceBatchNormalization`.
 2. The same encoder trained without labels, by NT-Xent between two random views of each cell.
 

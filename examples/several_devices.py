@@ -3,7 +3,7 @@
     python examples/several_devices.py
 
 Takes all GPUs where there are two or more, and otherwise two halves of the CPU, which is not
-faster and shows that it works. Negatives and the statistics of the batch normalisation are those
+faster and shows that it works. Negatives and the statistics of the batch normalization are those
 of the whole batch over all devices.
 
 `concerto train --strategy mirrored` and `concerto_tf.train(..., strategy="mirrored")` do the same.

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -60,18 +61,50 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     BatchModel.use_xla = item.get_closest_marker("xla") is not None
 
 
-@pytest.fixture
-def two_devices() -> list[str]:
-    """Names of two logical CPU devices, for `tf.distribute.MirroredStrategy(two_devices)`."""
-    return ["CPU:0", "CPU:1"]
-
-
 @pytest.fixture(scope="session")
 def strategy() -> tf.distribute.Strategy:
     """Two replicas. One for all tests: TensorFlow mixes up the collectives of several."""
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def on_both(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray, Callable], Any]:
+    """What a function gives for each half of the rows of an array, on its own replica."""
+    import tensorflow as tf
+
+    def call(x: np.ndarray, run: Callable[[tf.Tensor], Any]) -> Any:
+        size = len(x) // 2
+
+        @tf.function
+        def everywhere() -> Any:
+            parts = strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(x[context.replica_id_in_sync_group * size :][:size])
+            )
+            return strategy.run(lambda part: run(part), (parts,))
+
+        return tf.nest.map_structure(strategy.experimental_local_results, everywhere())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def numeric_gradient() -> Callable[[Callable[[np.ndarray], float], np.ndarray], np.ndarray]:
+    """The gradient of a function at an array, by central differences."""
+
+    def gradient(
+        of: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-6
+    ) -> np.ndarray:
+        found = np.zeros_like(x)
+        for i in np.ndindex(*x.shape):
+            up, down = x.copy(), x.copy()
+            up[i] += step
+            down[i] -= step
+            found[i] = (of(up) - of(down)) / (2 * step)
+        return found
+
+    return gradient
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from anndata import AnnData
 
 from concerto_tf._keras import keras, replica_index
 from concerto_tf.layers import RandomMask, SourceBatchNormalization
-from concerto_tf.losses import nt_xent
 from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.records import Records, convert
 
@@ -36,45 +35,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return convert(cells, tmp_path_factory.mktemp("records"), source_key="donor", shards=2)
 
 
-def on_both(strategy: tf.distribute.Strategy, x: np.ndarray, run: Callable) -> list[Any]:
-    """What `run` gives for each half of the rows of x, on its own replica."""
-    size = len(x) // 2
-
-    @tf.function
-    def everywhere() -> Any:
-        def of_replica(part: tf.Tensor) -> Any:
-            return run(part)
-
-        parts = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(x[context.replica_id_in_sync_group * size :][:size])
-        )
-        return strategy.run(of_replica, (parts,))
-
-    return tf.nest.map_structure(strategy.experimental_local_results, everywhere())
-
-
-def test_loss_and_its_gradient_are_those_of_the_global_batch(
-    strategy: tf.distribute.Strategy,
-) -> None:
-    rng = np.random.default_rng(0)
-    views = rng.normal(size=(12, 2, 5))
-
-    def loss_of(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch(part)
-            loss = tf.reduce_mean(nt_xent(part[:, 0], part[:, 1], 0.3))
-        return loss, tape.gradient(loss, part)
-
-    want, gradient = loss_of(tf.constant(views))
-    losses, gradients = on_both(strategy, views, loss_of)
-    assert float(losses[0]) != pytest.approx(float(losses[1]), abs=1e-3)  # of other cells each
-    assert np.mean(losses) == pytest.approx(float(want), abs=1e-10)
-    # Each replica's loss is a mean over half of the cells.
-    np.testing.assert_allclose(np.concatenate(gradients) / 2, gradient, atol=1e-10)
-
-
-def test_normalisation_and_its_gradient_are_those_of_the_global_batch(
-    strategy: tf.distribute.Strategy,
+def test_normalization_and_its_gradient_are_those_of_the_global_batch(
+    strategy: tf.distribute.Strategy, on_both: Callable
 ) -> None:
     rng = np.random.default_rng(1)
     source = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0], "float64")  # 7+0 and 1+6
@@ -98,7 +60,7 @@ def test_normalisation_and_its_gradient_are_those_of_the_global_batch(
     want = run(alone, tf.constant(x))
     with strategy.scope():
         together = layer()
-    got = on_both(strategy, x, lambda part: run(together, part))
+    got = on_both(x, lambda part: run(together, part))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(np.concatenate(a), b, atol=1e-10)
     for a, b in zip(together.moving_moments, alone.moving_moments, strict=True):
@@ -106,13 +68,11 @@ def test_normalisation_and_its_gradient_are_those_of_the_global_batch(
     assert np.array(alone.moving_count).tolist() == [8, 6]
 
 
-def test_replicas_hide_different_genes(strategy: tf.distribute.Strategy) -> None:
+def test_replicas_hide_different_genes(strategy: tf.distribute.Strategy, on_both: Callable) -> None:
     with strategy.scope():
         mask = RandomMask(0.5)
         mask.build((None, 50))
-    first, second = on_both(
-        strategy, np.ones((8, 50), "float32"), lambda part: mask(part, training=True)
-    )
+    first, second = on_both(np.ones((8, 50), "float32"), lambda part: mask(part, training=True))
     assert 0.2 < float(tf.reduce_mean(tf.cast(first != second, tf.float32))) < 0.8
     assert int(np.array(tf.convert_to_tensor(mask.draws))) == 1
     assert replica_index() == 0

@@ -50,10 +50,10 @@ def test_interpolated_p_value_rises_with_the_score_and_is_the_share_below() -> N
 def test_rejection_rate_is_that_of_many_calibrations() -> None:
     rng = np.random.default_rng(0)
     held_out = np.sort(rng.random((20_000, 60)), axis=1)
-    realised = held_out[:, 2]  # uniform scores; below the third of 60: floor(0.05 * 61) = 3
+    realized = held_out[:, 2]  # uniform scores; below the third of 60: floor(0.05 * 61) = 3
     mean, low, high = rejection_rate(0.05, 60)
-    assert mean == pytest.approx(realised.mean(), abs=2e-3)
-    assert (low, high) == pytest.approx(tuple(np.quantile(realised, [0.025, 0.975])), abs=3e-3)
+    assert mean == pytest.approx(realized.mean(), abs=2e-3)
+    assert (low, high) == pytest.approx(tuple(np.quantile(realized, [0.025, 0.975])), abs=3e-3)
     assert rejection_rate(0.05, 18) == (0.0, 0.0, 0.0)
 
 

@@ -3,7 +3,7 @@
 Nothing heavy is imported before a command needs it, so that `concerto --help` is quick.
 
 On Ctrl-C and SIGTERM, `main` says that the same command continues, and ends with exit code 130. Why
-nothing else is to be done, and where each command goes on, is told in `concerto_tf.jobs`.
+nothing else is to be done, and where each command continues, is told in `concerto_tf.jobs`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands that work without a model: on embeddings that are there, on counts, or from nothing.
+"""The commands that need no model: they work on embeddings, on counts, or simulate cells.
 
 One function per command, as in `concerto_tf.cli.commands`.
 """
@@ -28,12 +28,7 @@ def cluster(options: argparse.Namespace) -> Any:
     adata = cluster(
         options.input,
         options.output,
-        rep=options.rep,
-        algorithm=options.algorithm,
-        resolution=options.resolution,
-        n_clusters=options.n_clusters,
-        seed=options.seed,
-        runs=options.runs,
+        **given.same(options, "rep algorithm resolution n_clusters seed runs"),
         clusterings=None if options.clusterings is None else given.names(options.clusterings),
     )
     sizes = adata.obs["concerto_cluster"].value_counts()
@@ -45,13 +40,7 @@ def cluster(options: argparse.Namespace) -> Any:
 def evaluate(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.evaluate import evaluate
 
-    found = evaluate(
-        options.input,
-        label_key=options.label_key,
-        source_key=options.source_key,
-        rep=options.rep,
-        seed=options.seed,
-    )
+    found = evaluate(options.input, **given.same(options, "label_key source_key rep seed"))
     say(options, table(found))
     return found
 
@@ -73,20 +62,15 @@ def score(options: argparse.Namespace) -> Any:
 
 
 def pseudotime(options: argparse.Namespace) -> Any:
-    from concerto_tf.tasks.pseudotime import KEY, pseudotime
+    from concerto_tf.tasks.pseudotime import PSEUDOTIME, pseudotime
 
     adata = pseudotime(
-        options.input,
-        options.root,
-        options.output,
-        groupby=options.groupby,
-        rep=options.rep,
-        seed=options.seed,
+        options.input, options.root, options.output, **given.same(options, "groupby rep seed")
     )
     found = {
         "cells": adata.n_obs,
         "root": str(adata.obs_names[adata.uns["iroot"]]),
-        "unconnected": int(adata.obs[KEY].isna().sum()),
+        "unconnected": int(adata.obs[PSEUDOTIME].isna().sum()),
         "output": str(options.output),
     }
     say(options, table(found))
@@ -96,19 +80,8 @@ def pseudotime(options: argparse.Namespace) -> Any:
 def compare(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.compare import SUMMARY, compare
 
-    compare(
-        options.input,
-        options.output,
-        condition=options.condition,
-        control=options.control,
-        label_key=options.label_key,
-        sample_key=options.sample_key,
-        sets=options.sets,
-        layer=options.layer,
-        alpha=options.alpha,
-        log_fold_change=options.log_fold_change,
-        min_cells=options.min_cells,
-    )
+    names = "condition control label_key sample_key sets layer alpha log_fold_change min_cells"
+    compare(options.input, options.output, **given.same(options, names))
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
     shown = ("cells", "conditions", "tested_on", "tested", "significant")
     say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
@@ -120,16 +93,13 @@ def simulate(options: argparse.Namespace) -> Any:
 
     names = "cells genes groups sizes batches batch_scale de_prob de_scale dropout_mid"
     names += " dropout_shape counts paths path_from seed"
-    asked = {name: getattr(options, name) for name in names.split()}
+    asked = given.same(options, names)
     params = parameters(**{key: value for key, value in asked.items() if value is not None})
     with Reporter(options.quiet) as progress:
         simulate(
             params,
             options.output,
-            shards=options.shards,
-            compression=options.compression,
-            workers=options.workers,
-            overwrite=options.overwrite,
+            **given.same(options, "shards compression workers overwrite"),
             progress=progress.stage("simulate"),
         )
     found = {

@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
 
     def reading(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+        layer(made)
         made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
         made.add_argument(
             "--modality",
@@ -79,16 +79,16 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--skip-damaged",
             action="store_true",
-            help="go on without cells of records that are damaged, and count them",
+            help="leave out cells of records that are damaged, and count them",
         )
 
     def model_and_input(made: argparse.ArgumentParser) -> None:
-        made.add_argument("model", help="folder of a model, or a .keras file")
+        model(made)
         made.add_argument("input", help="records, .h5ad, .zarr, 10x .h5 or 10x mtx folder")
         skipping(made)
 
     def model_and_reference(made: argparse.ArgumentParser) -> None:
-        made.add_argument("model", help="folder of a model, or a .keras file")
+        model(made)
         made.add_argument(
             "--reference",
             metavar="REF",
@@ -147,6 +147,15 @@ def make_parser() -> argparse.ArgumentParser:
             "clusters",
         )
 
+    def model(made: argparse.ArgumentParser) -> None:
+        made.add_argument("model", help="folder of a model, or a .keras file")
+
+    def layer(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+
+    def embedding(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+
     def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
         output(made, what)
         keys(made, labels=labels)
@@ -188,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--modality",
         action="append",
         metavar="NAME",
-        help="a modality to look at; by default all that the records hold",
+        help="a modality to train on; by default all that the records hold",
     )
     made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
 
@@ -211,15 +220,15 @@ def make_parser() -> argparse.ArgumentParser:
     whole(made, "--n-clusters", "number of clusters, but for leiden")
     whole(made, "--runs", "clusterings in a consensus (20)")
     made.add_argument("--clusterings", metavar="KEY,KEY", help="obs columns to agree on instead")
-    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+    embedding(made)
 
     made = command("evaluate", analysis_commands.evaluate, "scores of an embedding")
     made.add_argument("input", help=".h5ad with an embedding")
     keys(made)
-    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+    embedding(made)
 
     made = command("finetune", commands.finetune, "a model that tells cell types, from labels")
-    made.add_argument("model", help="folder of a model, or a .keras file")
+    model(made)
     made.add_argument("records", help="folder of records with the labels")
     output(made, "MODEL")
     made.add_argument("--label-key", metavar="KEY", required=True, help="label to learn")
@@ -247,7 +256,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("auto", "none", "source", "align"),
         default="auto",
         help="what to do about a query that lies off as a whole: move it by what its cells share "
-        "with the reference (align), normalise it by its own statistics (source), nothing (none), "
+        "with the reference (align), normalize it by its own statistics (source), nothing (none), "
         "or move it where that helps much (auto)",
     )
     made.add_argument(
@@ -281,7 +290,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="exhaustion, a file with one gene per line, or a GMT file",
     )
     made.add_argument("--name", metavar="NAME", help="what to call the set, or which of a GMT file")
-    made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+    layer(made)
 
     made = command(
         "pseudotime", analysis_commands.pseudotime, "order of cells from a root, and PAGA"
@@ -300,7 +309,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="obs column of the groups (concerto_cluster)",
     )
-    made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
+    embedding(made)
 
     made = command(
         "compare", analysis_commands.compare, "what differs between conditions, type by type"
@@ -318,7 +327,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--sample-key", metavar="KEY", help="obs column of samples or donors, to test between these"
     )
     made.add_argument("--sets", metavar="FILE.gmt", help="gene sets, for modules and enrichment")
-    made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+    layer(made)
     real(made, "--alpha", "share of false findings in each table (0.05)", 0.05)
     real(made, "--log-fold-change", "of a marker, base 2, at least (0.25)", 0.25)
     whole(made, "--min-cells", "cells of a type that each condition must have (10)", 10)
@@ -353,7 +362,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole(made, "--workers", "threads")
 
     made = command("export", commands.export, "a model as a SavedModel that needs only TensorFlow")
-    made.add_argument("model", help="folder of a model, or a .keras file")
+    model(made)
     output(made, "DIR")
     real(made, "--alpha", "where labels are rejected")
     whole(made, "--k", "reference cells that vote (5)", 5)

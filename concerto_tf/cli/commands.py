@@ -26,17 +26,9 @@ def run(options: argparse.Namespace) -> Any:
         found = run(
             options.input,
             options.output,
-            source_key=options.source_key,
-            label_key=options.label_key,
-            layer=options.layer,
-            genes=options.genes,
-            resolution=options.resolution,
-            drop_empty=options.drop_empty,
+            **given.same(options, "source_key label_key layer drop_empty workers dask seed"),
+            **given.same(options, "genes resolution skip_damaged"),
             modalities=given.places(options),
-            workers=options.workers,
-            dask=options.dask,
-            seed=options.seed,
-            skip_damaged=options.skip_damaged,
             progress=progress,
             **given.training(options),
         )
@@ -76,19 +68,11 @@ def convert(options: argparse.Namespace) -> Any:
         records = convert(
             options.input,
             options.output,
-            layer=options.layer,
-            source_key=options.source_key,
+            **given.same(options, "layer source_key orthologs drop_empty workers dask seed"),
+            **given.same(options, "shards compression overwrite"),
             label_keys=options.label_key or [],
             like=given.like(options.like),
-            orthologs=options.orthologs,
             modalities=given.places(options),
-            shards=options.shards,
-            compression=options.compression,
-            workers=options.workers,
-            dask=options.dask,
-            seed=options.seed,
-            drop_empty=options.drop_empty,
-            overwrite=options.overwrite,
             progress=progress.stage("convert"),
         )
     found = inspect(records.path)
@@ -110,20 +94,24 @@ def inspect(options: argparse.Namespace) -> Any:
 
 def train(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.train import train
-    from concerto_tf.tasks.training.job import SUMMARY
 
     lost = given.skip_damaged(options, "records")
     with Reporter(options.quiet) as progress:
         train(
             options.records,
             options.output,
-            genes=options.genes,
-            start=options.start,
+            **given.same(options, "genes start seed"),
             modalities=options.modality,
-            seed=options.seed,
             progress=progress.stage("train"),
             **given.training(options),
         )
+    return _trained(options, lost)
+
+
+def _trained(options: argparse.Namespace, lost: dict[str, int]) -> dict[str, Any]:
+    """Says what came of a training."""
+    from concerto_tf.tasks.training.job import SUMMARY
+
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
     del found["asked"]
     say(options, table(found), f"model: {options.output}")
@@ -150,7 +138,6 @@ def embed(options: argparse.Namespace) -> Any:
 
 def finetune(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.finetune import finetune
-    from concerto_tf.tasks.training.job import SUMMARY
 
     lost = given.skip_damaged(options, "records", "target")
     with Reporter(options.quiet) as progress:
@@ -158,18 +145,11 @@ def finetune(options: argparse.Namespace) -> Any:
             options.model,
             options.records,
             options.output,
-            label_key=options.label_key,
-            target=options.target,
-            end_to_end=options.end_to_end,
-            calibration=options.calibration,
-            seed=options.seed,
+            **given.same(options, "label_key target end_to_end calibration seed"),
             progress=progress.stage("train"),
             **given.training(options),
         )
-    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
-    del found["asked"]
-    say(options, table(found), f"model: {options.output}")
-    return found
+    return _trained(options, lost)
 
 
 def annotate(options: argparse.Namespace) -> Any:
@@ -206,19 +186,11 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             options.model,
             options.query,
             options.output,
-            reference=options.reference,
-            label_key=options.label_key,
+            **given.same(options, "reference reference_source_key reference_layer label_key k"),
+            **given.same(options, "finetune adapt groupby figure vote seed"),
             levels=given.names(options.levels),
-            k=options.k,
             alpha=ALPHA if options.alpha is None else options.alpha,
-            finetune=options.finetune,
-            adapt=options.adapt,
-            groupby=options.groupby,
-            figure=options.figure,
-            vote=options.vote,
-            seed=options.seed,
             progress=progress.stage("map"),
-            **given.of_reference(options),
             **given.reading(options),
         )
     found = given.labelled(labels, options.output) | lost
@@ -235,10 +207,8 @@ def impute(options: argparse.Namespace) -> Any:
             options.model,
             options.query,
             options.output,
-            reference=options.reference,
-            k=options.k,
+            **given.same(options, "reference reference_source_key reference_layer k"),
             progress=progress.stage("impute"),
-            **given.of_reference(options),
             **given.reading(options),
         )
     found = {
@@ -260,9 +230,7 @@ def explain(options: argparse.Namespace) -> Any:
             options.model,
             options.input,
             options.output,
-            groupby=options.groupby,
-            top=options.top,
-            figure=options.figure,
+            **given.same(options, "groupby top figure"),
             progress=progress.stage("explain"),
             **given.reading(options),
         )

@@ -1,4 +1,4 @@
-"""What several commands make of their options: arguments of the Python calls."""
+"""Options that several commands share, as arguments of the Python calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import argparse
 from typing import Any
 
 from concerto_tf._paths import as_path
+
+
+def same(options: argparse.Namespace, names: str) -> dict[str, Any]:
+    """Arguments that a Python call has under the names of the options."""
+    return {name: getattr(options, name) for name in names.split()}
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
@@ -16,14 +21,9 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of whatever reads cells with the genes of a model."""
-    return {
-        "source_key": options.source_key,
-        "layer": options.layer,
-        "drop_empty": options.drop_empty,
-        "modalities": places(options) or None,
-        "orthologs": options.orthologs,
-    }
+    """Arguments of the tasks that read cells with the genes of a model."""
+    same_names = same(options, "source_key layer drop_empty orthologs")
+    return {**same_names, "modalities": places(options) or None}
 
 
 def skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
@@ -45,13 +45,6 @@ def skip_damaged(options: argparse.Namespace, *names: str) -> dict[str, int]:
             setattr(options, name, records)
             lost += sum(records.lost.values())
     return {"cells_lost": lost}
-
-
-def of_reference(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "reference_source_key": options.reference_source_key,
-        "reference_layer": options.reference_layer,
-    }
 
 
 def places(options: argparse.Namespace) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What commands print, names and values in two columns, and what they end with."""
+"""Output of the commands: names and values in two columns, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line's arguments are read by: a parser that says what is wrong, and values."""
+"""The parser of the command line, and the types of its values."""
 
 from __future__ import annotations
 

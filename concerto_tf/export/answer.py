@@ -1,9 +1,9 @@
-"""What a served model answers of a batch of cells, in plain TensorFlow."""
+"""The answers of a served model about a batch of cells, in plain TensorFlow."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -33,7 +33,7 @@ def kept_reference(model: Any) -> Reference | None:
 
 
 class Answer:
-    """What is told of cells: embeddings, and labels where the model or its reference has some.
+    """The answers about cells: embeddings, and labels where the model or its reference has some.
 
     Args:
         model: A trained model, with types or without.
@@ -43,11 +43,7 @@ class Answer:
     """
 
     def __init__(
-        self,
-        model: Encoder | Classifier,
-        reference: Reference | None,
-        alpha: float | None,
-        k: int,
+        self, model: Encoder | Classifier, reference: Reference | None, alpha: float | None, k: int
     ) -> None:
         self.model = model
         self.encoder = encoder_of(model)
@@ -77,13 +73,7 @@ class Answer:
             outcome = self.model.outcome(batch)
             found = {
                 "embedding": outcome["embedding"],
-                **self._told(
-                    tf.constant(self.classes),
-                    outcome["code"],
-                    outcome["probability"],
-                    outcome["novelty"],
-                    self.model.rejected(outcome["novelty"], self.alpha),
-                ),
+                **_told(outcome, self.classes, self.model.rejected(outcome["novelty"], self.alpha)),
             }
         for key, transfer in self._transfers.items():
             told = transfer(found["embedding"])
@@ -104,30 +94,23 @@ class Answer:
         def transfer(z: tf.Tensor) -> dict[str, tf.Tensor]:
             found = label(z)
             rejected = found["novelty"] < self.alpha_of_reference
-            return self._told(
-                tf.constant(names),
-                found["code"],
-                found["probability"],
-                found["novelty"],
-                rejected | (found["code"] < 0),
-            )
+            return _told(found, names, rejected | (found["code"] < 0))
 
         return transfer
 
-    @staticmethod
-    def _told(
-        names: tf.Tensor,
-        code: tf.Tensor,
-        probability: tf.Tensor,
-        novelty: tf.Tensor,
-        rejected: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        predicted = tf.where(code >= 0, tf.gather(names, tf.maximum(code, 0)), UNKNOWN)
-        return {
-            "label": tf.where(rejected, UNKNOWN, predicted),
-            "predicted": predicted,
-            "rejected": rejected,
-            "confidence": tf.sqrt(probability * novelty),
-            "probability": probability,
-            "novelty": novelty,
-        }
+
+def _told(
+    found: dict[str, tf.Tensor], names: Sequence[str], rejected: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """What is answered of labels: their codes, probabilities and novelty, and which are unknown."""
+    code, probability, novelty = found["code"], found["probability"], found["novelty"]
+    label = tf.gather(tf.constant(names), tf.maximum(code, 0))
+    predicted = tf.where(code >= 0, label, UNKNOWN)
+    return {
+        "label": tf.where(rejected, UNKNOWN, predicted),
+        "predicted": predicted,
+        "rejected": rejected,
+        "confidence": tf.sqrt(probability * novelty),
+        "probability": probability,
+        "novelty": novelty,
+    }

@@ -1,4 +1,4 @@
-"""The model card: what whoever serves a model needs to know."""
+"""The model card: what someone who serves the model needs to know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def card(answer: Answer) -> str:
     model = answer.encoder
     first = model.modality_inputs[0]
     if first.target_sum is None:
-        units = "values normalised as those it was trained on"
+        units = "values normalized as those it was trained on"
     else:
         units = f"raw counts (scaled to {first.target_sum:g} per cell and log1p inside)"
     rows: list[tuple[str, Any]] = [

@@ -33,7 +33,7 @@ def export(
     alpha: float | None = None,
     k: int = 5,
 ) -> Path:
-    """Writes a SavedModel that holds vocabulary and normalisation and needs only TensorFlow.
+    """Writes a SavedModel that holds vocabulary and normalization and needs only TensorFlow.
 
     Its signatures, each of which returns ``embedding`` float32 [B, d] and ``unknown_genes``
     float32 [B] (share of the cell's genes that the model does not know, and so ignored):
@@ -42,7 +42,7 @@ def export(
     - ``by_index``: ``genes`` int32 [B, K] as indices of the vocabulary, padding anything with
       value 0; ``values`` float32 [B, K]
     - ``by_source``: as ``serving_default``, and ``source`` string [B]; a source the model does
-      not know is normalised by the statistics pooled over all sources
+      not know is normalized by the statistics pooled over all sources
     - ``by_modality``, of a model that looks at several: as ``by_source``, and for each further one
       ``<name>_genes`` string and ``<name>_values`` float32, padded alike
 

@@ -92,7 +92,7 @@ class GeneAttention(keras.layers.Layer):
 
     Call arguments:
         genes: Gene indices [B, K], int32, padded with 0.
-        values: Normalised values [B, K], float, padded with 0.0. K may be anything: padding
+        values: Normalized values [B, K], float, padded with 0.0. K may be anything: padding
             counts as further zeros and needs no mask. A gene must not occur twice with a value.
         rows: The cell that each value belongs to [B, K], for packed batches; see
             `scatter_to_dense`.
@@ -150,14 +150,12 @@ class GeneAttention(keras.layers.Layer):
         )
         self.bias = self.add_weight(name="bias", shape=(self.attention_units,), initializer="zeros")
         self.context = self.add_weight(
-            name="context",
-            shape=(self.attention_units, 1),
-            initializer=self.context_initializer,
+            name="context", shape=(self.attention_units, 1), initializer=self.context_initializer
         )
         super().build(input_shape)
 
     def take_directions(self, directions: np.ndarray) -> None:
-        """Has cell vectors hold given linear combinations of the genes.
+        """Initializes the gene embeddings, so that cell vectors hold given combinations of genes.
 
         The gene embeddings become the directions, so that attention, which is nearly uniform
         before training, gives a cell's values along them, divided by the root of the number of
@@ -188,7 +186,7 @@ class GeneAttention(keras.layers.Layer):
 
         Args:
             genes: Gene indices [B, K].
-            values: Normalised values [B, K].
+            values: Normalized values [B, K].
             rows: The cell that each value belongs to [B, K], for packed batches.
             unmeasured: See the class.
 
@@ -209,7 +207,7 @@ class GeneAttention(keras.layers.Layer):
         """Equations 2 to 5, over all genes.
 
         Returns:
-            Cell vectors [B, d], unnormalised weights [B, K] and their sum over all genes [B].
+            Cell vectors [B, d], unnormalized weights [B, K] and their sum over all genes [B].
         """
         dtype = compute_dtype(self)
         wide = accumulation_dtype(dtype)

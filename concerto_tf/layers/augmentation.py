@@ -35,7 +35,7 @@ class Augmentation(keras.layers.Layer):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalised values [B, G], float.
+        inputs: Normalized values [B, G], float.
         others: Values [N, G] of the cells to exchange with; by default the other cells of
             ``inputs``. A cell alone in its batch exchanges nothing.
         training: Whether to change anything.

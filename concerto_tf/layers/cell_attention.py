@@ -35,7 +35,7 @@ class CellTransformerLayer(keras.layers.Layer):
         heads: Number of attention heads h.
         key_dim: Width of the queries, keys and values of a head.
         units: Width of the feed-forward network's hidden layer.
-        normalize_first: Layer normalisation before each of the two networks instead of after its
+        normalize_first: Layer normalization before each of the two networks instead of after its
             residual connection, as the paper has it. The input then has a path on which it passes
             unchanged.
         identity_start: Whether both networks begin at zero; with ``normalize_first`` the new layer
@@ -258,7 +258,7 @@ class CellTransformer(keras.layers.Layer):
         super().build(input_shape)
 
     def take_directions(self, directions: np.ndarray) -> None:
-        """Has the tokens' first units be given linear combinations of the input.
+        """Initializes the projection, so that tokens begin with given combinations of the input.
 
         Args:
             directions: [n, k] with k at most ``width``, which must not be None.
@@ -293,7 +293,7 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
 
 
 def _normalize(x: tf.Tensor, gamma: Any, beta: Any) -> tf.Tensor:
-    """Layer normalisation of every row."""
+    """Layer normalization of every row."""
     wide = tf.cast(x, accumulation_dtype(x.dtype))
     mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
     factor = tf.math.rsqrt(variance + _EPSILON) * tf.cast(gamma, wide.dtype)

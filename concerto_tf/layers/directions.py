@@ -1,4 +1,4 @@
-"""Weights that begin with given directions instead of at random."""
+"""Initialization of weights with given directions, such as principal components."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REMAINDER = 0.02
 
 
 def take_directions(weight: Any, directions: np.ndarray) -> None:
-    """Has the first columns of a matrix be given directions, and little be left of the others.
+    """Sets the first columns of a weight to given directions, and shrinks all others.
 
     Args:
         weight: A weight [n, m].

@@ -24,7 +24,7 @@ class RandomSwap(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalised values [B, G], float.
+        inputs: Normalized values [B, G], float.
         training: Whether to change anything.
 
     Returns:
@@ -87,7 +87,7 @@ class Crossover(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalised values [B, G], float.
+        inputs: Normalized values [B, G], float.
         others: Values [N, G] of the cells to exchange with; by default those of ``inputs``, where
             a cell is never its own partner as long as there is another.
         aligned: Whether row i of ``others`` is the cell of row i of ``inputs`` (in another

@@ -47,7 +47,7 @@ class GaussianNoise(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalised values [B, G], float.
+        inputs: Normalized values [B, G], float.
         training: Whether to change anything.
 
     Returns:
@@ -106,7 +106,7 @@ class ScaledNoise(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalised values [B, G], float.
+        inputs: Normalized values [B, G], float.
         training: Whether to change anything.
 
     Returns:

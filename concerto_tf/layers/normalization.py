@@ -1,4 +1,4 @@
-"""Counts to the scale on which cells are compared."""
+"""Normalization of counts inside a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LogNormalize(keras.layers.Layer):
             sum of the row of ``values``. Give it where that holds only some genes of the cell.
 
     Returns:
-        Normalised values [B, K]. A cell without counts stays zero.
+        Normalized values [B, K]. A cell without counts stays zero.
 
     Example:
 

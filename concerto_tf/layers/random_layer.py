@@ -1,4 +1,4 @@
-"""Where layers take their random numbers from: a counter that is saved with the model."""
+"""Random numbers of layers, from a counter that is saved with the model."""
 
 from __future__ import annotations
 
@@ -159,8 +159,4 @@ class GeneAugmentation(RandomLayer):
         return int(self.fraction * things + 0.5)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "fraction": self.fraction,
-            "probability": self.probability,
-        }
+        return {**super().get_config(), "fraction": self.fraction, "probability": self.probability}

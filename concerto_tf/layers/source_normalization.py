@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics of the cells' own source."""
+"""Batch normalization with statistics of the cells' own source."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def moments_by_source(x: tf.Tensor, source: tf.Tensor, n_sources: int) -> Moment
         tf.reduce_sum(member, axis=0), tf.matmul(member, x, transpose_a=True)
     )
     mean = tf.math.divide_no_nan(total, count[:, tf.newaxis])
-    centred = x - tf.matmul(member, mean)
-    (squares,) = sum_over_replicas(tf.matmul(member, tf.square(centred), transpose_a=True))
+    centered = x - tf.matmul(member, mean)
+    (squares,) = sum_over_replicas(tf.matmul(member, tf.square(centered), transpose_a=True))
     return count, mean, tf.math.divide_no_nan(squares, count[:, tf.newaxis])
 
 
@@ -89,23 +89,23 @@ def pool_moments(moments: Moments) -> tuple[tf.Tensor, tf.Tensor]:
 
 @serializable
 class SourceBatchNormalization(keras.layers.Layer):
-    """Batch normalisation within the cells of one source (batch, donor, technology).
+    """Batch normalization within the cells of one source (batch, donor, technology).
 
-    In training every cell is normalised with the statistics that the cells of its own source
+    In training every cell is normalized with the statistics that the cells of its own source
     have in the minibatch, over all replicas; the minibatch may mix sources as it likes. Scale and
     offset are shared. Moving statistics are kept per source. At inference a cell takes those of
     its source; a cell of a source never seen takes the pooled statistics of all sources.
 
-    The statistics of a source hold not only its technology, but also its cell types. An
-    ``aligned`` layer puts the latter back, by a factor and an offset of each source behind its own
-    statistics. They are 1 and 0 until `align` sets them, and are not trained.
+    The statistics of a source reflect its technology, and its cell types too. An ``aligned`` layer
+    restores what is due to cell types: each source has a factor and an offset that are applied
+    after its statistics. They are 1 and 0 until `align` sets them, and are not trained.
 
     A source with fewer than ``min_cells`` cells in a minibatch says nothing about itself there:
     its cells take its moving statistics, and before those rest on as many cells the whole
     minibatch's. At inference such a source takes the pooled statistics.
 
     Args:
-        n_sources: Number of sources S. With 1 this is synchronised batch normalisation.
+        n_sources: Number of sources S. With 1 this is synchronized batch normalization.
         momentum: Share of the past that the moving statistics keep at each minibatch with cells
             of the source. They weigh every cell seen, so there is no bias towards the start.
         epsilon: Added to the variance.
@@ -122,7 +122,7 @@ class SourceBatchNormalization(keras.layers.Layer):
             source's mean, whatever stands in ``x``.
 
     Returns:
-        Normalised features [B, F].
+        Normalized features [B, F].
 
     Example:
 
@@ -197,7 +197,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         return self.moving_count, self.moving_mean, self.moving_variance
 
     def take_scales(self, scales: np.ndarray) -> None:
-        """Gives the first features these scales, and little of their own to all others.
+        """Sets the scales of the first features, and makes those of all others small.
 
         Args:
             scales: [k] of the first features.
@@ -207,11 +207,11 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.gamma.assign(gamma)
 
     def align(self, factor: np.ndarray, offset: np.ndarray) -> None:
-        """Sets what sources are multiplied with and moved by behind their statistics.
+        """Sets the factor and the offset of each source, which follow its statistics.
 
         Args:
             factor: [S, F].
-            offset: [S, F], in units of the normalised features.
+            offset: [S, F], in units of the normalized features.
         """
         if not self.aligned:
             raise ValueError("only a layer with aligned=True has factors and offsets of sources")
@@ -219,7 +219,7 @@ class SourceBatchNormalization(keras.layers.Layer):
         self.source_offset.assign(offset)
 
     def take_sources(self, other: SourceBatchNormalization, rows: Sequence[int]) -> None:
-        """Takes over what a layer that is the same but for its sources knows of them.
+        """Copies the statistics of sources from a layer that may differ in its sources only.
 
         Args:
             other: The other layer.

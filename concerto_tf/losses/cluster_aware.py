@@ -6,15 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    accumulation_dtype,
-    gather_over_replicas,
-    keras,
-    replica_index,
-    serializable,
-)
-
-_NEVER = -1e9  # exp() of it is 0 in every float type
+from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica_index, serializable
+from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def cluster_aware(
@@ -35,7 +28,7 @@ def cluster_aware(
     loss, equation 17, is ``nt_xent(...) + 0.1 * cluster_aware(...)``.
 
     Args:
-        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
+        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalized here.
         view_b: Embeddings of the other view [B, d].
         clusters: Cluster of each cell [B], int.
         temperature: Divisor of the cosine similarities.
@@ -67,7 +60,7 @@ def cluster_aware(
     same = tf.tile(clusters[:, tf.newaxis] == gather_over_replicas(clusters), [2, 2])
 
     def log_sum(which: tf.Tensor) -> tf.Tensor:
-        kept = tf.where(which, similarity, tf.cast(_NEVER, dtype))
+        kept = tf.where(which, similarity, tf.cast(NEVER, dtype))
         return tf.reduce_logsumexp(kept, axis=1)
 
     loss = log_sum(~same) - log_sum(same & ~itself)
@@ -76,7 +69,7 @@ def cluster_aware(
 
 
 @serializable
-class ClusterAware(keras.losses.Loss):
+class ClusterAware(TemperatureLoss):
     """`cluster_aware` as a Keras loss.
 
     ``y_pred`` holds the two views of the cells side by side [B, 2 d], ``y_true`` their clusters
@@ -95,23 +88,14 @@ class ClusterAware(keras.losses.Loss):
     >>> loss = ClusterAware(temperature=1.0)
     >>> round(float(loss(tf.constant([0, 0, 1, 1]), tf.concat([views, views], axis=1))), 4)
     -1.7123
-
-    Reference:
-        CICL, equation 16.
     """
 
     def __init__(
         self, temperature: float = 0.5, name: str = "cluster_aware", **kwargs: Any
     ) -> None:
-        super().__init__(name=name, **kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature!r}.")
-        self.temperature = float(temperature)
+        super().__init__(temperature, name=name, **kwargs)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         view_a, view_b = tf.split(y_pred, 2, axis=-1)
         clusters = tf.reshape(tf.cast(y_true, tf.int32), [-1])
         return cluster_aware(view_a, view_b, clusters, self.temperature)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature}

@@ -6,15 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    accumulation_dtype,
-    gather_over_replicas,
-    keras,
-    replica_index,
-    serializable,
-)
-
-_NEVER = -1e9  # exp() of it is 0 in every float type
+from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica_index, serializable
+from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def info_nce(
@@ -48,7 +41,7 @@ def info_nce(
             negatives for all other cells.
         filled: Number of rows of ``queue``, from the first, that hold embeddings, int scalar; by
             default all.
-        normalize: Whether to L2-normalise all embeddings, so that similarities are cosines.
+        normalize: Whether to L2-normalize all embeddings, so that similarities are cosines.
 
     Returns:
         Loss of each query [B], float32 or wider.
@@ -63,7 +56,7 @@ def info_nce(
     [0.6265, 0.6265]
 
     Reference:
-        CLEAR, equations 1 and 2; He et al. 2020 (MoCo), which normalises.
+        CLEAR, equations 1 and 2; He et al. 2020 (MoCo), which normalizes.
     """
     dtype = accumulation_dtype(query.dtype)
 
@@ -80,7 +73,7 @@ def info_nce(
         keys.append(tf.stop_gradient(embedding(queue)))
     # One product for all keys: most of the cost is here.
     similarity = tf.matmul(query, tf.concat(keys, axis=0), transpose_b=True)
-    column, never = tf.range(tf.shape(similarity)[1]), tf.cast(_NEVER, dtype)
+    column, never = tf.range(tf.shape(similarity)[1]), tf.cast(NEVER, dtype)
     if own_key is not None:
         cells = tf.shape(query)[0]
         itself = in_batch // 2 + cells * replica_index() + tf.range(cells)
@@ -92,12 +85,12 @@ def info_nce(
 
 
 @serializable
-class InfoNCE(keras.losses.Loss):
+class InfoNCE(TemperatureLoss):
     """`info_nce` within the minibatch as a Keras loss: ``y_true`` are keys, ``y_pred`` queries.
 
     Args:
         temperature: Divisor of the similarities.
-        normalize: Whether to L2-normalise all embeddings.
+        normalize: Whether to L2-normalize all embeddings.
         name: Name of the loss.
         **kwargs: Of `keras.losses.Loss`.
 
@@ -107,9 +100,6 @@ class InfoNCE(keras.losses.Loss):
     >>> from concerto_tf.losses import InfoNCE
     >>> round(float(InfoNCE(temperature=1.0)(tf.eye(2), tf.eye(2))), 4)
     0.3133
-
-    Reference:
-        CLEAR, equation 1.
     """
 
     def __init__(
@@ -119,18 +109,11 @@ class InfoNCE(keras.losses.Loss):
         name: str = "info_nce",
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature!r}.")
-        self.temperature = float(temperature)
+        super().__init__(temperature, name=name, **kwargs)
         self.normalize = bool(normalize)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return info_nce(y_pred, y_true, temperature=self.temperature, normalize=self.normalize)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "temperature": self.temperature,
-            "normalize": self.normalize,
-        }
+        return {**super().get_config(), "normalize": self.normalize}

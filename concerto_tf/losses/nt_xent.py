@@ -6,31 +6,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from concerto_tf._keras import (
-    accumulation_dtype,
-    gather_over_replicas,
-    keras,
-    replica_index,
-    serializable,
-)
-
-_SELF = -1e9  # exp() of it is 0 in every float type
+from concerto_tf._keras import accumulation_dtype, gather_over_replicas, replica_index, serializable
+from concerto_tf.losses.temperature import NEVER, TemperatureLoss
 
 
 def nt_xent(
-    view_a: tf.Tensor,
-    view_b: tf.Tensor,
-    temperature: float = 0.1,
-    groups: tf.Tensor | None = None,
+    view_a: tf.Tensor, view_b: tf.Tensor, temperature: float = 0.1, groups: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Normalised temperature-scaled cross entropy between two views of the same cells.
+    """Normalized temperature-scaled cross entropy between two views of the same cells.
 
     Row i of both views is the same cell. The negatives of a cell are all other cells' views, on
     **all replicas** of a distribution strategy: the mean of the replicas' losses is the loss of
     the global batch, gradients included. Every replica must hold the same number of cells.
 
     Args:
-        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalised here.
+        view_a: Embeddings of one view [B, d], float; of any length, they are L2-normalized here.
         view_b: Embeddings of the other view [B, d].
         temperature: Divisor of the cosine similarities; small values weigh near negatives more.
         groups: Group of each cell [B], int, such as its source. Only cells of its own group are
@@ -58,11 +48,11 @@ def nt_xent(
     all_a, all_b = gather_over_replicas(view_a), gather_over_replicas(view_b)
     cells = tf.shape(view_a)[0]
     own = cells * replica_index() + tf.range(cells)
-    itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=_SELF, off_value=0.0, dtype=dtype)
+    itself = tf.one_hot(own, tf.shape(all_a)[0], on_value=NEVER, off_value=0.0, dtype=dtype)
     strangers = tf.zeros((), dtype)
     if groups is not None:
         others = gather_over_replicas(groups)
-        strangers = _SELF * tf.cast(groups[:, tf.newaxis] != others[tf.newaxis], dtype)
+        strangers = NEVER * tf.cast(groups[:, tf.newaxis] != others[tf.newaxis], dtype)
 
     def similarity(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return tf.matmul(x, y, transpose_b=True) / temperature + strangers
@@ -77,7 +67,7 @@ def nt_xent(
 
 
 @serializable
-class NTXent(keras.losses.Loss):
+class NTXent(TemperatureLoss):
     """`nt_xent` as a Keras loss: ``y_true`` and ``y_pred`` are the two views.
 
     Args:
@@ -100,19 +90,10 @@ class NTXent(keras.losses.Loss):
     >>> history = model.fit(tf.random.normal([8, 4]), tf.random.normal([8, 4]), verbose=0)
     >>> sorted(history.history)
     ['loss']
-
-    Reference:
-        Concerto, equations 7 to 9.
     """
 
     def __init__(self, temperature: float = 0.1, name: str = "nt_xent", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature!r}.")
-        self.temperature = float(temperature)
+        super().__init__(temperature, name=name, **kwargs)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return nt_xent(y_true, y_pred, self.temperature)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature}

@@ -17,10 +17,10 @@ def vicreg(
     covariance: float = 1.0,
     epsilon: float = 1e-4,
 ) -> tf.Tensor:
-    """Variance-invariance-covariance regularisation of two views of the same cells.
+    """Variance-invariance-covariance regularization of two views of the same cells.
 
     Row i of both views is the same cell. Variances and covariances are those of the cells of
-    **all replicas** of a distribution strategy. Embeddings are not normalised.
+    **all replicas** of a distribution strategy. Embeddings are not normalized.
 
     - invariance: mean squared difference of the views, over cells and dimensions;
     - variance: mean over dimensions of ``max(0, 1 - sqrt(Var + epsilon))``, summed over the views;
@@ -59,8 +59,8 @@ def vicreg(
         tf.reduce_sum(view_a, axis=0),
         tf.reduce_sum(view_b, axis=0),
     )
-    centred = [view_a - total_a / cells, view_b - total_b / cells]
-    products = sum_over_replicas(*(tf.matmul(z, z, transpose_a=True) for z in centred))
+    centered = [view_a - total_a / cells, view_b - total_b / cells]
+    products = sum_over_replicas(*(tf.matmul(z, z, transpose_a=True) for z in centered))
     spread, redundancy = tf.zeros((), dtype), tf.zeros((), dtype)
     for product in products:
         matrix = product / tf.maximum(cells - 1, 1)
@@ -87,9 +87,6 @@ class VICReg(keras.losses.Loss):
     >>> from concerto_tf.losses import VICReg
     >>> round(float(VICReg()(tf.ones([4, 2]), tf.ones([4, 2]))), 2)
     49.5
-
-    Reference:
-        Bardes et al. 2022 (VICReg), Algorithm 1.
     """
 
     def __init__(

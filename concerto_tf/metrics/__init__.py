@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from concerto_tf.metrics.clustering import (
-    agreement,
-    kmeans_scores,
-    leiden_scores,
-)
+from concerto_tf.metrics.clustering import agreement, kmeans_scores, leiden_scores
 from concerto_tf.metrics.consensus import co_association, consensus
 from concerto_tf.metrics.embedding import embedding_scores
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet

@@ -1,4 +1,4 @@
-"""What every metric asks of its input, and how large input is thinned."""
+"""Checks of the input of every metric, and thinning of large input."""
 
 from __future__ import annotations
 
@@ -60,11 +60,7 @@ def as_codes(values: PerCell, n: int, what: str, least: int = 1) -> np.ndarray:
 
 
 def complete(codes: np.ndarray, what: str) -> np.ndarray:
-    """`codes`, having made sure that none is missing.
-
-    Raises:
-        InputError: some are.
-    """
+    """The codes; raises InputError if one is missing."""
     missing = int((codes < 0).sum())
     if missing:
         raise InputError(f"{missing} of {len(codes)} {what} are missing: leave these cells out.")

@@ -10,7 +10,7 @@ from concerto_tf.metrics.checks import PerCell, labelled_cells
 from concerto_tf.metrics.graph import leiden, scanpy_graph
 
 # Resolutions of the Leiden sweep.
-RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
+_RESOLUTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0)
 # Cells clustered at most.
 CLUSTER_CELLS = 20_000
 
@@ -28,7 +28,7 @@ def kmeans_scores(
 
     Returns:
         `ari_kmeans` (1 for equal partitions, about 0 for unrelated ones) and `nmi_kmeans` (0 to
-        1, normalised by the arithmetic mean of the entropies).
+        1, normalized by the arithmetic mean of the entropies).
 
     Raises:
         InputError: unsuitable embedding or labels.
@@ -40,8 +40,8 @@ def kmeans_scores(
         {'ari_kmeans': 1.0, 'nmi_kmeans': 1.0}
     """
     z, codes = labelled_cells(embedding, labels, cap, seed)
-    found = _of_kmeans(z, codes, seed)
-    return {f"{key}_kmeans": found[key] for key in ("ari", "nmi")}
+    each = [agreement(codes, c) for c in kmeans_partitions(z, len(np.unique(codes)), seed)]
+    return {f"{key}_kmeans": float(np.mean([of[key] for of in each])) for key in ("ari", "nmi")}
 
 
 def kmeans_partitions(z: np.ndarray, k: int, seed: int = 0) -> list[np.ndarray]:
@@ -76,7 +76,7 @@ def leiden_partitions(z: np.ndarray, seed: int = 0) -> dict[float, np.ndarray]:
         Codes [n] by resolution, from 0.05 to 2.
     """
     graph = scanpy_graph(z, seed=seed)
-    return {resolution: leiden(graph, resolution, seed) for resolution in RESOLUTIONS}
+    return {resolution: leiden(graph, resolution, seed) for resolution in _RESOLUTIONS}
 
 
 def leiden_scores(
@@ -104,8 +104,9 @@ def leiden_scores(
         Traag, Waltman and van Eck, Scientific Reports 9:5233 (2019).
     """
     z, codes = labelled_cells(embedding, labels, cap, seed)
-    found = _best(_of_leiden(z, codes, seed))
-    return {f"{key}_leiden": found[key] for key in ("ari", "nmi")}
+    each = [agreement(codes, clusters) for clusters in leiden_partitions(z, seed).values()]
+    best = max(each, key=lambda scores: scores["nmi"])
+    return {f"{key}_leiden": best[key] for key in ("ari", "nmi")}
 
 
 def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
@@ -116,8 +117,8 @@ def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
         clusters: [n] codes or names.
 
     Returns:
-        `ari`; `nmi`, normalised by the arithmetic mean (CLEAR, equation 6, and Concerto);
-        `nmi_max`, normalised by the maximum (CICL, equation 1).
+        `ari`; `nmi`, normalized by the arithmetic mean (CLEAR, equation 6, and Concerto);
+        `nmi_max`, normalized by the maximum (CICL, equation 1).
 
     Example:
         >>> import numpy as np
@@ -136,18 +137,3 @@ def agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "nmi_max": float(normalized_mutual_info_score(labels, clusters, average_method="max")),
     }
-
-
-def _of_kmeans(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[str, float]:
-    """Mean agreement of three K-means clusterings at the true number of labels."""
-    each = [agreement(codes, c) for c in kmeans_partitions(z, len(np.unique(codes)), seed)]
-    return {key: float(np.mean([scores[key] for scores in each])) for key in each[0]}
-
-
-def _of_leiden(z: np.ndarray, codes: np.ndarray, seed: int) -> dict[float, dict[str, float]]:
-    """Agreement of Leiden by resolution."""
-    return {r: agreement(codes, found) for r, found in leiden_partitions(z, seed).items()}
-
-
-def _best(by_resolution: dict[float, dict[str, float]]) -> dict[str, float]:
-    return max(by_resolution.values(), key=lambda scores: scores["nmi"])

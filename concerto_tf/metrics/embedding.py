@@ -19,7 +19,7 @@ def embedding_scores(
     sources: PerCell | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Score an embedding against labels, and by the mixing of sources.
+    """Scores an embedding against labels, and by the mixing of sources.
 
     Cells without a label take no part in what needs labels, cells without a source none in what
     needs sources. Time and memory are bounded for any number of cells: silhouettes look at a

@@ -10,7 +10,7 @@ from concerto_tf.metrics.graph import nearest_others
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
 # Cells among which neighbours are looked for, at most.
-NEIGHBOUR_CELLS = 20_000
+_NEIGHBOUR_CELLS = 20_000
 
 
 def asw_source(
@@ -50,7 +50,7 @@ def asw_source(
     groups = np.zeros(len(z), np.int64)
     if labels is not None:
         groups = complete(as_codes(labels, len(z), "labels"), "labels")
-    chosen = thinned(len(z), NEIGHBOUR_CELLS, seed)
+    chosen = thinned(len(z), _NEIGHBOUR_CELLS, seed)
     z, codes, groups = z[chosen], codes[chosen], groups[chosen]
     widths = []
     for group in np.unique(groups):
@@ -69,7 +69,7 @@ def kbet(
     k: int = 15,
     alpha: float = 0.05,
     seed: int = 0,
-    cap: int = NEIGHBOUR_CELLS,
+    cap: int = _NEIGHBOUR_CELLS,
 ) -> float:
     """Share of cells whose neighbourhood has the sources in their overall proportions.
 
@@ -120,7 +120,7 @@ def ilisi(
     sources: PerCell,
     perplexity: float = 30.0,
     seed: int = 0,
-    cap: int = NEIGHBOUR_CELLS,
+    cap: int = _NEIGHBOUR_CELLS,
 ) -> float:
     """Effective number of sources around a cell, scaled to 0 (one) .. 1 (all equally).
 
@@ -159,7 +159,7 @@ def ilisi(
 
 
 def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
-    """Weights exp(-beta * distance), normalised per cell, whose entropy is log(perplexity).
+    """Weights exp(-beta * distance), normalized per cell, whose entropy is log(perplexity).
 
     Args:
         distances: [n, k] float.
@@ -186,11 +186,7 @@ def perplexity_weights(distances: np.ndarray, perplexity: float) -> np.ndarray:
 
 
 def graph_connectivity(
-    embedding: np.ndarray,
-    labels: PerCell,
-    k: int = 15,
-    seed: int = 0,
-    cap: int = NEIGHBOUR_CELLS,
+    embedding: np.ndarray, labels: PerCell, k: int = 15, seed: int = 0, cap: int = _NEIGHBOUR_CELLS
 ) -> float:
     """Mean over labels of the share of cells in the label's largest connected part.
 

@@ -17,7 +17,7 @@ from concerto_tf.metrics.checks import (
 # Cells whose pairwise distances are looked at, at most.
 SILHOUETTE_CELLS = 5_000
 # Cells that take part in the nearest-neighbour vote, at most.
-KNN_CELLS = 20_000
+_KNN_CELLS = 20_000
 # Folds, and so the cells a label must have to take part.
 FOLDS = 5
 
@@ -64,7 +64,7 @@ def asw_label(
 
 
 def knn_scores(
-    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = KNN_CELLS
+    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = _KNN_CELLS
 ) -> dict[str, float]:
     """How often a cell's five nearest neighbours vote for its label, in 5-fold cross-validation.
 

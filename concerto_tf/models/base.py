@@ -144,7 +144,7 @@ class ContrastiveModel(BatchModel):
 
     @property
     def recipe(self) -> Training:
-        """How the model is trained where nothing else is said: by the method's default preset."""
+        """How the model is trained by default."""
         return self.presets[DEFAULT].training
 
     # --- what a method implements -----------------------------------------------------------
@@ -175,7 +175,7 @@ class ContrastiveModel(BatchModel):
             **kwargs: Of the class; ``modalities``, where given, are names (`chosen_modalities`).
 
         Returns:
-            The model, with the records' vocabulary and sources, which normalises counts and
+            The model, with the records' vocabulary and sources, which normalizes counts and
             leaves log-normalized values unchanged. Counts are scaled to the records' typical total
             where that is below 10,000, unless ``target_sum`` is a number.
         """
@@ -256,7 +256,7 @@ class ContrastiveModel(BatchModel):
         return self.view_loss.call(view_b, view_a)
 
     def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What a training step makes of a batch; a method may compute its loss otherwise.
+        """Loss and views of a batch in training; a method may compute its loss otherwise.
 
         Args:
             batch: As the class describes.
@@ -333,7 +333,7 @@ class ContrastiveModel(BatchModel):
         return super().fit(x, *args, **kwargs)
 
     def calibrate(self, data: Iterable[Batch]) -> None:
-        """Sets the sources' statistics from cells, those of a query for example.
+        """Sets the statistics of sources from cells, such as those of a query.
 
         The layers look at the cells as they do in training, where genes may be hidden before them,
         and keep what they find; weights do not change.

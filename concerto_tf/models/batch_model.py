@@ -18,7 +18,7 @@ def compiled(step: Any) -> Any:
 
 
 class BatchModel(keras.Model):
-    """Base of the models: all weights exist since the constructor, the loss is the model's own."""
+    """Base of the models: the constructor makes all weights, and the loss is the model's own."""
 
     #: Whether XLA compiles steps where nothing else is said. It makes them quicker, but takes
     #: seconds for each, which is most of the time of many tests.
@@ -59,7 +59,7 @@ class BatchModel(keras.Model):
 
     @property
     def recipe(self) -> Training:
-        """How the model is trained where nothing else is said."""
+        """How the model is trained by default."""
         return Training()
 
     @property

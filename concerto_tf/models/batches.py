@@ -14,21 +14,22 @@ from concerto_tf.records.batch import ROW, Batch, Minibatch, key
 SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
 
 
+def _entries_of(x: Any) -> dict[str, tf.TensorSpec]:
+    """What a dataset says of the entries of its batches; nothing of anything else."""
+    spec = x.element_spec if isinstance(x, tf.data.Dataset) else None
+    spec = spec[0] if isinstance(spec, tuple) and spec else spec
+    return spec if isinstance(spec, dict) else {}
+
+
 def batch_size_of(x: Any) -> int | None:
     """Cells in each batch of a dataset; None where that is not fixed, or no dataset."""
-    spec = getattr(x, "element_spec", None)
-    spec = spec[0] if isinstance(spec, tuple) and spec else spec
-    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
-        return None
+    spec = _entries_of(x)
     return next((spec[key(name, "genes")].shape[0] for name in Minibatch(spec).modalities), None)
 
 
 def without_text(x: Any) -> Any:
     """A dataset of batches without the entries (barcodes) that XLA cannot take."""
-    spec = getattr(x, "element_spec", None)
-    spec = spec[0] if isinstance(spec, tuple) and spec else spec
-    if not isinstance(x, tf.data.Dataset) or not isinstance(spec, dict):
-        return x
+    spec = _entries_of(x)
     kept = [name for name, of in spec.items() if of.dtype != tf.string]
     if len(kept) == len(spec):
         return x
@@ -45,7 +46,7 @@ def by_batch(
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """What a step says of the cells of each batch.
+    """Applies a step to each batch of cells.
 
     Args:
         step: Gives tensors [B, ...] of a batch, by name.
@@ -74,7 +75,7 @@ def in_order(
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a step says of all cells, in the order of the input where batches have ``row``.
+    """Applies a step to all cells, in the order of the input where batches have ``row``.
 
     Args:
         step: As for `by_batch`.
@@ -96,7 +97,7 @@ def in_order(
 def first_cells(
     look: Callable[[Batch], Sequence[tf.Tensor]], data: Iterable[Any], width: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What a model sees of the first cells of data, as many as fit into 400 MB, 50,000 at most.
+    """What a model sees of the first cells: as many as fit into 400 MB, at most 50,000.
 
     Args:
         look: Gives tensors [B, ...] of a batch.

@@ -1,4 +1,4 @@
-"""What tasks need of a model that embeds cells, whoever has written it.
+"""What tasks need of a model that embeds cells; it may come from another package.
 
 `Encoder` is enough to embed, map, impute and export. What a model can do beyond that is said by
 further protocols, each asked for by the task that needs it: `SourceAware`, `Attentive`, `Teachable`
@@ -107,7 +107,7 @@ class Teachable(SourceAware, Protocol):
 
     @property
     def recipe(self) -> Training:
-        """How it is trained where nothing else is said."""
+        """How it is trained by default."""
 
     @property
     def heads(self) -> Sequence[Any]:
@@ -172,9 +172,8 @@ class Geometry(NamedTuple):
 
     Attributes:
         origin: Where a cell lies that is in the middle of all [d].
-        spread: How far cells spread along each unit [2, d], in standard deviations, of cells
-            trained on and of others; 0 for units of which it is not known. None where it is known
-            of none.
+        spread: Standard deviation of each unit, of cells trained on and of others [2, d]; 0 for
+            units where it is unknown. None if it is unknown for all.
     """
 
     origin: np.ndarray

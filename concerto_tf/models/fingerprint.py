@@ -1,4 +1,4 @@
-"""What tells models apart that embed differently."""
+"""A checksum that differs between models that embed differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model looks at in one modality: its genes, and their values on the scale of the model."""
+"""One modality as input of a model: its genes, and their values on the model's scale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_MISSING = 0.99
 
 
 class Cells(NamedTuple):
-    """Normalised values of a model's input genes.
+    """Normalized values of a model's input genes.
 
     Attributes:
         genes: Indices int32 [B, K] among the model's own genes. What is not among these became
@@ -102,7 +102,7 @@ class ModalityInput:
 
     @property
     def names(self) -> np.ndarray:
-        """What to call all genes, object [G]: their symbols, or identifiers where none is known."""
+        """Names to show for all genes, object [G]: symbols, or identifiers where none is known."""
         ids = np.array(self.vocabulary, object)
         if self.symbols is None:
             return ids
@@ -114,7 +114,7 @@ class ModalityInput:
         return of_genes if self.genes is None else of_genes[list(self.genes)]
 
     def cells(self, batch: Minibatch) -> Cells | None:
-        """Normalised values of a minibatch; None if it has nothing of this modality."""
+        """Normalized values of a minibatch; None if it has nothing of this modality."""
         held = batch.modality(self.name)
         if held is None:
             return None
@@ -193,10 +193,7 @@ def chosen_modalities(records: Records, wanted: Sequence[str] | None, several: b
 
 
 def config_of(
-    records: Records,
-    modality: str,
-    genes: Genes | None = None,
-    target_sum: float | None = None,
+    records: Records, modality: str, genes: Genes | None = None, target_sum: float | None = None
 ) -> dict[str, Any]:
     """Arguments of a `ModalityInput` for the cells of records.
 
@@ -204,18 +201,18 @@ def config_of(
         records: Finished records.
         modality: One of theirs.
         genes: Indices of the input genes; ``None`` for all.
-        target_sum: Total to scale counts to; by default what suits (`target_sum_of`).
+        target_sum: Total to scale counts to; by default what suits the depth of the cells.
     """
     vocabulary = records.vocabulary_of(modality)
     return {
         "vocabulary": vocabulary.ids,
         "symbols": vocabulary.symbols,
         "genes": genes,
-        "target_sum": target_sum_of(records, modality, target_sum),
+        "target_sum": _target_sum_of(records, modality, target_sum),
     }
 
 
-def target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
+def _target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
     """Total to which a modality of records is scaled before log1p; None if it is not to be.
 
     RNA is scaled to what a cell of these records has: scaled to more, log1p would set a single

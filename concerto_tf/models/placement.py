@@ -1,4 +1,4 @@
-"""Where cells lie in an embedding, and how far they spread: what comparing them rests on."""
+"""Where cells lie in an embedding and how far they spread, for comparisons by cosine."""
 
 from __future__ import annotations
 

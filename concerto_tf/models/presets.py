@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-#: Genes that a model looks at where nothing is said.
-DEFAULT_GENES = "hvg:5000"
-
 #: Passes over the cells behind a PCA initialization, at most. There is little to be found anew, and
 #: a few cells looked at again and again are told apart by their noise.
 MOST_EPOCHS = 30
@@ -20,7 +17,7 @@ MOST_EPOCHS = 30
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained where nothing else is said.
+    """How a model is trained by default.
 
     Attributes:
         learning_rate: Peak learning rate.
@@ -34,7 +31,7 @@ class Training:
     """
 
     learning_rate: float = 1e-3
-    genes: str = DEFAULT_GENES
+    genes: str = "hvg:5000"
     epochs: int | None = None
     most_epochs: int | None = None
     batch_size: int | None = None

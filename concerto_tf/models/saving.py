@@ -66,7 +66,7 @@ def save_model(model: ContrastiveModel, path: str | Path) -> None:
 
 
 def model_file(path: str | Path) -> Path:
-    """The `.keras` file that a path means: itself, or the one in the folder of a training."""
+    """The `.keras` file of a path: the file itself, or the one in the folder of a training."""
     path = as_path(path)
     if path.is_dir():
         path = path / FILE_NAME

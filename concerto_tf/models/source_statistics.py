@@ -16,7 +16,7 @@ from concerto_tf.records.batch import Batch, Minibatch
 _BATCHES = 128
 
 
-def source_layers(model: Any) -> list[SourceBatchNormalization]:
+def _source_layers(model: Any) -> list[SourceBatchNormalization]:
     """The source-aware layers of a model, in the order in which it was built."""
     layers = model._flatten_layers(include_self=False, recursive=True)
     return [layer for layer in layers if isinstance(layer, SourceBatchNormalization)]
@@ -24,7 +24,7 @@ def source_layers(model: Any) -> list[SourceBatchNormalization]:
 
 @contextmanager
 def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
-    """Puts what is not trained (counters, statistics, queues) back to what it was.
+    """Restores what is not trained (counters, statistics, queues) at the end of the block.
 
     Args:
         model: A model.
@@ -42,7 +42,7 @@ def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
 
 def calibrate_sources(model: Any, data: Iterable[Batch]) -> None:
     """Sets the statistics of a model's source-aware layers: see `ContrastiveModel.calibrate`."""
-    layers = source_layers(model)
+    layers = _source_layers(model)
     before = [layer.moving_moments for layer in layers]
     for layer in layers:
         layer.moving_count.assign(tf.zeros_like(layer.moving_count))
@@ -67,10 +67,10 @@ def carry_over(old: Any, new: Any) -> None:
         old: The model that has the weights.
         new: The model that gets them.
     """
-    of_sources = {id(w) for layer in source_layers(new) for w in layer.non_trainable_weights}
+    of_sources = {id(w) for layer in _source_layers(new) for w in layer.non_trainable_weights}
     for have, get in zip(old.weights, new.weights, strict=True):
         if id(get) not in of_sources:
             get.assign(have)
     rows = [old.sources.index(name) if name in old.sources else -1 for name in new.sources]
-    for have, get in zip(source_layers(old), source_layers(new), strict=True):
+    for have, get in zip(_source_layers(old), _source_layers(new), strict=True):
         get.take_sources(have, rows)

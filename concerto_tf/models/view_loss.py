@@ -11,7 +11,7 @@ from concerto_tf.losses import InfoNCE, NTXent, VICReg
 #: The losses that go by a name; those with a temperature take the model's.
 LOSSES = ("nt_xent", "info_nce", "vicreg")
 #: Which cells a cell may be told apart from: all others, or those of its own source.
-NEGATIVES = ("all", "source")
+_NEGATIVES = ("all", "source")
 
 
 def view_loss(
@@ -23,7 +23,7 @@ def view_loss(
         loss: A name (`LOSSES`), a Keras loss whose ``call(view_b, view_a)`` gives a loss per cell
             [B] or one for all, or the configuration of one.
         temperature: Temperature of the losses that go by a name.
-        negatives: Which cells a cell is told apart from: one of `NEGATIVES`.
+        negatives: Which cells a cell is told apart from: ``all`` or those of its own ``source``.
 
     Returns:
         The loss.
@@ -39,8 +39,8 @@ def view_loss(
     """
     if not temperature > 0:
         raise InputError(f"temperature must be positive, not {temperature}.")
-    if negatives not in NEGATIVES:
-        raise InputError(f"negatives must be {' or '.join(NEGATIVES)}, not {negatives!r}.")
+    if negatives not in _NEGATIVES:
+        raise InputError(f"negatives must be {' or '.join(_NEGATIVES)}, not {negatives!r}.")
     found = _of(loss, temperature)
     if negatives == "source" and not isinstance(found, NTXent):
         raise InputError("negatives of the same source only are possible with loss nt_xent.")

@@ -17,7 +17,7 @@ from concerto_tf.models.batch_model import BatchModel
 
 
 def keep_together(parts: Iterable[Any]) -> None:
-    """Leaves saving of the weights of layers and metrics to the model that they are part of."""
+    """Lets the model save the weights of its layers and metrics, instead of these themselves."""
     for part in parts:
         part.save_own_variables = part.load_own_variables = _nothing
         keep_together(_sublayers(part))
@@ -60,7 +60,7 @@ def _named(model: Any) -> dict[str, Any]:
             collect(f"{prefix}{name}.", enumerate(_sublayers(layer)), layer.weights)
         for weight in weights:
             if id(weight) not in seen:
-                name, twins = prefix + name_of(weight), 0
+                name, twins = prefix + _name_of(weight), 0
                 while (unique := f"{name}_{twins}" if twins else name) in named:
                     twins += 1
                 named[unique] = weight
@@ -79,7 +79,7 @@ def _sublayers(layer: Any) -> list[Any]:
     return [layer for layer in found if layer.weights]
 
 
-def name_of(weight: Any) -> str:
+def _name_of(weight: Any) -> str:
     """Name of a weight within its layer, on every Keras."""
     return weight.name.rsplit("/")[-1].split(":")[0]
 

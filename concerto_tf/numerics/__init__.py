@@ -1,1 +1,1 @@
-"""Numbers that models begin from and are read by: NumPy in, NumPy out, without any network."""
+"""Numerics of initialization, alignment and explanation: NumPy in, NumPy out, no TensorFlow."""

@@ -1,9 +1,9 @@
-"""What sources differ in, told apart from which cell types they hold.
+"""Offsets between sources, told apart from differences in their cell types.
 
-Centred each by itself, two sources of which one lacks the B cells come to lie apart, as their means
+Two sources, each centered by itself, lie apart where only one of them has B cells: their means
 differ by the B cells too. Here sources are moved so that cells of the same type meet. Types are not
-known: cells are matched across sources by mutual nearest neighbours, then by clusters. Values of
-genes are moved, so that a layer holds it.
+known: cells are matched across sources by mutual nearest neighbours, then by clusters. The offsets
+are those of genes' values, so that a layer can hold them.
 """
 
 from __future__ import annotations
@@ -92,6 +92,22 @@ def _means_by_source(x: np.ndarray, source: np.ndarray, n_sources: int) -> np.nd
     return means
 
 
+def fine_clusters(z: np.ndarray, seed: int) -> np.ndarray:
+    """Small clusters of cells, more than there are cell types: codes [n] by K-means.
+
+    Args:
+        z: What cells are compared by [n, d], of 2 cells or more.
+        seed: Seed of K-means.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    n_clusters = int(np.clip(len(z) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
+    with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(n_clusters, n_init=3, random_state=seed % 2**32).fit_predict(z)
+
+
 def clustered_offsets(
     x: np.ndarray, source: np.ndarray, cluster: np.ndarray, n_sources: int, prior: float = _PRIOR
 ) -> np.ndarray:
@@ -137,8 +153,8 @@ def clustered_offsets(
     by_cluster = weight.sum(1)[:, None]
     offsets = np.zeros((n_sources, x.shape[1]))
     for _ in range(_SWEEPS):  # alternating least squares
-        centre = (of_cluster - weight @ offsets) / by_cluster
-        offsets = (of_source - weight.T @ centre) / by_source
+        center = (of_cluster - weight @ offsets) / by_cluster
+        offsets = (of_source - weight.T @ center) / by_source
     return offsets.astype(np.float32)
 
 
@@ -147,7 +163,7 @@ class Comparison:
     """How cells are compared across sources.
 
     Attributes:
-        epsilon: Added to variances where values are standardised.
+        epsilon: Added to variances where values are standardized.
         clip: Largest absolute value after that; None for no limit.
         components: Principal components that cells are compared by.
         seed: Seed of components and clusters.
@@ -162,7 +178,7 @@ class Comparison:
 def source_offsets(
     x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison
 ) -> np.ndarray | None:
-    """How far each source is off, from cells of which it is not known what they are.
+    """How far each source is off, estimated without knowing cell types.
 
     Args:
         x: Values [n, F] of cells in random order; the first 10,000 are looked at.
@@ -171,8 +187,8 @@ def source_offsets(
         by: How cells are compared.
 
     Returns:
-        Offsets [S, F], float32. None where there is nothing to align: cells are of one source
-        alone, or some of them of none of the S.
+        Offsets [S, F], float32. None where there is nothing to align: all cells are of one source,
+        or some belong to none of the S.
     """
     named = np.unique(source)
     if len(named) < 2 or named[0] < 0 or named[-1] >= n_sources:
@@ -182,10 +198,6 @@ def source_offsets(
 
 def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) -> np.ndarray:
     """What `source_offsets` gives, of cells of several sources."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
     offsets = np.zeros((n_sources, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
@@ -193,7 +205,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
         if by.clip is not None:
             np.clip(y, -by.clip, by.clip, out=y)
         loadings, _ = principal_components(y, by.components, by.seed, denoise=0.5)
-        if not loadings.shape[1]:  # nothing that cells could be compared by: each is centred
+        if not loadings.shape[1]:  # nothing that cells could be compared by: each is centered
             return offsets if turn else _means_by_source(x, source, n_sources).astype(np.float32)
         z = (y - y.mean(0)) @ loadings
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
@@ -201,10 +213,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
             few = slice(_MOST_MATCHED)
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)
         else:
-            kmeans = KMeans(n_clusters, n_init=3, random_state=(by.seed + turn) % 2**32)
-            with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                cluster = kmeans.fit_predict(z)
+            cluster = fine_clusters(z, by.seed + turn)
             offsets += clustered_offsets(x - offsets[source], source, cluster, n_sources)
     return offsets
 
@@ -212,7 +221,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
 def modality_offsets(
     xs: list[np.ndarray], source: np.ndarray, n_sources: int, by: Comparison
 ) -> list[np.ndarray | None]:
-    """How far sources are off in each modality, as `source_offsets` has it.
+    """How far each source is off in each modality; see `source_offsets`.
 
     Where not all cells have all modalities, the first one helps with each of the others, if enough
     cells of all sources that have the other have both.
@@ -257,14 +266,14 @@ def modality_offsets(
 
 
 class Aligned(NamedTuple):
-    """Values with the offsets of sources taken away, and what a normalisation does for that.
+    """Values without the offsets of sources, and what a normalization needs to give them.
 
     Attributes:
-        x: The values [n, F], centred and divided by their standard deviation.
+        x: The values [n, F], centered and divided by their standard deviation.
         scale: What they were divided by [F].
-        factor: What a source is multiplied with behind a normalisation by its own statistics
+        factor: Factor of each source, applied after a normalization by its own statistics
             [S, F]; 1 for a source with fewer than 20 cells.
-        offset: What is added to it then [S, F]; 0 for a source with fewer than 20 cells.
+        offset: Offset of each source, added after the factor [S, F]; 0 likewise.
     """
 
     x: np.ndarray
@@ -280,33 +289,32 @@ def align(
     epsilon: float,
     views: np.ndarray | None = None,
 ) -> Aligned:
-    """Takes sources' offsets away, and not what their cell types make of them.
+    """Removes the offsets of sources, but not the differences between their cell types.
 
     Args:
         x: Values [n, F].
         source: Source codes [n].
         offsets: [S, F].
         epsilon: Added to variances.
-        views: What sources will be normalised by, where that are not the cells as they are: views
-            of the first of them [at most n, F].
+        views: Views of the first cells [at most n, F], where the statistics of sources will be
+            those of views and not of whole cells.
 
     Returns:
-        The values, and the factor and offset of each source that give them behind a normalisation
-        within sources. Of a source with fewer than 20 cells the values are what more cells would
-        make of them.
+        The values, and the factor and the offset of each source that lead to them after a
+        normalization within sources.
     """
     views = x if views is None else views
     rest = x.copy()  # changed in place: a sample of cells takes 400 MB
     for code in np.unique(source):
         rest[source == code] -= offsets[code]
-    centre, scale = rest.mean(0), np.sqrt(rest.var(0) + epsilon)
+    center, scale = rest.mean(0), np.sqrt(rest.var(0) + epsilon)
     factor, offset = np.ones_like(offsets), np.zeros_like(offsets)
     for code in np.unique(source):
         own = views[source[: len(views)] == code]
         if len(own) < _ENOUGH:
             continue
         factor[code] = np.sqrt(own.var(0) + epsilon) / scale
-        offset[code] = (own.mean(0) - offsets[code] - centre) / scale
-    rest -= centre
+        offset[code] = (own.mean(0) - offsets[code] - center) / scale
+    rest -= center
     rest /= scale
     return Aligned(rest, scale, factor, offset)

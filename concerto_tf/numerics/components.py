@@ -1,4 +1,4 @@
-"""Standardised values, and principal components with a part of their noise taken out."""
+"""Standardized values, and principal components with a part of their noise taken out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concerto_tf.numerics.spread import held_out_share, unit_spread
 def standardize_by_source(
     x: np.ndarray, source: np.ndarray, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Standardises values within each source.
+    """Standardizes values within each source.
 
     Args:
         x: Values [n, genes], float32.
@@ -20,7 +20,7 @@ def standardize_by_source(
         epsilon: Added to the variances.
 
     Returns:
-        Standardised values [n, genes], and the mean variance within sources [genes].
+        Standardized values [n, genes], and the mean variance within sources [genes].
     """
     out = np.empty_like(x)
     within = np.zeros(x.shape[1])
@@ -35,7 +35,7 @@ def standardize_by_source(
 def noise_edge(variances: np.ndarray, n: int) -> float:
     """The largest variance that a principal component of noise alone has.
 
-    Meant for standardised columns, of which none is signal by itself. The upper edge of the
+    Meant for standardized columns, of which none is signal by itself. The upper edge of the
     spectrum of n independent rows whose columns are independent is, by random-matrix theory, the
     minimum over u of 1 / u + mean(v / (1 - v u)) g / n, u between 0 and 1 / max(v), for g columns
     of variances v. With equal variances it is v (1 + (g / n)**.5)**2.
@@ -91,7 +91,7 @@ def principal_components(
     k = min(most, len(x) - 1, x.shape[1] - 1)
     if k < 1 or not x.var(0).any():
         return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
-    # Exact: of components near the noise, a randomised solver finds others with each seed.
+    # Exact: of components near the noise, a randomized solver finds others with each seed.
     pca = PCA(k, svd_solver="arpack", random_state=seed).fit(x)
     loadings, variance = pca.components_.T, pca.explained_variance_
     if denoise and variance[0] > 0:

@@ -1,25 +1,21 @@
-"""How far the cells of a query lie off from those of a reference, type by type, in an embedding."""
+"""The shift of a query against a reference in an embedding."""
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
-from concerto_tf.numerics.alignment import clustered_offsets, matched_offsets
+from concerto_tf.numerics.alignment import clustered_offsets, fine_clusters, matched_offsets
 
 #: Cells of each side that are looked at: an offset is a mean, which needs no more.
 MOST_CELLS = 4_000
-_CELLS_PER_CLUSTER, _MOST_CLUSTERS = 20, 50
 _MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
 
 
 def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.ndarray:
-    """What a query's cells are moved by as a whole, told from the cell types that it shares.
+    """The shift of a whole query against its reference, estimated from shared cell types.
 
-    No label is looked at, and a query may lack types of the reference or have others: as in the
-    alignment of sources, cells of one type are told from mutual nearest neighbours first, then from
-    clusters that both sides share.
+    No labels are used. A query may lack types of the reference, or have others. As in the alignment
+    of sources, cells are matched by mutual nearest neighbours, then by shared clusters.
 
     Args:
         reference: Embeddings of the reference's cells [n, d], seen from the middle.
@@ -41,15 +37,11 @@ def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.
     >>> bool(np.linalg.norm(off - np.eye(7)[6]) < 0.3)
     True
     """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
     rng = np.random.default_rng(seed)
     parts = [x[rng.permutation(len(x))[:MOST_CELLS]] for x in (reference, query)]
     source = np.repeat([0, 1], [len(part) for part in parts])
     order = rng.permutation(len(source))
     x, source = np.concatenate(parts)[order].astype(np.float32), source[order]
-    n_clusters = int(np.clip(len(x) // _CELLS_PER_CLUSTER, 2, _MOST_CLUSTERS))
     offsets = np.zeros((2, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
@@ -59,8 +51,5 @@ def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.
             few = slice(MOST_CELLS)
             offsets += matched_offsets(rest[few], z[few], source[few], 2)
         else:
-            kmeans = KMeans(min(n_clusters, len(x)), n_init=3, random_state=seed + turn)
-            with warnings.catch_warnings():  # fewer clusters, where cells are the same, will do
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                offsets += clustered_offsets(rest, source, kmeans.fit_predict(z), 2)
+            offsets += clustered_offsets(rest, source, fine_clusters(z, seed + turn), 2)
     return offsets[1] - offsets[0]

@@ -9,7 +9,7 @@ _FLOOR = 0.05
 
 
 class GroupSums:
-    """A quantity of genes summed over the cells of each group: what is kept of any number of cells.
+    """Sums of a quantity of genes over the cells of each group, for any number of cells.
 
     Args:
         n_groups: Number of groups.
@@ -21,7 +21,7 @@ class GroupSums:
         self._sum, self._square = np.zeros((2, n_groups, n_genes))
 
     def add(self, group: np.ndarray, cell: np.ndarray, gene: np.ndarray, x: np.ndarray) -> None:
-        """Adds cells, of which all is 0 that is not given.
+        """Adds cells; values that are not given are 0.
 
         Args:
             group: Group of each cell [B]; -1 leaves a cell out.

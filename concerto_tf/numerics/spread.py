@@ -1,4 +1,4 @@
-"""How much more cells spread that a model was trained on than others do, and which they are."""
+"""How much more cells spread in an embedding if the model was trained on them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _AT_ONCE = 100_000
 def held_out_share(x: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Spread of unseen cells along principal components, as a share of that of the cells seen.
 
-    Components of few cells with many genes follow their noise: along the j-th component cells that
-    it was not found from spread less, and lie nearer to the middle, than those it was found from.
+    Principal components of few cells follow their noise. Along a component, unseen cells therefore
+    spread less than the cells that it was computed from.
 
     Args:
         x: Values [n, features].
@@ -57,27 +57,27 @@ def held_out_share(x: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def unit_spread(variance: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """How far cells spread along the units of an embedding that hold components.
+    """Standard deviations of an embedding's units that hold principal components.
 
     Args:
         variance: Variances of the components [k], which the embedding divides by their mean.
         share: From `held_out_share` [k].
 
     Returns:
-        Standard deviations of cells trained on and of others [2, k].
+        Those of cells trained on, and of others [2, k].
     """
     return np.sqrt(variance / variance.mean()) * np.stack([np.ones_like(share), share])
 
 
 def as_unseen(embeddings: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """What takes embeddings of cells that were trained on to those of cells that were not.
+    """Factors that take the embeddings of cells trained on to where unseen cells would lie.
 
     Args:
         embeddings: Of the cells of a reference [n, d], seen from the middle.
         spread: Standard deviations of the units in cells trained on, and in others [2, d].
 
     Returns:
-        Factor of each unit [d]; ones where the cells spread as those do that were not trained on.
+        Factor of each unit [d]; ones where the cells already spread as unseen cells do.
     """
     seen, unseen = spread
     held = seen > 1e-6  # the units that hold components
@@ -111,10 +111,10 @@ def _slope(expected: np.ndarray, found: np.ndarray) -> float:
     weight, slope = np.ones(len(expected)), 0.0
     for _ in range(_SWEEPS):
         weight /= weight.sum()
-        centre, level = weight @ expected, weight @ found
-        within = weight @ ((expected - centre) * (found - level))
-        variance = weight @ (expected - centre) ** 2
-        slope = (within + _THROUGH_0 * centre * level) / (variance + _THROUGH_0 * centre**2)
-        line = (level - slope * centre) * (1 - _THROUGH_0) + slope * expected
+        center, level = weight @ expected, weight @ found
+        within = weight @ ((expected - center) * (found - level))
+        variance = weight @ (expected - center) ** 2
+        slope = (within + _THROUGH_0 * center * level) / (variance + _THROUGH_0 * center**2)
+        line = (level - slope * center) * (1 - _THROUGH_0) + slope * expected
         weight = 1 / np.maximum(np.abs(found - line), 0.05)
     return float(slope)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Six colours of Okabe and Ito, continued by the colours farthest from all before them in CIELAB,
+# Six colors of Okabe and Ito, continued by the colors farthest from all before them in CIELAB,
 # for normal vision and under simulated deuteranopia and protanopia.
 PALETTE = (
     "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #0000FF #4B3C0F #5A69FF #4B2D4B "
@@ -26,13 +26,13 @@ PALETTE = (
     "#874B00 #691E2D #D2874B #00C3D2 #A51ED2 #693CFF #4B5A78 #690F69 #4B960F #A52D2D"
 ).split()
 MISSING_COLOR = "#D0D0D0"
-# Categories up to which colours alone are told apart with ease; more are numbered on the map.
-FEW_CATEGORIES = 8
+# Categories up to which colors alone are told apart with ease; more are numbered on the map.
+_FEW_CATEGORIES = 8
 # Categories named in the legend, the largest ones.
-LEGEND_ENTRIES = 60
+_LEGEND_ENTRIES = 60
 
 # What is drawn of a training history: column, title, what to read from it.
-CURVES = (
+_CURVES = (
     ("loss", "Loss", "lower is better"),
     ("alignment", "Alignment", "distance of a cell's two views"),
     ("uniformity", "Uniformity", "lower is more evenly spread"),
@@ -40,16 +40,11 @@ CURVES = (
 )
 
 
-def umap_figure(
-    adata: AnnData,
-    color: str,
-    path: str | Path,
-    title: str | None = None,
-) -> None:
-    """Draws the map of cells, coloured by a column, as a PNG (or whatever the ending says).
+def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None = None) -> None:
+    """Draws the map of cells, colored by a column, as a PNG (or whatever the ending says).
 
     Cells are drawn in random order, so that none of the sources hides the others; cells without
-    a value lie below in grey. More than 8 categories are marked on the map too, with their name
+    a value lie below in gray. More than 8 categories are marked on the map too, with their name
     if it is short or else a number that the legend explains.
 
     Args:
@@ -89,7 +84,7 @@ def umap_figure(
     figure, [axes] = new_figure(5.0, 5.0, layout=None)
     _points(axes, xy, codes)
     entries = [short_name(name) for name in names]
-    if len(names) > FEW_CATEGORIES:
+    if len(names) > _FEW_CATEGORIES:
         marks = names
         if max(map(len, names)) > 3:  # too long to stand on the map
             marks = [str(i + 1) for i in range(len(names))]
@@ -118,10 +113,10 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         InputError: No such file, nothing in it that can be drawn, or lengths that differ.
     """
     columns = _columns(history)
-    drawn = [c for c in CURVES if c[0] in columns]
+    drawn = [c for c in _CURVES if c[0] in columns]
     if not drawn:
         known = ", ".join(columns) or "none"
-        wanted = ", ".join(c[0] for c in CURVES)
+        wanted = ", ".join(c[0] for c in _CURVES)
         raise InputError(f"the history has none of {wanted} (there: {known}).")
     lengths = {k: len(v) for k, v in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -183,7 +178,7 @@ def _points(axes: Axes, xy: np.ndarray, codes: np.ndarray) -> None:
     colors = np.array([to_rgb(c) for c in (*PALETTE, MISSING_COLOR)])
     shade = np.where(codes < 0, len(PALETTE), codes % len(PALETTE))
     order = np.random.default_rng(0).permutation(len(xy))
-    order = order[np.argsort(codes[order] >= 0, kind="stable")]  # the grey ones first
+    order = order[np.argsort(codes[order] >= 0, kind="stable")]  # the gray ones first
     axes.scatter(
         xy[order, 0],
         xy[order, 1],
@@ -216,11 +211,11 @@ def _marks(axes: Axes, xy: np.ndarray, codes: np.ndarray, marks: list[str]) -> N
 
 
 def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
-    """Categories with their colours beside the map, in as many columns as it takes."""
+    """Categories with their colors beside the map, in as many columns as it takes."""
     from matplotlib.lines import Line2D
 
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    shown = sorted(np.argsort(-sizes, kind="stable")[:LEGEND_ENTRIES].tolist())
+    shown = sorted(np.argsort(-sizes, kind="stable")[:_LEGEND_ENTRIES].tolist())
     entries = [(PALETTE[i % len(PALETTE)], names[i]) for i in shown]
     if (codes < 0).any():
         entries.append((MISSING_COLOR, "no value"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 #: Flows smaller than this share of their group run together into "other".
-SMALLEST_SHARE = 0.05
+_SMALLEST_SHARE = 0.05
 _GAP = 0.012
 _BAR = 0.035
 
@@ -118,7 +118,7 @@ def merge_small(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     flows = table[["group", "label", "share"]]
-    small = flows["share"] < SMALLEST_SHARE
+    small = flows["share"] < _SMALLEST_SHARE
     # One small flow alone keeps its name: calling it "other" would hide it and save nothing.
     alone = small & (small.groupby(flows["group"]).transform("sum") == 1)
     small &= ~alone
@@ -133,21 +133,21 @@ def _orders(weight: pd.DataFrame) -> tuple[list[str], list[str]]:
     # Each side in turn goes where its flows lead to, on the average.
     for _ in range(8):
         place = {label: i for i, label in enumerate(labels)}
-        groups = _by_barycentre(groups, weight, place)
+        groups = _by_barycenter(groups, weight, place)
         place = {group: i for i, group in enumerate(groups)}
-        labels = _by_barycentre(labels, weight.T, place)
+        labels = _by_barycenter(labels, weight.T, place)
     if OTHER in labels:
         labels.remove(OTHER)
         labels.append(OTHER)
     return groups, labels
 
 
-def _by_barycentre(
+def _by_barycenter(
     names: Sequence[str], weight: pd.DataFrame, place: Mapping[str, int]
 ) -> list[str]:
     position = np.array([place[column] for column in weight.columns], float)
-    centre = weight.to_numpy() @ position / np.maximum(weight.to_numpy().sum(axis=1), 1e-12)
-    of = dict(zip(weight.index, centre, strict=True))
+    center = weight.to_numpy() @ position / np.maximum(weight.to_numpy().sum(axis=1), 1e-12)
+    of = dict(zip(weight.index, center, strict=True))
     return sorted(names, key=lambda name: of[name])
 
 

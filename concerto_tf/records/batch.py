@@ -141,11 +141,10 @@ _FIELDS = tuple(field.name for field in fields(ModalityBatch))
 
 
 class Minibatch:
-    """A view of a minibatch by what its entries are.
+    """Reads a minibatch by modality, source and label instead of by key.
 
     Args:
-        batch: The dict of tensors. One that is made with a target beside it, as Keras has them,
-            may be given with it.
+        batch: The dict of tensors, or a tuple that begins with it, as Keras passes on a target.
 
     Example:
         >>> import numpy as np
@@ -163,7 +162,8 @@ class Minibatch:
     @property
     def modalities(self) -> list[str]:
         """Names of the modalities that it holds."""
-        return [name for k in self.entries if _is_genes(k) and (name := modality_of(k)) is not None]
+        genes = [k for k in self.entries if k.rpartition("/")[2] == "genes"]
+        return [name for k in genes if (name := modality_of(k)) is not None]
 
     def modality(self, name: str) -> ModalityBatch | None:
         """What it holds of a modality; None if nothing."""
@@ -210,7 +210,3 @@ class Minibatch:
     def __iter__(self) -> Iterator[tuple[str, ModalityBatch]]:
         """Each modality by name."""
         return ((n, held) for n in self.modalities if (held := self.modality(n)) is not None)
-
-
-def _is_genes(key: str) -> bool:
-    return key.rpartition("/")[2] == "genes"

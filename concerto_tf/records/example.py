@@ -35,7 +35,7 @@ def varint(number: int) -> bytes:
 _BYTES_LIST, _INT64_LIST = b"\x0a", b"\x1a"  # fields of the message Feature
 
 
-def feature_prefix(kind: bytes, name: str, length: int) -> bytes:
+def _feature_prefix(kind: bytes, name: str, length: int) -> bytes:
     """All of a feature map's entry but the `length` bytes of its only value, which come last.
 
     Args:
@@ -76,9 +76,7 @@ class BytesColumn:
 
 
 def encode(
-    order: np.ndarray,
-    integers: Mapping[str, np.ndarray],
-    strings: Mapping[str, BytesColumn],
+    order: np.ndarray, integers: Mapping[str, np.ndarray], strings: Mapping[str, BytesColumn]
 ) -> Iterator[bytes]:
     r"""Serializes cells, one `tf.train.Example` each.
 
@@ -103,7 +101,7 @@ def encode(
 
 
 def _integer_column(name: str, values: np.ndarray) -> Iterable[bytes]:
-    prefixes = _Lookup(lambda length: feature_prefix(_INT64_LIST, name, length))
+    prefixes = _Lookup(lambda length: _feature_prefix(_INT64_LIST, name, length))
     # Codes repeat, and each is written out once.
     distinct, places = np.unique(values, return_inverse=True)
     features = []
@@ -114,7 +112,7 @@ def _integer_column(name: str, values: np.ndarray) -> Iterable[bytes]:
 
 
 def _bytes_column(name: str, column: BytesColumn, order: np.ndarray) -> Iterator[bytes]:
-    prefixes = _Lookup(lambda length: feature_prefix(_BYTES_LIST, name, length))
+    prefixes = _Lookup(lambda length: _feature_prefix(_BYTES_LIST, name, length))
     content = np.ascontiguousarray(column.content).data.cast("B")
     starts, ends = column.offsets[:-1][order].tolist(), column.offsets[1:][order].tolist()
     for start, end in zip(starts, ends, strict=True):

@@ -16,7 +16,14 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, Batch, Genes, ModalityBatch, label_key
 from concerto_tf.records.conversion.joining import Joined
 from concerto_tf.records.conversion.passes import check_parts
-from concerto_tf.records.conversion.writer import Arranged, arrange, gene_dtype, narrow, offsets_of
+from concerto_tf.records.conversion.writer import (
+    Arranged,
+    arrange,
+    gene_dtype,
+    narrow,
+    offsets_of,
+    widest_dtype,
+)
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.manifest import ModalityInfo
 from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
@@ -35,7 +42,7 @@ class InputCells:
 
     Args:
         joined: A single input, which stays open while this is used.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
         chunk_cells: Cells read at once.
         held_bytes: Bytes of values up to which all cells stay in memory.
 
@@ -356,14 +363,11 @@ class _Shape:
 
 
 def _info(vocabulary: Vocabulary, units: str, found: Sequence[Mapping[str, Any]]) -> ModalityInfo:
-    widest = max(
-        (np.dtype(of["value_dtype"]) for of in found), key=lambda of: (of.kind == "f", of.itemsize)
-    )
     return ModalityInfo(
         vocabulary="",
         n_genes=len(vocabulary),
         gene_dtype=gene_dtype(len(vocabulary)).name,
-        value_dtype=widest.name,
+        value_dtype=widest_dtype(of["value_dtype"] for of in found).name,
         max_nonzeros=max(of["max_nonzeros"] for of in found),
         units=units,
         sha256="",

@@ -16,7 +16,7 @@ from concerto_tf.records.batch import Genes
 
 #: Cells that share their places, at most. More would waste less; but a batch is divided between
 #: replicas, and no cell may stand on two of them.
-GROUP_CELLS = 64
+_GROUP_CELLS = 64
 #: Places per cell, relative to the mean; a group of 64 that needs more is rare.
 _ROOM = 1.35
 _MULTIPLE = 16
@@ -46,7 +46,7 @@ def gene_mask(genes: Genes, n_genes: int) -> np.ndarray:
 def group_size(batch_size: int, replicas: int = 1) -> int:
     """Cells that share their places: the largest divisor of a replica's batch up to 64."""
     cells = batch_size // replicas
-    return next(n for n in range(min(GROUP_CELLS, cells), 0, -1) if cells % n == 0)
+    return next(n for n in range(min(_GROUP_CELLS, cells), 0, -1) if cells % n == 0)
 
 
 def packed_width(mean_nonzeros: float, max_nonzeros: int, group: int) -> int:
@@ -57,7 +57,7 @@ def packed_width(mean_nonzeros: float, max_nonzeros: int, group: int) -> int:
     return max(1, min(max(wanted, _MULTIPLE), max_nonzeros))
 
 
-def padded_width(nonzeros: int) -> int:
+def _padded_width(nonzeros: int) -> int:
     """Columns of a padded batch: a round number, as each new shape is compiled anew."""
     return max(1, -(-nonzeros // _NONZEROS_MULTIPLE)) * _NONZEROS_MULTIPLE
 
@@ -87,7 +87,7 @@ class BatchLayout:
             >>> BatchLayout.of(300, 70.0, 64), BatchLayout.of(90, 70.0, 64)
             (BatchLayout(width=96, group=64), BatchLayout(width=96, group=1))
         """
-        padded = BatchLayout(padded_width(most))
+        padded = BatchLayout(_padded_width(most))
         if group == 1:
             return padded
         packed = BatchLayout(packed_width(mean, padded.width, group), group)

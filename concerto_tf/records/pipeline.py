@@ -33,6 +33,8 @@ from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
 _BLOCK_CELLS = 64
+#: TensorFlow's names of the manifest's compressions.
+_COMPRESSIONS = {"none": "", "gzip": "GZIP"}
 _ENDLESS = np.iinfo(np.int64).max
 #: A shard that one worker reads alone, as (index, count) of what it reads.
 _WHOLE = (0, 1)
@@ -168,10 +170,9 @@ def _read(
     paths: tf.Tensor, parts: tf.Tensor | None, compression: str, interleaved: bool
 ) -> tf.data.Dataset:
     """Serialized cells, in small batches as that costs less than one by one."""
-    kind = {"none": "", "gzip": "GZIP"}[compression]
 
     def read(path: tf.Tensor, part: tf.Tensor | None = None) -> tf.data.Dataset:
-        cells = tf.data.TFRecordDataset(path, kind)
+        cells = tf.data.TFRecordDataset(path, _COMPRESSIONS[compression])
         if part is not None:
             cells = cells.shard(part[1], part[0])
         return cells.batch(_BLOCK_CELLS)
@@ -345,7 +346,7 @@ def _as_numbers(numbers: tf.Tensor, info: ModalityInfo, field: str) -> tf.Tensor
 
 def count_sources(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[int]:
     """Cells of each source within one shard, or what could be read of it."""
-    kind = {"none": "", "gzip": "GZIP"}[manifest.compression]
+    kind = _COMPRESSIONS[manifest.compression]
     counts = np.zeros(len(manifest.sources), np.int64)
     features = {SOURCE: tf.io.FixedLenFeature([], tf.int64)}
     dataset = tf.data.TFRecordDataset(str(folder / shard.file), kind).batch(4096)

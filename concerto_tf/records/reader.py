@@ -238,8 +238,8 @@ class Records:
         Returns:
             A dataset of the minibatches that `concerto_tf.records.batch` describes, of one shape: K
             is the most nonzeros of a cell, rounded up to a multiple of 32. With `packed` they have
-            "offset", where it pays. "total" is over the source's `Manifest.coverage` where inputs
-            were measured for different genes.
+            "offset", where it pays. "total" is divided by the source's `Manifest.coverage` where
+            inputs were measured for different genes.
 
         Raises:
             InputError: A label that is not there, batches that cannot be filled, or a damaged

@@ -150,7 +150,7 @@ def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
         if not lost:
             copies = Path(tempfile.mkdtemp(prefix="concerto-"))
             atexit.register(shutil.rmtree, copies, True)
-        left = save_intact(folder / shard.file, shard, manifest, copies / shard.file)
+        left = _save_intact(folder / shard.file, shard, manifest, copies / shard.file)
         if left is not None:
             kept.append(left)
         lost[shard.file] = shard.n_cells - (left.n_cells if left else 0)
@@ -161,11 +161,11 @@ def intact(folder: Path, manifest: Manifest) -> tuple[Manifest, dict[str, int]]:
     if not n_cells:
         raise InputError(f"{folder}: no cell in it is intact; convert again")
     if lost:
-        _log.warning("%s: goes on with %d of %d cells", folder, n_cells, manifest.n_cells)
+        _log.warning("%s: continues with %d of %d cells", folder, n_cells, manifest.n_cells)
     return replace(manifest, shards=tuple(kept), n_cells=n_cells), lost
 
 
-def save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> ShardInfo | None:
+def _save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> ShardInfo | None:
     """Copies the cells of a damaged shard that are intact.
 
     Args:
@@ -200,7 +200,7 @@ def save_intact(path: Path, shard: ShardInfo, manifest: Manifest, out: Path) -> 
 
 
 def _intact_records(content: bytes) -> Iterator[bytes]:
-    """The data of all records whose checksums are right; goes on behind damage."""
+    """The data of all records whose checksums are right; continues behind damage."""
     at = 0
     while (start := at + _HEAD_BYTES) + _TAIL_BYTES < len(content):
         length = int.from_bytes(content[at : at + 8], "little")

@@ -50,8 +50,8 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
         "counts": whole numbers, in whatever dtype. "linear": fractions on the scale of counts (TPM,
         expected or corrected counts, counts scaled to a total without a logarithm), told by cells
         with values that no logarithm reaches. "lognorm": exp(value) - 1 adds up to the same
-        total in nearly every cell, so log1p of values normalised per cell. "values": anything else
-        (other logarithms, or a selection of genes after normalisation).
+        total in nearly every cell, so log1p of values normalized per cell. "values": anything else
+        (other logarithms, or a selection of genes after normalization).
 
     Example:
         >>> import numpy as np

@@ -11,7 +11,7 @@ import numpy as np
 _log = logging.getLogger("concerto_tf")
 #: Share of the true neighbours that has to be found on the cells it is measured on. What is
 #: promised is 0.98; the rest is room for the error of measuring.
-RECALL = 0.99
+_RECALL = 0.99
 _MEASURED_CELLS = 500
 _CELLS_PER_CENTROID = 64
 #: By how much more lists are searched than the time before: twice as many cost too much at the end.
@@ -78,7 +78,7 @@ class ApproximateSearch:
         while True:
             self._index.nprobe = min(lists, self._index.nlist)
             self.recall = float(np.mean(self._index.search(sample, k)[0] >= least))
-            if self.recall >= RECALL or lists >= self._index.nlist:
+            if self.recall >= _RECALL or lists >= self._index.nlist:
                 break
             lists = math.ceil(_STEP * lists)
         _log.info(

@@ -150,10 +150,10 @@ class Embedded:
 class Reference:
     """Embedded reference cells, with their labels and values of further modalities.
 
-    Cells that a model was trained on spread more than others do, as a model of few cells follows
-    their noise. Reference cells that spread so (told by the embeddings) are drawn together, so that
-    a query, which is taken not to have been trained on, meets them as if none had been. Where a
-    reference holds cells of both, all are treated as most of them are.
+    A model of few cells follows their noise: in its embedding, the cells that it was trained on
+    spread more than new cells do. The embeddings of a reference tell whether its cells spread so.
+    If they do, they are drawn together to where new cells lie, and a query meets them as if the
+    model had seen neither. All cells of a reference are treated alike, as most of them spread.
 
     Args:
         embeddings: Embeddings [N, d] of the reference cells, or these as they are compared.
@@ -250,11 +250,7 @@ class Reference:
         """
         labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
         return Reference(
-            self.embedded.part(rows),
-            labels,
-            model=self.model,
-            cells=self.cells,
-            depth=self.depth,
+            self.embedded.part(rows), labels, model=self.model, cells=self.cells, depth=self.depth
         )
 
     def labelled(self, key: str) -> Reference:

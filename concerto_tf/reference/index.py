@@ -16,7 +16,7 @@ _log = logging.getLogger("concerto_tf")
 EXACT_CELLS = 200_000
 FEW_CELLS = 2_000
 #: Reference cells that are compared at once: their similarities stay in the processor's cache.
-BLOCK_CELLS = 8192
+_BLOCK_CELLS = 8192
 #: Cells of a query that are looked at together.
 BATCH_CELLS = 256
 #: Columns of which only the maximum is looked at first.
@@ -25,7 +25,7 @@ _GROUP = 64
 _NEVER = -2.0
 
 
-def in_blocks(unit: np.ndarray, block_cells: int = BLOCK_CELLS) -> np.ndarray:
+def in_blocks(unit: np.ndarray, block_cells: int = _BLOCK_CELLS) -> np.ndarray:
     """Embeddings as `nearest` takes them: in blocks of one size, filled up with zeros.
 
     Args:
@@ -160,7 +160,7 @@ class Index:
         except ImportError:
             _log.warning(
                 "%d reference cells: pip install faiss-cpu makes the search many times faster; it "
-                "goes on in TensorFlow",
+                "continues in TensorFlow",
                 len(self._unit),
             )
             return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import UNKNOWN, Calibration, novelty_together
-from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.transfer import transfer
 
@@ -68,7 +68,11 @@ def label_levels(
                 answer["novelty"] = novelty_together(
                     answer["novelty"], part.embedded.compared(z[rows]), known
                 )
-                _fill(level, rows, part, key, answer)
+                # The last name is what code -1 takes.
+                names = np.array([*part.labels[key].names, UNKNOWN], object)
+                level.loc[rows, "predicted"] = names[answer["code"]]
+                for column in ("probability", "novelty"):
+                    level.loc[rows, column] = answer[column].astype(np.float64)
         level["probability"] *= sure
         level["confidence"] = np.sqrt(level["probability"] * level["novelty"])
         level["label"] = level["predicted"].where(level["novelty"] >= alpha, UNKNOWN)
@@ -107,20 +111,6 @@ def _of_group(reference: Reference, key: str, coarser: str | None, group: str) -
     return reference.part(np.flatnonzero(among)) if among.any() else None
 
 
-def _fill(
-    level: pd.DataFrame,
-    rows: np.ndarray,
-    part: Reference,
-    key: str,
-    answer: dict[str, np.ndarray],
-) -> None:
-    """Notes what was found of some rows."""
-    names = np.array([*part.labels[key].names, UNKNOWN], object)  # the last is what code -1 takes
-    level.iloc[rows, level.columns.get_loc("predicted")] = names[answer["code"]]
-    for column in ("probability", "novelty"):
-        level.iloc[rows, level.columns.get_loc(column)] = answer[column].astype(np.float64)
-
-
 def check_levels(reference: Reference, keys: Sequence[str]) -> None:
     """Raises InputError where a label of a level stands under two labels of the level above."""
     for upper, lower in zip(keys, keys[1:], strict=False):
@@ -128,17 +118,13 @@ def check_levels(reference: Reference, keys: Sequence[str]) -> None:
         both = (above.codes >= 0) & (below.codes >= 0)
         pairs = np.unique(np.stack([below.codes[both], above.codes[both]], axis=1), axis=0)
         lows, times = np.unique(pairs[:, 0], return_counts=True)
-        torn = [
-            f"{below.names[low]!r} ({', '.join(_names_above(above, pairs, low))})"
-            for low in lows[times > 1]
-        ]
+        torn = []
+        for low in lows[times > 1]:
+            highs = ", ".join(above.names[high] for high in pairs[pairs[:, 0] == low, 1])
+            torn.append(f"{below.names[low]!r} ({highs})")
         if torn:
             more = f" and {len(torn) - 5} more" if len(torn) > 5 else ""
             raise InputError(
                 f"labels of {lower!r} stand under several of {upper!r} in the reference: "
                 f"{'; '.join(torn[:5])}{more}; give each one coarser label, or name other levels"
             )
-
-
-def _names_above(above: Labels, pairs: np.ndarray, low: int) -> list[str]:
-    return [above.names[high] for high in pairs[pairs[:, 0] == low, 1]]

@@ -32,7 +32,7 @@ from concerto_tf.simulate.params import SplatParams
 # Points per cell and gene above which drawing the gene for every cell is cheaper.
 DENSE_ABOVE = 2.0
 # Elements worked on at once: keeps the temporaries within the processor's cache.
-PIECE = 50_000
+_PIECE = 50_000
 # Places in the table from which cells are drawn: all values of 16 bits.
 TABLE = 1 << 16
 
@@ -55,7 +55,7 @@ class CellBlock:
 
 
 def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> CellBlock:
-    """Draw group, step, batch and library size of `n` cells, each independently."""
+    """Draws group, step, batch and library size of `n` cells, each independently."""
     group = _choose(rng, n, params.group_sizes)
     step = np.zeros(n, np.int64)
     if params.paths:
@@ -69,7 +69,7 @@ def draw_cells(rng: np.random.Generator, n: int, params: SplatParams) -> CellBlo
 def draw_counts(
     rng: np.random.Generator, cells: CellBlock, genes: GeneModel, params: SplatParams
 ) -> sparse.csr_matrix:
-    """Draw the counts of a block of cells.
+    """Draws the counts of a block of cells.
 
     Args:
         rng: source of randomness.
@@ -162,7 +162,7 @@ def _draw_rare(
 
 
 def _sizes_above_one(v: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Invert the distribution of sizes where v >= 1; 0 for the points that are thinned out."""
+    """Inverts the distribution of sizes where v >= 1; 0 for the points that are thinned out."""
     size = np.zeros(len(v), np.float32)
     p = s / (1 + s)
     index = np.flatnonzero(v < np.log(1 + s) / p)  # the sum of all the terms below
@@ -182,7 +182,7 @@ def _draw_abundant(
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Nonzero counts of the genes `chosen` as (row, gene, count), in order of genes."""
     found = []
-    at_once = max(1, PIECE // len(cells.depth))
+    at_once = max(1, _PIECE // len(cells.depth))
     for start in range(0, len(chosen), at_once):
         part = chosen[start : start + at_once]
         mean = cells.means[part][:, None] * genes.factors[cells.states[None, :], part[:, None]]
@@ -210,8 +210,8 @@ def _drop(
     row = np.repeat(np.arange(len(depth)), np.diff(counts.indptr))
     means, noise, depth = (x.astype(f) for x in (genes.batch_means, genes.noise, depth))
     kept = np.empty(counts.nnz, bool)
-    for start in range(0, counts.nnz, PIECE):
-        part = slice(start, start + PIECE)
+    for start in range(0, counts.nnz, _PIECE):
+        part = slice(start, start + _PIECE)
         cell, gene = row[part], counts.indices[part]
         mu = means[batch[cell], gene] * genes.factors[state[cell], gene] * depth[cell]
         s = noise[gene] * (1 + f(params.bcv_common) * np.sqrt(mu)) ** 2
@@ -239,11 +239,11 @@ def _to_csr(
 
 
 def _pieces(sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Cut a row of items of the given sizes into runs [start, stop) of about PIECE each."""
+    """Cuts a row of items of the given sizes into runs [start, stop) of about `_PIECE` each."""
     ends = np.cumsum(sizes)
     if not len(ends) or not ends[-1]:
         return []
-    cuts = np.searchsorted(ends, np.arange(PIECE, ends[-1], PIECE)) + 1
+    cuts = np.searchsorted(ends, np.arange(_PIECE, ends[-1], _PIECE)) + 1
     edges = np.unique(np.concatenate([[0], cuts, [len(sizes)]])).tolist()
     return list(zip(edges[:-1], edges[1:], strict=True))
 

@@ -69,7 +69,7 @@ def lognormal_factors(
 
 
 def draw_genes(params: SplatParams) -> GeneModel:
-    """Draw everything that belongs to genes; depends on the seed but not on the cells."""
+    """Draws everything that belongs to genes; depends on the seed but not on the cells."""
     rng = np.random.default_rng(np.random.SeedSequence(params.seed, spawn_key=(0,)))
     n = params.n_genes
     means = rng.gamma(params.mean_shape, 1.0 / params.mean_rate, n)

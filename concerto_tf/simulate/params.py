@@ -182,7 +182,7 @@ def _check(
     most: float = math.inf,
     above: float = -math.inf,
 ) -> None:
-    """Raise InputError unless `value` is a number within its bounds."""
+    """Raises InputError unless `value` is a number within its bounds."""
     if math.isfinite(value) or (name == "bcv_df" and value == math.inf):
         if least <= value <= most and (value > above or above == -math.inf):
             return

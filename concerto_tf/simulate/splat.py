@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 # Cells drawn from one seed. Part of what a seed means: changing it changes every simulation.
-BLOCK = 2048
+_BLOCK = 2048
 
 
 class Experiment:
@@ -87,7 +87,7 @@ class Experiment:
         """All cells in order, as `stream` yields them."""
         waiting: list[tuple[sparse.csr_matrix, CellBlock]] = []
         n_waiting = start = 0
-        for counts, cells in self._blocks(range(-(-self.params.n_cells // BLOCK))):
+        for counts, cells in self._blocks(range(-(-self.params.n_cells // _BLOCK))):
             offset, n = 0, counts.shape[0]
             while offset < n:
                 stop = min(n, offset + chunk_cells - n_waiting)
@@ -139,7 +139,7 @@ class Experiment:
         """The cells of a block, and its source of randomness after they were drawn."""
         params = self.params
         rng = np.random.default_rng(np.random.SeedSequence(params.seed, spawn_key=(1, block)))
-        return rng, draw_cells(rng, min(BLOCK, params.n_cells - block * BLOCK), params)
+        return rng, draw_cells(rng, min(_BLOCK, params.n_cells - block * _BLOCK), params)
 
     def _block(self, block: int) -> tuple[sparse.csr_matrix, CellBlock]:
         rng, cells = self._cells(block)
@@ -165,9 +165,9 @@ class Experiment:
 
 
 def stream(
-    params: SplatParams, chunk_cells: int = BLOCK, workers: int | None = None
+    params: SplatParams, chunk_cells: int = _BLOCK, workers: int | None = None
 ) -> Iterator[tuple[sparse.csr_matrix, pd.DataFrame]]:
-    """Simulate cells chunk after chunk, in memory that does not grow with their number.
+    """Simulates cells chunk after chunk, in memory that does not grow with their number.
 
     Every block of 2,048 cells has its own random stream, derived from the seed and the block's
     number, so the counts depend neither on `chunk_cells` nor on `workers`. The full blocks also
@@ -207,7 +207,7 @@ def stream(
 
 
 def simulate_cells(params: SplatParams, workers: int | None = None) -> AnnData:
-    """Simulate all cells of an experiment into memory.
+    """Simulates all cells of an experiment into memory.
 
     Args:
         params: the experiment.
@@ -234,9 +234,9 @@ def simulate_cells(params: SplatParams, workers: int | None = None) -> AnnData:
 
 def _edges(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """The blocks of the cells start to stop: number, first and one past the last within each."""
-    for block in range(start // BLOCK, -(-stop // BLOCK)):
-        first = block * BLOCK
-        yield block, max(start - first, 0), min(stop - first, BLOCK)
+    for block in range(start // _BLOCK, -(-stop // _BLOCK)):
+        first = block * _BLOCK
+        yield block, max(start - first, 0), min(stop - first, _BLOCK)
 
 
 def _cut(

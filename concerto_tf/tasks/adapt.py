@@ -23,10 +23,7 @@ _LEARNING_RATE = 1e-3
 
 
 def trained_further(
-    model: Encoder,
-    records: Sequence[Records],
-    seed: int = 0,
-    progress: Progress | None = None,
+    model: Encoder, records: Sequence[Records], seed: int = 0, progress: Progress | None = None
 ) -> ContrastiveModel:
     """The model after further contrastive training on other cells, without labels.
 

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 SUMMARY = "compare.json"
-TABLES = ("composition", "markers", "modules", "enrichment")
-FIGURES = ("composition", "violin_modules", "violin_genes", "dots", "heatmap")
-LABELS = ("concerto_label", "concerto_cluster")
-ON_CELLS = (
+_TABLES = ("composition", "markers", "modules", "enrichment")
+_FIGURES = ("composition", "violin_modules", "violin_genes", "dots", "heatmap")
+_LABELS = ("concerto_label", "concerto_cluster")
+_ON_CELLS = (
     "tests are on cells, which are no replicates: cells of one sample are alike, so what is found "
     "between two samples may be a difference of samples and not of conditions; name the column "
     "of samples, two of each condition or more"
 )
-ON_SAMPLES = (
+_ON_SAMPLES = (
     "significance is by tests between samples; p values of the Wilcoxon tests (p, p_adjusted) "
     "take cells for replicates, which they are not"
 )
@@ -138,7 +138,7 @@ def compare(
             )
     else:
         notes.append("no gene sets given: no module scores and no enrichment")
-    notes.append(ON_CELLS if groups.samples is None else ON_SAMPLES)
+    notes.append(_ON_CELLS if groups.samples is None else _ON_SAMPLES)
     for note in notes:
         _log.warning("%s: %s", name, note)
     if folder is not None:
@@ -194,13 +194,13 @@ def _folder(out: str | Path) -> Path:
 
 
 def _label_key(cells: Input) -> str:
-    for key in LABELS:
+    for key in _LABELS:
         if key in cells.columns:
             return key
     known = ", ".join(cells.columns) or "none"
     raise InputError(
-        f"{cells.name}: neither {' nor '.join(LABELS)} in obs (there: {known}); name the column of "
-        "cell types",
+        f"{cells.name}: neither {' nor '.join(_LABELS)} in obs (there: {known}); name the column "
+        "of cell types",
         "label_key",
     )
 
@@ -323,11 +323,11 @@ def _write(
 ) -> None:
     from concerto_tf.tasks.comparison import figures
 
-    for name in TABLES:
+    for name in _TABLES:
         with atomic(folder / f"{name}.tsv") as temporary:
             tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     place, found = folder / "figures", tables["markers"]
-    for figure in FIGURES:  # the folder may hold others' figures
+    for figure in _FIGURES:  # the folder may hold others' figures
         remove(place / f"{figure}.png")
     figures.composition_figure(groups, tables["composition"], place / "composition.png")
     if scores is not None:

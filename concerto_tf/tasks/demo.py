@@ -1,4 +1,4 @@
-"""The main job on real data that comes with a dependency."""
+"""`run` on blood cells that come with scanpy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABEL_KEY = "bulk_labels"
 def demo_cells() -> AnnData:
     """700 blood cells of the 68k-PBMC data set, with 765 genes and 10 cell types.
 
-    They come with scanpy. Its X is standardised; the log-normalized values are in `raw`.
+    They come with scanpy. Its X is standardized; the log-normalized values are in `raw`.
 
     Returns:
         The cells, X log-normalized.
@@ -38,7 +38,7 @@ def demo_cells() -> AnnData:
 
 
 def demo(out: str | Path, seed: int = 0, progress: StageProgress | None = None) -> dict[str, Any]:
-    """Runs the main job on `demo_cells`; called again, it continues.
+    """Calls `run` on `demo_cells`; called again, it continues.
 
     Args:
         out: Folder of the result; the cells are written into its parent's ``demo-cells.h5ad``.

@@ -40,9 +40,9 @@ def embed(
 ) -> np.ndarray:
     """Embeds cells and writes them with ``obsm["X_concerto"]`` where asked to.
 
-    Cells of a source the model knows are normalised by its statistics of that source, others by
-    those pooled over all sources. Genes that the cells were not measured for, and modalities that
-    they lack, are taken at the mean, and said.
+    Cells of a source the model knows are normalized by its statistics of that source, others by
+    those pooled over all sources. Genes that were not measured, and modalities that a cell lacks,
+    stand at their mean; the log names them.
 
     Args:
         model: A trained model, or its path.
@@ -51,7 +51,7 @@ def embed(
         out: The `.h5ad` to write; ``None`` writes nothing.
         source_key: Column of obs that names the source of each cell.
         layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
         modalities: Where the model's further modalities lie, as `convert` takes it; by default
             each is looked for in obsm under its own name.
         orthologs: Table of orthologs for cells of another species.

@@ -62,8 +62,8 @@ def explain(
     - ``attention``: its attention (equation 4) over that of a gene with value 0 in the same cell.
       So 1 is the attention of a silent gene, in every cell: depth, the number of genes and what
       else the cell expresses cancel.
-    - ``weight``: attention times normalised value, which is what the gene brings into the
-      teacher's sum (equation 5), in units of a normalised value at a silent gene's attention.
+    - ``weight``: attention times normalized value, which is what the gene brings into the
+      teacher's sum (equation 5), in units of a normalized value at a silent gene's attention.
       A silent gene has weight 0.
 
     Weights compare between cells and groups, and between the genes of one modality.

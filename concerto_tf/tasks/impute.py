@@ -17,7 +17,7 @@ from concerto_tf.models.encoder import Encoder
 from concerto_tf.records import Records
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.cell_set import is_records
-from concerto_tf.reference.cells import Reference, Values
+from concerto_tf.reference.cells import Reference
 from concerto_tf.tasks.embed import KEY, Progress, encoder_of
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
@@ -34,7 +34,7 @@ K = 30
 #: How sharply nearer neighbours count for more: weights are exp(cosine / SHARPNESS).
 SHARPNESS = 0.05
 #: Key of uns that says what was imputed, and in which units.
-IMPUTED = "concerto_imputed"
+_IMPUTED = "concerto_imputed"
 _ROWS = 1024
 
 
@@ -159,7 +159,7 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
         InputError: The modality is not there or empty, or k exceeds the cells that have it.
     """
     values = reference.values_of(modality)
-    has = cells_with(values)
+    has = np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
     if not len(has):
         raise InputError(
             f"modality {modality!r} is empty in the reference: no cell has a value; name another "
@@ -184,11 +184,6 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
         product = mean @ matrix
         out[rows] = product.toarray() if sp.issparse(product) else product
     return out
-
-
-def cells_with(values: Values) -> np.ndarray:
-    """Indices of the cells that have a modality: those with any value but zero."""
-    return np.flatnonzero(np.asarray((values.matrix != 0).sum(axis=1)).ravel())
 
 
 def _modalities_of(
@@ -243,11 +238,11 @@ def _names_in(query: Any) -> tuple[set[str], set[str]]:
     if is_records(query):
         return set(), set()  # the file that is written holds nothing of them
     if not isinstance(query, str | Path):
-        return set(query.obsm.keys()), set(query.uns.get(IMPUTED, ()))
+        return set(query.obsm.keys()), set(query.uns.get(_IMPUTED, ()))
     if not is_hdf5(query):
         return set(), set()
     with open_hdf5(query) as file:
-        imputed = f"uns/{IMPUTED}"
+        imputed = f"uns/{_IMPUTED}"
         return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
 
 
@@ -259,6 +254,6 @@ def _note(path: str | Path, units: Mapping[str, str]) -> None:
     with h5py.File(path, "r+") as file:
         uns = file.require_group("uns")
         old = {}
-        if IMPUTED in uns:
-            old = {name: held.asstr()[()] for name, held in uns[IMPUTED].items()}
-        write_elem(uns, IMPUTED, {**old, **units})
+        if _IMPUTED in uns:
+            old = {name: held.asstr()[()] for name, held in uns[_IMPUTED].items()}
+        write_elem(uns, _IMPUTED, {**old, **units})

@@ -13,9 +13,7 @@ from concerto_tf.records.manifest import FILE_NAME
 
 
 def inspect(
-    path: str | Path,
-    verify: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    path: str | Path, verify: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
     """What records or a model hold.
 

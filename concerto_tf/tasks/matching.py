@@ -1,4 +1,4 @@
-"""A query and its reference seen alike: by the same genes, at the same depth, without a shift."""
+"""Makes a query and its reference comparable: same genes, same depth, no shift."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def match(
     Where the query was measured for a part of the genes, or at most 0.6 times as deeply, the
     reference is looked at anew: by these genes alone, and thinned to that depth, by a model that
     has the statistics of such cells. A query that lies off as a whole is moved by what its cells
-    share with the reference, or normalised by statistics of its own.
+    share with the reference, or normalized by statistics of its own.
 
     Args:
         model: A trained model.
@@ -93,7 +93,7 @@ def match(
         cells: Opens its cells, with the labels that are needed.
         key: Labels by which it is judged whether moving helps; with none ``auto`` moves nothing.
         k: Number of neighbours that vote for these.
-        how: ``none`` takes the query as it is, ``source`` normalises it by its own statistics,
+        how: ``none`` takes the query as it is, ``source`` normalizes it by its own statistics,
             ``align`` moves it; ``auto`` moves it where that makes it much more like the reference.
         seed: Seed of all draws.
         progress: Called with the number of cells embedded and of all cells.

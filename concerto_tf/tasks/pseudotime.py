@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-KEY = "concerto_pseudotime"
+PSEUDOTIME = "concerto_pseudotime"
 # Diffusion components, and how many of them distances are measured in: scanpy's own.
 _COMPONENTS, _MEASURED = 15, 10
 # Cells connected to the root below which there is no diffusion to speak of.
@@ -73,6 +73,7 @@ def pseudotime(
         Methods 13:845 (2016); Wolf et al., "PAGA", Genome Biology 20:59 (2019).
     """
     import scanpy as sc
+    from scipy.sparse.csgraph import connected_components
 
     if out is not None:
         check_target(out)
@@ -86,7 +87,8 @@ def pseudotime(
     position = _root(name, adata, z, groups, str(root), key, named=groupby is not None)
     graph = neighbour_graph(adata, rep, z, seed)
 
-    connected = _connected(graph, position)
+    _, component = connected_components(graph.obsp["connectivities"], directed=False)
+    connected = component == component[position]
     n, missing = int(connected.sum()), int((~connected).sum())
     if n < _FEWEST_CELLS:
         raise InputError(
@@ -106,7 +108,7 @@ def pseudotime(
     sc.tl.dpt(near, n_dcs=min(_MEASURED, n - 2))
     found = np.full(len(z), np.nan)
     found[connected] = near.obs["dpt_pseudotime"]
-    adata.obs[KEY] = found
+    adata.obs[PSEUDOTIME] = found
     adata.obs[key] = groups  # as PAGA numbers them
     adata.uns["iroot"] = position
     adata.uns["paga"] = _paga(graph, groups, key)
@@ -168,14 +170,6 @@ def _root(
         + ("" if named else "; or name another column of groups"),
         None if named else "groupby",
     )
-
-
-def _connected(graph: AnnData, position: int) -> np.ndarray:
-    """Whether the graph connects each cell to that at `position`, bool [n]."""
-    from scipy.sparse.csgraph import connected_components
-
-    _, component = connected_components(graph.obsp["connectivities"], directed=False)
-    return component == component[position]
 
 
 def _paga(graph: AnnData, groups: pd.Series, key: str) -> dict:

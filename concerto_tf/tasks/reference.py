@@ -105,8 +105,7 @@ def find_reference(
         if kept is None or not is_reference(kept):
             where = "the model" if folder is None else str(folder)
             raise InputError(
-                f"{where}: no reference is kept there yet; give the reference's cells",
-                "reference",
+                f"{where}: no reference is kept there yet; give the reference's cells", "reference"
             )
         found = load_reference(kept)
         if found.model != own:
@@ -138,7 +137,8 @@ def find_reference(
             if found.model == own and found.cells == identity:
                 made = found
                 label_keys = [key for key in label_keys if key not in found.labels]
-                wanted = {name: of for name, of in wanted.items() if not _lies(found, name, of)}
+                held = {name: of.place for name, of in found.values.items()}
+                wanted = {name: of for name, of in wanted.items() if held.get(name) != of}
                 if not label_keys and not wanted:
                     _log.info("%s: %d reference cells, embedded before", kept, found.n_cells)
                     return found
@@ -215,7 +215,7 @@ def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:
 
 
 def read_values(records: CellSet, modality: str) -> Values:
-    """Values of a further modality of all cells, normalised.
+    """Normalized values of a further modality of all cells.
 
     Args:
         records: Cells that have it.
@@ -264,11 +264,6 @@ def _with_all(
                 "reference",
             )
     return reference
-
-
-def _lies(reference: Reference, modality: str, place: str) -> bool:
-    """Whether a reference holds the values of a modality that lie at a place."""
-    return modality in reference.values and reference.values[modality].place == place
 
 
 def _identity(cells: Any, options: Mapping[str, Any], folder: Path | None) -> str:

@@ -27,7 +27,7 @@ _log = logging.getLogger("concerto_tf")
 GENE_SETS: dict[str, tuple[str, ...]] = {
     "exhaustion": ("PDCD1", "TIGIT", "LAG3", "HAVCR2", "CTLA4"),
 }
-PREFIX = "concerto_score_"
+_PREFIX = "concerto_score_"
 _CHUNK_CELLS = 8_192
 
 
@@ -101,7 +101,7 @@ def score(
             names=list(table.index),
             rows=np.arange(len(table)),
             layer=layer,
-            obs={f"{PREFIX}{key}": table[key].to_numpy() for key in table},
+            obs={f"{_PREFIX}{key}": table[key].to_numpy() for key in table},
         )
     return table
 
@@ -199,7 +199,7 @@ def _match(
 def find_genes(
     cells: Input, sets: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
-    """As `_match`, but says nothing of what is missing."""
+    """Places of the sets' genes among those of the cells, and the genes that are missing."""
     place = _places(cells.genes)
     found = {
         key: list(dict.fromkeys(place[g] for g in genes if g in place))
@@ -209,7 +209,7 @@ def find_genes(
 
 
 def no_gene(cells: Input, sets: Mapping[str, Sequence[str]]) -> InputError:
-    """What to say where no gene of the sets is among those of the cells."""
+    """The error where no gene of the sets is among those of the cells."""
     key, genes = next(iter(sets.items()))
     of = f"the set {key!r}" if len(sets) == 1 else f"any of the {len(sets)} sets"
     return InputError(
@@ -229,7 +229,7 @@ def _places(genes: Vocabulary) -> dict[str, int]:
 
 
 def values_of(cells: Input, genes: np.ndarray) -> sp.csc_matrix:
-    """Normalised values [cells, genes], read in chunks."""
+    """Normalized values [cells, genes], read in chunks."""
     counts = scales_with_depth(units_of(cells, [RNA])[RNA])
     if not counts:
         _log.info("%s: log-normalized; scored unchanged", cells.name)

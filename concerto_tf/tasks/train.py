@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger("concerto_tf")
-DEFAULT_METHOD = "concerto"
+_DEFAULT_METHOD = "concerto"
 FEWEST_CELLS = 10
 #: Rounds without a smaller loss that end a training; a falling loss keeps it going.
 _PATIENCE = 10
@@ -104,8 +104,8 @@ def train(
         Interrupted: Another worker ended; the same call on all of them continues.
     """
     records = records if isinstance(records, Records) else Records(records)
-    request = Request(
-        method=method or DEFAULT_METHOD,
+    request = _Request(
+        method=method or _DEFAULT_METHOD,
         preset=preset,
         ensemble=ensemble,
         genes=genes,
@@ -149,7 +149,7 @@ def train(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class _Request:
     """What to train, and how: the arguments of `train` that a model follows from."""
 
     method: str
@@ -192,7 +192,12 @@ class Request:
 
 
 def _train(
-    job: Job, request: Request, records: Records, scope: Any, workers: TrainingProcesses, **how: Any
+    job: Job,
+    request: _Request,
+    records: Records,
+    scope: Any,
+    workers: TrainingProcesses,
+    **how: Any,
 ) -> ContrastiveModel:
     """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
@@ -288,7 +293,7 @@ def check_arguments(
     **others: Any,
 ) -> None:
     """Raises InputError if an argument of `train` is unsuitable, whatever the cells."""
-    method = method or DEFAULT_METHOD
+    method = method or _DEFAULT_METHOD
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
     if preset is not None and preset not in METHODS[method].presets:
@@ -317,7 +322,7 @@ def check_arguments(
     make_optimizer(optimizer, 1e-3)
 
 
-def _create(request: Request, records: Records) -> ContrastiveModel:
+def _create(request: _Request, records: Records) -> ContrastiveModel:
     cls, size, options = METHODS[request.method], request.ensemble, request.options
     unknown = set(options) - arguments_of(cls)
     if unknown:

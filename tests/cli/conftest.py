@@ -156,13 +156,7 @@ def finished(
         cells_file,
         "-o",
         out,
-        "--label-key",
-        "cell_type",
-        "--source-key",
-        "batch",
-        "--epochs",
-        1,
-        "--json",
+        *"--label-key cell_type --source-key batch --epochs 1 --json".split(),
     )
     assert answer.code == 0, answer
     return out, answer

@@ -21,25 +21,9 @@ import pytest
 from concerto_tf._version import __version__
 
 SHARED = ["--seed", "--json", "--quiet", "--debug"]
-TRAINING = [
-    "--genes",
-    "--method",
-    "--preset",
-    "--epochs",
-    "--batch-size",
-    "--learning-rate",
-    "--strategy",
-]
+TRAINING = "--genes --method --preset --epochs --batch-size --learning-rate --strategy".split()
 OPTIONS = {
-    "run": [
-        "--output",
-        "--source-key",
-        "--label-key",
-        "--layer",
-        "--modality",
-        "--workers",
-        *TRAINING,
-    ],
+    "run": [*"--output --source-key --label-key --layer --modality --workers".split(), *TRAINING],
     "convert": [
         "--output",
         "--source-key",
@@ -76,15 +60,7 @@ OPTIONS = {
     "explain": ["--output", "--groupby", "--modality"],
     "score": ["--output", "--set"],
     "pseudotime": ["--output", "--root", "--groupby", "--rep"],
-    "compare": [
-        "--output",
-        "--condition",
-        "--control",
-        "--label-key",
-        "--sample-key",
-        "--sets",
-        "--alpha",
-    ],
+    "compare": "--output --condition --control --label-key --sample-key --sets --alpha".split(),
     "simulate": [
         "--output",
         "--cells",
@@ -305,15 +281,7 @@ def test_several_labels_are_kept_in_records(concerto, cells_file, tmp_path: Path
         cells_file,
         "-o",
         tmp_path / "records",
-        "--label-key",
-        "cell_type",
-        "--label-key",
-        "batch",
-        "--shards",
-        3,
-        "--compression",
-        "gzip",
-        "--json",
+        *"--label-key cell_type --label-key batch --shards 3 --compression gzip --json".split(),
     )
     assert answer.last["labels"] == {"cell_type": 3, "batch": 2}
     assert answer.last["shards"] == 3 and answer.last["compression"] == "gzip"

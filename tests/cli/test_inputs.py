@@ -26,7 +26,7 @@ def write_mtx(adata: AnnData, folder: Path) -> None:
         )
 
 
-def normalised(adata: AnnData) -> np.ndarray:
+def normalized(adata: AnnData) -> np.ndarray:
     counts = adata.X.toarray()
     return np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
 
@@ -78,7 +78,7 @@ def test_each_format_is_embedded_alike(samples, make_cells, concerto, model, tmp
 def test_layer_is_read_instead_of_x(make_cells, concerto, tmp_path: Path) -> None:
     adata = make_cells()
     adata.layers["counts"] = adata.X.copy()
-    adata.X = normalised(adata)
+    adata.X = normalized(adata)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     convert = ["convert", tmp_path / "cells.h5ad", "-o"]
     assert concerto(*convert, tmp_path / "x", "--json").last["units"] == "lognorm"
@@ -86,11 +86,11 @@ def test_layer_is_read_instead_of_x(make_cells, concerto, tmp_path: Path) -> Non
     assert answer.last["units"] == "counts"
 
 
-def test_normalised_input_and_a_list_of_genes(make_cells, concerto, tmp_path: Path) -> None:
+def test_normalized_input_and_a_list_of_genes(make_cells, concerto, tmp_path: Path) -> None:
     """A list that matches nothing stops the run after conversion; mended, it continues."""
     path, out, genes = tmp_path / "normal.h5ad", tmp_path / "run", tmp_path / "genes.txt"
     adata = make_cells()
-    adata.X = normalised(adata)
+    adata.X = normalized(adata)
     labels = adata.obs["cell_type"].astype(object)
     labels.iloc[:7] = None
     adata.obs["some"] = labels

@@ -306,18 +306,7 @@ def test_served_model_gives_labels(
             ["1000", "150"],
         ),
         (
-            [
-                "map",
-                "MODEL",
-                "--reference",
-                "CELLS",
-                "--query",
-                "CELLS",
-                "-o",
-                "OUT",
-                "--levels",
-                "cell_type,batch",
-            ],
+            "map MODEL --reference CELLS --query CELLS -o OUT --levels cell_type,batch".split(),
             ["batch"],
         ),
         (
@@ -364,7 +353,7 @@ def test_what_does_not_fit_is_refused_and_nothing_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_normalised_cells_for_a_model_of_counts(
+def test_normalized_cells_for_a_model_of_counts(
     both: Path, typed: Path, paired: Path, concerto: Callable, tmp_path: Path
 ) -> None:
     given = anndata.read_h5ad(paired)

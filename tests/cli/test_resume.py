@@ -92,11 +92,7 @@ def test_stopped_run_ends_as_an_undisturbed_one(
 ) -> None:
     out, checkpoint = tmp_path / "stopped", tmp_path / "stopped/model/checkpoint/training.npz"
     options = [
-        "--label-key",
-        "cell_type",
-        "--genes",
-        "all",
-        "--epochs",
+        *"--label-key cell_type --genes all --epochs".split(),
         50,
         "--batch-size",
         16,
@@ -149,13 +145,7 @@ def test_finished_run_is_left_as_it_is(cells_file: Path, concerto, finished) -> 
         cells_file,
         "-o",
         out,
-        "--label-key",
-        "cell_type",
-        "--source-key",
-        "batch",
-        "--epochs",
-        1,
-        "--json",
+        *"--label-key cell_type --source-key batch --epochs 1 --json".split(),
     )
     assert time.perf_counter() - began < 10.0  # training alone would take longer
     assert again.code == 0 and again.last == answer.last
@@ -173,13 +163,7 @@ def test_only_what_is_missing_is_done_again(cells_file: Path, concerto, finished
         cells_file,
         "-o",
         out,
-        "--label-key",
-        "cell_type",
-        "--source-key",
-        "batch",
-        "--epochs",
-        1,
-        "--quiet",
+        *"--label-key cell_type --source-key batch --epochs 1 --quiet".split(),
     )
     assert answer.code == 0
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "model").rglob("*")}

@@ -182,7 +182,7 @@ def test_an_empty_cell_has_an_answer_and_spoils_no_other(signatures: dict) -> No
     assert unknown.tolist() == [0, 0, 1]
 
 
-def test_normalised_models_take_normalised_values(tmp_path: Path) -> None:
+def test_normalized_models_take_normalized_values(tmp_path: Path) -> None:
     cells = make_cells()
     for target_sum, scales in ((1e4, True), (None, False)):
         model = make_model(target_sum=target_sum)

@@ -183,7 +183,7 @@ def test_all_cells_but_the_damaged_ones_are_read_on(cells, tmp_path: Path, caplo
         assert len(left) == 89 and left.items() < before.items()
         assert Records(records.path, skip_damaged=True).lost == {path.name: 1}
         assert f"{path.name} is damaged" in caplog.text and "1 of its" in caplog.text
-        assert "goes on with 89 of 90 cells" in caplog.text
+        assert "continues with 89 of 90 cells" in caplog.text
         flip(path, at)
     assert Records(records.path, skip_damaged=True).lost == {}
 

@@ -140,11 +140,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], list], str, Callable[[Path], Content]
     "convert": (
         lambda given: [
             given / "cells.h5ad",
-            "--source-key",
-            "batch",
-            "--label-key",
-            "kind",
-            "--shards",
+            *"--source-key batch --label-key kind --shards".split(),
             3,
         ],
         "records",
@@ -163,12 +159,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], list], str, Callable[[Path], Content]
         of_model,
         "training.json",
     ),
-    "embed": (
-        lambda given: [given / "model", given / "cells.h5ad"],
-        "out.h5ad",
-        of_embedding,
-        "z",
-    ),
+    "embed": (lambda given: [given / "model", given / "cells.h5ad"], "out.h5ad", of_embedding, "z"),
     "export": (lambda given: [given / "model"], "served", of_export, "saved_model.pb"),
 }
 

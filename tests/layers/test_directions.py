@@ -63,7 +63,7 @@ def test_attention_and_tokens_take_directions() -> None:
     np.testing.assert_allclose(encoder(CELLS)[:, :3], CELLS @ DIRECTIONS, rtol=1e-4, atol=1e-5)
 
 
-def test_a_normalisation_takes_scales() -> None:
+def test_a_normalization_takes_scales() -> None:
     layer = SourceBatchNormalization()
     layer.build((None, 4))
     layer.take_scales(np.array([3.0, 2.0]))

@@ -16,7 +16,7 @@ from concerto_tf.metrics.graph import nearest_others, restore_graph, scanpy_grap
 
 
 def blobs(n: int, k: int, apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """n cells in k groups whose centres have distances of about `apart` standard deviations."""
+    """n cells in k groups whose centers have distances of about `apart` standard deviations."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % k
     return rng.normal(size=(k, 8))[labels] * apart / 4 + rng.normal(size=(n, 8)), labels

@@ -21,8 +21,6 @@ from concerto_tf.models.saving import read_config
 
 pytestmark = pytest.mark.stack
 
-FIXTURES = Path(__file__).parents[1] / "data" / "models"
-
 
 @pytest.fixture(scope="module")
 def data(make_batch: Callable) -> tf.data.Dataset:

@@ -86,7 +86,7 @@ def test_the_largest_seed_is_a_seed(counts: tuple[np.ndarray, np.ndarray]) -> No
     assert np.isfinite(found).all()
 
 
-def test_sources_of_one_feature_are_centred() -> None:
+def test_sources_of_one_feature_are_centered() -> None:
     # It has no components that cells could be compared by.
     source = np.arange(60) % 3
     x = np.random.default_rng(0).normal(size=(60, 1)).astype(np.float32) + source[:, None]

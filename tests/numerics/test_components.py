@@ -1,4 +1,4 @@
-"""Standardised values and denoised components."""
+"""Standardized values and denoised components."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concerto_tf.numerics.components import (
 )
 
 
-def test_values_are_standardised_within_their_source() -> None:
+def test_values_are_standardized_within_their_source() -> None:
     rng = np.random.default_rng(0)
     source = np.repeat([0, 3], [20, 40])
     x = rng.normal(size=(60, 4)) * (1 + source[:, None]) + 5 * source[:, None]

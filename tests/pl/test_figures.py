@@ -47,18 +47,18 @@ def cells(n_names: int, n: int = 300, name: str = "type {}") -> AnnData:
     return adata
 
 
-def test_every_cell_has_its_categorys_colour(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_every_cell_has_its_categorys_color(tmp_path: Path, drawn: list[Figure]) -> None:
     adata = cells(5)
     adata.obs.loc[adata.obs_names[:9], "cell_type"] = np.nan
     umap_figure(adata, "cell_type", tmp_path / "map.png")
     points = drawn[0].axes[0].collections[0]
-    colour = {
+    color = {
         tuple(xy): to_hex(c).upper()
         for xy, c in zip(np.asarray(points.get_offsets()), points.get_facecolors(), strict=True)
     }
     for xy, code in zip(adata.obsm["X_umap"], adata.obs["cell_type"].cat.codes, strict=True):
-        assert colour[tuple(xy)] == (PALETTE[code] if code >= 0 else MISSING_COLOR)
-    # the grey ones are drawn first, below
+        assert color[tuple(xy)] == (PALETTE[code] if code >= 0 else MISSING_COLOR)
+    # the gray ones are drawn first, below
     assert [to_hex(c).upper() for c in points.get_facecolors()[:9]] == [MISSING_COLOR] * 9
     texts = [t.get_text() for t in drawn[0].axes[0].get_legend().get_texts()]
     assert texts == [f"type {i}" for i in range(5)] + ["no value"]
@@ -72,8 +72,8 @@ def test_many_categories_are_numbered(tmp_path: Path, drawn: list[Figure]) -> No
     assert axes.get_legend().get_texts()[11].get_text() == "12  type 11"
     own = adata.obsm["X_umap"][(adata.obs["cell_type"] == "type 11").to_numpy()]
     assert np.abs(np.subtract(axes.texts[11].get_position(), own.mean(0))).max() < 1
-    colours = {h.get_color() for h in axes.get_legend().get_lines()}
-    assert len(colours) == 30
+    colors = {h.get_color() for h in axes.get_legend().get_lines()}
+    assert len(colors) == 30
 
 
 def test_short_names_stand_on_the_map(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -103,8 +103,8 @@ def test_any_number_of_cells(tmp_path: Path, drawn: list[Figure], n: int) -> Non
     assert 0.4 < drawn[0].axes[0].collections[0].get_sizes()[0] <= 40
 
 
-def test_colours_are_told_apart_by_everyone() -> None:
-    """Distance in CIELAB of any two of the first eight, and of all, under colour blindness."""
+def test_colors_are_told_apart_by_everyone() -> None:
+    """Distance in CIELAB of any two of the first eight, and of all, under color blindness."""
     rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in PALETTE])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     # deuteranopia and protanopia by Machado et al. (2009)

@@ -96,12 +96,12 @@ def test_approximate_search_reaches_its_recall_on_other_cells_than_it_was_measur
     from concerto_tf.reference.approximate import ApproximateSearch, exact
 
     rng = np.random.default_rng(0)
-    centre = rng.normal(size=(30, 32))
+    center = rng.normal(size=(30, 32))
     shape = rng.normal(size=(30, 8, 32)) / 3
 
     def cells(n: int) -> np.ndarray:
         group = rng.integers(0, 30, n)
-        z = centre[group] + np.einsum("nk,nkd->nd", rng.normal(size=(n, 8)), shape[group])
+        z = center[group] + np.einsum("nk,nkd->nd", rng.normal(size=(n, 8)), shape[group])
         return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
     reference, query = cells(20_000), cells(4_000)

@@ -86,12 +86,7 @@ def test_anndata_holds_the_truth(tmp_path) -> None:
     assert list(adata.obs) == ["group", "batch", "library_size"]
     assert list(adata.obs["group"].cat.categories) == ["Group1", "Group2"]
     assert list(adata.var) == [
-        "mean",
-        "outlier",
-        "de_Group1",
-        "de_Group2",
-        "batch_Batch1",
-        "batch_Batch2",
+        *"mean outlier de_Group1 de_Group2 batch_Batch1 batch_Batch2".split()
     ]
     assert adata.obs_names[0] == "Cell1"
     assert adata.var_names[-1] == "Gene300"

@@ -103,8 +103,8 @@ def test_umap_keeps_groups_apart_and_is_seeded() -> None:
     umap(adata)
     xy = adata.obsm["X_umap"]
     assert (xy.shape, xy.dtype) == ((120, 2), np.float32)
-    centres = np.stack([xy[adata.obs["truth"] == k].mean(0) for k in "012"])
-    nearest = np.square(xy[:, None] - centres).sum(-1).argmin(1)
+    centers = np.stack([xy[adata.obs["truth"] == k].mean(0) for k in "012"])
+    nearest = np.square(xy[:, None] - centers).sum(-1).argmin(1)
     assert (nearest == adata.obs["truth"].astype(int)).mean() > 0.99
     again = cells()
     umap(again)

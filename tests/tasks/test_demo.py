@@ -10,7 +10,7 @@ import pytest
 from concerto_tf.tasks.demo import LABEL_KEY, demo, demo_cells
 
 
-def test_cells_come_with_scanpy_and_are_log_normalised() -> None:
+def test_cells_come_with_scanpy_and_are_log_normalized() -> None:
     cells = demo_cells()
     assert cells.shape == (700, 765)
     assert cells.obs[LABEL_KEY].nunique() == 10 and list(cells.obs) == [LABEL_KEY]

@@ -105,14 +105,7 @@ def test_groups_are_compared_with_all_other_cells(model: Concerto) -> None:
     kinds = ["B", "NK", "T"]
     table = explain(model, cells, groupby="kind")
     assert list(table.columns) == [
-        "group",
-        "gene",
-        "modality",
-        "weight",
-        "rank",
-        "specificity",
-        "attention",
-        "value",
+        *"group gene modality weight rank specificity attention value".split()
     ]
     assert list(table["group"].unique()) == kinds and len(table) == 3 * len(GENES)
     mean = np.stack([weight[kind == k].mean(0) for k in kinds])

@@ -331,7 +331,7 @@ def test_every_way_in_gives_the_same_labels(
 
 
 def test_alpha_is_the_share_of_known_cells_that_is_rejected(finetuned: Path) -> None:
-    """Fresh cells of the same types; 48 held-out cells leave the realised share uncertain."""
+    """Fresh cells of the same types; 48 held-out cells leave the realized share uncertain."""
     table = annotate(finetuned, make_cells(1000, seed=11), alpha=0.2)
     rejected = (table["label"] == "unknown").mean()
     _, low, high = rejection_rate(0.2, 48)

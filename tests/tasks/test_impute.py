@@ -83,7 +83,7 @@ def test_smoothing_is_a_weighted_mean_of_the_neighbours() -> None:
         np.testing.assert_allclose(smooth(reference, query, name, 6), want, rtol=1e-3, atol=1e-4)
 
 
-def test_values_are_normalised_and_in_the_order_of_the_cells(tmp_path: Path) -> None:
+def test_values_are_normalized_and_in_the_order_of_the_cells(tmp_path: Path) -> None:
     cells = make_cells()
     records = convert(cells, tmp_path / "r", modalities={"protein": "obsm:protein"}, shards=3)
     counts = cells.obsm["protein"].to_numpy(float)

@@ -299,7 +299,7 @@ def _bad_genes(cells: AnnData) -> AnnData:
     return cells
 
 
-def _normalised(cells: AnnData) -> AnnData:
+def _normalized(cells: AnnData) -> AnnData:
     cells.X = np.log1p(cells.X / cells.X.sum(1, keepdims=True) * 1e4)
     return cells
 
@@ -320,9 +320,9 @@ def _normalised(cells: AnnData) -> AnnData:
         ({"adapt": "always"}, "no adaptation 'always'; choose one of auto"),
         ({"source_key": "tissue"}, "'tissue'"),
         ({"query": _bad_genes}, "gene"),
-        ({"query": _normalised}, "log-normalized values, but the model was trained on raw counts"),
+        ({"query": _normalized}, "log-normalized values, but the model was trained on raw counts"),
         ({"reference": _bad_genes}, "gene"),
-        ({"reference": _normalised}, "log-normalized values"),
+        ({"reference": _normalized}, "log-normalized values"),
         ({"reference": "nowhere.h5ad"}, "there is no such file"),
     ],
 )

@@ -41,7 +41,7 @@ def by_hand(counts: np.ndarray, columns: list[int]) -> np.ndarray:
     return total
 
 
-def test_values_are_log_normalised_scaled_by_gene_and_summed(
+def test_values_are_log_normalized_scaled_by_gene_and_summed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cells = make_cells()
@@ -61,7 +61,7 @@ def test_a_cell_scores_above_0_where_it_expresses_any_gene_of_the_set() -> None:
     np.testing.assert_array_equal(score(cells, "exhaustion")["exhaustion"] > 0, any_of)
 
 
-def test_normalised_values_are_used_as_they_are() -> None:
+def test_normalized_values_are_used_as_they_are() -> None:
     cells = make_cells()
     want = score(cells, "exhaustion")
     counts = cells.X.toarray()

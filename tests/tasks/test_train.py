@@ -384,19 +384,19 @@ def test_models_and_records_that_do_not_fit_are_refused(
         train(fewer, tmp_path / "out", start=undisturbed)
     cells = make_cells()
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
-    normalised = convert(cells, tmp_path / "normalised", like=records)
+    normalized = convert(cells, tmp_path / "normalized", like=records)
     with pytest.raises(InputError, match="log-normalized values, but the model was trained on raw"):
-        train(normalised, tmp_path / "out", start=undisturbed)
+        train(normalized, tmp_path / "out", start=undisturbed)
     assert not (tmp_path / "out").exists()
     model = load_model(undisturbed / "model.keras")
-    model.modality_inputs[0].target_sum = None  # as of a model of values that were normalised
+    model.modality_inputs[0].target_sum = None  # as of a model of values that were normalized
     cells.X = np.expm1(cells.X) * 100
     tpm = convert(cells, tmp_path / "tpm", like=records)
     with pytest.raises(InputError, match="tpm: holds expected counts or TPM.*train a model"):
         check_units(model, tpm)
 
 
-def test_normalised_records_make_a_model_of_normalised_values(tmp_path: Path) -> None:
+def test_normalized_records_make_a_model_of_normalized_values(tmp_path: Path) -> None:
     cells = make_cells()
     cells.X = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
     model = train(convert(cells, tmp_path / "records"), tmp_path / "model", epochs=1, options=SMALL)

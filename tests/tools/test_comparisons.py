@@ -130,7 +130,7 @@ def test_exactly_a_share_of_the_entries_is_masked_and_shares_are_nested() -> Non
     assert ((more != 0) > kept).nnz == 0
     assert (mask_entries(x, 0.3, 6) != some).nnz > 0
     assert ((x != before).nnz, mask_entries(x, 0.0).nnz, mask_entries(x, 1.0).nnz) == (0, x.nnz, 0)
-    # Masked in a cell: hypergeometric. The mean of 400 standardised squares is 1 +- 0.07, so that
+    # Masked in a cell: hypergeometric. The mean of 400 standardized squares is 1 +- 0.07, so that
     # five of these (an error rate below 1e-6) tell it from the binomial's 1 / 0.7.
     n, drawn = np.diff(x.indptr), np.diff(x.indptr) - np.diff(some.indptr)
     share, total = round(0.3 * x.nnz) / x.nnz, x.nnz

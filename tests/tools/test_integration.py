@@ -94,9 +94,9 @@ def test_records_come_back_as_cells_in_input_order(
     assert list(back.obs_names) == list(cells.obs_names)
     assert list(back.obs["source"]) == list(cells.obs["donor"])
     assert back.obs["kind"].iloc[3] is None
-    normalised = log_normalized(back)
+    normalized = log_normalized(back)
     want = np.log1p(1e4 * cells.X / cells.X.sum(1, keepdims=True))
-    np.testing.assert_allclose(normalised.X.toarray(), want, rtol=1e-5)
+    np.testing.assert_allclose(normalized.X.toarray(), want, rtol=1e-5)
     np.testing.assert_array_equal(log_normalized(back, counts=False).X.toarray(), cells.X)
 
 

@@ -57,10 +57,7 @@ def reference(a: np.ndarray, b: np.ndarray, weight: np.ndarray, temperature: flo
     ],
 )
 def test_losses_are_those_of_numpy(
-    levers: dict[str, Any],
-    views: tuple[np.ndarray, np.ndarray],
-    name: str,
-    source: list[int],
+    levers: dict[str, Any], views: tuple[np.ndarray, np.ndarray], name: str, source: list[int]
 ) -> None:
     model = levers[name](GENES, temperature=0.3)
     weight = np.ones(12)
@@ -87,11 +84,7 @@ def test_the_script_trains_with_levers(make_cells: Callable[..., AnnData], tmp_p
             tmp_path / "small.h5ad",
             "--configurations",
             *(f"{name},{options}" for name in chosen),
-            "--source-key",
-            "donor",
-            "--seed",
-            "0",
-            "--results",
+            *"--source-key donor --seed 0 --results".split(),
             results,
             "--figure",
             tmp_path / "levers.png",

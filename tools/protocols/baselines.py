@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.batch import RNA
+from concerto_tf.records.batch import RNA, label_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +51,7 @@ def cells_of(records: Records) -> AnnData:
             rows.append(row[row >= 0])
     order = np.argsort(np.concatenate(rows))
     known = records.obs()
-    columns = {key.removeprefix("label/"): known[key] for key in known if key.startswith("label/")}
+    columns = {name: known[label_key(name)] for name in records.labels}
     obs = pd.DataFrame({"source": known["source"], **columns}, index=list(known["cell"]))
     var = pd.DataFrame(index=list(records.vocabulary.ids))
     return AnnData(sp.csr_matrix(sp.vstack(parts))[order], obs, var)
@@ -107,7 +107,7 @@ def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int =
         sc.pp.highly_variable_genes(cells, n_top_genes=n_genes)
         cells = cells[:, cells.var["highly_variable"]].copy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that centred values are no longer sparse
+        warnings.simplefilter("ignore", UserWarning)  # that centered values are no longer sparse
         sc.pp.scale(cells, max_value=10)
     k = min(components, cells.n_obs - 1, cells.n_vars - 1)
     sc.pp.pca(cells, n_comps=k, random_state=seed)

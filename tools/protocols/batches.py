@@ -13,7 +13,7 @@ from concerto_tf.metrics import kbet
 from protocols.batch_scores import batch_scores
 from protocols.charts import strips
 from protocols.data_sets import labels_of, only_known, prepare_all
-from protocols.embeddings import COMPARED, check_seeds, check_training, variants
+from protocols.embeddings import COMPARED, checked_variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
 
@@ -59,9 +59,7 @@ def batches(
     Reference:
         CLEAR, "CLEAR corrects batch effects effectively", figure 3B.
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     out = check_folder(out)
     scores = Scores(out, "batches")
     records = prepare_all(

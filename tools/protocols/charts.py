@@ -30,7 +30,7 @@ def strips(
         x: Column whose values stand side by side, data sets for example.
         scores: Column of a score to the title of its panel; those that the table lacks are left
             out.
-        by: Column that is told apart by colour.
+        by: Column that is told apart by color.
         beside: Further values, drawn as diamonds: value of `x`, value of `by`, score, number.
         columns: Panels side by side; by default at most three.
 
@@ -86,7 +86,7 @@ def curves(
         table: One row per measurement.
         x: Column with the levels, in the order they come; drawn at equal distances.
         scores: Column of a score to its title.
-        by: Column that is told apart by colour.
+        by: Column that is told apart by color.
         panel: Column with a panel, for each score, for each of its values.
         label: What the levels are.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocols.charts import strips
 from protocols.data_sets import labels_of, of_clusters, prepare_all
-from protocols.embeddings import COMPARED, check_seeds, check_training, variants
+from protocols.embeddings import COMPARED, checked_variants
 from protocols.printed import printed
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
@@ -71,9 +71,7 @@ def clustering(
     Reference:
         contrastive-sc, table 1 and figure 6; CLEAR, figure 2; CICL, table 3.
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     out = check_folder(out)
     scores = Scores(out, "clustering")
     in_papers = {}

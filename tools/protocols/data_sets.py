@@ -10,6 +10,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert
+from concerto_tf.records.batch import label_key as key_of_label
 from concerto_tf.tasks.io.reading import key_where_there
 from protocols.clustering_scores import clustering_scores
 
@@ -60,7 +61,7 @@ def prepare(
         further_keys: Further columns to keep.
         source_key: Column of obs with the sources.
         layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
 
     Raises:
         InputError: The cells are unsuitable, a column is not there, or there is one type only.
@@ -119,7 +120,7 @@ def prepare_all(
 
 def labels_of(records: Records, label_key: str) -> np.ndarray:
     """Names of the types [n] in the order of the input; None where there is none."""
-    return records.obs()[f"label/{label_key}"]
+    return records.obs()[key_of_label(label_key)]
 
 
 def only_known(

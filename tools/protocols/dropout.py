@@ -14,13 +14,7 @@ from concerto_tf.errors import InputError
 from protocols.baselines import cells_of
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare, prepare_all
-from protocols.embeddings import (
-    COMPARED,
-    check_numbers,
-    check_seeds,
-    check_training,
-    variants,
-)
+from protocols.embeddings import COMPARED, check_numbers, checked_variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
 
@@ -75,9 +69,7 @@ def dropout(
     Reference:
         CLEAR, "CLEAR corrects dropout events", figure 2.
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     check_numbers(rates=rates, least=0)
     for rate in rates:
         if rate >= 1:

@@ -187,6 +187,19 @@ def check_training(
         check_arguments(**asked)
 
 
+def checked_variants(
+    training: Mapping[str, Any],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    presets: Sequence[str] = (),
+) -> list[Variant]:
+    """The methods of a protocol, once its seeds and the arguments of `train` are found suitable."""
+    chosen = variants(methods, presets)
+    check_seeds(seeds)
+    check_training(training, chosen=chosen)
+    return chosen
+
+
 def embed_by(
     variant: Variant,
     records: Records,

@@ -9,7 +9,8 @@ from typing import Any
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
-from protocols.embeddings import check_seeds, check_training, embed_by, variants
+from protocols.data_sets import labels_of
+from protocols.embeddings import checked_variants, embed_by
 from protocols.report import check_folder, dots, leave, plain
 
 METHODS = ("concerto", "harmony", "pca")
@@ -58,9 +59,7 @@ def integration(
     """
     import pandas as pd
 
-    chosen = variants(methods)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods)
     out = check_folder(out)
     records = convert(
         cells,
@@ -77,7 +76,7 @@ def integration(
             "column that tells sources apart"
         )
     known = records.obs()
-    labels = known[f"label/{label_key}"] if label_key else None
+    labels = labels_of(records, label_key) if label_key else None
     rows = []
     for seed in seeds:
         for variant in chosen:

@@ -11,6 +11,7 @@ from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
+from protocols.data_sets import labels_of
 from protocols.embeddings import check_training
 from protocols.report import check_folder, dots, leave, plain
 
@@ -66,7 +67,7 @@ def modalities(
         source_key=source_key,
         layer=layer,
     )
-    known = records.obs()
+    labels = labels_of(records, label_key)
     every = list(records.manifest.modalities)
     rows = []
     for seed in seeds:
@@ -79,9 +80,7 @@ def modalities(
                 seed=seed,
                 **training,
             )
-            scores = embedding_scores(
-                embed_records(model, records), known[f"label/{label_key}"], seed=seed
-            )
+            scores = embedding_scores(embed_records(model, records), labels, seed=seed)
             rows.append({"modalities": name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_choice = table.drop(columns="seed").groupby("modalities", sort=False)

@@ -13,7 +13,7 @@ from concerto_tf.metrics import ilisi, kbet
 from concerto_tf.metrics.graph import leiden, nearest_others, scanpy_graph
 from concerto_tf.records import convert
 from protocols.baselines import cells_of
-from protocols.embeddings import check_seeds, check_training, embed_by, variants
+from protocols.embeddings import checked_variants, embed_by
 from protocols.integration import METHODS
 from protocols.report import check_folder, leave, plain
 
@@ -80,9 +80,7 @@ def overcorrection(
     """
     import pandas as pd
 
-    embedders = variants(methods)
-    check_seeds(seeds)
-    check_training(training, chosen=embedders)
+    embedders = checked_variants(training, seeds, methods)
     out = check_folder(out)
     records = convert(
         cells,

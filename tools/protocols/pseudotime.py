@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.tasks.pseudotime import KEY
+from concerto_tf.tasks.pseudotime import PSEUDOTIME
 from concerto_tf.tasks.pseudotime import pseudotime as infer
 from protocols.baselines import cells_of, log_normalized
 from protocols.charts import strips
 from protocols.data_sets import labels_of, prepare
-from protocols.embeddings import COMPARED, check_seeds, check_training, variants
+from protocols.embeddings import COMPARED, checked_variants
 from protocols.order_scores import order_scores
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
@@ -85,9 +85,7 @@ def pseudotime(
     Reference:
         CLEAR, pseudotime inference, figure 4. Haghverdi et al., Nature Methods 13:845 (2016).
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     if order_key is not None and order:
         raise InputError("the order is given twice; name a column, or ranks of the types")
     if root is None and order_key is None and not order:
@@ -221,5 +219,5 @@ def _time(z: np.ndarray, names: np.ndarray, labels: np.ndarray, root: str, seed:
     adata = AnnData(obs=obs.astype("category"), obsm={"X_concerto": z[told]})
     infer(adata, root=root, groupby="type", seed=seed)
     time = np.full(len(z), np.nan)
-    time[told] = adata.obs[KEY]
+    time[told] = adata.obs[PSEUDOTIME]
     return time

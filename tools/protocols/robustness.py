@@ -15,13 +15,7 @@ from concerto_tf.records import Records
 from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare, prepare_all
-from protocols.embeddings import (
-    Variant,
-    check_numbers,
-    check_seeds,
-    check_training,
-    variants,
-)
+from protocols.embeddings import Variant, check_numbers, checked_variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
 
@@ -87,9 +81,7 @@ def robustness(
     Reference:
         Concerto, Methods, "Robustness analysis", and figure 3g for the genes.
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     check_numbers(hvgs=hvgs, n_cells=n_cells, n_genes=n_genes, whole=True, least=2)
     check_numbers(de_scales=de_scales, least=0)
     check_numbers(dropout_mids=dropout_mids)

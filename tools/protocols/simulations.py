@@ -13,13 +13,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare
-from protocols.embeddings import (
-    COMPARED,
-    check_numbers,
-    check_seeds,
-    check_training,
-    variants,
-)
+from protocols.embeddings import COMPARED, check_numbers, checked_variants
 from protocols.report import check_folder, leave, plain
 from protocols.scores import Scores, summary
 
@@ -77,9 +71,7 @@ def simulations(
     Reference:
         contrastive-sc, "Analysis of simulated data", figures 3 to 5 (shape -1, scale 0.2).
     """
-    chosen = variants(methods, presets)
-    check_seeds(seeds)
-    check_training(training, chosen=chosen)
+    chosen = checked_variants(training, seeds, methods, presets)
     strange = [design for design in designs if design not in DESIGNS]
     if strange or not designs:
         what = f"there is no design {strange[0]!r}" if strange else "no design is given"

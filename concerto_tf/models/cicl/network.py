@@ -43,7 +43,7 @@ class CICL(DenseModel):
     model keeps some of the cells it was trained on (``landmarks``), which attend to each other,
     and every further cell attends to them and to itself.
 
-    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalised after
+    ``CICL.presets["paper"]`` has the paper's values. There tokens are all genes, normalized after
     each residual connection, and weights begin at random.
 
     Args:
@@ -140,7 +140,7 @@ class CICL(DenseModel):
         )
 
     def _build_more(self) -> None:
-        # Standardised genes, without the scale and offset that are learned; zeros are mean cells.
+        # Standardized genes, without the scale and offset that are learned; zeros are mean cells.
         self.landmarks = state_weight(self, "landmarks", (_LANDMARKS, self.n_inputs))
         self.clusterings = state_weight(self, "clusterings", (), "int64")
 
@@ -149,16 +149,10 @@ class CICL(DenseModel):
     def project(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.head(z, training=training)  # equations 10 and 11: no ReLU in front
 
-    def _whole(self, batch: Batch) -> tf.Tensor:
-        """The cells of a batch in training, before they are augmented [B, n_inputs].
-
-        Values are standardised first, as in the paper: noise is then as strong in each gene, and
-        the statistics are those of whole cells, as at inference.
-        """
-        return self.prepare(self.dense(batch), batch, training=True)
-
     def batch_loss(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        whole = self._whole(batch)
+        # Standardized first, as in the paper: noise is then as strong in each gene, and the
+        # statistics are those of whole cells, as at inference.
+        whole = self.prepare(self.dense(batch), batch, training=True)
         view_a, view_b = (
             self.project(self.encode(x, training=True), training=True)
             for x in (self.augmented(whole), self.augmented(whole))
@@ -205,7 +199,7 @@ class CICL(DenseModel):
     # --- use --------------------------------------------------------------------------------
 
     def read_out(self, batch: Batch) -> tf.Tensor:
-        x = self.prepare(self.dense(batch), batch)
+        x = self.standardized(batch)
         return self.backbone(x, context=self._context(x.dtype), training=False)
 
     def _context(self, dtype: tf.DType) -> tf.Tensor:
@@ -223,7 +217,7 @@ class CICL(DenseModel):
         return bool(self.components) and self.width is not None
 
     def begin(self, x: np.ndarray) -> None:
-        """Keeps landmarks, and has the projection begin with principal components.
+        """Keeps landmarks, and initializes the projection with principal components.
 
         Args:
             x: What the encoder takes in, of a sample of cells [n, n_inputs], float32.

@@ -115,7 +115,8 @@ class CLEAR(DenseModel):
         self.key_head = None
         if self.head is not None:
             self.key_head = _twin(self.head, (2, self.embedding_dim))
-        size = self._queue or _queue_for(self._batch_size)
+        views = 2 * self._batch_size
+        size = self._queue or max(_QUEUE // views, 1) * views
         self.queue = EmbeddingQueue(size, name="queue")
         width = self.project(tf.zeros([2, self.embedding_dim], self.compute_dtype)).shape[-1]
         self.queue.build((None, width))
@@ -199,11 +200,6 @@ class CLEAR(DenseModel):
             "queue": self._queue,
             "batch_size": self._batch_size,
         }
-
-
-def _queue_for(batch_size: int) -> int:
-    """Size of the queue for minibatches of so many cells."""
-    return max(_QUEUE // (2 * batch_size), 1) * 2 * batch_size
 
 
 def _twin(layer: Any, shape: tuple[int, int]) -> Any:

@@ -1,4 +1,4 @@
-"""What each modality of Concerto has of its own: attention, masks, scale, normalisation."""
+"""What each modality of Concerto has of its own: attention, masks, scale, normalization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from concerto_tf.records.batch import Minibatch
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the layers of a Concerto are made from.
+    """Sizes and options of the layers of a Concerto.
 
     Attributes:
         n_sources: Number of sources.
@@ -33,7 +33,7 @@ class Architecture:
         input_epsilon: Added to the variance of the student's input.
         clip: See `Branch`.
         scale_inputs: Whether the student's input is divided by the root of its width.
-        aligned: Whether normalisations have factors and offsets of sources.
+        aligned: Whether normalizations have factors and offsets of sources.
     """
 
     n_sources: int
@@ -58,9 +58,9 @@ class Branch:
         modality: What the model looks at in the modality.
         attention: Of the teacher.
         teacher_mask: Hides features from the teacher.
-        student_mask: Hides features from the student, behind their normalisation.
-        student_norm: Normalises the student's input.
-        branch_norm: Normalises what the attention gives, before modalities are summed; None
+        student_mask: Hides features from the student, behind their normalization.
+        student_norm: Normalizes the student's input.
+        branch_norm: Normalizes what the attention gives, before modalities are summed; None
             where there is one modality.
         branch_dense: The student's own dense layer, before modalities are summed; or None.
         scale: Weight [n_inputs] that the teacher's values are multiplied with, or None.
@@ -121,7 +121,7 @@ class Branch:
         training: bool = False,
         measured: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """The student's input [B, n_inputs], normalised by source."""
+        """The student's input [B, n_inputs], normalized by source."""
         x = self.spread(cells)
         x = self.student_norm(x, source=source, training=training, measured=measured)
         if self.clip is not None:
@@ -165,7 +165,7 @@ class Seen(NamedTuple):
 
     Attributes:
         branch: The layers of the modality.
-        cells: Normalised values; None if the minibatch does not have the modality at all.
+        cells: Normalized values; None if the minibatch does not have the modality at all.
         present: Which cells have any value in it, bool [B].
         measured: Which features were measured, bool [n_inputs]; None for all.
     """
@@ -177,12 +177,12 @@ class Seen(NamedTuple):
 
 
 def source_of(shown: tf.Tensor | None, source: tf.Tensor) -> tf.Tensor:
-    """Source codes [B]; -1 for who lacks a modality, and so has no part in its statistics."""
+    """Source codes [B]; -1 for cells that lack a modality, which take no part in its statistics."""
     return source if shown is None else tf.where(shown, source, -1)
 
 
 def at_mean(part: tf.Tensor, shown: tf.Tensor | None) -> tf.Tensor:
-    """A part [B, d] of a sum, in which who lacks a modality stands at its mean."""
+    """A part [B, d] of a sum; cells that lack the modality stand at its mean."""
     return part if shown is None else tf.where(shown[:, tf.newaxis], part, tf.zeros_like(part))
 
 

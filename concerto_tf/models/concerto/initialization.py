@@ -2,7 +2,7 @@
 
 Student: the dense layer projects on the components and, for the ReLU, on their negatives.
 Teacher: the gene embeddings are the components' loadings, so that near-uniform attention adds up to
-the components; the normalisation gives them back their standard deviations.
+the components; the normalization gives them back their standard deviations.
 
 Of several modalities each has components of its own, side by side; in sum they have the same
 variance in each.
@@ -54,7 +54,7 @@ def initialize(
 
     Args:
         networks: The layers of a new model.
-        xs: Normalised values [n, features] of a sample of cells, by modality; NaN in the rows of
+        xs: Normalized values [n, features] of a sample of cells, by modality; NaN in the rows of
             the cells that lack it.
         source: Their source codes [n].
         by: How many components, and how cells are compared across sources.
@@ -113,15 +113,11 @@ def _hold(networks: Networks, loadings: list[np.ndarray], variance: np.ndarray) 
 
 
 def _student_input(
-    branch: Branch,
-    x: np.ndarray,
-    source: np.ndarray,
-    offsets: np.ndarray | None,
-    by: Comparison,
+    branch: Branch, x: np.ndarray, source: np.ndarray, offsets: np.ndarray | None, by: Comparison
 ) -> np.ndarray:
     """What the student will take in of a modality [n, F], NaN of the cells that lack it.
 
-    Aligns the student's normalisation, and scales the teacher's values.
+    Aligns the student's normalization, and scales the teacher's values.
     """
     having = ~np.isnan(x[:, 0])
     everywhere = having.all()
@@ -177,17 +173,14 @@ def _align(
     offsets: np.ndarray,
     views: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Aligns a normalisation; gives the values behind it and what they were divided by."""
+    """Aligns a normalization; gives the values behind it and what they were divided by."""
     y, scale, factor, offset = align(x, source, offsets, norm.epsilon, views)
     norm.align(factor, offset)
     return y, scale
 
 
 def _align_teacher(
-    networks: Networks,
-    xs: list[np.ndarray],
-    source: np.ndarray,
-    offsets: list[np.ndarray | None],
+    networks: Networks, xs: list[np.ndarray], source: np.ndarray, offsets: list[np.ndarray | None]
 ) -> None:
     """Aligns sources in what the teacher's attention gives, by their offsets [S, features].
 
@@ -238,7 +231,7 @@ def _attended(branch: Branch, x: np.ndarray, training: bool) -> np.ndarray:
 
 
 def _align_joint(networks: Networks, inputs: list[np.ndarray], source: np.ndarray) -> None:
-    """Has the student's normalisation of all modalities together leave sources as they are.
+    """Has the student's normalization of all modalities together leave sources as they are.
 
     Its statistics are of views, in which a modality may be hidden and features of it are.
 

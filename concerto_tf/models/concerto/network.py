@@ -25,7 +25,7 @@ from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.records.batch import Batch, Minibatch
 
-READOUTS = ("teacher", "student", "both")
+_READOUTS = ("teacher", "student", "both")
 
 
 @serializable
@@ -34,10 +34,10 @@ class Concerto(ContrastiveModel):
 
     The teacher aggregates gene embeddings by attention over all genes; the student is a dense
     layer on the values. Each sees its own random part of the cell (dropout views), and NT-Xent
-    pulls the two views of a cell together. Batch normalisation is source-aware.
+    pulls the two views of a cell together. Batch normalization is source-aware.
 
     Further modalities (proteins, peaks) have an attention and a student's branch of their own. The
-    branches are summed before normalisation, dropout and the dense layer, which they share. A cell
+    branches are summed before normalization, dropout and the dense layer, which they share. A cell
     without any value in a modality lacks it, and stands at its mean there.
 
     ``Concerto.presets["paper"]`` has the paper's values. It begins with random weights, has no
@@ -54,21 +54,21 @@ class Concerto(ContrastiveModel):
             on the dense layer itself, as in the paper.
         mask_rate: Share of a cell's genes that each view hides.
         dropout: Dropout before the dense layer.
-        value_clip: Largest absolute value after the student's input normalisation; ``None`` for
+        value_clip: Largest absolute value after the student's input normalization; ``None`` for
             no limit.
         input_epsilon: Added to a gene's variance where values are divided by its standard
             deviation. Large values keep quiet genes quiet.
         scale_genes: Whether the teacher's values are divided by the genes' standard deviations
             too.
-        scale_inputs: Whether the student's normalised input is divided by the root of the number
+        scale_inputs: Whether the student's normalized input is divided by the root of the number
             of genes, so that Adam's steps are small against the weights whatever that number.
         components: Number of principal components in the PCA initialization; 0 for random weights.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
         align_sources: Whether PCA initialization aligns sources by the cell types that they share
-            (`numerics.alignment`) instead of centring each.
+            (`numerics.alignment`) instead of centering each.
         readout: The embedding: the ``teacher``'s or the ``student``'s dense layer, or ``both``,
-            each L2-normalised, side by side.
+            each L2-normalized, side by side.
         readout_offset: What is added to every unit of the embedding that holds a component,
             in standard deviations: without it, cells in the middle of all others have no direction
             to compare by cosine. Distances do not change. Not with the readout ``both``.
@@ -123,8 +123,8 @@ class Concerto(ContrastiveModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(vocabulary, **kwargs)
-        if readout not in READOUTS:
-            raise InputError(f"readout must be one of {', '.join(READOUTS)}, not {readout!r}.")
+        if readout not in _READOUTS:
+            raise InputError(f"readout must be one of {', '.join(_READOUTS)}, not {readout!r}.")
         if readout_activation not in (None, "relu"):
             raise InputError(
                 f"readout_activation must be relu or None, not {readout_activation!r}."
@@ -241,7 +241,7 @@ class Concerto(ContrastiveModel):
         )
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        """Values normalised by source, as the student takes them in [B, features].
+        """Values normalized by source, as the student takes them in [B, features].
 
         Modalities stand side by side, zeros for one that a cell lacks.
         """

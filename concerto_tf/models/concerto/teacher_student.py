@@ -31,14 +31,14 @@ class Networks:
 
     Attributes:
         branches: Those of each modality.
-        teacher_norm: Normalises what the teacher sums over modalities.
+        teacher_norm: Normalizes what the teacher sums over modalities.
         teacher_dropout: In front of its dense layer.
         teacher_dense: Its dense layer.
         student_dropout: In front of the student's dense layer.
         student_dense: Its dense layer.
         teacher_head: Projection that only the loss looks at, or None.
         student_head: The student's.
-        joint_norm: Normalises what the student sums over modalities; None where there is one.
+        joint_norm: Normalizes what the student sums over modalities; None where there is one.
         teacher_hide: Hides modalities from the teacher; None where there is one.
         student_hide: Hides modalities from the student; None where there is one.
     """
@@ -115,7 +115,7 @@ class Networks:
         return seen
 
     def values(self, batch: Minibatch) -> list[tf.Tensor]:
-        """Normalised values [B, features] of each modality, NaN where a cell lacks it."""
+        """Normalized values [B, features] of each modality, NaN where a cell lacks it."""
         parts = []
         for branch, cells, present, _ in self.look(batch):
             x = tf.zeros([1, branch.n_inputs]) if cells is None else branch.spread(cells)

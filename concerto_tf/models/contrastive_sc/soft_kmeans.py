@@ -18,8 +18,7 @@ from concerto_tf._keras import (
 )
 from concerto_tf.errors import InputError, checked_share
 from concerto_tf.layers.kmeans import squared_distances
-
-_NEVER = -1e9  # exp() of it is 0 in every float type
+from concerto_tf.losses.temperature import NEVER
 
 
 def soft_assignment(z: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
@@ -79,7 +78,7 @@ def neighbor_kl(z: tf.Tensor) -> tf.Tensor:
         contrastive-sc, supplement, "Clustering network"; Xie et al. 2016 (DEC), equation 3.
     """
     cells = tf.shape(z)[0]
-    itself = tf.eye(cells, dtype=z.dtype) * tf.cast(_NEVER, z.dtype)
+    itself = tf.eye(cells, dtype=z.dtype) * tf.cast(NEVER, z.dtype)
     log_p = tf.nn.log_softmax(itself - tf.math.log1p(squared_distances(z, z)), axis=1)
     log_q = 2 * log_p - tf.reduce_logsumexp(log_p, axis=0)
     log_q = tf.stop_gradient(tf.nn.log_softmax(log_q, axis=1))
@@ -90,7 +89,7 @@ def neighbor_kl(z: tf.Tensor) -> tf.Tensor:
 class SoftKMeans(keras.Model):
     """A network on embeddings that is trained until they fall into k clusters.
 
-    It begins as the identity, at the centroids of a K-means (`start`), and minimises
+    It begins as the identity, at the centroids of a K-means (`start`), and minimizes
     `soft_kmeans_loss` + `neighbor_kl`. The centroids are no weights that gradients move: each is,
     as printed, the mean of the cells weighted by how much they belong to it, here over the latest
     minibatches.
@@ -134,13 +133,7 @@ class SoftKMeans(keras.Model):
     built: bool
 
     def __init__(
-        self,
-        k: int,
-        dim: int,
-        units: int = 64,
-        momentum: float = 0.9,
-        seed: int = 0,
-        **kwargs: Any,
+        self, k: int, dim: int, units: int = 64, momentum: float = 0.9, seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         for name, value in {"k": k, "dim": dim, "units": units}.items():

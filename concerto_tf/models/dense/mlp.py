@@ -84,7 +84,7 @@ class MLP(keras.layers.Layer):
         return min([width // 2 for width in inner] + [last // 2 if paired else last])
 
     def take_directions(self, directions: np.ndarray, paired: bool) -> int:
-        """Has the output hold given linear combinations of the inputs.
+        """Initializes the layers, so that the output holds given combinations of the inputs.
 
         The first layer projects on them and on their negatives, which together pass a ReLU without
         loss, and each further one passes them on.

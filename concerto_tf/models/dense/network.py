@@ -21,10 +21,7 @@ from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, b
 from concerto_tf.models.seeds import Seeds
 from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
-from concerto_tf.numerics.components import (
-    component_directions,
-    standardize_by_source,
-)
+from concerto_tf.numerics.components import component_directions, standardize_by_source
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: Cells whose views say what statistics the layer behind an augmentation will have.
@@ -38,7 +35,7 @@ class DenseModel(ContrastiveModel):
     """An augmentation, an encoder and a loss, which combine freely.
 
     Cells become dense log-normalized values [B, n_inputs] of the input genes.
-    In training each of two views is an augmentation of them; the values are then standardised
+    In training each of two views is an augmentation of them; the values are then standardized
     within the cells of their source, and encoded. The loss pulls the two views of a cell together.
     The embedding is what the encoder gives for the whole cell.
 
@@ -50,47 +47,36 @@ class DenseModel(ContrastiveModel):
             `MLP`.
         head: Projection on which the loss is taken, behind a ReLU: the width of a linear layer, or
             a Keras layer [B, d] -> [B, h]; ``None`` takes the loss on the encoder's output.
-        standardize: Whether values are standardised by source (`SourceBatchNormalization`).
-        input_epsilon: Added to a gene's variance where values are standardised. Large values keep
+        standardize: Whether values are standardized by source (`SourceBatchNormalization`).
+        input_epsilon: Added to a gene's variance where values are standardized. Large values keep
             quiet genes quiet.
-        value_clip: Largest absolute value after standardising; ``None`` for no limit.
-        augment_first: Whether values are augmented before they are standardised, or after.
+        value_clip: Largest absolute value after standardizing; ``None`` for no limit.
+        augment_first: Whether values are augmented before they are standardized, or after.
         scale_inputs: Whether an `MLP` divides its inputs by the root of their number: see there.
         components: Number of principal components in the PCA initialization of an `MLP`; 0 for
             random weights, as any other encoder has.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
             (`principal_components`).
-        align_sources: As in `Concerto`, of standardised values.
+        align_sources: As in `Concerto`, of standardized values.
         readout_offset: As in `Concerto`.
         **kwargs: Of `ContrastiveModel`: symbols, genes, modality, sources, target_sum, loss,
             temperature, negatives, seed.
 
     Example:
 
-    A third of the genes masked, in front of an encoder of one's own, with VICReg:
+    A third of the genes masked, in front of an encoder of one's own, with VICReg; trained as
+    `Concerto` is:
 
-    >>> import numpy as np, tensorflow as tf
+    >>> import tensorflow as tf
     >>> from concerto_tf.layers import RandomMask
     >>> from concerto_tf.models import DenseModel
     >>> encoder = tf.keras.Sequential(
     ...     [tf.keras.layers.Dense(16, activation="gelu"), tf.keras.layers.Dense(8)]
     ... )
-    >>> model = DenseModel(
-    ...     [f"gene{i}" for i in range(50)],
-    ...     augmentation=RandomMask(0.3, rescale=False),
-    ...     backbone=encoder,
-    ...     loss="vicreg",
-    ... )
-    >>> rng = np.random.default_rng(0)
-    >>> cells = {
-    ...     "genes": np.tile(np.arange(50, dtype=np.int32), (32, 1)),
-    ...     "values": rng.poisson(1.0, (32, 50)).astype(np.float32),
-    ... }
-    >>> model.compile()
-    >>> data = tf.data.Dataset.from_tensors(cells)
-    >>> history = model.fit(data, epochs=2, verbose=0)
-    >>> model.embed(data).shape
-    (32, 8)
+    >>> genes, mask = [f"gene{i}" for i in range(50)], RandomMask(0.3, rescale=False)
+    >>> model = DenseModel(genes, augmentation=mask, backbone=encoder, loss="vicreg")
+    >>> model.embedding_dim
+    8
 
     Reference:
         Chen et al. 2020 (SimCLR); CLEAR, contrastive-sc and CICL are of this form.
@@ -140,7 +126,7 @@ class DenseModel(ContrastiveModel):
                 aligned=self.align_sources,
                 name="input_norm",
             )
-        # What makes the default layers again; others are serialised themselves.
+        # What makes the default layers again; others are serialized themselves.
         self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
             self._plain["backbone"] = [int(width) for width in backbone]
@@ -157,7 +143,7 @@ class DenseModel(ContrastiveModel):
         """Creates all weights: their shapes are known without any data."""
         if self.built:
             return
-        #: Mean normalised value of each gene: what a gene that was not measured is taken for.
+        #: Mean normalized value of each gene: what a gene that was not measured is taken for.
         self.gene_mean = state_weight(self, "gene_mean", (self.n_inputs,))
         x = tf.zeros([2, self.n_inputs], self.compute_dtype)
         if self.augmentation is not None:
@@ -206,7 +192,7 @@ class DenseModel(ContrastiveModel):
     # --- from a batch to embeddings ---------------------------------------------------------
 
     def dense(self, batch: Batch) -> tf.Tensor:
-        """Normalised values of all input genes [B, n_inputs], before any change."""
+        """Normalized values of all input genes [B, n_inputs], before any change."""
         [genes] = self.modality_inputs
         cells = genes.cells(Minibatch(batch))
         if cells is None:
@@ -223,7 +209,7 @@ class DenseModel(ContrastiveModel):
         Args:
             x: Dense values [B, n_inputs] of the cells of the batch, or a view of them.
             batch: As `ContrastiveModel` describes.
-            training: Whether to standardise by the statistics of the batch.
+            training: Whether to standardize by the statistics of the batch.
 
         Returns:
             Values [B, n_inputs].

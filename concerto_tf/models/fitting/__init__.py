@@ -1,1 +1,1 @@
-"""What training needs beside a model: how long it lasts, and its optimizer."""
+"""The length of a training, and its optimizer."""

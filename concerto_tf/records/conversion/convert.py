@@ -90,10 +90,10 @@ def convert(
             of dask's: its workers do the work instead. They must see inputs and `out` by one path.
         seed: Seed of the permutation.
         chunk_cells: Cells held in memory at once, by each worker.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
         overwrite: Replace finished records in `out` that came from something else.
-        skip_damaged: Where `out` holds finished records of the same, some of them damaged, go on
-            with those that are intact instead of converting again.
+        skip_damaged: Where `out` holds finished records of the same inputs and some are damaged,
+            use the intact cells instead of converting again.
         progress: Called with the number of cells done and of all cells.
 
     Returns:
@@ -224,7 +224,7 @@ def check_modality_names(names: Iterable[str]) -> None:
 
 
 def _check_modalities(opened: Sequence[Input], modalities: Mapping[str, str] | None) -> None:
-    """Refuses a modality that no input has."""
+    """Raises InputError for a modality that no input has."""
     for name, place in (modalities or {}).items():
         if not any(name in cells.modalities for cells in opened):
             raise InputError(

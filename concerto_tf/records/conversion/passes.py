@@ -23,6 +23,7 @@ from concerto_tf.records.conversion.writer import (
     ShardPlan,
     gene_dtype,
     spool_chunk,
+    widest_dtype,
     write_shard,
 )
 from concerto_tf.records.genes.overlap import FEWEST_SHARED
@@ -77,7 +78,7 @@ def _inputs_of(summaries: Sequence[Mapping[str, Any]], joined: Joined) -> np.nda
 
 
 def check_parts(summaries: Sequence[Mapping[str, Any]], joined: Joined, drop_empty: bool) -> None:
-    """Refuses or reports what only a look at every cell can tell.
+    """Checks what only a look at every cell can tell; raises InputError, or adds to the report.
 
     Args:
         summaries: What was found in each part, in order; see `writer.Arranged`.
@@ -187,9 +188,7 @@ def _shard_task(parts: Sequence[Part], plan: ShardPlan, note: Path) -> ShardInfo
 
 
 def _widest(parts: Sequence[Part], name: str) -> np.dtype:
-    """The smallest dtype that holds the values of all parts."""
-    dtypes = [np.dtype(part.summary["modalities"][name]["value_dtype"]) for part in parts]
-    return max(dtypes, key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
+    return widest_dtype(part.summary["modalities"][name]["value_dtype"] for part in parts)
 
 
 def _having(joined: Joined, modality: str, of_input: np.ndarray) -> np.ndarray:
@@ -291,12 +290,12 @@ def write_manifest(
             units=joined.units[name],
             sha256=checksum,
         )
-    normalised = scales_with_depth(joined.units[RNA])
+    normalized = scales_with_depth(joined.units[RNA])
     Manifest(
         package_version=__version__,
         n_cells=n_cells,
         modalities=modalities,
-        normalisation={"target_sum": TARGET_SUM, "log1p": True} if normalised else {},
+        normalisation={"target_sum": TARGET_SUM, "log1p": True} if normalized else {},
         sources=joined.sources,
         labels=joined.labels,
         inputs=tuple({"name": cells.name, "n_cells": cells.n_cells} for cells in joined.inputs),

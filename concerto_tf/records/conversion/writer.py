@@ -5,7 +5,7 @@ Both depend only on their arguments, so any number of processes makes the same b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,11 @@ def smallest_dtype(values: np.ndarray) -> np.dtype:
             whole = values.dtype.kind in "ui" or bool((values.astype(dtype) == values).all())
             return dtype if whole else np.dtype("<f4")
     return np.dtype("<f4")
+
+
+def widest_dtype(dtypes: Iterable[str]) -> np.dtype:
+    """The one of some parts' value dtypes that holds the values of all of them."""
+    return max(map(np.dtype, dtypes), key=lambda dtype: (dtype.kind == "f", dtype.itemsize))
 
 
 def moments(block: sp.csr_matrix, units: str) -> np.ndarray:

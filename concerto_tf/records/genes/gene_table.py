@@ -20,7 +20,7 @@ class GeneStats:
     Attributes:
         n_cells: int64 [genes], cells in which the gene is not zero.
         mean: float64 [genes], mean of the values scaled to 10,000 per cell, zeros included, not
-            logarithmic. Values that were normalised in another way ("values") are as they are.
+            logarithmic. Values that were normalized in another way ("values") are as they are.
         variance: float64 [genes], their unbiased variance.
     """
 

@@ -14,7 +14,7 @@ KINDS = {
     "unnamed": "running numbers instead of names",
 }
 
-SPECIES_OF_ENSEMBL = {
+_SPECIES_OF_ENSEMBL = {
     "ENSG": "human",
     "ENSMUSG": "mouse",
     "ENSRNOG": "rat",
@@ -96,7 +96,7 @@ def species_of(names: Sequence[str]) -> str | None:
     kind = identifier_kind(names)
     if kind in ("ensembl", "ensembl_version"):
         votes = Counter(
-            SPECIES_OF_ENSEMBL.get(found["stem"])
+            _SPECIES_OF_ENSEMBL.get(found["stem"])
             for found in map(_ENSEMBL.fullmatch, names)
             if found
         )

@@ -1,4 +1,4 @@
-"""Finds the genes of one vocabulary in another, says how many, and refuses too few."""
+"""Finds the genes of one vocabulary in another; too few shared genes are an error."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
         for backwards in (False, True):
             one, other = orthologs.species[::-1] if backwards else orthologs.species
             partners = orthologs.partners(backwards)
-            routes.append((f", orthologs {one} -> {other}", partners_of(partners)))
+            routes.append((f", orthologs {one} -> {other}", _look_up(partners)))
     for names, query_words in _forms(query, "query"):
         for other_names, reference_words, positions in forms_of_reference:
             for route_words, route in routes:
@@ -195,8 +195,7 @@ def match(query: Vocabulary, reference: Vocabulary, orthologs: Orthologs | None 
     return best
 
 
-def partners_of(partners: dict[str, list[str]]) -> Callable[[str], Sequence[str]]:
-    """Looks a gene's orthologs up; none for a gene that is not in the table."""
+def _look_up(partners: dict[str, list[str]]) -> Callable[[str], Sequence[str]]:
     return lambda name: partners.get(name, ())
 
 
@@ -237,9 +236,9 @@ def union(
 
 
 def check_overlap(match: Match, what: str, minimum: float = 0.1) -> None:
-    """Refuses a match of too few genes to mean anything.
+    """Raises InputError if two lists share too few genes to mean anything.
 
-    Refused are less than `minimum` of the shorter list, less than half of it where it is short, and
+    Too few are less than `minimum` of the shorter list, less than half of it where it is short, and
     less than 50 genes where the reference has 200 or more: nine shared genes give confident
     nonsense.
 
@@ -327,9 +326,7 @@ def _positions(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _pair(
-    names: Sequence[str],
-    positions: dict[str, list[int]],
-    route: Callable[[str], Sequence[str]],
+    names: Sequence[str], positions: dict[str, list[int]], route: Callable[[str], Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Query and reference indices of the pairs, and how many query genes were ambiguous."""
     query_index, reference_index = [], []

@@ -159,7 +159,6 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
         shown = ", ".join(vocabulary.names[:3])
         given = ", ".join(names[:3]) or "nothing"
         raise InputError(
-            f"{wanted}: none of its genes ({given}, ...) is in the records ({shown}, ...)",
-            "genes",
+            f"{wanted}: none of its genes ({given}, ...) is in the records ({shown}, ...)", "genes"
         )
     return np.array(sorted(indices), np.int64)

@@ -60,7 +60,7 @@ class Vocabulary:
             if bad is not None:
                 raise InputError(f"gene name {bad!r} holds a tab or a line break: rename it")
         if len(set(self.ids)) != len(self.ids):
-            raise InputError(duplicates_message(self.ids))
+            raise InputError(_duplicates_message(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -182,7 +182,7 @@ def read_table(path: str | Path, content: bytes | None = None) -> dict[str, list
     return {name: [line[i] for line in body] for i, name in enumerate(header)}
 
 
-def duplicates_message(names: Iterable[str]) -> str:
+def _duplicates_message(names: Iterable[str]) -> str:
     """Says which gene names appear more than once and what to do about it."""
     repeated = [(name, n) for name, n in Counter(names).most_common() if n > 1]
     listed = ", ".join(f"{name!r} ({n}x)" for name, n in repeated[:3])

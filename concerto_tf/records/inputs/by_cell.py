@@ -23,7 +23,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.rows import check_indptr, check_numeric
 
 # Entries in a file, on average, and in a slab read at once: about 100 and 50 MB.
-ENTRIES_PER_FILE = 8_000_000
+_ENTRIES_PER_FILE = 8_000_000
 ENTRIES_PER_SLAB = 2_000_000
 
 Entries = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -75,7 +75,7 @@ def sort_by_cell(
     n_entries: int,
     dtype: np.dtype,
     folder: Path,
-    entries_per_file: int = ENTRIES_PER_FILE,
+    entries_per_file: int = _ENTRIES_PER_FILE,
 ) -> SortedRows:
     """Deals entries in any order into files of consecutive cells.
 

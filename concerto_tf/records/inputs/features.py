@@ -16,7 +16,7 @@ from concerto_tf.records.inputs.observations import choices
 
 _log = logging.getLogger("concerto_tf")
 
-RNA_TYPE = "Gene Expression"
+_RNA_TYPE = "Gene Expression"
 
 
 class MissingModality(InputError):
@@ -94,10 +94,12 @@ def rna_features(types: Sequence[str] | None, name: str) -> np.ndarray | None:
     Returns:
         int64 ascending, or None for all: also where no feature has the type "Gene Expression".
     """
-    chosen = np.array([i for i, kind in enumerate(types or ()) if kind == RNA_TYPE], dtype=np.int64)
+    chosen = np.array(
+        [i for i, kind in enumerate(types or ()) if kind == _RNA_TYPE], dtype=np.int64
+    )
     if types is None or len(chosen) in (0, len(types)):
         return None
-    others = Counter(kind for kind in types if kind != RNA_TYPE)
+    others = Counter(kind for kind in types if kind != _RNA_TYPE)
     listed = ", ".join(f"{n} {kind or 'untyped'}" for kind, n in others.items())
     _log.info("%s: %d genes are RNA; other features: %s", name, len(chosen), listed)
     return chosen

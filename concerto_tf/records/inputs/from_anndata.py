@@ -75,11 +75,7 @@ class _Elements(Protocol):
 
 
 def _assemble(
-    name: str,
-    elements: _Elements,
-    layer: str | None,
-    modalities: dict[str, str],
-    path: Path | None,
+    name: str, elements: _Elements, layer: str | None, modalities: dict[str, str], path: Path | None
 ) -> Input:
     there = [*elements.layers, *(["raw"] if elements.has_raw else [])]
     if layer is not None and layer not in there:

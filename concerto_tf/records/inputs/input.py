@@ -256,7 +256,7 @@ class Input:
             what, mend = "an infinite value", "set it to 0 or leave the cell out"
         else:
             what = f"a negative value ({value:g})"
-            mend = "counts are needed, not scaled or centred values"
+            mend = "counts are needed, not scaled or centered values"
             if self.layers:
                 mend += f"; choose another layer: {', '.join(self.layers)}"
         return (

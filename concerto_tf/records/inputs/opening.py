@@ -46,7 +46,7 @@ def open_input(
             "layer:NAME", or "feature_types:TYPE" such as "feature_types:Antibody Capture" (10x, and
             AnnData with `var["feature_types"]`). Where features have types, the RNA is those of
             type "Gene Expression".
-        lenient: Leave out modalities that are not there instead of refusing the input.
+        lenient: Leave out modalities that are not there instead of raising an error.
         scratch: folder for the copy sorted by cell that a column-ordered file (CSC, mtx) needs. It
             stays there, and the next call for the same file finds it. None: a temporary folder that
             goes away with `close`.

@@ -98,10 +98,10 @@ class DenseRows:
         row_bytes = max(1, self.shape[1] * self._array.dtype.itemsize)
         step = max(1, _BLOCK_BYTES // row_bytes)
         blocks = [
-            as_csr(self._array[begin : min(begin + step, stop)])
+            _as_csr(self._array[begin : min(begin + step, stop)])
             for begin in range(start, stop, step)
         ]
-        return sp.vstack(blocks, format="csr") if blocks else as_csr(self._array[start:stop])
+        return sp.vstack(blocks, format="csr") if blocks else _as_csr(self._array[start:stop])
 
 
 class FrameRows:
@@ -127,7 +127,7 @@ class FrameRows:
             block[:, position] = values[start:stop]
             if mask is not None:
                 block[np.asarray(mask[start:stop], dtype=bool), position] = np.nan
-        return as_csr(block)
+        return _as_csr(block)
 
 
 @dataclass
@@ -149,13 +149,13 @@ class ViewRows:
     def read(self, start: int, stop: int) -> sp.csr_matrix:
         part = self.adata[start:stop]
         if self.element == "X":
-            return as_csr(part.X)
+            return _as_csr(part.X)
         if self.element == "raw":
-            return as_csr(part.raw.X)
-        return as_csr(getattr(part, self.element)[self.key])
+            return _as_csr(part.raw.X)
+        return _as_csr(getattr(part, self.element)[self.key])
 
 
-def as_csr(block: Any) -> sp.csr_matrix:
+def _as_csr(block: Any) -> sp.csr_matrix:
     """A CSR matrix, in memory of its own, of anything with rows and columns that is in memory."""
     if sp.issparse(block):
         check_numeric(block.dtype)

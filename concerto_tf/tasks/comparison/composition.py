@@ -68,16 +68,11 @@ def composition(groups: Groups, alpha: float) -> pd.DataFrame:
     return table[COLUMNS].sort_values(["condition", "p"], kind="stable", ignore_index=True)
 
 
-def sample_shares(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """Cells [samples, types] of each sample, and the condition of each sample [samples]."""
+def _logits(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the types' shares in each sample [samples, types], and its condition [samples]."""
     assert groups.samples is not None
     _, first, own = np.unique(groups.samples, return_index=True, return_inverse=True)
     counts = np.zeros((len(first), len(groups.type_names)), int)
     np.add.at(counts, (own, groups.types), 1)
-    return counts, groups.conditions[first]
-
-
-def _logits(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    counts, of = sample_shares(groups)
     rest = counts.sum(1, keepdims=True) - counts
-    return np.log((counts + 0.5) / (rest + 0.5)), of
+    return np.log((counts + 0.5) / (rest + 0.5)), groups.conditions[first]

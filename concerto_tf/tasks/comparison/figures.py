@@ -77,7 +77,7 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
 
 
 def dot_figure(groups: Groups, genes: list[str], title: str, path: Path) -> None:
-    """Mean (colour) and share of expressing cells (size) of genes, by type and condition."""
+    """Mean (color) and share of expressing cells (size) of genes, by type and condition."""
     rows, means, shares = _summaries(groups, genes[:_GENES])
     figure, [axes] = new_figure(2.5 + 0.27 * means.shape[1], 1.8 + 0.22 * len(rows))
     y, x = np.divmod(np.arange(means.size), means.shape[1])
@@ -89,7 +89,7 @@ def dot_figure(groups: Groups, genes: list[str], title: str, path: Path) -> None
 
 
 def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -> None:
-    """Log fold change of genes, by type and condition; what was not tested is grey."""
+    """Log fold change of genes, by type and condition; what was not tested is gray."""
     part = table[table["gene"].isin(genes[:_GENES])]
     grid = part.pivot_table(
         "log_fold_change", ["cell_type", "condition"], "gene", "first", observed=True

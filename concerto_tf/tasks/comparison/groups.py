@@ -133,7 +133,7 @@ def rank_skewness(columns: sp.csc_matrix, n_case: int) -> np.ndarray:
 
 
 def skewed_p(score: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """Two-sided p values of standardised scores by a Pearson type III distribution [...]."""
+    """Two-sided p values of standardized scores by a Pearson type III distribution [...]."""
     from scipy.stats import pearson3
 
     return np.minimum(

@@ -1,1 +1,1 @@
-"""How cells come into a task, and how what it found goes out."""
+"""Reading of cells for a task, and writing of what it found."""

@@ -25,11 +25,11 @@ BATCH_CELLS = 256
 
 def check_agreement(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes, or values in other units."""
-    check_vocabulary(model, records)
+    _check_vocabulary(model, records)
     check_units(model, records)
 
 
-def check_vocabulary(model: Encoder, records: CellSet) -> None:
+def _check_vocabulary(model: Encoder, records: CellSet) -> None:
     """Raises InputError if records do not hold the model's genes in the model's order."""
     for place, one in enumerate(model.modality_inputs):
         if place and one.name not in records.modalities:
@@ -124,12 +124,9 @@ def mean_depth(data: Iterable[Batch], modality: str) -> float:
 
 
 def check_units(model: Encoder, records: CellSet) -> None:
-    """Raises InputError if a model of counts is given normalised values, or the other way."""
+    """Raises InputError if a model of counts is given normalized values, or the other way."""
     words = {True: "raw counts", False: "log-normalized values"}
-    mend = {
-        True: "give it those",
-        False: "train a model on these cells, or give it those",
-    }
+    mend = {True: "give it those", False: "train a model on these cells, or give it those"}
     for one in model.modality_inputs:
         if one.name not in records.modalities:
             continue

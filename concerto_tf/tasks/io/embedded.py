@@ -1,4 +1,4 @@
-"""Cells with an embedding as a task is given them: an `.h5ad` that a task left, or in memory."""
+"""Opens cells that have an embedding: an `.h5ad` that a task wrote, or an AnnData."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_embedded(cells: str | Path | AnnData, backed: bool) -> AnnData:
-    """An `.h5ad` that a task left, or the AnnData itself.
+    """Opens an `.h5ad` that a task wrote, or takes the AnnData.
 
     Args:
         cells: The file, or what is in memory already.

@@ -1,4 +1,4 @@
-"""Embeddings of more cells than memory should hold: rows in a file, written in any order."""
+"""Embeddings on disk, for more cells than memory should hold."""
 
 from __future__ import annotations
 

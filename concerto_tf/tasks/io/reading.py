@@ -1,4 +1,4 @@
-"""Cells as a task is given them, read with the genes of a model."""
+"""Opens the cells of a task, with the genes of a model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Reading:
     Attributes:
         source_key: Column of obs that names the source of each cell.
         layer: Layer that holds the counts.
-        drop_empty: Leave out cells without any count instead of refusing them.
+        drop_empty: Leave out cells without any count instead of raising an error.
         modalities: Where modalities lie; those that a model looks at are by default looked for in
             obsm under their own names.
         orthologs: Table of orthologs for cells of another species.
@@ -77,7 +77,7 @@ def open_cells(
         source_name: Name of the source where no column says it.
         further: Whether modalities may be asked for that the model does not look at, to hold their
             values.
-        lenient: Whether to go on without modalities that are not there.
+        lenient: Whether to leave out modalities that are not there instead of raising an error.
         sampled: Whether the first minibatches are to be a random sample of the cells.
         trained: Whether a model is trained on them: `Records`, which are read in any order.
 

@@ -1,4 +1,4 @@
-"""What a task found, written beside the cells it was found for."""
+"""Writes what a task found beside the cells that it was found for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras callbacks of a training that lasts: progress, checkpoints, an end in time."""
+"""Keras callbacks of long trainings: progress, checkpoints, and an end if the loss fails."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _FILE = "training.npz"
 
 def saved_rounds(folder: str | Path) -> int:
     """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none."""
-    path = as_path(folder) / _FILE
-    if not path.exists():
-        return 0
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        return int(saved["rounds"])
+    return int(_saved(folder, "rounds") or 0)
 
 
 def has_ended(folder: str | Path) -> bool:
     """Whether the training of the checkpoint in a folder was stopped early, and so is over."""
+    return bool(_saved(folder, "ended"))
+
+
+def _saved(folder: str | Path, name: str) -> np.ndarray | None:
+    """An entry of the checkpoint in a folder; None where there is none."""
     path = as_path(folder) / _FILE
     if not path.exists():
-        return False
+        return None
     with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        return bool(saved["ended"])
+        return saved[name]
 
 
 def trim_log(path: str | Path, rounds: int) -> None:
@@ -108,10 +109,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _variables(self) -> list[Any]:
         optimizer = self.model.optimizer
         variables = optimizer.variables
-        return [
-            *lasting_weights(self.model),
-            *(variables() if callable(variables) else variables),
-        ]
+        return [*lasting_weights(self.model), *(variables() if callable(variables) else variables)]
 
     def _digest(self) -> str:
         """What tells the model's settings apart, defaults of other versions among them."""
@@ -164,7 +162,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class InputClock:
-    """Measures how long whoever reads a dataset waits for it.
+    """Measures how long the reader of a dataset waits for it.
 
     Example:
 
@@ -243,7 +241,7 @@ class TrainingProgress(keras.callbacks.Callback):
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends a training whose loss is no number any more, and says what to do."""
+    """Ends a training whose loss is not finite, and says what to do."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         loss = (logs or {}).get("loss", 0.0)

@@ -1,4 +1,4 @@
-"""A training and its folder: which files are in it, how it goes on round by round."""
+"""A training and its folder: which files are in it, and its rounds."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def fit_in_rounds(
 
 
 def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
-    """Leaves the trained model and, last, what was asked for and what came of it."""
+    """Saves the trained model and, last, the summary of the training."""
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
     save_model(model, job.out / FILE_NAME)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("concerto_tf")
 #: More held-out cells than this make a calibration no better.
-MOST_CALIBRATION_CELLS = 2_000
+_MOST_CALIBRATION_CELLS = 2_000
 #: Label codes of cells without a label, and of cells held out of training.
 MISSING, HELD_OUT = -1, -2
 
@@ -88,7 +88,7 @@ def hold_out(codes: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     if not share or not len(labelled):
         return chosen
     n = max(round(share * len(labelled)), min(19, len(labelled) // 2))
-    n = min(n, MOST_CALIBRATION_CELLS)
+    n = min(n, _MOST_CALIBRATION_CELLS)
     rng = np.random.default_rng(seed)
     # A type of one cell keeps it to learn from.
     single = np.flatnonzero(np.bincount(codes[labelled]) == 1)

@@ -55,7 +55,7 @@ def started(cells: dict[str, np.ndarray], **options: object) -> Concerto:
 
 
 def _distance(z: np.ndarray, source: np.ndarray, kind: np.ndarray, k: int) -> float:
-    """How far the centres of a kind in both sources are apart."""
+    """How far the centers of a kind in both sources are apart."""
     a, b = (z[(kind == k) & (source == s)].mean(0) for s in (0, 1))
     return float(np.linalg.norm(a - b))
 
@@ -89,8 +89,8 @@ def test_a_source_of_one_kind_alone_stays_with_this_kind(sorted_kind: int, share
     votes = KNeighborsClassifier(5).fit(z[~own], kind[~own]).predict(z[own])
     if share < 1:
         assert (votes == sorted_kind).mean() > 0.95
-    centres = np.stack([z[kind == k].mean(0) for k in range(6)])
-    nearest = np.linalg.norm(z[:, np.newaxis] - centres, axis=2).argmin(1)
+    centers = np.stack([z[kind == k].mean(0) for k in range(6)])
+    nearest = np.linalg.norm(z[:, np.newaxis] - centers, axis=2).argmin(1)
     assert (nearest == kind).mean() > 0.95
 
 
@@ -216,7 +216,7 @@ def test_sources_are_aligned_in_every_modality(
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
-def test_normalisation_of_both_modalities_is_that_of_all_sources(
+def test_normalization_of_both_modalities_is_that_of_all_sources(
     of_two: tuple[dict[str, np.ndarray], np.ndarray], network: str
 ) -> None:
     cells, _ = of_two

@@ -57,10 +57,10 @@ def dense(genes: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     return x
 
 
-def normalised(
+def normalized(
     x: np.ndarray, source: np.ndarray, layer: Any, counted: np.ndarray | None = None
 ) -> np.ndarray:
-    """Batch normalisation within each source, by the statistics of the cells that are counted."""
+    """Batch normalization within each source, by the statistics of the cells that are counted."""
     counted = np.ones(len(x), bool) if counted is None else counted
     out = np.zeros_like(x)
     for code in np.unique(source):
@@ -85,14 +85,14 @@ def test_modalities_are_summed_before_what_they_share(
         e, w, b, u = attention
         score = np.exp(np.tanh((x[:, :, None] * e) @ w + b) @ u[:, 0])
         s = ((score / score.sum(1, keepdims=True)) * x) @ e * np.sqrt(x.shape[1])
-        teacher += normalised(s, source, branch.branch_norm, present) * present[:, None]  # eq. 11
-        y = normalised(x, source, branch.student_norm, present)
+        teacher += normalized(s, source, branch.branch_norm, present) * present[:, None]  # eq. 11
+        y = normalized(x, source, branch.student_norm, present)
         y /= np.sqrt(x.shape[1])
         student += (y @ np.array(branch.branch_dense.kernel)) * present[:, None]  # eq. 10
-    teacher = normalised(teacher, source, model.networks.teacher_norm) @ np.array(
+    teacher = normalized(teacher, source, model.networks.teacher_norm) @ np.array(
         model.networks.teacher_dense.kernel
     )
-    student = normalised(student, source, model.networks.joint_norm) @ np.array(
+    student = normalized(student, source, model.networks.joint_norm) @ np.array(
         model.networks.student_dense.kernel
     )
     got_t, got_s = model.represent(batch, training=True)

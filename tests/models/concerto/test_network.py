@@ -88,7 +88,7 @@ def numpy_reference(w: dict, x: np.ndarray, source: np.ndarray) -> tuple[np.ndar
         alpha = np.exp(score) / np.exp(score).sum()  # 4
         s[n] = sum(a * h_i for a, h_i in zip(alpha, h, strict=True))  # 5
 
-    def normalised(y: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float):
+    def normalized(y: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float):
         out = np.empty_like(y)
         for code in np.unique(source):
             own = source == code
@@ -96,10 +96,10 @@ def numpy_reference(w: dict, x: np.ndarray, source: np.ndarray) -> tuple[np.ndar
             out[own] = gamma * (y[own] - mean) / np.sqrt(variance + epsilon) + beta
         return out
 
-    # The scale sqrt(G) is no part of equation 5. The normalisation that follows takes it out
+    # The scale sqrt(G) is no part of equation 5. The normalization that follows takes it out
     # again, so that all it does is to make epsilon small in comparison.
-    t = normalised(s * np.sqrt(G), w["gt"], w["ct"], TEACHER_EPSILON)
-    z = normalised(x, w["gs"], w["cs"], STUDENT_EPSILON)
+    t = normalized(s * np.sqrt(G), w["gt"], w["ct"], TEACHER_EPSILON)
+    z = normalized(x, w["gs"], w["cs"], STUDENT_EPSILON)
     return np.maximum(t @ w["W2"] + w["b2"], 0), np.maximum(z @ w["W3"] + w["b3"], 0)  # 6
 
 
@@ -125,7 +125,7 @@ def dense_loss(w: dict[str, tf.Tensor], x: np.ndarray, source: np.ndarray) -> tf
     alpha = tf.nn.softmax(tf.tanh(h @ w["W1"] + w["b1"]) @ w["u"], axis=1)
     s = tf.reduce_sum(alpha * h, 1) * np.sqrt(G)
 
-    def normalised(y: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    def normalized(y: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
         order, parts = [], []
         for code in np.unique(source):
             own = np.flatnonzero(source == code)
@@ -134,8 +134,8 @@ def dense_loss(w: dict[str, tf.Tensor], x: np.ndarray, source: np.ndarray) -> tf
             order.extend(own)
         return gamma * tf.gather(tf.concat(parts, 0), np.argsort(order)) + beta
 
-    t = normalised(s, w["gt"], w["ct"], TEACHER_EPSILON)
-    z = normalised(tf.constant(x), w["gs"], w["cs"], STUDENT_EPSILON)
+    t = normalized(s, w["gt"], w["ct"], TEACHER_EPSILON)
+    z = normalized(tf.constant(x), w["gs"], w["cs"], STUDENT_EPSILON)
     views = [tf.nn.relu(t @ w["W2"] + w["b2"]), tf.nn.relu(z @ w["W3"] + w["b3"])]
     z = tf.math.l2_normalize(tf.concat(views, 0), 1)
     n = len(x)

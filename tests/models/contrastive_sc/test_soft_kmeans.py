@@ -30,7 +30,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def assignment(z: np.ndarray, v: np.ndarray) -> np.ndarray:
-    w = np.array([[np.exp(-distance(cell, centre)) for centre in v] for cell in z])
+    w = np.array([[np.exp(-distance(cell, center)) for center in v] for cell in z])
     return w / w.sum(1, keepdims=True)
 
 

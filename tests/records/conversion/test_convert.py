@@ -443,7 +443,7 @@ def test_a_cell_without_any_gene_of_the_vocabulary_is_kept(make_cells, tmp_path:
     assert records.manifest.report["cells_blank"] == 1
 
 
-def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
+def test_normalized_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
     cells = make_cells(40)
     totals = cells.X.sum(1)
     cells.X = cells.X.multiply(1e4 / totals).log1p().tocsr()
@@ -454,7 +454,7 @@ def test_normalised_values_stay_as_they_are(make_cells, tmp_path: Path) -> None:
     assert "log-normalized" in line and "name that layer" not in line
 
 
-def test_normalised_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
+def test_normalized_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
     cells = make_cells(40)
     cells.layers["counts"] = cells.X.copy()
     cells.X = cells.X.multiply(1e4 / cells.X.sum(1)).log1p().tocsr()

@@ -46,7 +46,7 @@ def test_same_genes_as_scanpy(cells: anndata.AnnData, records: Records, n_top: i
     assert len(np.intersect1d(ours, theirs)) >= 0.995 * n_top
 
 
-def test_lognormalised_input_gives_the_same_genes(
+def test_lognormalized_input_gives_the_same_genes(
     cells: anndata.AnnData, records: Records, tmp_path: Path
 ) -> None:
     prepared = cells.copy()
