@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import Calibration
+from concerto_tf.novelty import Calibration, Scale
 from concerto_tf.numerics.spread import as_unseen
 from concerto_tf.reference.index import Index
 
@@ -50,18 +50,18 @@ class Conformity(NamedTuple):
     """How much the reference cells of each label are like each other.
 
     Attributes:
-        centroids: Mean direction of the cells of each label [L, d].
-        near: Mean cosine of the cells to their nearest reference cells, by label.
-        centre: Cosine of the cells to their label's centroid, by label.
-        joint: Sum of the logarithms of both p-values, of the cells of all labels.
+        directions: Mean direction of the cells of each label [L, d], from the middle.
+        lengths: How far the mean of each label lies from there [L].
+        scale: Where their three conformity scores lie, by label.
+        least: The least of these, each measured by the label, of the cells of all labels.
         together: `concerto_tf.novelty.mean_together` of these cells.
         votes: How little the neighbours vote for the labels; see `calibrate_votes`.
     """
 
-    centroids: np.ndarray
-    near: Calibration
-    centre: Calibration
-    joint: Calibration
+    directions: np.ndarray
+    lengths: np.ndarray
+    scale: Scale
+    least: Calibration
     together: Calibration
     votes: Calibration
 

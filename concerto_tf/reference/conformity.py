@@ -6,9 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import Calibration, calibrate, mean_together, novelty
+from concerto_tf.novelty import (
+    calibrate,
+    least_conformity,
+    mean_together,
+    novelty,
+    scale_by_type,
+)
 from concerto_tf.reference.cells import Conformity, Reference
-from concerto_tf.reference.votes import calibrate_votes
+from concerto_tf.reference.votes import calibrate_votes, voted
 
 #: Neighbours whose mean cosine tells how near a cell lies to the reference.
 NEAR_CELLS = 15
@@ -20,8 +26,12 @@ _QUERY_LIKE = 0.75
 _CALIBRATION_CELLS = 500
 #: Cells that are looked at together: there may be millions.
 _AT_ONCE = 100_000
+#: Neighbours that vote for the label of a reference cell.
+_VOTERS = 5
 #: Scores closer than this are the same.
 _SAME = 1e-6
+#: Less than one minus any cosine of cells that differ.
+_NO_ANGLE = 1e-6
 
 
 def novelty_of_labels(
@@ -29,8 +39,9 @@ def novelty_of_labels(
 ) -> tf.Tensor:
     """The novelty p-value of cells that were given labels.
 
-    Two things are looked at, each against the reference cells of the label: the mean cosine to
-    the nearest reference cells, and the cosine to the label's centroid.
+    Three things are looked at, each measured by the reference cells of the label: the mean cosine
+    to the nearest reference cells, the cosine to the label's centroid, and how far the cell lies
+    from the middle beside it. Whatever is least like the reference counts.
 
     Args:
         z: Embeddings [B, d], seen from the middle of all cells, as are all cosines here.
@@ -41,24 +52,18 @@ def novelty_of_labels(
     Returns:
         Values within 0 and 1 [B], float32; see `novelty`.
     """
-    z = tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1)
-    label = tf.maximum(codes, 0)
-    centre = tf.reduce_sum(z * tf.gather(tf.constant(conformity.centroids), label), axis=-1)
-    joint = _joint(near, centre, label, conformity.near, conformity.centre)
-    return tf.where(codes >= 0, novelty(joint + _SAME, conformity.joint), 0.0)
+    z, label = tf.cast(z, tf.float32), tf.maximum(codes, 0)
+    direction = tf.gather(tf.constant(conformity.directions), label)
+    centre = tf.reduce_sum(tf.math.l2_normalize(z, axis=-1) * direction, axis=-1)
+    length = tf.norm(z, axis=-1) / tf.gather(tf.constant(conformity.lengths), label)
+    score = least_conformity(_scores(near, centre, length), label, conformity.scale)
+    return tf.where(codes >= 0, novelty(score + _SAME, conformity.least), 0.0)
 
 
-def _joint(
-    near: tf.Tensor,
-    centre: tf.Tensor,
-    label: tf.Tensor,
-    of_near: Calibration,
-    of_centre: Calibration,
-) -> tf.Tensor:
-    """Sum of the logarithms of the two p-values (Fisher's way), a conformity score itself [B]."""
-    return tf.math.log(novelty(near + _SAME, of_near, label)) + tf.math.log(
-        novelty(centre + _SAME, of_centre, label)
-    )
+def _scores(near: tf.Tensor, centre: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Conformity scores [B, 3], each about normally distributed among the cells of one label."""
+    apart = [-tf.math.log(1 - cosine + _NO_ANGLE) for cosine in (near, centre)]
+    return tf.stack([*apart, -tf.abs(tf.math.log(length + _NO_ANGLE))], axis=-1)
 
 
 def nearness(
@@ -114,33 +119,47 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     order = np.random.default_rng(0).permutation(reference.n_cells)
     chosen = [order[held.codes[order] == code][:_CALIBRATION_CELLS] for code in range(n_labels)]
     rows = np.sort(np.concatenate(chosen))
-    own, label = embedded.from_middle(rows), held.codes[rows]
-    query = own * embedded.factor ** (_QUERY_LIKE - 1)
-    sums = np.zeros((n_labels, own.shape[1]), np.float64)
-    for start in range(0, reference.n_cells, _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        np.add.at(sums, held.codes[part], _unit(embedded.from_middle(part)))
-    # Without the cell itself, which would draw the centroid of a rare label to it.
-    centre = np.einsum("nd,nd->n", _unit(sums[label] - _unit(own)), _unit(query))
-    centre[np.bincount(held.codes, minlength=n_labels)[label] < 2] = 1.0
-    query = query + embedded.middle
+    own, true = embedded.from_middle(rows), held.codes[rows]
+    as_query = own * embedded.factor ** (_QUERY_LIKE - 1)
+    query = as_query + embedded.middle
     index, cosine = _nearest_others(reference, rows, query)
     near = np.ones(1, np.float32)  # of a single cell, which has no other
     if len(cosine.T):
         near = nearness(tf.constant(query), index, cosine, embedded.seen, embedded.middle).numpy()
-    of_near, of_centre = (calibrate(score, label, n_labels) for score in (near, centre))
-    joint = _joint(
-        tf.constant(near, tf.float32),
-        tf.constant(centre, tf.float32),
-        tf.constant(label),
-        of_near,
-        of_centre,
+    label = voted(held, index[:, :_VOTERS], cosine[:, :_VOTERS], true)
+
+    count = np.bincount(held.codes, minlength=n_labels)
+    sums = np.zeros((2, n_labels, own.shape[1]), np.float64)
+    for start in range(0, reference.n_cells, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        cells = embedded.from_middle(part)
+        np.add.at(sums[0], held.codes[part], _unit(cells))
+        np.add.at(sums[1], held.codes[part], cells)
+    lengths = np.linalg.norm(sums[1], axis=1) / np.maximum(count, 1)
+    lengths = np.where(lengths > 0, lengths, 1.0)
+    # Without the cell itself, which would draw the centroid of a rare label to it.
+    others = _unit(sums[0][label] - np.where((label == true)[:, np.newaxis], _unit(own), 0))
+    centre = np.einsum("nd,nd->n", others, _unit(as_query))
+    alone = count[label] - (label == true) < 1
+    if alone.any():
+        centre[alone] = np.median(centre[~alone]) if not alone.all() else 1.0
+
+    length = np.linalg.norm(as_query, axis=1) / lengths[label]
+    near, centre, length = (tf.constant(part, tf.float32) for part in (near, centre, length))
+    scores = _scores(near, centre, length)
+    scale = scale_by_type(scores.numpy(), label, n_labels)
+    scale.width[count < 2] = np.inf  # of a single cell nobody knows how its like vary
+    least = least_conformity(scores, tf.constant(label), scale)
+    known = calibrate(least.numpy())
+    p_value = novelty(least + _SAME, known).numpy()
+    return Conformity(
+        _unit(sums[0]).astype(np.float32),
+        lengths.astype(np.float32),
+        scale,
+        known,
+        calibrate(mean_together(p_value, query)),
+        calibrate_votes(held, rows, index, cosine),
     )
-    of_joint = calibrate(joint.numpy())
-    together = calibrate(mean_together(novelty(joint + _SAME, of_joint).numpy(), query))
-    votes = calibrate_votes(held, rows, index, cosine)
-    centroids = _unit(sums).astype(np.float32)
-    return Conformity(centroids, of_near, of_centre, of_joint, together, votes)
 
 
 def _nearest_others(

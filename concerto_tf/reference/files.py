@@ -14,7 +14,7 @@ from concerto_tf import _files
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.novelty import Calibration
+from concerto_tf.novelty import Calibration, Scale
 from concerto_tf.reference.cells import Conformity, Embedded, Labels, Reference, Values
 
 FOLDER = "reference"
@@ -30,8 +30,13 @@ _EMBEDDED = {
     "factor": "factor",
     "spread": "spread",
 }
-#: What `Conformity` has the scores of.
-_SCORES = ("near", "centre", "joint", "together", "votes")
+#: What a `Conformity` holds: arrays, or several under the names of their parts.
+_CONFORMITY: dict[str, Any] = dict.fromkeys(Conformity._fields) | {
+    "scale": Scale,
+    "least": Calibration,
+    "together": Calibration,
+    "votes": Calibration,
+}
 _CSR = ("data", "indices", "indptr")
 
 
@@ -73,8 +78,10 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
                 made = reference.calibrations[key]
-                keep(f"labels-{i}-centroids", made.centroids)
-                for name in _SCORES:
+                for name, kind in _CONFORMITY.items():
+                    if kind is None:
+                        keep(f"labels-{i}-{name}", getattr(made, name))
+                        continue
                     for part, array in getattr(made, name)._asdict().items():
                         keep(f"labels-{i}-{name}-{part}", array)
         for i, stored in enumerate(reference.values.values()):
@@ -151,13 +158,13 @@ def load_reference(folder: str | Path) -> Reference:
         for i, held in enumerate(content["labels"]):
             labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
             if held["calibrated"]:
-                scores = {
-                    name: Calibration(
-                        *(array(f"labels-{i}-{name}-{part}") for part in Calibration._fields)
-                    )
-                    for name in _SCORES
+                found = {
+                    name: array(f"labels-{i}-{name}")
+                    if kind is None
+                    else kind(*(array(f"labels-{i}-{name}-{part}") for part in kind._fields))
+                    for name, kind in _CONFORMITY.items()
                 }
-                calibrations[held["key"]] = Conformity(array(f"labels-{i}-centroids"), **scores)
+                calibrations[held["key"]] = Conformity(**found)
         n = content["n_cells"]
         for i, held in enumerate(content["values"]):
             features = tuple(held["features"])

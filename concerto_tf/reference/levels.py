@@ -81,8 +81,8 @@ def label_levels(
         found[key] = level
     if len(keys) > 1:
         answer = transfer(whole, z, keys[-1], 1)
-    names, known = whole.labels_of(keys[-1]).names, calibrated(whole, keys[-1]).votes
-    return found, Finest(names, answer["shares"], known)
+    of_finest = whole.labels_of(keys[-1]).names
+    return found, Finest(of_finest, answer["shares"], calibrated(whole, keys[-1]).votes)
 
 
 def _empty(n: int) -> pd.DataFrame:

@@ -41,6 +41,22 @@ def vote(codes: tf.Tensor, cosine: tf.Tensor, n_labels: int) -> tf.Tensor:
     )
 
 
+def voted(held: Labels, index: np.ndarray, cosine: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """The labels that the neighbours of cells vote for.
+
+    Args:
+        held: Labels of all reference cells.
+        index: Neighbours [n, k].
+        cosine: Their cosines [n, k].
+        otherwise: Label where nobody votes [n].
+
+    Returns:
+        Codes [n].
+    """
+    shares = vote(tf.constant(held.codes[index]), tf.constant(cosine), len(held.names)).numpy()
+    return np.where(shares.any(axis=1), shares.argmax(axis=1), otherwise)
+
+
 def calibrate_votes(
     held: Labels, rows: np.ndarray, index: np.ndarray, cosine: np.ndarray
 ) -> Calibration:

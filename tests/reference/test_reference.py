@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import tensorflow as tf
 
 from concerto_tf.errors import InputError
+from concerto_tf.novelty import scale_by_type
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated, nearness
 from concerto_tf.reference.files import load_reference, save_reference
@@ -172,16 +173,25 @@ def test_reference_cells_are_judged_as_cells_of_a_query_would_be() -> None:
     compared = unit(query + origin) @ unit(held + origin).T
     np.fill_diagonal(compared, -2)
     near = np.argsort(-compared, axis=1)[:, :15]
+    # The labels that the five nearest vote for, which is not always their own.
+    votes = [np.bincount(kind[of[:5]], compared[i, of[:5]], 3) for i, of in enumerate(near)]
+    label = np.argmax(votes, axis=1)
+    assert 0.5 < np.mean(label == kind) < 1
     near = np.einsum("nkd,nd->nk", unit(held)[near], unit(query)).mean(1)
-    centre = np.empty(60)
+    centre, length = np.empty(60), np.empty(60)
     for i in range(60):
-        others = (kind == kind[i]) & (np.arange(60) != i)
+        others = (kind == label[i]) & (np.arange(60) != i)
         centre[i] = unit(unit(held)[others].sum(0)) @ unit(query)[i]
+        of_label = np.linalg.norm(held[kind == label[i]].mean(0))
+        length[i] = -abs(np.log(np.linalg.norm(query[i]) / of_label))
+    scores = np.stack([-np.log(1 - near), -np.log(1 - centre), length], axis=1)
     found = calibrated(reference, "type")
-    for code in range(3):
-        for values, grid in ((near, found.near.scores), (centre, found.centre.scores)):
-            want = np.quantile(values[kind == code], np.linspace(0, 1, 201))
-            np.testing.assert_allclose(grid[code], want, atol=1e-4)
+    want = scale_by_type(scores, label, 3)
+    np.testing.assert_allclose(found.scale.mean, want.mean, rtol=1e-3)
+    np.testing.assert_allclose(found.scale.width, want.width, rtol=1e-3)
+    least = ((scores - want.mean[label]) / want.width[label]).min(1)
+    want = np.quantile(least, np.linspace(0, 1, 201))
+    np.testing.assert_allclose(found.least.scores, want, atol=5e-3)
 
 
 def test_novelty_by_hand() -> None:
@@ -191,25 +201,22 @@ def test_novelty_by_hand() -> None:
     unit = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float64)
     query = make_cells(9, seed=5, kinds=2)[0]
 
-    def parts(cell: np.ndarray, others: np.ndarray, n_near: int) -> tuple[float, float]:
-        centre = others.sum(0) / np.linalg.norm(others.sum(0))
-        return np.sort(others @ cell)[-n_near:].mean(), centre @ cell
+    length = np.linalg.norm(z.mean(0))
 
-    own = np.array([parts(unit[i], np.delete(unit, i, 0), 15) for i in range(60)])
+    def parts(cell: np.ndarray, others: np.ndarray) -> list[float]:
+        centre, own = others.sum(0) / np.linalg.norm(others.sum(0)), np.linalg.norm(cell)
+        near = np.sort(others @ cell / own)[-15:].mean()
+        cosines = [-np.log(1 - cosine) for cosine in (near, centre @ cell / own)]
+        return [*cosines, -abs(np.log(own / length))]
 
-    def joint(pair: np.ndarray) -> float:
-        return sum(
-            np.log(
-                (1 + 60 * np.mean(np.quantile(own[:, i], np.linspace(0, 1, 201)) <= pair[i])) / 61
-            )
-            for i in range(2)
-        )
+    own = np.array([parts(z[i], np.delete(unit, i, 0)) for i in range(60)])
 
-    calibrated = np.quantile([joint(pair) for pair in own], np.linspace(0, 1, 201))
-    want = [
-        (1 + 60 * np.mean(calibrated <= joint(parts(cell / np.linalg.norm(cell), unit, 15)))) / 61
-        for cell in query
-    ]
+    def least(scores: np.ndarray) -> np.ndarray:
+        return ((scores - own.mean(0)) / own.std(0)).min(-1)
+
+    calibrated = np.quantile(least(own), np.linspace(0, 1, 201))
+    scores = least(np.array([parts(cell, unit) for cell in query]))
+    want = [(1 + 60 * np.mean(calibrated <= score)) / 61 for score in scores]
     found = transfer(reference, query, "type", k=5)["novelty"]
     np.testing.assert_allclose(found, want, atol=0.02)  # a quantile or two of rounding
     assert np.ptp(want) > 0.3

