@@ -82,9 +82,9 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]`` and ``obsm["X_concerto"]``;
-            of ``levels`` each also with the level's name behind, as in
-            ``obs["concerto_label_<level>"]``.
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, the label before rejection
+            in ``obs["concerto_predicted"]``, and ``obsm["X_concerto"]``; of ``levels`` each also
+            with the level's name behind, as in ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
         label_key: Column of the reference's obs to transfer.
         levels: Several such columns, the coarsest first. A cell is mapped to a coarse group first,
@@ -191,7 +191,7 @@ def map(  # noqa: A001 - the command's name
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
                 for name in table
-                if name.startswith(("label", "confidence", "novelty"))
+                if name.startswith(("label", "confidence", "novelty", "predicted"))
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, layer=layer)
     return table
