@@ -106,6 +106,7 @@ def test_parts_ask_what_the_cells_suit(bench: Bench) -> None:
     assert [name for name, part in PARTS.items() if part.tasks(bench)] == ["clusters", "labels"]
 
 
+@pytest.mark.filterwarnings("ignore:Some cells have zero counts")  # of three genes
 def test_peers_tell_types_that_are_apart(bench: Bench) -> None:
     for peer in ("logistic", "knn"):
         answer = PARTS["labels"].answers[peer]
@@ -114,11 +115,22 @@ def test_peers_tell_types_that_are_apart(bench: Bench) -> None:
         assert answer(bench, "without u")["f1"] > 0.9
         thinned = PARTS["panels"].answers[peer](bench, "10% of the counts")
         assert 0.5 < thinned["accuracy"] < 1
+        many, few = (PARTS["panels"].answers[peer](bench, f"{n} genes") for n in (30, 3))
+        assert many["accuracy"] > 0.85 > few["accuracy"]
     assert PARTS["impute"].answers["knn"](bench, "all cells")["r"] > 0.4
     for scaled in (True, False):
         found = peers.scanpy_clusters(bench.cells, 0, scaled)
         assert pd.crosstab(found, bench.cells.obs["label"].to_numpy()).max(axis=1).sum() > 140
     assert PARTS["mixing"].answers["pca"](bench, "all cells")["types"] == 3
+
+
+def test_one_source_is_the_reference_and_the_other_the_query(bench: Bench) -> None:
+    obs = bench.cells.obs
+    bench.cells = bench.cells[(obs["label"] != "v") | (obs["source"] != "a")].copy()
+    answer = PARTS["shift"].answers["logistic"]
+    there, back = answer(bench, "a to b"), answer(bench, "b to a")
+    assert (there["known"], there["unseen"], there["rejected_unseen"]) == (64, 16, 0)
+    assert (back["known"], back["unseen"]) == (64, 0)
 
 
 def test_mixing_is_of_types_that_two_sources_share() -> None:
