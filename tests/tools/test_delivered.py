@@ -83,6 +83,11 @@ def test_a_command_that_ends_with_an_error_is_run_once(bench: Bench) -> None:
         with pytest.raises(Refused, match=f"{said}: .*no column 'source'"):
             desk.left("run")
         file.unlink(missing_ok=True)  # the second time nothing is read
+    cells.obs["source"] = "a"
+    cells.X[0] = 0
+    desk.put("cells", cells)  # and other cells are looked at anew
+    with pytest.raises(Refused, match=f"{said}: .*no counts at all"):
+        desk.left("run")
     with_protein = Desk(bench.folder / "other", 3, False, "protein")
     assert with_protein.commands("impute") == [
         "concerto run cells.h5ad -o result --modality protein=obsm:protein --seed 3",
