@@ -84,9 +84,9 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]`` and
-            ``obsm["X_concerto"]``;
-            of ``levels`` each also with the level's name behind, as in
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]``, the
+            label before rejection in ``obs["concerto_predicted"]``, and ``obsm["X_concerto"]``; of
+            ``levels`` each also with the level's name behind, as in
             ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
         label_key: Column of the reference's obs to transfer.
@@ -207,7 +207,7 @@ def map(  # noqa: A001 - the command's name
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
                 for name in table
-                if name.startswith(("label", "confidence", "novelty", "set", "vote"))
+                if name.startswith(("label", "confidence", "novelty", "predicted", "set", "vote"))
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, uns=uns, layer=layer)
     return table

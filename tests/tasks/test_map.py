@@ -97,7 +97,8 @@ def test_labels_confidence_and_embedding_of_the_query(
     )
     written = anndata.io.read_h5ad(out)
     assert list(table.index) == list(written.obs_names) == list(cells.obs_names)
-    assert written.obs["concerto_label"].astype(str).tolist() == table["label"].tolist()
+    for name in ("label", "predicted"):
+        assert written.obs[f"concerto_{name}"].astype(str).tolist() == table[name].tolist()
     for name in ("confidence", "novelty"):
         np.testing.assert_array_equal(written.obs[f"concerto_{name}"], table[name])
     assert written.obsm["X_concerto"].shape == (150, 16)

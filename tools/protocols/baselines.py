@@ -87,14 +87,22 @@ def expressed(cells: AnnData) -> AnnData:
     return cells
 
 
-def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int = 50) -> np.ndarray:
-    """Principal components as scanpy's tutorial makes them.
+def pca(
+    cells: AnnData,
+    seed: int = 0,
+    *,
+    n_genes: int = 2000,
+    components: int = 50,
+    scaled: bool = True,
+) -> np.ndarray:
+    """Principal components as scanpy's tutorials make them, of which some scale genes.
 
     Args:
         cells: Log-normalized cells.
         seed: Seed of the solver.
         n_genes: Number of highly variable genes that are looked at.
         components: Number of components, at most; as many as there can be of fewer cells.
+        scaled: Whether each gene is scaled to unit variance.
 
     Returns:
         The components [n, components], float32.
@@ -106,9 +114,10 @@ def pca(cells: AnnData, seed: int = 0, *, n_genes: int = 2000, components: int =
     if cells.n_vars > n_genes:
         sc.pp.highly_variable_genes(cells, n_top_genes=n_genes)
         cells = cells[:, cells.var["highly_variable"]].copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that centered values are no longer sparse
-        sc.pp.scale(cells, max_value=10)
+    if scaled:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that centered values are no longer sparse
+            sc.pp.scale(cells, max_value=10)
     k = min(components, cells.n_obs - 1, cells.n_vars - 1)
     sc.pp.pca(cells, n_comps=k, random_state=seed)
     return np.asarray(cells.obsm["X_pca"], np.float32)
@@ -169,6 +178,35 @@ def scvi(
         Lopez et al., Nature Methods 15:1053 (2018); 2 layers, 30 dimensions and the negative
         binomial as in Luecken et al., Nature Methods 19:41 (2022).
     """
+    return _scvi_alone(counts, n_genes, source_key or "", str(seed))
+
+
+def scanvi(
+    counts: AnnData, source_key: str, label_key: str, seed: int = 0, *, n_genes: int = 2000
+) -> np.ndarray:
+    """Labels by scANVI on top of scVI, with the settings of its tutorial.
+
+    Args:
+        counts: Cells with counts, reference and query.
+        source_key: Column of obs with the sources.
+        label_key: Column of obs with the labels, missing in the query.
+        seed: Seed of the training.
+        n_genes: Number of highly variable genes that are looked at.
+
+    Returns:
+        The label of every cell [n], that of the query's being predicted.
+
+    Raises:
+        InputError: scvi-tools is not installed, or fails.
+
+    Reference:
+        Xu et al., Molecular Systems Biology 17:e9620 (2021).
+    """
+    return _scvi_alone(counts, n_genes, source_key, str(seed), label_key)
+
+
+def _scvi_alone(counts: AnnData, n_genes: int, *arguments: str) -> np.ndarray:
+    """What `scvi_alone.py` leaves of the genes that vary most."""
     import scanpy as sc
 
     check_installed(["scvi"])
@@ -182,11 +220,7 @@ def scvi(
         chosen.write_h5ad(cells)
         call = [sys.executable, str(Path(__file__).with_name("scvi_alone.py")), cells, out]
         done = subprocess.run(
-            [*map(str, call), source_key or "", str(seed)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
+            [*map(str, call), *arguments], cwd=folder, capture_output=True, text=True, check=False
         )
         if done.returncode or not out.exists():
             last = (done.stderr.strip() or "no message").splitlines()[-1]

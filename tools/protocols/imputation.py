@@ -129,7 +129,7 @@ def _compare(
             **training,
         )
         found = impute(model, bare, reference=records, modalities={modality: place}, k=k)[modality]
-    pca = _by_pca(train_cells, test_cells, _dense(known.matrix), k, seed)
+    pca = by_pca(train_cells, test_cells, _dense(known.matrix), k, seed)
     truth = _dense(measured.matrix)
     return pd.DataFrame(
         {
@@ -164,14 +164,25 @@ def correlations(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.divide(together, scale, out=np.full(len(scale), np.nan), where=scale > 1e-12)
 
 
-def _by_pca(
+def by_pca(
     train_cells: AnnData, test_cells: AnnData, values: np.ndarray, k: int, seed: int
 ) -> np.ndarray:
-    """Mean over the k nearest cells by Euclidean distance of principal components."""
+    """Mean over the k nearest cells by Euclidean distance of principal components.
+
+    Args:
+        train_cells: Cells with counts [n].
+        test_cells: Cells with counts [m] of the same genes.
+        values: What is known of the former [n, F].
+        k: Number of neighbours.
+        seed: Of the components.
+
+    Returns:
+        The means [m, F].
+    """
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
-    x, y = _log_values(train_cells), _log_values(test_cells)
+    x, y = log_values(train_cells.X), log_values(test_cells.X)
     if x.shape[1] > _GENES:
         import scanpy as sc
         from anndata import AnnData
@@ -185,9 +196,9 @@ def _by_pca(
     return values[search.kneighbors(pca.transform(y), return_distance=False)].mean(axis=1)
 
 
-def _log_values(adata: AnnData) -> np.ndarray:
-    """Log-normalized counts."""
-    x = _dense(adata.X).astype(np.float32)
+def log_values(counts: Any) -> np.ndarray:
+    """Counts [n, F], dense or sparse, scaled to 10,000 per cell and log1p taken; dense float32."""
+    x = _dense(counts).astype(np.float32)
     return np.log1p(x * (1e4 / np.maximum(x.sum(axis=1, keepdims=True), 1e-12)))
 
 

@@ -181,7 +181,7 @@ def _by_set(findings: Findings) -> str:
                     ),
                 ]
             )
-    return _markdown(
+    return markdown(
         f"{' · '.join(SHOWN.values())}; means over seeds, ± their standard deviation. Harmony's "
         "are PCA's where there are no sources.",
         ["data set", *findings.methods],
@@ -217,7 +217,7 @@ def _summary(findings: Findings) -> str:
     said = "; ".join(
         f"{SHOWN[s]} {best[s].idxmax()} {_number(best[s].max())}" for s in SHOWN if len(best[s])
     )
-    return _markdown(
+    return markdown(
         f"Best single peer on the real sets: {said or 'none on all of them'}. "
         f"{' · '.join(SHOWN.values())}; "
         f"worst and spread (sets of more than {MANY_CELLS:,} cells) of the ARIs alone; recovered "
@@ -252,7 +252,7 @@ def _scib(findings: Findings) -> str:
         ]
     )
     heads = ["data set", *findings.methods]
-    return _markdown(f"scIB: {' · '.join(SCIB.values())}.", heads, rows)
+    return markdown(f"scIB: {' · '.join(SCIB.values())}.", heads, rows)
 
 
 def _left_out(findings: Findings) -> str:
@@ -284,7 +284,7 @@ def _left_out(findings: Findings) -> str:
     mean = " · ".join(_number(np.mean(got[score])) for score in SHOWN)
     rows.append(["mean", "", mean, " · ".join(less)])
     heads = ["left out", "chosen by all others", " · ".join(SHOWN.values()), "less PCA"]
-    return _markdown(
+    return markdown(
         "Leaving one out: for each real set the configuration with the best mean of both ARIs "
         "over all other sets, scored on the set that was left out.",
         heads,
@@ -329,7 +329,7 @@ def _spread(value: float) -> str:
     return "" if np.isnan(value) else f" ±{value:.2f}"
 
 
-def _markdown(about: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table below what there is to say about it."""
+def markdown(about: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown below what there is to say about it."""
     lines = [f"| {' | '.join(line)} |" for line in (heads, *rows)]
     return "\n".join([about, "", lines[0], f"|{'---|' * len(heads)}", *lines[1:], ""])

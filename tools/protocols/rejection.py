@@ -99,7 +99,7 @@ def rejection(
         adata, labels = adata[kept].copy(), labels[kept]
         for seed in seeds:
             for i, group in enumerate(chosen):
-                aside = _put_aside(labels, test, seed) | np.isin(labels, group)
+                aside = put_aside(labels, test, seed) | np.isin(labels, group)
                 work = Path(folder) / f"{seed}-{i}"
                 work.mkdir()
                 reference = convert(
@@ -145,8 +145,22 @@ def rejection(
     return result
 
 
-def _put_aside(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A random share of the cells of every type; each keeps at least one."""
+def put_aside(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A random share of the cells of every type; each keeps at least one.
+
+    Args:
+        labels: Types of cells [n].
+        share: Share to put aside.
+        seed: Of the choice.
+
+    Returns:
+        Whether each cell is put aside [n].
+
+    Example:
+
+    >>> int(put_aside(np.array(["B", "B", "T"]), 0.5, 0).sum())
+    1
+    """
     rng = np.random.default_rng(seed)
     aside = np.zeros(len(labels), bool)
     for name in sorted(set(labels)):

@@ -1,7 +1,8 @@
 """scVI in a process of its own: PyTorch and TensorFlow do not get on in one.
 
-    python scvi_alone.py CELLS.h5ad EMBEDDING.npy SOURCE_KEY SEED
+    python scvi_alone.py CELLS.h5ad OUT.npy SOURCE_KEY SEED [LABEL_KEY]
 
+Leaves the embedding, or with a column of labels what scANVI makes of those that are missing.
 Imports nothing of this package, and with it no TensorFlow.
 """
 
@@ -13,8 +14,8 @@ import time
 import warnings
 
 
-def main(cells_path: str, out: str, source_key: str, seed: str) -> None:
-    """Embeds counts, which are of the genes that matter, and prints the seconds of training."""
+def main(cells_path: str, out: str, source_key: str, seed: str, label_key: str = "") -> None:
+    """Embeds or labels counts, of the genes that matter, and prints the seconds of training."""
     warnings.simplefilter("ignore")
     import anndata
     import numpy as np
@@ -28,7 +29,15 @@ def main(cells_path: str, out: str, source_key: str, seed: str) -> None:
     scvi.model.SCVI.setup_anndata(cells, batch_key=source_key or None)
     model = scvi.model.SCVI(cells, n_layers=2, n_latent=30, gene_likelihood="nb")
     model.train(enable_progress_bar=False, accelerator="cpu")
-    np.save(out, np.asarray(model.get_latent_representation(), np.float32))
+    if label_key:
+        cells.obs[label_key] = cells.obs[label_key].astype(object).fillna("unlabelled")
+        taught = scvi.model.SCANVI.from_scvi_model(
+            model, labels_key=label_key, unlabeled_category="unlabelled"
+        )
+        taught.train(max_epochs=20, enable_progress_bar=False, accelerator="cpu")
+        np.save(out, np.asarray(taught.predict(), str))
+    else:
+        np.save(out, np.asarray(model.get_latent_representation(), np.float32))
     print(round(time.perf_counter() - began, 1))
 
 
