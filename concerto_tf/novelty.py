@@ -29,6 +29,9 @@ _QUANTILES = np.linspace(0, 1, 201)
 _HALF_ITS_OWN = 10
 #: Cells that are looked at together, and the most among which these are looked for.
 _TOGETHER, _AMONG = 5, 2_000
+#: How two p-values of a cell are joined, and what of a query's shift is not counted; measured on
+#: eight sets of which types were left out, and on five pairs of studies (tools/trials).
+_TIMES, _FORGIVEN, _NOVEL = 1.5, 0.5, 0.1
 
 
 class Scale(NamedTuple):
@@ -200,8 +203,12 @@ def mean_together(p_value: np.ndarray, z: np.ndarray) -> np.ndarray:
 def novelty_together(p_value: np.ndarray, z: np.ndarray, known: Calibration) -> np.ndarray:
     """The novelty p-value of cells by themselves and by those that lie nearest to them.
 
-    Twice the lesser of the two p-values (Bonferroni), so that a share of about alpha of known cells
-    still lies below alpha.
+    It is 1.5 times the lesser of the two p-values, which depend on each other. In trials a share of
+    about alpha of known cells then lies below alpha.
+
+    A mean of five cells shows a little shift of a whole query five times as clearly as one cell
+    does. So half of how far the query's median lies below that of known cells is not counted,
+    unless most of the query is novel cell by cell.
 
     Args:
         p_value: Novelty p-values of the cells of one query [n], each of a cell by itself.
@@ -214,7 +221,9 @@ def novelty_together(p_value: np.ndarray, z: np.ndarray, known: Calibration) -> 
     score = mean_together(p_value, z)
     if not len(score) or not known.n_cells:
         return p_value
-    return np.minimum(1.0, 2 * np.minimum(p_value, novelty(score, known).numpy()))
+    if np.median(p_value) >= _NOVEL:
+        score -= _FORGIVEN * min(0.0, float(np.median(score) - np.median(known.scores)))
+    return np.minimum(1.0, _TIMES * np.minimum(p_value, novelty(score, known).numpy()))
 
 
 def _between(score: tf.Tensor, known: tf.Tensor, below: tf.Tensor) -> tf.Tensor:

@@ -158,7 +158,7 @@ def load_reference(folder: str | Path) -> Reference:
         for i, held in enumerate(content["labels"]):
             labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
             if held["calibrated"]:
-                found = {
+                found: dict[str, Any] = {
                     name: array(f"labels-{i}-{name}")
                     if kind is None
                     else kind(*(array(f"labels-{i}-{name}-{part}") for part in kind._fields))

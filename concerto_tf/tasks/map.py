@@ -84,9 +84,9 @@ def map(  # noqa: A001 - the command's name
         model: A trained model, or its path. In its folder the embedded reference is kept.
         query: Cells to map; what `embed` takes.
         out: The `.h5ad` to write: the query with ``obs["concerto_label"]``,
-            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]``, the
-            label before rejection in ``obs["concerto_predicted"]``, and ``obsm["X_concerto"]``; of
-            ``levels`` each also with the level's name behind, as in
+            ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]``,
+            the label before rejection in ``obs["concerto_predicted"]``, and ``obsm["X_concerto"]``;
+            of ``levels`` each also with the level's name behind, as in
             ``obs["concerto_label_<level>"]``.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
         label_key: Column of the reference's obs to transfer.
@@ -97,7 +97,7 @@ def map(  # noqa: A001 - the command's name
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
         finetune: Train the model on query and reference without labels first, and embed with it.
         adapt: What to do about a query that lies off from the reference as a whole: ``align`` moves
-            it by what its cells share with the reference, ``source`` normalises it by statistics of
+            it by what its cells share with the reference, ``source`` normalizes it by statistics of
             its own, which takes about the same types in both, ``none`` takes it as it is. ``auto``
             moves it where that makes it much more like the reference, and says so.
         reference_source_key: As ``source_key``, of the reference; by default the same where the

@@ -71,7 +71,7 @@ def run(
         inputs: One or several of what `convert` takes.
         out: Folder of the result.
         source_key: Column of obs that names batches, donors or technologies.
-        label_key: Column of obs with cell types, to score and colour by. Training never sees it.
+        label_key: Column of obs with cell types, to score and color by. Training never sees it.
         layer: Layer that holds the counts.
         genes: ``all``, ``hvg:N`` or a file with one gene per line.
         resolution: Resolution of the Leiden clusters.
@@ -196,7 +196,7 @@ def _hint_at_sources(cells: Input) -> None:
             found = len(cells.column(key)[1])
             if 2 <= found <= 100:
                 _log.info(
-                    "%s: obs has %r with %d values; %s would normalise each by its own statistics",
+                    "%s: obs has %r with %d values; %s would normalize each by its own statistics",
                     cells.name,
                     key,
                     found,

@@ -107,4 +107,4 @@ def test_command_logs_its_options(concerto, cells_file, tmp_path) -> None:
     (tmp_path / "file").touch()
     answer = concerto("run", cells_file, "-o", tmp_path / "file" / "out")
     assert answer.code == 2 and "another folder (-o DIR)" in answer.err
-    assert "--source-key batch would normalise each" in answer.err
+    assert "--source-key batch would normalize each" in answer.err

@@ -116,7 +116,9 @@ def pca(
         cells = cells[:, cells.var["highly_variable"]].copy()
     if scaled:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that centered values are no longer sparse
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # that centered values are no longer sparse
             sc.pp.scale(cells, max_value=10)
     k = min(components, cells.n_obs - 1, cells.n_vars - 1)
     sc.pp.pca(cells, n_comps=k, random_state=seed)

@@ -28,7 +28,7 @@ def type_axes(
     Args:
         y: Standardized values [n, F] of cells that may be learned from.
         label: Their cell types [n], 0 or more.
-        seed: Seed of the randomised decomposition.
+        seed: Seed of the randomized decomposition.
         components: Number of components, at most 50.
 
     Returns:
