@@ -42,9 +42,9 @@ _MOST_CELLS = 20_000
 #: Mean novelty p-value of a query (0.5 where it is like the reference) below which moving it is
 #: tried, and by how much it has to rise for the query to be moved.
 _UNLIKE, _WORTH_MOVING = 0.4, 0.1
-#: Longest offset that is one, in distances of reference cells from their middle. Those of other
-#: studies of a tissue are up to 0.7 long; of noise, other tissues and single genes 0.8 and more.
-_MOST_OFFSET = 0.75
+#: Longest offset that is a shift, in distances of the query's cells from their mean. Those of other
+#: studies of a tissue were up to 0.61 long; of noise, other tissues and single genes 0.67 and more.
+_MOST_OFFSET = 0.65
 #: Cells of a query, below which nothing tells a shift from what they are.
 _FEW_CELLS = 20
 
@@ -229,8 +229,8 @@ def _moved(
     offset = query_offset(own, embedded.compared(some) - embedded.middle, seed)
     if how == "align" or key is None:
         return z - offset, "the query was moved by what its cells share with the reference"
-    if np.linalg.norm(offset) > _MOST_OFFSET * np.sqrt(np.square(own - own.mean(0)).sum(1).mean()):
-        return z, ""  # cells of another kind, which would be moved onto the nearest
+    if np.linalg.norm(offset) > _MOST_OFFSET * np.sqrt(some.var(axis=0).sum()):
+        return z, ""  # cells of no type of the reference, which would be moved onto the nearest
     part = reference.labelled(key)
     as_is, then = (
         float(transfer(part, of, key, min(k, part.n_cells))["novelty"].mean())

@@ -42,9 +42,11 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             label = np.array(Minibatch(batch).label(model.label_key))
             yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
-    axes, mean = measured_types(cells, len(model.classes), model.seed, components)
-    model.type_axes.assign(axes)
-    model.type_mean.assign(mean)
+    found = measured_types(cells, len(model.classes), model.seed, components)
+    for weight, value in zip(
+        (model.type_axes, model.type_mean, model.type_directions), found, strict=True
+    ):
+        weight.assign(value)
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
