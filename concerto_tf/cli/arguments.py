@@ -126,7 +126,13 @@ def make_parser() -> argparse.ArgumentParser:
         )
 
     def resolution(made: argparse.ArgumentParser) -> None:
-        real(made, "--resolution", "of Leiden; higher gives more clusters (0.6)", 0.6)
+        made.add_argument(
+            "--resolution",
+            type=parsing.resolution,
+            default="auto",
+            metavar="X",
+            help="of Leiden; higher gives more clusters (auto: 0.6)",
+        )
 
     def output(
         made: argparse.ArgumentParser,

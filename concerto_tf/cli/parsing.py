@@ -56,6 +56,11 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers, as in 3,2,1") from None
 
 
+def resolution(text: str) -> float | str:
+    """A number, or ``auto``."""
+    return text if text == "auto" else float(text)
+
+
 def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")

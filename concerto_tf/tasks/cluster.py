@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from concerto_tf.jobs import Job
 
 ALGORITHMS = ("leiden", "kmeans", "soft-kmeans", "consensus")
-# Resolution of Leiden where none is given.
-RESOLUTION = 0.6
+#: Resolution of Leiden where none is given. Rules that follow the data were tried, and none of them
+#: was better than one resolution for all (tools/trials).
+AUTO, _RESOLUTION = "auto", 0.6
 # Clusterings that a consensus is made of.
 RUNS = 20
 # Cells per step, and steps, of the soft K-means network.
@@ -49,7 +50,7 @@ def cluster(
     *,
     rep: str = "X_concerto",
     algorithm: str = "leiden",
-    resolution: float = RESOLUTION,
+    resolution: float | str = AUTO,
     n_clusters: int | None = None,
     seed: int = 0,
     runs: int | None = None,
@@ -73,7 +74,7 @@ def cluster(
         rep: Key of the embedding in obsm, or ``X``.
         algorithm: ``leiden`` on the graph of 15 nearest neighbours (Euclidean), ``kmeans``,
             ``soft-kmeans`` (a network that starts from K-means, `SoftKMeans`) or ``consensus``.
-        resolution: Resolution of Leiden; higher gives more clusters.
+        resolution: Resolution of Leiden; higher gives more clusters. ``auto`` is 0.6.
         n_clusters: Number of clusters, but for Leiden; a consensus without it finds its own.
         seed: Seed of the algorithm.
         runs: Clusterings that a consensus is made of; by default 20.
@@ -99,7 +100,7 @@ def cluster(
     """
     if out is not None:
         check_target(out)
-    check_resolution(resolution)
+    resolution = resolution_of(resolution)
     _check_algorithm(algorithm, n_clusters, runs, clusterings)
     with ExitStack() as stack:
         run = stack.enter_context(finished_run(cells)) if is_run(cells) else None
@@ -179,12 +180,19 @@ def _renew(run: Job, adata: AnnData) -> None:
     write_json(run.out / METRICS, {key: metrics[key] for key in metrics if key not in stale})
 
 
-def check_resolution(resolution: float) -> None:
-    """Raises InputError if Leiden cannot take a resolution."""
+def resolution_of(resolution: float | str) -> float:
+    """The resolution that Leiden takes, or an InputError if it cannot take it.
+
+    Args:
+        resolution: A positive number, or ``auto``.
+    """
+    if resolution == AUTO:
+        return _RESOLUTION
     if not (isinstance(resolution, Real) and 0 < resolution < math.inf):
         raise InputError(
-            f"resolution is {resolution!r}; it must be a positive number", "resolution"
+            f"resolution is {resolution!r}; it must be a positive number, or {AUTO!r}", "resolution"
         )
+    return float(resolution)
 
 
 def umap(adata: AnnData, seed: int = 0) -> None:

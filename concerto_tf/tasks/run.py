@@ -22,11 +22,11 @@ from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
 from concerto_tf.tasks.cluster import (
+    AUTO,
     CLUSTER,
-    RESOLUTION,
-    check_resolution,
     cluster,
     cluster_scores,
+    resolution_of,
     umap,
 )
 from concerto_tf.tasks.embed import KEY, embed_records
@@ -51,7 +51,7 @@ def run(
     label_key: str | None = None,
     layer: str | None = None,
     genes: str | None = None,
-    resolution: float = RESOLUTION,
+    resolution: float | str = AUTO,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -74,7 +74,7 @@ def run(
         label_key: Column of obs with cell types, to score and color by. Training never sees it.
         layer: Layer that holds the counts.
         genes: ``all``, ``hvg:N`` or a file with one gene per line.
-        resolution: Resolution of the Leiden clusters.
+        resolution: Resolution of the Leiden clusters; see `cluster`.
         drop_empty: Leave out cells without any count instead of refusing them.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
         workers, dask: As in `convert`.
@@ -112,7 +112,7 @@ def run(
     with Job(out, asked, LAYOUT) as job:
         # What is unsuitable shows before anything is written.
         check_arguments(**training)
-        check_resolution(resolution)
+        resolution_of(resolution)
         finished, trained = job.finished, job.kept
         with ExitStack() as stack:
             # `convert` tells if none of several has a modality.
