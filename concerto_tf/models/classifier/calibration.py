@@ -42,11 +42,9 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             label = np.array(Minibatch(batch).label(model.label_key))
             yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
-    found = measured_types(cells, len(model.classes), model.seed, components)
-    for weight, value in zip(
-        (model.type_axes, model.type_mean, model.type_directions), found, strict=True
-    ):
-        weight.assign(value)
+    axes, mean = measured_types(cells, len(model.classes), model.seed, components)
+    model.type_axes.assign(axes)
+    model.type_mean.assign(mean)
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:

@@ -39,14 +39,7 @@ from concerto_tf.records.batch import Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
-_OWN_WEIGHTS = (
-    "class_weight",
-    "type_axes",
-    "type_mean",
-    "type_directions",
-    "score_mean",
-    "score_width",
-)
+_OWN_WEIGHTS = ("class_weight", "type_axes", "type_mean", "score_mean", "score_width")
 
 
 @serializable
@@ -143,9 +136,8 @@ class Classifier(BatchModel):
         features = sum(one.n_inputs for one in self.encoder.modality_inputs)
         self.type_axes = state_weight(self, "type_axes", (features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
-        self.type_directions = state_weight(self, "type_directions", (c, features))
-        self.score_mean = state_weight(self, "score_mean", (c, 3))
-        self.score_width = state_weight(self, "score_width", (c, 3), initializer="ones")
+        self.score_mean = state_weight(self, "score_mean", (c, 2))
+        self.score_width = state_weight(self, "score_width", (c, 2), initializer="ones")
         for layer in (self.teacher_classes, self.student_classes):
             layer.build((None, width))
         keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
@@ -184,7 +176,7 @@ class Classifier(BatchModel):
 
         Returns:
             ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
-            the most probable one, ``scores`` [B, 3] (see `type_conformity`), ``score`` [B] (the
+            the most probable one, ``scores`` [B, 2] (see `type_conformity`), ``score`` [B] (the
             least of these, measured by the type), ``novelty`` [B] (the p-value; without calibration
             the probability) and ``embedding`` [B, d], all but the code float32.
         """
@@ -209,11 +201,10 @@ class Classifier(BatchModel):
         }
 
     def _scores(self, batch: Batch, log_p: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
-        """How much cells are like the cell type that they are taken for [B, 3]."""
+        """How much cells are like the cell type that they are taken for [B, 2]."""
         y = tf.cast(self.encoder.standardized(batch), tf.float32)
-        of_types = (self.type_axes, self.type_mean, self.type_directions)
-        measured = (tf.convert_to_tensor(weight) for weight in of_types)
-        return type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
+        axes, mean = (tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean))
+        return type_conformity(y, tf.cast(log_p, tf.float32), code, axes, mean)
 
     # --- training ---------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def measured_types(
     n_types: int,
     seed: int,
     components: int = COMPONENTS,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """What cell types are compared by, of more cells than fit into memory.
 
     Args:
@@ -75,8 +75,7 @@ def measured_types(
         components: As in `type_axes`.
 
     Returns:
-        Axes [F, 50], of the first cells, the mean of each cell type along them [C, 50], and the
-        mean direction of the cells of each type [C, F], of unit length.
+        Directions [F, 50], of the first cells, and the mean of each cell type along them [C, 50].
     """
     ys, labels = [], []
     for y, label in cells():
@@ -86,47 +85,32 @@ def measured_types(
             break
     axes = type_axes(np.concatenate(ys), np.concatenate(labels), seed, components)
     count, sums = np.zeros(n_types), np.zeros((n_types, COMPONENTS))
-    directions = np.zeros((n_types, axes.shape[0]))
     for y, label in cells():
         count += np.bincount(label, minlength=n_types)
         np.add.at(sums, label, y @ axes)
-        np.add.at(directions, label, _unit(y))
-    mean = sums / np.maximum(count, 1)[:, None]
-    return axes, mean.astype(np.float32), _unit(directions).astype(np.float32)
-
-
-def _unit(y: np.ndarray) -> np.ndarray:
-    return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
+    return axes, (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
 
 
 def type_conformity(
-    y: tf.Tensor,
-    log_p: tf.Tensor,
-    code: tf.Tensor,
-    axes: tf.Tensor,
-    mean: tf.Tensor,
-    directions: tf.Tensor,
+    y: tf.Tensor, log_p: tf.Tensor, code: tf.Tensor, axes: tf.Tensor, mean: tf.Tensor
 ) -> tf.Tensor:
     """How near cells lie to the cell type that they are taken for, and how clearly they are told.
 
-    Three scores: minus the logarithm of the squared Mahalanobis distance; the same of one minus the
-    cosine with the type's mean direction, to which noise lies at right angles; and the log odds of
-    the type. Each is about normally distributed among the cells of one type.
+    Minus the logarithm of the squared Mahalanobis distance, and the log odds of the type. Both are
+    about normally distributed among the cells of one type.
 
     Args:
         y: Standardized values [B, F].
         log_p: Logits of the cell types [B, C].
         code: Cell type that each cell is taken for [B], int.
-        axes, mean, directions: From `measured_types`.
+        axes: From `type_axes` [F, k].
+        mean: Mean of each cell type along them [C, k].
 
     Returns:
-        Conformity scores [B, 3]; higher is more like the cell type.
+        Conformity scores [B, 2]; higher is more like the cell type.
     """
     distance = tf.reduce_sum(tf.square(tf.matmul(y, axes) - tf.gather(mean, code)), axis=-1)
-    direction = tf.gather(directions, code)
-    cosine = tf.reduce_sum(tf.math.l2_normalize(y, axis=-1) * direction, axis=-1)
     own = tf.one_hot(code, log_p.shape[-1], True, False, dtype=tf.bool)
     others = tf.where(own, tf.constant(-np.inf, log_p.dtype), log_p)
     odds = tf.reduce_max(log_p, axis=-1) - tf.reduce_logsumexp(others, axis=-1)
-    apart = [-tf.math.log(value + _NO_DISTANCE) for value in (distance, 1 - cosine)]
-    return tf.stack([*apart, odds], axis=-1)
+    return tf.stack([-tf.math.log(distance + _NO_DISTANCE), odds], axis=-1)
