@@ -69,8 +69,8 @@ def scale_by_type(scores: np.ndarray, label: np.ndarray, n_types: int) -> Scale:
     return Scale(mean.astype(np.float32), np.sqrt(variance + 1e-12).astype(np.float32))
 
 
-def least_conformity(scores: tf.Tensor, label: tf.Tensor, scale: Scale) -> tf.Tensor:
-    """The least of several conformity scores, each measured by the cells of its type.
+def by_type(scores: tf.Tensor, label: tf.Tensor, scale: Scale) -> tf.Tensor:
+    """Conformity scores measured by the cells of the type.
 
     Args:
         scores: Conformity scores of cells [B, S].
@@ -78,18 +78,20 @@ def least_conformity(scores: tf.Tensor, label: tf.Tensor, scale: Scale) -> tf.Te
         scale: From `scale_by_type`, arrays or tensors.
 
     Returns:
-        Conformity scores [B], in standard deviations from the mean of the type.
+        Scores [B, S], in standard deviations from the mean of the type. The least of several is a
+        conformity score itself.
 
     Example:
 
     >>> import numpy as np, tensorflow as tf
-    >>> from concerto_tf.novelty import Scale, least_conformity
+    >>> from concerto_tf.novelty import Scale, by_type
     >>> scale = Scale(np.float32([[0, 5]]), np.float32([[1, 2]]))
-    >>> least_conformity(tf.constant([[1.0, 1.0], [-3.0, 9.0]]), tf.constant([0, 0]), scale).numpy()
-    array([-2., -3.], dtype=float32)
+    >>> by_type(tf.constant([[1.0, 1.0], [-3.0, 9.0]]), tf.constant([0, 0]), scale).numpy()
+    array([[ 1., -2.],
+           [-3.,  2.]], dtype=float32)
     """
     mean, width = (tf.gather(tf.convert_to_tensor(part), label) for part in scale)
-    return tf.reduce_min((scores - mean) / width, axis=-1)
+    return (scores - mean) / width
 
 
 class Calibration(NamedTuple):

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import (
+    by_type,
     calibrate,
-    least_conformity,
     mean_together,
     novelty,
     scale_by_type,
@@ -56,7 +56,8 @@ def novelty_of_labels(
     direction = tf.gather(tf.constant(conformity.directions), label)
     centre = tf.reduce_sum(tf.math.l2_normalize(z, axis=-1) * direction, axis=-1)
     length = tf.norm(z, axis=-1) / tf.gather(tf.constant(conformity.lengths), label)
-    score = least_conformity(_scores(near, centre, length), label, conformity.scale)
+    scores = by_type(_scores(near, centre, length), label, conformity.scale)
+    score = tf.reduce_min(scores, axis=-1)
     return tf.where(codes >= 0, novelty(score + _SAME, conformity.least), 0.0)
 
 
@@ -149,7 +150,7 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     scores = _scores(near, centre, length)
     scale = scale_by_type(scores.numpy(), label, n_labels)
     scale.width[count < 2] = np.inf  # of a single cell nobody knows how its like vary
-    least = least_conformity(scores, tf.constant(label), scale)
+    least = tf.reduce_min(by_type(scores, tf.constant(label), scale), axis=-1)
     known = calibrate(least.numpy())
     p_value = novelty(least + _SAME, known).numpy()
     return Conformity(

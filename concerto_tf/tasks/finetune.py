@@ -245,7 +245,10 @@ def _calibrate(
         below = steps_below(ALPHA, n)
         # Components of few cells hold much of their noise: the very cells they were fitted on then
         # look stranger than new ones, and would be rejected when annotated themselves.
-        if not below or np.mean(found["score"][learned] < model.calibration[below - 1]) < 2 * ALPHA:
+        if (
+            not below
+            or np.mean(found["score"][learned, 0] < model.calibration[below - 1]) < 2 * ALPHA
+        ):
             break
     summary: dict[str, Any] = {"cells": n}
     if n:

@@ -8,14 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.classifier.network import Classifier
-from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types
-from concerto_tf.novelty import (
-    calibrated_on_all,
-    least_conformity,
-    mean_together,
-    novelty,
-    scale_by_type,
-)
+from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty
+from concerto_tf.novelty import mean_together, scale_by_type
 from concerto_tf.numerics.prediction_sets import of_truth
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
@@ -42,9 +36,11 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             label = np.array(Minibatch(batch).label(model.label_key))
             yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
 
-    axes, mean = measured_types(cells, len(model.classes), model.seed, components)
-    model.type_axes.assign(axes)
-    model.type_mean.assign(mean)
+    found = measured_types(cells, len(model.classes), model.seed, components)
+    for weight, value in zip(
+        (model.type_axes, model.type_mean, model.type_directions), found, strict=True
+    ):
+        weight.assign(value)
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -74,12 +70,12 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
     if held_out.any():
         scores, code = found["scores"][held_out], found["code"][held_out]
         scale = scale_by_type(scores, code, len(model.classes))
-        found["score"] = least_conformity(found["scores"], found["code"], scale).numpy()
-        known = calibrated_on_all(found["score"][held_out])
-        p_value = novelty(found["score"][held_out], known, interpolate=True).numpy()
+        found["score"] = type_novelty(found["scores"], found["code"], scale, ((), ()))[0].numpy()
+        known = np.sort(found["score"][held_out], axis=0).T.tolist()
+        p_value = type_novelty(scores, code, scale, known)[1].numpy()
         together = mean_together(p_value, found["embedding"][held_out])
         against = of_truth(found["probabilities"][held_out], label[held_out])
-        model.note_known(scale, known.scores, np.sort(together), np.sort(against))
+        model.note_known(scale, *known, np.sort(together), np.sort(against))
     else:
         model.note_known()
     return found

@@ -23,7 +23,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import in_order
-from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity
+from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity, type_novelty
 from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
@@ -31,15 +31,20 @@ from concerto_tf.novelty import (
     Scale,
     calibrated_on_all,
     is_novel,
-    least_conformity,
-    novelty,
     novelty_together,
 )
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
-_OWN_WEIGHTS = ("class_weight", "type_axes", "type_mean", "score_mean", "score_width")
+_OWN_WEIGHTS = (
+    "class_weight",
+    "type_axes",
+    "type_mean",
+    "type_directions",
+    "score_mean",
+    "score_width",
+)
 
 
 @serializable
@@ -60,7 +65,8 @@ class Classifier(BatchModel):
         classes: Names of the C cell types.
         label_key: What the labels are called: batches hold them as ``label/<label_key>``.
         consistency: Weight lambda of the agreement on target cells.
-        calibration: Conformity scores of the held-out cells, ascending; see `calibrate`.
+        calibration, directions: Conformity scores of the held-out cells, each ascending; see
+            `type_novelty`.
         together: `concerto_tf.novelty.mean_together` of these cells, ascending.
         nonconformity: What speaks against their types (`of_truth`), ascending.
         seed: Seed of the initial weights.
@@ -99,6 +105,7 @@ class Classifier(BatchModel):
         label_key: str = "cell_type",
         consistency: float = 1.0,
         calibration: Sequence[float] = (),
+        directions: Sequence[float] = (),
         together: Sequence[float] = (),
         nonconformity: Sequence[float] = (),
         seed: int = 0,
@@ -127,7 +134,7 @@ class Classifier(BatchModel):
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
         self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None
-        self.note_known(None, calibration, together, nonconformity)
+        self.note_known(None, calibration, directions, together, nonconformity)
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
@@ -136,8 +143,9 @@ class Classifier(BatchModel):
         features = sum(one.n_inputs for one in self.encoder.modality_inputs)
         self.type_axes = state_weight(self, "type_axes", (features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
-        self.score_mean = state_weight(self, "score_mean", (c, 2))
-        self.score_width = state_weight(self, "score_width", (c, 2), initializer="ones")
+        self.type_directions = state_weight(self, "type_directions", (c, features))
+        self.score_mean = state_weight(self, "score_mean", (c, 3))
+        self.score_width = state_weight(self, "score_width", (c, 3), initializer="ones")
         for layer in (self.teacher_classes, self.student_classes):
             layer.build((None, width))
         keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
@@ -176,20 +184,20 @@ class Classifier(BatchModel):
 
         Returns:
             ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
-            the most probable one, ``scores`` [B, 2] (see `type_conformity`), ``score`` [B] (the
-            least of these, measured by the type), ``novelty`` [B] (the p-value; without calibration
-            the probability) and ``embedding`` [B, d], all but the code float32.
+            the most probable one, ``scores`` [B, 3] (see `type_conformity`), ``score`` [B, 2]
+            (see `type_novelty`), ``novelty`` [B] (the p-value; without calibration the
+            probability) and ``embedding`` [B, d], all but the code float32.
         """
         teacher, student = self.encoder.represent(batch, training=False)
         log_p = tf.add_n([tf.nn.log_softmax(z) for z in self._logits(teacher, student)]) / 2
         probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
         code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
         scores = self._scores(batch, log_p, code)
-        score = least_conformity(scores, code, Scale(self.score_mean, self.score_width))
+        scale = Scale(self.score_mean, self.score_width)
+        score, p_value = type_novelty(scores, code, scale, (self.calibration, self.directions))
         probability = tf.reduce_max(probabilities, axis=-1)
-        p_value = probability
-        if self.calibration:
-            p_value = novelty(score, calibrated_on_all(self.calibration), interpolate=True)
+        if not self.calibration:
+            p_value = probability
         return {
             "probabilities": probabilities,
             "probability": probability,
@@ -201,10 +209,11 @@ class Classifier(BatchModel):
         }
 
     def _scores(self, batch: Batch, log_p: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
-        """How much cells are like the cell type that they are taken for [B, 2]."""
+        """How much cells are like the cell type that they are taken for [B, 3]."""
         y = tf.cast(self.encoder.standardized(batch), tf.float32)
-        axes, mean = (tf.convert_to_tensor(w) for w in (self.type_axes, self.type_mean))
-        return type_conformity(y, tf.cast(log_p, tf.float32), code, axes, mean)
+        of_types = (self.type_axes, self.type_mean, self.type_directions)
+        measured = (tf.convert_to_tensor(weight) for weight in of_types)
+        return type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
 
     # --- training ---------------------------------------------------------------------------
 
@@ -278,6 +287,7 @@ class Classifier(BatchModel):
         self,
         scale: Scale | None = None,
         calibration: Sequence[float] | np.ndarray = (),
+        directions: Sequence[float] | np.ndarray = (),
         together: Sequence[float] | np.ndarray = (),
         nonconformity: Sequence[float] | np.ndarray = (),
     ) -> None:
@@ -285,12 +295,13 @@ class Classifier(BatchModel):
 
         Args:
             scale: Of their scores by type.
-            calibration, together, nonconformity: As in the constructor.
+            calibration, directions, together, nonconformity: As in the constructor.
         """
         if scale is not None:
             self.score_mean.assign(scale.mean)
             self.score_width.assign(scale.width)
         self.calibration = tuple(float(score) for score in calibration)
+        self.directions = tuple(float(score) for score in directions)
         self.together = tuple(float(score) for score in together)
         self.nonconformity = tuple(float(score) for score in nonconformity)
         self._annotate_step = None  # which has them as constants
@@ -339,6 +350,7 @@ class Classifier(BatchModel):
             "label_key": self.label_key,
             "consistency": self.consistency,
             "calibration": list(self.calibration),
+            "directions": list(self.directions),
             "together": list(self.together),
             "nonconformity": list(self.nonconformity),
             "seed": self.seed,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.batches import SAMPLE_VALUES
+from concerto_tf.novelty import Scale, by_type, calibrated_on_all, novelty
 
 #: Principal components in which cell types are compared, at most.
 COMPONENTS = 50
@@ -15,6 +16,8 @@ COMPONENTS = 50
 _RIDGE = 0.1
 #: Less than any squared distance between cells.
 _NO_DISTANCE = 1e-6
+#: What p-values are multiplied by, of new types and of no such tissue.
+_TIMES = (1.15, 4.0)
 
 
 def type_axes(
@@ -64,7 +67,7 @@ def measured_types(
     n_types: int,
     seed: int,
     components: int = COMPONENTS,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What cell types are compared by, of more cells than fit into memory.
 
     Args:
@@ -75,7 +78,8 @@ def measured_types(
         components: As in `type_axes`.
 
     Returns:
-        Directions [F, 50], of the first cells, and the mean of each cell type along them [C, 50].
+        Axes [F, 50], of the first cells, the mean of each cell type along them [C, 50], and the
+        mean direction of the cells of each type [C, F], of unit length.
     """
     ys, labels = [], []
     for y, label in cells():
@@ -85,32 +89,75 @@ def measured_types(
             break
     axes = type_axes(np.concatenate(ys), np.concatenate(labels), seed, components)
     count, sums = np.zeros(n_types), np.zeros((n_types, COMPONENTS))
+    directions = np.zeros((n_types, axes.shape[0]))
     for y, label in cells():
         count += np.bincount(label, minlength=n_types)
         np.add.at(sums, label, y @ axes)
-    return axes, (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
+        np.add.at(directions, label, _unit(y))
+    mean = sums / np.maximum(count, 1)[:, None]
+    return axes, mean.astype(np.float32), _unit(directions).astype(np.float32)
+
+
+def _unit(y: np.ndarray) -> np.ndarray:
+    return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
 
 
 def type_conformity(
-    y: tf.Tensor, log_p: tf.Tensor, code: tf.Tensor, axes: tf.Tensor, mean: tf.Tensor
+    y: tf.Tensor,
+    log_p: tf.Tensor,
+    code: tf.Tensor,
+    axes: tf.Tensor,
+    mean: tf.Tensor,
+    directions: tf.Tensor,
 ) -> tf.Tensor:
-    """How near cells lie to the cell type that they are taken for, and how clearly they are told.
+    """How like the cell type that they are taken for cells are.
 
-    Minus the logarithm of the squared Mahalanobis distance, and the log odds of the type. Both are
-    about normally distributed among the cells of one type.
+    Three scores, each about normally distributed among the cells of one type: minus the logarithm
+    of the squared Mahalanobis distance to the type; the log odds of the type; and minus the
+    logarithm of one minus the cosine with the type's mean direction, to which noise and cells of
+    other tissues lie at right angles.
 
     Args:
         y: Standardized values [B, F].
         log_p: Logits of the cell types [B, C].
         code: Cell type that each cell is taken for [B], int.
-        axes: From `type_axes` [F, k].
-        mean: Mean of each cell type along them [C, k].
+        axes, mean, directions: From `measured_types`.
 
     Returns:
-        Conformity scores [B, 2]; higher is more like the cell type.
+        Conformity scores [B, 3]; higher is more like the cell type.
     """
     distance = tf.reduce_sum(tf.square(tf.matmul(y, axes) - tf.gather(mean, code)), axis=-1)
     own = tf.one_hot(code, log_p.shape[-1], True, False, dtype=tf.bool)
     others = tf.where(own, tf.constant(-np.inf, log_p.dtype), log_p)
     odds = tf.reduce_max(log_p, axis=-1) - tf.reduce_logsumexp(others, axis=-1)
-    return tf.stack([-tf.math.log(distance + _NO_DISTANCE), odds], axis=-1)
+    direction = tf.gather(directions, code)
+    cosine = tf.reduce_sum(tf.math.l2_normalize(y, axis=-1) * direction, axis=-1)
+    near, along = (-tf.math.log(apart + _NO_DISTANCE) for apart in (distance, 1 - cosine))
+    return tf.stack([near, odds, along], axis=-1)
+
+
+def type_novelty(
+    scores: tf.Tensor, code: tf.Tensor, scale: Scale, known: Sequence[Sequence[float]]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """How novel cells are, beside held-out ones.
+
+    The lesser of distance and odds tells new types; direction, a test of its own, what is no cell
+    of such a tissue at all. The novelty p-value is the lesser of both p-values times 1.15 and 4:
+    most of what may be lost of known cells is lost to the first.
+
+    Args:
+        scores: From `type_conformity` [B, 3].
+        code: Cell type that each cell is taken for [B].
+        scale: Of held-out cells (`scale_by_type`).
+        known: Both scores of held-out cells, each ascending; empty where there are none.
+
+    Returns:
+        Both scores [B, 2], and the p-value [B]; 1 where no cell was held out.
+    """
+    measured = by_type(scores, code, scale)
+    both = tf.stack([tf.reduce_min(measured[:, :2], axis=-1), measured[:, 2]], axis=-1)
+    p_value = tf.ones_like(both[:, 0])
+    for i, times in enumerate(_TIMES if known[0] else ()):
+        alone = novelty(both[:, i], calibrated_on_all(known[i]), interpolate=True)
+        p_value = tf.minimum(p_value, times * alone)
+    return both, p_value

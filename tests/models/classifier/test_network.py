@@ -250,6 +250,7 @@ def test_every_argument_comes_back(make_model: Callable, tmp_path: Path) -> None
     changed = {
         "consistency": 0.5,
         "calibration": (-1.5, -0.1),
+        "directions": (-3.5, -0.2),
         "together": (-2.5, -0.5),
         "seed": 3,
     }
