@@ -263,9 +263,8 @@ def test_served_model_gives_labels(
         labelled = ~rejected & (want["concerto_label"] != "unknown").to_numpy()
         assert labelled.mean() > 0.7
         assert (said == want["concerto_predicted"])[~rejected].all()
-        np.testing.assert_allclose(
-            confidence[labelled], want["concerto_confidence"][labelled], atol=0.35
-        )
+        both = confidence[labelled], want["concerto_confidence"][labelled]
+        assert np.corrcoef(*both)[0, 1] > 0.8
         alone = served.signatures["serving_default"](genes=inputs["genes"], values=inputs["values"])
         assert alone["embedding"].shape == got["embedding"].shape
         assert np.abs(alone["embedding"] - got["embedding"]).max() > 0  # protein counts

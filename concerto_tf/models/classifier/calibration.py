@@ -71,11 +71,11 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
         scores, code = found["scores"][held_out], found["code"][held_out]
         scale = scale_by_type(scores, code, len(model.classes))
         found["score"] = type_novelty(found["scores"], found["code"], scale, ((), ()))[0].numpy()
-        known = np.sort(found["score"][held_out], axis=0).T.tolist()
-        p_value = type_novelty(scores, code, scale, known)[1].numpy()
+        known, directions = np.sort(found["score"][held_out], axis=0).T.tolist()
+        p_value = type_novelty(scores, code, scale, (known, directions))[1].numpy()
         together = mean_together(p_value, found["embedding"][held_out])
         against = of_truth(found["probabilities"][held_out], label[held_out])
-        model.note_known(scale, *known, np.sort(together), np.sort(against))
+        model.note_known(scale, known, directions, np.sort(together), np.sort(against))
     else:
         model.note_known()
     return found
