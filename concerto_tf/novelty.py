@@ -29,9 +29,9 @@ _QUANTILES = np.linspace(0, 1, 201)
 _HALF_ITS_OWN = 10
 #: Cells that are looked at together, and the most among which these are looked for.
 _TOGETHER, _AMONG = 5, 2_000
-#: How two p-values of a cell are joined, and what of a query's shift is not counted; measured on
-#: eight sets of which types were left out, and on five pairs of studies (tools/trials).
-_TIMES, _FORGIVEN, _NOVEL = 1.5, 0.5, 0.1
+#: How two p-values of a cell are joined, what company takes of one at most, and what of a query's
+#: shift is not counted; measured on types left out of six sets, and between studies (tools/trials).
+_TIMES, _MOST_DOUBT, _FORGIVEN, _NOVEL = 1.5, 5.0, 0.5, 0.1
 
 
 class Scale(NamedTuple):
@@ -98,35 +98,26 @@ class Calibration(NamedTuple):
     """Conformity scores of known cells, with which those of other cells are compared.
 
     Attributes:
-        scores: Ascending [Q], or by group [G, Q]: those of all n cells, or quantiles of them.
-        n_cells: Number n of cells, or by group [G].
+        scores: Ascending [Q]: those of all n cells, or quantiles of them.
+        n_cells: Number n of cells.
     """
 
     scores: np.ndarray
     n_cells: np.ndarray | int
 
 
-def calibrate(
-    scores: np.ndarray, group: np.ndarray | None = None, n_groups: int = 1
-) -> Calibration:
-    """Keeps 201 quantiles of the scores of known cells, of each group of cells apart.
+def calibrate(scores: np.ndarray) -> Calibration:
+    """Keeps 201 quantiles of the scores of known cells.
 
     Args:
         scores: Conformity scores of known cells [n]; of none nothing is novel.
-        group: Group of each cell [n], for a calibration by group; ``None`` for one of all cells.
-        n_groups: Number of groups G. In a group without cells nothing is novel.
 
     Returns:
         The calibration.
     """
-    if group is None and not len(scores):
+    if not len(scores):
         return Calibration(np.zeros(1, np.float32), 0)
-    if group is None:
-        return Calibration(np.quantile(scores, _QUANTILES).astype(np.float32), len(scores))
-    grid = np.full((n_groups, len(_QUANTILES)), -1.0, np.float32)
-    for code in np.unique(group):
-        grid[code] = np.quantile(scores[group == code], _QUANTILES)
-    return Calibration(grid, np.bincount(group, minlength=n_groups).astype(np.float32))
+    return Calibration(np.quantile(scores, _QUANTILES).astype(np.float32), len(scores))
 
 
 def calibrated_on_all(scores: Sequence[float] | np.ndarray) -> Calibration:
@@ -137,7 +128,6 @@ def calibrated_on_all(scores: Sequence[float] | np.ndarray) -> Calibration:
 def novelty(
     score: tf.Tensor,
     known: Calibration,
-    group: tf.Tensor | None = None,
     interpolate: bool = False,
 ) -> tf.Tensor:
     """The novelty p-value of cells: the share of known cells that conform no better.
@@ -145,7 +135,6 @@ def novelty(
     Args:
         score: Conformity scores of cells [B], float32.
         known: From `calibrate`, or the scores of all known cells.
-        group: Group with whose cells each is compared [B], where the calibration is by group.
         interpolate: Whether the cell itself, which counts as one of the known cells, counts only in
             proportion to where its score lies between theirs. The value then rises with the score
             everywhere, also beyond all known cells. Takes the scores of all known cells.
@@ -169,9 +158,8 @@ def novelty(
         Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", Springer (2005).
     """
     scores, count = (tf.constant(part, tf.float32) for part in known)
-    if group is not None:
-        scores, count = tf.gather(scores, group), tf.gather(count, group)
-    below = tf.reduce_sum(tf.cast(scores <= score[:, tf.newaxis], tf.float32), axis=-1)
+    below = tf.cast(tf.searchsorted(scores, score, side="right"), tf.float32)
+    below = tf.where(tf.math.is_nan(score), 0.0, below)
     itself = _between(score, scores, tf.cast(below, tf.int32)) if interpolate else 1.0
     return (below * (count / scores.shape[-1]) + itself) / (1.0 + count)
 
@@ -210,7 +198,8 @@ def novelty_together(p_value: np.ndarray, z: np.ndarray, known: Calibration) -> 
 
     A mean of five cells shows a little shift of a whole query five times as clearly as one cell
     does. So half of how far the query's median lies below that of known cells is not counted,
-    unless most of the query is novel cell by cell.
+    unless most of the query is novel cell by cell. And company takes a p-value to a fifth at most:
+    a known cell may be the only one of its type among cells of a new one.
 
     Args:
         p_value: Novelty p-values of the cells of one query [n], each of a cell by itself.
@@ -225,7 +214,8 @@ def novelty_together(p_value: np.ndarray, z: np.ndarray, known: Calibration) -> 
         return p_value
     if np.median(p_value) >= _NOVEL:
         score -= _FORGIVEN * min(0.0, float(np.median(score) - np.median(known.scores)))
-    return np.minimum(1.0, _TIMES * np.minimum(p_value, novelty(score, known).numpy()))
+    together = np.maximum(novelty(score, known).numpy(), p_value / _MOST_DOUBT)
+    return np.minimum(1.0, _TIMES * np.minimum(p_value, together))
 
 
 def _between(score: tf.Tensor, known: tf.Tensor, below: tf.Tensor) -> tf.Tensor:
@@ -254,32 +244,31 @@ def steps_below(alpha: float, n: int) -> int:
 
 
 def is_novel(p_value: Any, alpha: float, n: int) -> Any:
-    """Which cells are unknown, by interpolated p-values that rest on n known cells.
+    """Which cells are unknown, by p-values that rest on n known cells.
 
     Args:
-        p_value: From `novelty` [B], array or tensor.
+        p_value: Novelty p-values [B], array or tensor.
         alpha: Share of known cells that may be rejected.
         n: Number of known cells that the p-values rest on; too few reject none.
 
     Returns:
         bool [B].
     """
-    # Less a little: a known cell is the limit itself, and no rounding is to reject it.
-    return p_value < steps_below(alpha, n) / (n + 1) - 1e-5
+    return p_value < (alpha if steps_below(alpha, n) else 0.0)
 
 
-def rejection_rate(alpha: float, n: int) -> tuple[float, float, float]:
+def rejection_rate(share: float, n: int) -> tuple[float, float, float]:
     """Share of known cells that a calibration on n held-out cells rejects, and how sure that is.
 
     Where a cell is rejected that conforms less than the j-th of the held-out ones, the share
     rejected of all cells like them follows the distribution Beta(j, n + 1 - j).
 
     Args:
-        alpha: Share of known cells that may be rejected.
+        share: Share of the held-out cells that are rejected.
         n: Number of held-out cells.
 
     Returns:
-        Its mean, and the limits within which it lies in 95 of 100 calibrations.
+        Its mean, and the limits within which it lies in about 95 of 100 calibrations.
 
     Example:
 
@@ -288,7 +277,7 @@ def rejection_rate(alpha: float, n: int) -> tuple[float, float, float]:
     """
     from scipy.stats import beta
 
-    j = steps_below(alpha, n)
+    j = steps_below(share, n)
     if not j:
         return 0.0, 0.0, 0.0
     low, high = beta.ppf([0.025, 0.975], j, n + 1 - j)

@@ -150,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
             default=False,
             metavar="KEY",
             help="also the label that most cells of a group have: of this obs column, or of small "
-            "clusters",
+            "clusters (without KEY, to be put last)",
         )
 
     def model(made: argparse.ArgumentParser) -> None:

@@ -166,7 +166,7 @@ def annotate(options: argparse.Namespace) -> Any:
             options.input,
             options.output,
             alpha=options.alpha,
-            vote=options.vote,
+            **given.same(options, "vote seed"),
             progress=progress.stage("annotate"),
             **given.reading(options),
         )

@@ -63,7 +63,8 @@ def novelty_of_labels(
 
 def _scores(near: tf.Tensor, centre: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """Conformity scores [B, 3], each about normally distributed among the cells of one label."""
-    apart = [-tf.math.log(1 - cosine + _NO_ANGLE) for cosine in (near, centre)]
+    # Rounding takes cosines beyond 1, by more where matrices are multiplied in half precision.
+    apart = [-tf.math.log(tf.maximum(1 - cosine, _NO_ANGLE)) for cosine in (near, centre)]
     return tf.stack([*apart, -tf.abs(tf.math.log(length + _NO_ANGLE))], axis=-1)
 
 
@@ -134,8 +135,8 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     for start in range(0, reference.n_cells, _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         cells = embedded.from_middle(part)
-        np.add.at(sums[0], held.codes[part], _unit(cells))
-        np.add.at(sums[1], held.codes[part], cells)
+        member = np.eye(n_labels, dtype=np.float32)[held.codes[part]].T
+        sums += np.stack([member @ _unit(cells), member @ cells])
     lengths = np.linalg.norm(sums[1], axis=1) / np.maximum(count, 1)
     lengths = np.where(lengths > 0, lengths, 1.0)
     # Without the cell itself, which would draw the centroid of a rare label to it.

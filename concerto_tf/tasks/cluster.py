@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._files import atomic, write_json
+from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
@@ -106,6 +107,8 @@ def cluster(
         run = stack.enter_context(finished_run(cells)) if is_run(cells) else None
         if run is not None:
             cells = run.out / RESULT
+            if out is not None and as_path(out).resolve() == cells.resolve():
+                out = None
             if out is None:
                 check_target(cells)
         adata = open_embedded(cells, backed=False)
@@ -170,8 +173,8 @@ def _put(adata: AnnData, clusters: pd.Categorical, sure: np.ndarray | None) -> N
 
 def _renew(run: Job, adata: AnnData) -> None:
     """Puts the clusters of `adata` into the result of a run, its figure and its scores."""
-    replace_columns(run.out / RESULT, {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)})
     draw_maps(adata, [CLUSTER], run.out, titles={})
+    replace_columns(run.out / RESULT, {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)})
     label = (run.asked or {}).get("label_key")
     labels = None if label in (None, CLUSTER) else adata.obs.get(label)
     scores = cluster_scores(adata.obs[CLUSTER], labels)

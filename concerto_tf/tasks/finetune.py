@@ -255,7 +255,8 @@ def _calibrate(
         told, truth = found["code"][held_out], codes[held_out]
         summary["accuracy"] = round(float(np.mean(told == truth)), 4)
         summary["macro_f1"] = round(float(f1_score(truth, told, average="macro")), 4)
-    expected, low, high = rejection_rate(ALPHA, n)
+    share = float(model.rejected(found["novelty"][held_out], ALPHA).mean()) if n else 0.0
+    expected, low, high = rejection_rate(share, n)
     summary["alpha"], summary["rejected"] = ALPHA, round(expected, 4)
     summary["rejected_interval_95"] = [round(low, 4), round(high, 4)]
     if expected:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty
-from concerto_tf.novelty import mean_together, scale_by_type
+from concerto_tf.novelty import calibrated_on_all, mean_together, novelty_together, scale_by_type
 from concerto_tf.numerics.prediction_sets import of_truth
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
@@ -52,7 +52,8 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
             was learned. Without any, confidence stays the probability.
 
     Returns:
-        What `Classifier.annotate` gives, for all cells.
+        What `Classifier.annotate` gives, for all cells; the novelty of those held out alone, as
+        `annotate` tells it.
     """
     labels: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -74,6 +75,10 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
         known, directions = np.sort(found["score"][held_out], axis=0).T.tolist()
         p_value = type_novelty(scores, code, scale, (known, directions))[1].numpy()
         together = mean_together(p_value, found["embedding"][held_out])
+        found["novelty"] = np.ones(len(label), np.float32)
+        found["novelty"][held_out] = novelty_together(
+            p_value, found["embedding"][held_out], calibrated_on_all(together)
+        )
         against = of_truth(found["probabilities"][held_out], label[held_out])
         model.note_known(scale, known, directions, np.sort(together), np.sort(against))
     else:

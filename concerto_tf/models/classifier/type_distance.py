@@ -92,8 +92,9 @@ def measured_types(
     directions = np.zeros((n_types, axes.shape[0]))
     for y, label in cells():
         count += np.bincount(label, minlength=n_types)
-        np.add.at(sums, label, y @ axes)
-        np.add.at(directions, label, _unit(y))
+        member = np.eye(n_types, dtype=np.float32)[label].T
+        sums += member @ (y @ axes)
+        directions += member @ _unit(y)
     mean = sums / np.maximum(count, 1)[:, None]
     return axes, mean.astype(np.float32), _unit(directions).astype(np.float32)
 
@@ -132,7 +133,8 @@ def type_conformity(
     odds = tf.reduce_max(log_p, axis=-1) - tf.reduce_logsumexp(others, axis=-1)
     direction = tf.gather(directions, code)
     cosine = tf.reduce_sum(tf.math.l2_normalize(y, axis=-1) * direction, axis=-1)
-    near, along = (-tf.math.log(apart + _NO_DISTANCE) for apart in (distance, 1 - cosine))
+    apart = (distance, 1 - cosine)  # which rounding may take below 0
+    near, along = (-tf.math.log(tf.maximum(value, _NO_DISTANCE)) for value in apart)
     return tf.stack([near, odds, along], axis=-1)
 
 

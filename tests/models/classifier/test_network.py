@@ -199,10 +199,10 @@ def test_half_precision_learns(make_model: Callable, make_labelled: Callable) ->
     assert all(value.dtype in (np.float32, np.int32) for value in found.values())
 
 
-def test_a_cell_on_the_limit_is_not_rejected_by_its_rounding(trained: Classifier) -> None:
-    limit = 4 / (99 + 1)  # the fourth of 99 held-out cells, at 0.049
-    near = np.array([limit - 1e-4, np.nextafter(np.float32(limit), np.float32(0)), limit])
+def test_a_novelty_below_alpha_is_unknown_unless_too_little_is_known(trained: Classifier) -> None:
+    near = np.array([0.0489, 0.049, 0.5])  # 99 cells were held out
     assert trained.rejected(near, 0.049).tolist() == [True, False, False]
+    assert not trained.rejected(np.zeros(2), 0.009).any()
 
 
 def test_cells_come_back_in_the_order_of_rows(trained: Classifier, make_labelled: Callable) -> None:
