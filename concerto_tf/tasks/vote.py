@@ -11,7 +11,7 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import open_input
-from concerto_tf.records.batch import ROW
+from concerto_tf.records.batch import ROW, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.cluster import CLUSTER, cluster
 
@@ -51,13 +51,14 @@ def named_groups(
 def column_of(cells: Any, key: str, known: Mapping[str, np.ndarray]) -> np.ndarray:
     """A column of the obs of cells [n], None where missing; an InputError where there is none."""
     if is_records(cells):
-        if f"label/{key}" not in known:
-            held = [name.removeprefix("label/") for name in known if name.startswith("label/")]
+        if label_key(key) not in known:
+            prefix = label_key("")
+            held = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
             raise InputError(
                 f"the query's records have no column {key!r} (there are: "
                 f"{', '.join(held) or 'none'}); name one of these"
             )
-        return known[f"label/{key}"]
+        return known[label_key(key)]
     with open_input(cells) as opened:
         codes, names = opened.column(key)
     return np.array([*names, None], object)[codes[known[ROW]]]
