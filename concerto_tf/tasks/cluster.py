@@ -19,9 +19,18 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
+from concerto_tf.tasks.described import TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
-from concerto_tf.tasks.io.result import check_target, replace_columns
-from concerto_tf.tasks.io.run_folder import METRICS, RESULT, draw_maps, finished_run, is_run
+from concerto_tf.tasks.io.result import check_target, replace_found
+from concerto_tf.tasks.io.run_folder import (
+    MARKERS_TABLE,
+    METRICS,
+    RESULT,
+    draw_maps,
+    finished_run,
+    is_run,
+)
+from concerto_tf.tasks.markers import MARKERS, write_markers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +79,8 @@ def cluster(
         cells: An `.h5ad` with an embedding in obsm; an AnnData, which is changed in place; or the
             folder of a finished `run`.
         out: The `.h5ad` to write. Without it the clusters in the folder of a run are replaced: in
-            ``result.h5ad``, ``figures/umap_cluster.png`` and ``metrics.json``, nothing else. Of a
-            file and an AnnData nothing is written.
+            ``result.h5ad``, ``markers.tsv``, ``figures/umap_cluster.png`` and ``metrics.json``,
+            nothing else. Of a file and an AnnData nothing is written.
         rep: Key of the embedding in obsm, or ``X``.
         algorithm: ``leiden`` on the graph of 15 nearest neighbours (Euclidean), ``kmeans``,
             ``soft-kmeans`` (a network that starts from K-means, `SoftKMeans`) or ``consensus``.
@@ -132,6 +141,9 @@ def cluster(
                 if algorithm == "soft-kmeans":
                     found = _soft_kmeans(z, found, seed)
         _put(adata, _by_size(found), sure)
+        forget(adata, CLUSTER)
+        if run is not None:
+            describe_again(run, adata, CLUSTER)
         if out is not None:
             with atomic(out) as temporary:
                 adata.write_h5ad(temporary)
@@ -174,7 +186,12 @@ def _put(adata: AnnData, clusters: pd.Categorical, sure: np.ndarray | None) -> N
 def _renew(run: Job, adata: AnnData) -> None:
     """Puts the clusters of `adata` into the result of a run, its figure and its scores."""
     draw_maps(adata, [CLUSTER], run.out, titles={})
-    replace_columns(run.out / RESULT, {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)})
+    replace_found(
+        run.out / RESULT,
+        {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)},
+        {key: adata.uns.get(key) for key in TABLES},
+    )
+    write_markers(adata.uns.get(MARKERS), run.out / MARKERS_TABLE)
     label = (run.asked or {}).get("label_key")
     labels = None if label in (None, CLUSTER) else adata.obs.get(label)
     scores = cluster_scores(adata.obs[CLUSTER], labels)

@@ -19,21 +19,20 @@ from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import CellSet, Records
-from concerto_tf.records.batch import ROW, Minibatch, label_key
+from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
-from concerto_tf.records.units import TARGET_SUM
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
 from concerto_tf.tasks.embed import Progress, embed_records
 from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
+from concerto_tf.tasks.io.values import normalized_parts
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-_BATCH_CELLS = 1024
 #: Features up to which the values of a modality are kept dense.
 _DENSE_FEATURES = 1000
 
@@ -228,21 +227,9 @@ def read_values(records: CellSet, modality: str) -> Values:
     info = records.modalities[modality]
     dense = info.n_genes <= _DENSE_FEATURES
     rows, parts = [], []
-    data = records.dataset(min(_BATCH_CELLS, records.n_cells), modalities=[modality])
-    with records.naming_damage():
-        for batch in data:
-            row, [(_, held)] = batch[ROW].numpy(), Minibatch(batch)
-            genes, values = (x.numpy()[row >= 0] for x in (held.genes, held.values))
-            if info.scales_with_depth:
-                total = np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
-                values = np.log1p(values * (TARGET_SUM / total))
-            cell = np.repeat(np.arange(len(values)), values.shape[1])
-            part = sp.csr_matrix(
-                (values.ravel(), (cell, genes.ravel())), (len(values), info.n_genes), np.float32
-            )
-            part.eliminate_zeros()  # padding
-            parts.append(part.toarray() if dense else part)
-            rows.append(row[row >= 0])
+    for row, part in normalized_parts(records, modality):
+        parts.append(part.toarray() if dense else part)
+        rows.append(row)
     order = np.argsort(np.concatenate(rows))
     matrix = np.concatenate(parts) if dense else sp.vstack(parts, "csr")
     units = "log1p of counts scaled to 10,000 per cell" if info.scales_with_depth else "as given"

@@ -29,9 +29,19 @@ from concerto_tf.tasks.cluster import (
     resolution_of,
     umap,
 )
+from concerto_tf.tasks.described import TABLES, describe
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.io.result import write_result
-from concerto_tf.tasks.io.run_folder import FIGURES, LAYOUT, METRICS, RESULT, draw_maps
+from concerto_tf.tasks.io.run_folder import (
+    FIGURES,
+    LAYOUT,
+    MARKERS_TABLE,
+    METRICS,
+    RECORDS,
+    RESULT,
+    draw_maps,
+)
+from concerto_tf.tasks.markers import MARKERS, write_markers
 from concerto_tf.tasks.train import check_arguments, check_cells, train
 
 if TYPE_CHECKING:
@@ -64,8 +74,8 @@ def run(
     """Converts, trains, embeds, clusters, scores and draws; called again, it continues.
 
     Leaves ``records/``, ``model/``, ``result.h5ad`` (the input's cells in input order with
-    ``obsm["X_concerto"]``, ``obsm["X_umap"]`` and ``obs["concerto_cluster"]``), ``metrics.json``
-    and ``figures/``.
+    ``obsm["X_concerto"]``, ``obsm["X_umap"]``, ``obs["concerto_cluster"]`` and the clusters'
+    markers as scanpy keeps them), ``markers.tsv``, ``metrics.json`` and ``figures/``.
 
     Args:
         inputs: One or several of what `convert` takes.
@@ -129,12 +139,12 @@ def run(
             with _timed(job, "convert"):
                 # `asked` holds the content of cells in memory, so these records are of the same.
                 records = (
-                    Records(out / "records", skip_damaged=skip_damaged)
+                    Records(out / RECORDS, skip_damaged=skip_damaged)
                     if held and trained
                     else convert(
                         # Workers elsewhere share the folder of the records, and nothing else.
                         opened if dask is None else inputs,
-                        out / "records",
+                        out / RECORDS,
                         layer=layer,
                         source_key=source_key,
                         label_keys=[label_key] if label_key else [],
@@ -234,6 +244,9 @@ def _finish(
     _log.info("clusters and UMAP")
     cluster(adata, resolution=asked["resolution"], seed=seed)
     umap(adata, seed=seed)
+    _log.info("markers of the clusters")
+    describe(adata, CLUSTER, records)
+    write_markers(adata.uns.get(MARKERS), out / MARKERS_TABLE)
     labels = colors.get("label")
     scores: dict[str, float] = {}
     has = np.array([name is not None for name in ([] if labels is None else labels)], bool)
@@ -255,6 +268,7 @@ def _finish(
         rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
         obs={CLUSTER: adata.obs[CLUSTER]},
+        uns={key: adata.uns[key] for key in TABLES if key in adata.uns},
     )
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
     write_json(

@@ -261,7 +261,7 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
     before, old = content(out), anndata.read_h5ad(out / "result.h5ad")
     found = cluster(out, algorithm="kmeans", n_clusters=5)
     after, new = content(out), anndata.read_h5ad(out / "result.h5ad")
-    changed = {"result.h5ad", "metrics.json", "figures/umap_cluster.png"}
+    changed = {"result.h5ad", "markers.tsv", "metrics.json", "figures/umap_cluster.png"}
     assert {name for name in after if after[name] != before.get(name)} == changed
     assert set(after) == set(before)
 
@@ -270,7 +270,12 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
     others = ["type", "plate"]
     pd.testing.assert_frame_equal(new.obs[others], old.obs[others])
     np.testing.assert_array_equal(new.X, old.X)
-    assert set(new.obsm) == set(old.obsm) and not new.obsp and set(new.uns) == {"study"}
+    assert set(new.obsm) == set(old.obsm) and not new.obsp
+    assert set(new.uns) == {"study", "rank_genes_groups"}
+    assert new.uns["rank_genes_groups"]["names"].dtype.names == tuple("01234")
+    assert set(old.uns["rank_genes_groups"]["names"].dtype.names) == set(
+        old.obs["concerto_cluster"]
+    )
     np.testing.assert_array_equal(new.obsm["X_umap"], old.obsm["X_umap"])
 
     was, metrics = (json.loads(one["metrics.json"]) for one in (before, after))
@@ -306,6 +311,17 @@ def test_clusters_are_not_scored_by_labels_that_are_gone(out: Path) -> None:
     cluster(out)
     metrics = json.loads((out / "metrics.json").read_text())
     assert "ari_kmeans" in metrics and not {"ari_clusters", "nmi_clusters"} & set(metrics)
+
+
+def test_markers_of_other_clusters_go_where_no_records_are(out: Path, caplog) -> None:
+    shutil.rmtree(out / "records")
+    cluster(out, algorithm="kmeans", n_clusters=5)
+    assert "the clusters have no markers" in caplog.text
+    assert "rank_genes_groups" not in anndata.read_h5ad(out / "result.h5ad").uns
+    assert len((out / "markers.tsv").read_text().splitlines()) == 1
+    adata = anndata.read_h5ad(out / "result.h5ad")
+    adata.uns["rank_genes_groups"] = {"params": {"groupby": "type"}}
+    assert "rank_genes_groups" in cluster(adata).uns  # which are of the user's labels
 
 
 def test_clusters_of_a_run_written_elsewhere(out: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_everything_is_there(done: tuple) -> None:
     assert {
         "run.json",
         "metrics.json",
+        "markers.tsv",
         "result.h5ad",
         "records/manifest.json",
         "model/model.keras",
@@ -107,6 +108,9 @@ def test_result_holds_the_input_and_what_was_found(done: tuple) -> None:
     assert result.obsm["X_umap"].shape == (300, 2) and np.isfinite(result.obsm["X_umap"]).all()
     clusters = result.obs["concerto_cluster"]
     assert clusters.nunique() == found["clusters"]
+    assert set(result.uns["rank_genes_groups"]["names"]["0"]) == set(cells.var_names)
+    table = pd.read_csv(out / "markers.tsv", sep="\t", dtype={"cluster": str})
+    assert list(table["cluster"].unique()) == list(clusters.cat.categories)
     assert found["ari_clusters"] == adjusted_rand_score(cells.obs["type"], clusters)
     assert found["nmi_clusters"] == normalized_mutual_info_score(cells.obs["type"], clusters)
     np.testing.assert_allclose(

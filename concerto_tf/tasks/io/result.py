@@ -106,17 +106,18 @@ def write_result(
         assemble(opened, temporary, obsm, obs, names, rows, uns)
 
 
-def replace_columns(path: str | Path, columns: Mapping[str, Any]) -> None:
-    """Replaces columns of an `.h5ad`, whole or not at all; whatever else it holds stays.
+def replace_found(path: str | Path, obs: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
+    """Replaces what an `.h5ad` says of its cells, whole or not at all; the rest stays.
 
     Args:
         path: The file.
-        columns: Columns of obs [n] by key; ``None`` removes one.
+        obs: Columns [n] by key; ``None`` removes one.
+        uns: Tables and the like about all cells, by key; ``None`` removes one.
     """
     path = as_path(path)
     with atomic(path) as temporary:
         copy_tree(path, temporary)
-        _append(temporary, {}, columns, {})
+        _append(temporary, {}, obs, uns)
 
 
 def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -> None:
@@ -201,7 +202,10 @@ def _append(
             else:
                 write_elem(file["obsm"], key, _matrix(z))
         for key, value in (uns or {}).items():
-            write_elem(file["uns"], key, value)
+            if value is not None:
+                write_elem(file["uns"], key, value)
+            elif key in file["uns"]:
+                del file["uns"][key]
         order = [str(key) for key in file["obs"].attrs["column-order"]]
         for key, values in obs.items():
             if values is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RESULT, METRICS, FIGURES = "result.h5ad", "metrics.json", "figures"
+RECORDS, MARKERS_TABLE = "records", "markers.tsv"
 LAYOUT = Layout(
     "run",
     begun="run.json",
