@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -63,9 +64,10 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         yield temporary
         if durable and temporary.is_file():
             _flush(temporary)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if temporary.is_dir():
+            _replace_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
         if durable:
             _flush(path.parent)
     except BaseException:
@@ -101,6 +103,29 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with as_path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder shows nothing."""
+    return all(entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Gives a folder its name; of several that do so at once the last has it, and is whole."""
+    while True:
+        aside = path.with_name(f"{_TEMPORARY}{uuid4().hex[:12]}-{path.name}")
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
+        try:
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):
+                    os.replace(aside, path)
+                raise
+        finally:
+            remove(aside)
 
 
 def _upload(made: Path, path: Path, temporary: Path) -> None:

@@ -11,31 +11,25 @@ checkpoint (`concerto_tf.tasks.training.callbacks.Checkpoint`), `run` behind its
 An `InputError` says that the call itself has to be mended. What was begun is then withdrawn, unless
 a later call could continue from it.
 
-A folder belongs to one process at a time (`Job` locks it), and to what was asked for first: another
-call is told in what it differs. Inputs are compared by their `identity_of_*`.
+A folder belongs to one process at a time (`concerto_tf._lock`), and to what was asked for first:
+another call is told in what it differs. Inputs are compared by their `identity_of_*`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf._files import remove, remove_temporaries, sha256, write_json
-from concerto_tf._paths import as_path, is_remote
+from concerto_tf._files import is_empty, remove, remove_temporaries, sha256, write_json
+from concerto_tf._lock import FolderLock
+from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows has none; two processes in one folder are not told apart there
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,34 +119,34 @@ class Job:
         self.facts: dict[str, Any] = {}
         self._overwrite, self._writes = overwrite, writes
         self._same = self._began = self._fresh = False
-        self._lock: int | None = None
+        self._lock = FolderLock(self.out)
 
     def __enter__(self) -> Job:
         self._fresh = not self.out.exists()
         self._look()
-        if self.finished and self._writes:
-            with suppress(OSError):  # of a process that was killed in its last moment
-                self.tidy()
+        if self.finished and self._writes and self._untidy():
+            # Of a process that was killed in its last moment, or is in it.
+            with suppress(OSError, InputError), FolderLock(self.out):
+                self._look()
+                if self.finished:
+                    self.tidy()
         elif not self.finished and not self._fresh:
             self.acquire()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if self._began and isinstance(error, InputError):
+            if self._began and isinstance(error, InputError) and not self._lock.lost:
                 with suppress(OSError):  # the error tells why
                     self._withdraw()
         finally:
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._lock.release()
 
     def begin(self) -> None:
         """Makes the folder and notes what is asked for; what is there of the same work stays."""
         if not self._writes:
             return
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
             self.acquire()
             for folder in ("", *self.layout.scratch):
                 if (self.out / folder).is_dir():
@@ -164,12 +158,15 @@ class Job:
             self._began = True
             self.note(**self.facts)
         except OSError as error:
-            raise InputError(
-                f"{self.out}: cannot be written ({error.strerror}); name another folder", "out"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> InputError:
+        why = error.strerror or str(error)
+        return InputError(f"{self.out}: cannot be written ({why}); name another folder", "out")
 
     def note(self, **facts: Any) -> None:
         """Keeps facts about unfinished work, for `facts` of a later call."""
+        self.check()
         self.facts = facts
         path = self.out / self.layout.begun
         path.parent.mkdir(exist_ok=True)
@@ -177,6 +174,7 @@ class Job:
 
     def finish(self, **facts: Any) -> None:
         """Says that the work is done, and removes what only unfinished work needs."""
+        self.check()
         write_json(self.out / self.layout.finished, {"asked": self.asked, **facts})
         self.tidy()
 
@@ -237,28 +235,27 @@ class Job:
         return entry.name in self.layout.scratch and entry.is_dir() and not _is_there(entry)
 
     def acquire(self) -> None:
-        """Keeps other processes out until this one is through, or ends in whatever way.
-
-        It is the folder that is locked, so that no file is left behind. Object stores and some
-        network file systems know no locks.
-        """
-        if not self._writes or self._lock is not None:
+        """Keeps other processes out until this one is through, or ends in whatever way."""
+        if not self._writes or self._lock.held:
             return
-        if fcntl is not None and not is_remote(self.out):
-            lock = os.open(self.out, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(lock)
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise InputError(
-                        f"{self.out}: another process is at work there; wait for its end, or name "
-                        "another folder",
-                        "out",
-                    ) from error
-            else:
-                self._lock = lock
-        self._look()  # another process may have been here until now
+        try:
+            self._lock.acquire()
+            self._look()  # another process may have been here until now
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except BaseException:  # who fails on entering does not leave
+            self._lock.release()
+            raise
+
+    def check(self) -> None:
+        """Raises InputError if another process has taken this folder for abandoned meanwhile."""
+        self._lock.check()
+
+    def _untidy(self) -> bool:
+        """Whether there is what only unfinished work needs."""
+        layout = self.layout
+        begun = [] if layout.begun == layout.finished else [layout.begun]
+        return any((self.out / name).exists() for name in (*layout.scratch, *begun))
 
     def _clear(self) -> None:
         """Removes what such work makes, and nothing else; the note that says so goes last."""
@@ -366,9 +363,7 @@ def _differing(held: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[st
 
 def _is_there(path: Path) -> bool:
     """Whether there is a file, or a folder that shows something."""
-    if path.is_dir():
-        return any(not entry.name.startswith(".") for entry in path.iterdir())
-    return path.exists()
+    return not is_empty(path) if path.is_dir() else path.exists()
 
 
 def _read(path: Path) -> dict[str, Any]:

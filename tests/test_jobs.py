@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from concerto_tf._files import remove
+from concerto_tf._lock import LOCK
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, Layout, identity_of_cells, identity_of_file, json_checksum
 
@@ -45,7 +46,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK
     }
 
 
@@ -254,7 +255,7 @@ def holding(tmp_path: Path) -> Iterator[Any]:
 def test_one_process_at_a_time(layout: Layout, holding: Any, tmp_path: Path, number: int) -> None:
     out, process = tmp_path / "out", holding(layout)
     before = content(out)
-    with pytest.raises(InputError, match=f"{out}: another process is at work there; wait"):
+    with pytest.raises(InputError, match=f"{out}: another process is at work there .*wait"):
         Job(out, ASKED, layout).__enter__()
     assert content(out) == before
     # Workers that do not write may look.
@@ -282,6 +283,25 @@ def test_who_comes_second_does_not_begin_anew(tmp_path: Path) -> None:
         late.begin()
     with Job(out, {**ASKED, "seed": 1}, KEPT) as job:
         assert job.finished
+
+
+def test_who_was_taken_for_dead_leaves_the_work_to_the_other(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """As where a process stood still so long that another, on another machine, took its place."""
+    out = tmp_path / "out"
+    job = Job(out, ASKED, layout)
+    with pytest.raises(InputError, match="took over there"), job:
+        part_way(job)
+        (out / LOCK).unlink()
+        other = Job(out, ASKED, layout)
+        other.__enter__()
+        part_way(other)
+        left = content(out)
+        job.finish() if layout != STAGED else job.note()
+    assert content(out) == left
+    complete(other)
+    other.__exit__(None, None, None)
 
 
 #: What is watched for: an event as Python's audit hooks name them.

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from concerto_tf._files import atomic
+from concerto_tf._files import is_empty
+from concerto_tf._lock import new_folder
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export.answer import Answer, kept_reference
@@ -54,7 +55,7 @@ def export(
 
     Args:
         model: A trained model, or its path.
-        out: Folder to write; must not exist.
+        out: Folder to write; must not exist, or be empty.
         alpha: Where a label is rejected; by default as in `annotate` and `map`.
         k: Number of reference cells that vote.
 
@@ -62,7 +63,7 @@ def export(
         The folder.
 
     Raises:
-        InputError: The model cannot be loaded, or ``out`` is there already.
+        InputError: The model cannot be loaded, or ``out`` holds something.
 
     Example:
 
@@ -81,14 +82,15 @@ def export(
     if isinstance(model, str | Path):
         model = load_model(model)
     out = as_path(out)
-    if out.exists():
+    if out.exists() and not (out.is_dir() and is_empty(out)):
         raise InputError(f"{out}: is there already; name another folder, or remove this one")
     if alpha is not None and not 0 <= alpha < 1:
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1")
-    check_target(out)
+    if not out.exists():
+        check_target(out)
     answer = Answer(model, reference, alpha, k)
     served = _Served(answer)
-    with atomic(out) as temporary:
+    with new_folder(out) as temporary:
         tf.saved_model.save(served, str(temporary), signatures=served.signatures())
         (temporary / "MODEL_CARD.md").write_text(card(answer), "utf-8")
     return out

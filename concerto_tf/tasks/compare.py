@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic, remove, remove_temporaries, write_json
+from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
@@ -142,29 +143,30 @@ def compare(
     for note in notes:
         _log.warning("%s: %s", name, note)
     if folder is not None:
-        _write(folder, groups, tables, scores)
-        write_json(
-            folder / SUMMARY,
-            {
-                "package_version": __version__,
-                "input": name,
-                "cells": len(groups.types),
-                "genes": len(groups.genes),
-                "condition": condition,
-                "control": control,
-                "conditions": groups.condition_names,
-                "label_key": label_key,
-                "sample_key": sample_key,
-                "alpha": alpha,
-                "log_fold_change": log_fold_change,
-                "min_cells": min_cells,
-                "error_rate": "Benjamini-Hochberg over all rows of a table",
-                "tested_on": "cells" if groups.samples is None else "samples",
-                "tested": {key: _tested(groups, table) for key, table in tables.items()},
-                "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
-                "notes": notes,
-            },
-        )
+        with FolderLock(folder):
+            _write(folder, groups, tables, scores)
+            write_json(
+                folder / SUMMARY,
+                {
+                    "package_version": __version__,
+                    "input": name,
+                    "cells": len(groups.types),
+                    "genes": len(groups.genes),
+                    "condition": condition,
+                    "control": control,
+                    "conditions": groups.condition_names,
+                    "label_key": label_key,
+                    "sample_key": sample_key,
+                    "alpha": alpha,
+                    "log_fold_change": log_fold_change,
+                    "min_cells": min_cells,
+                    "error_rate": "Benjamini-Hochberg over all rows of a table",
+                    "tested_on": "cells" if groups.samples is None else "samples",
+                    "tested": {key: _tested(groups, table) for key, table in tables.items()},
+                    "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
+                    "notes": notes,
+                },
+            )
     return tables
 
 
@@ -184,8 +186,9 @@ def _folder(out: str | Path) -> Path:
         raise InputError(f"{out}: is a file; name a folder for the comparison")
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        remove_temporaries(folder)
-        remove(folder / SUMMARY)
+        with FolderLock(folder):
+            remove_temporaries(folder)
+            remove(folder / SUMMARY)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror}); name another folder"

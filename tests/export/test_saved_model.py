@@ -261,6 +261,7 @@ def test_answers_where_only_tensorflow_is(model: Concerto, tmp_path: Path) -> No
 
 def test_what_is_there_is_not_touched(model: Concerto, tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "mine").touch()
     with pytest.raises(InputError, match="is there already; name another folder"):
         export(model, tmp_path / "served")
     with pytest.raises(InputError, match="there is no such folder"):
@@ -268,7 +269,7 @@ def test_what_is_there_is_not_touched(model: Concerto, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such model"):
         export(tmp_path / "none.keras", tmp_path / "other")
     assert [entry.name for entry in tmp_path.iterdir()] == ["served"]
-    assert list((tmp_path / "served").iterdir()) == []
+    assert [entry.name for entry in (tmp_path / "served").iterdir()] == ["mine"]
 
 
 def test_the_reference_kept_with_a_model_is_found_by_its_file_and_stale_ones_are_said(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +18,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from concerto_tf import Records, convert
+
+VICTIM = Path(__file__).with_name("victim.py")
 
 
 def counts(n_cells: int = 90, n_genes: int = 30, seed: int = 0) -> AnnData:
@@ -54,3 +61,70 @@ def copied(whole: Records, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(whole.path, tmp_path / "records"))
 
     return copy
+
+
+class Victim:
+    """The program that runs commands and kills them."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(VICTIM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=VICTIM.parents[2],
+            env={**os.environ, "PYTHONPATH": str(VICTIM.parents[2])},
+        )
+
+    def __call__(
+        self,
+        *arguments: Any,
+        folder: Path,
+        event: int | None = None,
+        seconds: float | None = None,
+        rival: Sequence[Any] | None = None,
+    ) -> dict[str, Any]:
+        order = {
+            "arguments": [str(part) for part in arguments],
+            "folder": str(folder),
+            "event": event,
+            "seconds": seconds,
+            "rival": rival and [str(part) for part in rival],
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def victim() -> Iterator[Victim]:
+    started = Victim()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def given(victim: Victim, cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cells, records and a model. Not to be changed."""
+    folder = tmp_path_factory.mktemp("given")
+    cells.write_h5ad(folder / "cells.h5ad")
+    for command in (
+        [
+            "convert",
+            folder / "cells.h5ad",
+            "-o",
+            folder / "records",
+            "--shards",
+            2,
+            "--label-key",
+            "kind",
+        ],
+        ["train", folder / "records", "-o", folder / "model", "--epochs", 1],
+    ):
+        assert victim(*command, "--quiet", folder=folder)["code"] == 0
+    return folder

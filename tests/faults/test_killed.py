@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
-VICTIM = Path(__file__).with_name("victim.py")
+from concerto_tf._lock import LOCK
+
+Victim = Callable[..., dict[str, Any]]
 # What has this beginning is being written, and what is in these folders belongs to work that is
 # not finished.
 TEMPORARY, UNFINISHED = ".tmp-", ("spool", "checkpoint")
-
-
-class Victim:
-    """The program that runs commands and kills them."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(VICTIM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=VICTIM.parents[2],
-            env={**os.environ, "PYTHONPATH": str(VICTIM.parents[2])},
-        )
-
-    def __call__(
-        self, *arguments: Any, folder: Path, event: int | None = None, seconds: float | None = None
-    ) -> dict[str, Any]:
-        order = {
-            "arguments": [str(part) for part in arguments],
-            "folder": str(folder),
-            "event": event,
-            "seconds": seconds,
-        }
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def victim() -> Iterator[Victim]:
-    started = Victim()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def given(victim: Victim, cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with cells, records and a model. Not to be changed."""
-    folder = tmp_path_factory.mktemp("given")
-    cells.write_h5ad(folder / "cells.h5ad")
-    for command in (
-        ["convert", folder / "cells.h5ad", "-o", folder / "records", "--shards", 2],
-        ["train", folder / "records", "-o", folder / "model", "--epochs", 1],
-    ):
-        assert victim(*command, "--quiet", folder=folder)["code"] == 0
-    return folder
 
 
 Content = dict[str, bytes]
@@ -130,7 +77,7 @@ def files_of(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and not path.name.startswith(TEMPORARY)
-        and path.name != "plan.json"
+        and path.name not in ("plan.json", LOCK)
         and not {*path.parent.relative_to(folder.parent).parts} & {*UNFINISHED}
     ]
 

@@ -1,12 +1,14 @@
-"""Runs commands in forks of a process that has imported TensorFlow, and kills them where told.
+"""Runs commands in forks of a process that has imported TensorFlow, and kills or stops them.
 
 A program of its own, not a test: pytest's process has used TensorFlow already, and cannot fork.
 It reads one JSON object per line, {"arguments": [...], "folder": path, "event": n or null,
-"seconds": x or null}, and answers each with one line, {"code": exit code or -signal, "events": how
-often files in the folder were touched or null, "seconds": how long it took}.
+"seconds": x or null, "rival": arguments or null}, and answers each with one line, {"code": exit code
+or -signal, "events": how often files in the folder were touched or null, "seconds": how long it took,
+"rival": exit code of the rival or null, "stderr": what both said}.
 
 A kill comes right before the n-th time that Python opens, makes, renames or removes something in
-the folder, or after a time, whatever is being done then.
+the folder, or after a time, whatever is being done then. A rival is another command that is run from
+beginning to end right there, while the first one stands still.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -39,28 +42,46 @@ def main() -> None:
 
 
 def answer(
-    arguments: list[str], folder: str, event: int | None, seconds: float | None
+    arguments: list[str],
+    folder: str,
+    event: int | None,
+    seconds: float | None,
+    rival: list[str] | None = None,
 ) -> dict[str, Any]:
     reader, writer = os.pipe()
+    said = tempfile.TemporaryFile()
     began = time.monotonic()
     child = os.fork()
     if not child:
         os.close(reader)
-        run(arguments, folder, event, writer)
+        os.dup2(said.fileno(), 2)
+        run(arguments, folder, event, writer, signal.SIGSTOP if rival else signal.SIGKILL)
     os.close(writer)
+    status, other = None, None
+    if rival:
+        status = os.waitpid(child, os.WUNTRACED)[1]
+        if os.WIFSTOPPED(status):
+            status, other = None, answer(rival, folder, None, None)
+            os.kill(child, signal.SIGCONT)
     if seconds is not None and not select.select([reader], [], [], seconds)[0]:
         os.kill(child, signal.SIGKILL)
     events = os.read(reader, 100)  # empty as soon as the child has ended
     os.close(reader)
-    status = os.waitpid(child, 0)[1]
+    if status is None:
+        status = os.waitpid(child, 0)[1]
+    said.seek(0)
     return {
         "code": os.waitstatus_to_exitcode(status),
         "events": int(events) if events else None,
         "seconds": time.monotonic() - began,
+        "rival": other and other["code"],
+        "stderr": said.read().decode() + (other["stderr"] if other else ""),
     }
 
 
-def run(arguments: list[str], folder: str, event: int | None, writer: int) -> None:
+def run(
+    arguments: list[str], folder: str, event: int | None, writer: int, number: signal.Signals
+) -> None:
     """Runs a command and ends the process."""
     from concerto_tf.cli import main
 
@@ -71,7 +92,7 @@ def run(arguments: list[str], folder: str, event: int | None, writer: int) -> No
         if name in TOUCHES and any(folder in str(part) for part in given[:2]):
             count += 1
             if count == event:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):

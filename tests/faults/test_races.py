@@ -1,0 +1,112 @@
+"""Two writers of one folder: one of them writes, the other is told, and nothing is mixed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from concerto_tf import inspect
+
+Victim = Callable[..., dict[str, Any]]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture(scope="session")
+def two(cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two inputs that are alike in all but their values. Not to be changed."""
+    folder = tmp_path_factory.mktemp("two")
+    cells.write_h5ad(folder / "A.h5ad")
+    other = cells.copy()
+    other.X = other.X * 2
+    other.write_h5ad(folder / "B.h5ad")
+    return folder
+
+
+@pytest.mark.parametrize("n", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("over", [False, True], ids=["new", "overwrite"])
+def test_two_conversions(over: bool, n: int, victim: Victim, two: Path, tmp_path: Path) -> None:
+    """The second comes and goes at every step of the first: forced, not left to chance."""
+    options = ["--shards", 3, "--quiet", *(["--overwrite"] if over else [])]
+
+    def line(name: str, folder: Path) -> list[Any]:
+        return ["convert", two / f"{name}.h5ad", "-o", folder / "records", *options]
+
+    whole, events = {}, 0
+    for name in "AB":
+        (tmp_path / name).mkdir()
+        told = victim(*line(name, tmp_path / name), folder=tmp_path / name)
+        assert told["code"] == 0
+        whole[name], events = content(tmp_path / name / "records"), told["events"]
+    assert whole["A"] != whole["B"]
+
+    met = 0
+    for event in np.unique(np.linspace(1, events, n).astype(int)):
+        folder = tmp_path / "out"
+        folder.mkdir()
+        if over:
+            shutil.copytree(tmp_path / "A" / "records", folder / "records")
+            (folder / "records" / "manifest.json").write_text("{}")
+        told = victim(*line("A", folder), folder=folder, event=int(event), rival=line("B", folder))
+        codes = (told["code"], told["rival"])
+        assert "Traceback" not in told["stderr"] and set(codes) <= {0, 2}, told
+        found = content(folder / "records")
+        if codes == (0, 2):
+            assert found == whole["A"], (event, told)
+            assert told["stderr"].count("\n") == 1
+            met += "another process is at work there" in told["stderr"]
+        else:  # one was through before the other looked
+            assert found == whole["A" if over and codes[0] == 0 else "B"], (event, told)
+        assert inspect(folder / "records", verify=True)["problems"] == []
+        shutil.rmtree(folder)
+    assert met >= n // 2
+
+
+COMMANDS = {
+    "train": lambda given: ["train", given / "records", "--epochs", 1, "--batch-size", 30],
+    "export": lambda given: ["export", given / "model"],
+    "compare": lambda given: [
+        *["compare", given / "cells.h5ad", "--condition", "batch", "--control", "a"],
+        *["--label-key", "kind", "--min-cells", 2],
+    ],
+    "run": lambda given: ["run", given / "cells.h5ad", "--epochs", 1],
+    "finetune": lambda given: [
+        *["finetune", given / "model", given / "records", "--label-key", "kind", "--epochs", 1],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(name, marks=[] if name in ("export", "compare") else pytest.mark.slow)
+        for name in COMMANDS
+    ],
+)
+def test_two_of_every_command(command: str, victim: Victim, given: Path, tmp_path: Path) -> None:
+    """Both are the same call: one of them may do the work, or be told, but neither breaks it."""
+    line = [*COMMANDS[command](given), "-o", tmp_path / "out" / "made", "--quiet"]
+    (tmp_path / "alone").mkdir()
+    alone = victim(*line[:-2], tmp_path / "alone" / "made", "--quiet", folder=tmp_path / "alone")
+    assert alone["code"] == 0, alone
+    names = set(content(tmp_path / "alone" / "made"))
+    for share in (0.02, 0.3, 0.6, 0.95):
+        (tmp_path / "out").mkdir()
+        event = max(1, round(share * alone["events"]))
+        told = victim(*line, folder=tmp_path / "out", event=event, rival=line)
+        assert {told["code"], told["rival"]} <= {0, 2} and "Traceback" not in told["stderr"], told
+        assert 0 in (told["code"], told["rival"]), told
+        found = {name for name in content(tmp_path / "out" / "made") if "events.out" not in name}
+        assert found == {name for name in names if "events.out" not in name}, told
+        shutil.rmtree(tmp_path / "out")
