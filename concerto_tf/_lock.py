@@ -92,9 +92,7 @@ class FolderLock:
         token = uuid4().hex
         for _ in range(_TRIES):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with suppress(
-                FileNotFoundError
-            ):  # who held it removed the folder, which may be ours now
+            with suppress(FileNotFoundError):  # who held it has removed the folder
                 if self._take(token):
                     break
         else:

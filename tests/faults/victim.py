@@ -2,13 +2,13 @@
 
 A program of its own, not a test: pytest's process has used TensorFlow already, and cannot fork.
 It reads one JSON object per line, {"arguments": [...], "folder": path, "event": n or null,
-"seconds": x or null, "rival": arguments or null}, and answers each with one line, {"code": exit code
-or -signal, "events": how often files in the folder were touched or null, "seconds": how long it took,
-"rival": exit code of the rival or null, "stderr": what both said}.
+"seconds": x or null, "rival": arguments or null}, and answers each with one line, {"code": exit
+code or -signal, "events": how often files in the folder were touched or null, "seconds": how long
+it took, "rival": exit code of the rival or null, "stderr": what both said}.
 
 A kill comes right before the n-th time that Python opens, makes, renames or removes something in
-the folder, or after a time, whatever is being done then. A rival is another command that is run from
-beginning to end right there, while the first one stands still.
+the folder, or after a time, whatever is being done then. A rival is another command that is run
+from beginning to end right there, while the first one stands still.
 """
 
 from __future__ import annotations

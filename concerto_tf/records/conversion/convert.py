@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
@@ -147,6 +148,8 @@ def convert(
             if finished is not None:
                 return finished
             job.begin()
+            # What cannot be told apart is of this call alone.
+            plan = json_checksum(job.asked) if identities else uuid4().hex
             # Absolute, as workers elsewhere have another current folder.
             spool = out.absolute() / "spool"
             if is_remote(out) and not pool.elsewhere:
@@ -179,10 +182,12 @@ def convert(
                     raise InputError(f"{shards} shards for {joined.n_cells} cells; ask for fewer")
                 done = CellCount(joined.n_cells, progress)
                 pool.prepare(joined.n_cells)
-                parts = first_pass(joined, spool, chunk_cells, seed, pool, done)
+                parts = first_pass(joined, spool, chunk_cells, seed, plan, pool, done)
             check_parts([part.summary for part in parts], joined, drop_empty)
             n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
-            infos = second_pass(out, spool, parts, joined, n_shards, compression, pool, done)
+            job.check()
+            infos = second_pass(out, spool, parts, joined, n_shards, compression, plan, pool, done)
+            job.check()
             write_manifest(out, parts, joined, infos, seed, compression, job.asked)
             job.tidy()
     except WorkersError as error:  # here, as what was done stays

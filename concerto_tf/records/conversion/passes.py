@@ -5,8 +5,9 @@ Each step skips what an interrupted conversion of the same has finished.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import RNA, SOURCE, label_key
 from concerto_tf.records.conversion.joining import Joined
-from concerto_tf.records.conversion.spool import Part, key_bounds, open_part
+from concerto_tf.records.conversion.spool import (
+    Damaged,
+    Part,
+    key_bounds,
+    open_part,
+    read_note,
+    write_note,
+)
 from concerto_tf.records.conversion.workers import Workers
 from concerto_tf.records.conversion.writer import (
     ShardPlan,
@@ -30,6 +38,7 @@ from concerto_tf.records.genes.overlap import FEWEST_SHARED
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo, vocabulary_file
 from concerto_tf.records.units import COUNTS, TARGET_SUM, scales_with_depth
 
+_log = logging.getLogger("concerto_tf")
 SHARD_CELLS = 16_384
 #: Least share of an input's RNA that genes which all inputs have must hold to compare them by.
 _LEAST_SHARED = 0.05
@@ -47,13 +56,30 @@ class CellCount:
             self._report(self._done // 2, self._total // 2)
 
 
-def _spool_task(state: tuple[Joined, int], path: Path, number: int, start: int, stop: int) -> None:
-    joined, seed = state
-    spool_chunk(path, joined.chunk(number, start, stop), joined.targets[number], seed)
+def _spool_task(
+    state: tuple[Joined, int, str], path: Path, number: int, start: int, stop: int
+) -> None:
+    joined, seed, plan = state
+    spool_chunk(path, joined.chunk(number, start, stop), joined.targets[number], seed, plan)
+
+
+def _whole(path: Path, look: Callable[[], Any]) -> Any:
+    """What is found in a file of the spool; None where there is none, or none to go on with."""
+    try:
+        return look() if path.exists() else None
+    except Damaged:
+        _log.warning("%s: is damaged, or of another conversion, and made again", path)
+        return None
 
 
 def first_pass(
-    joined: Joined, spool: Path, chunk_cells: int, seed: int, workers: Workers, done: CellCount
+    joined: Joined,
+    spool: Path,
+    chunk_cells: int,
+    seed: int,
+    plan: str,
+    workers: Workers,
+    done: CellCount,
 ) -> list[Part]:
     """Spools the chunks that are not there yet."""
     tasks: list[tuple[Path, int, int, int]] = []
@@ -63,11 +89,12 @@ def first_pass(
             tasks.append((spool / f"part-{len(tasks):05d}", number, start, stop))
     if any(cells.path is None for cells in joined.inputs):
         workers = Workers(1)  # sending what is in memory takes longer than its conversion
-    missing = [task for task in tasks if not task[0].exists()]
+    parts = {path: _whole(path, partial(open_part, path, plan)) for path, *_ in tasks}
+    missing = [task for task in tasks if parts[task[0]] is None]
     done.add(joined.n_cells - sum(stop - start for *_, start, stop in missing))
-    for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed), missing, spool):
+    for (_, _, start, stop), _ in workers.run(_spool_task, (joined, seed, plan), missing, spool):
         done.add(stop - start)
-    return [open_part(path) for path, *_ in tasks]
+    return [part or open_part(path) for path, part in parts.items()]
 
 
 def _inputs_of(summaries: Sequence[Mapping[str, Any]], joined: Joined) -> np.ndarray:
@@ -144,6 +171,7 @@ def second_pass(
     joined: Joined,
     n_shards: int,
     compression: str,
+    plan: str,
     workers: Workers,
     done: CellCount,
 ) -> list[ShardInfo]:
@@ -161,30 +189,43 @@ def second_pass(
         name = f"shard-{shard:05d}-of-{n_shards:05d}"
         note = spool / f"{name}.json"
         first = shard * n_blocks
-        if note.exists():
-            content = json.loads(note.read_text("utf-8"))
-            content["cells_per_source"] = tuple(content["cells_per_source"])
-            infos[name] = ShardInfo(**content)
-            done.add(infos[name].n_cells)
+        path = out.absolute() / f"{name}.{ending}"
+        found = _whole(note, partial(_finished_shard, path, note, plan))
+        if found is not None:
+            infos[name] = found
+            done.add(found.n_cells)
             continue
-        plan = ShardPlan(
-            path=out.absolute() / f"{name}.{ending}",
+        shard_plan = ShardPlan(
+            path=path,
             cuts=cuts[:, first : first + n_blocks + 1],
             value_dtypes=dtypes,
             integers=[SOURCE, *map(label_key, joined.labels)],
             n_sources=len(joined.sources),
             compression=compression,
         )
-        tasks.append((plan, note))
-    for (_, note), info in workers.run(_shard_task, parts, tasks, spool):
+        tasks.append((shard_plan, note))
+    for (_, note), info in workers.run(_shard_task, (parts, plan), tasks, spool):
         infos[note.stem] = info
         done.add(info.n_cells)
     done.add(sum(part.summary["n_empty"] for part in parts))
     return [infos[name] for name in sorted(infos)]
 
 
-def _shard_task(parts: Sequence[Part], plan: ShardPlan, note: Path) -> ShardInfo:
-    return write_shard(plan, parts, note)
+def _finished_shard(path: Path, note: Path, plan: str) -> ShardInfo:
+    """The entry of a shard that an interrupted conversion finished."""
+    content = read_note(note, plan)
+    content["cells_per_source"] = tuple(content["cells_per_source"])
+    info = ShardInfo(**content)
+    if not path.exists() or sha256(path) != info.sha256:
+        raise Damaged(path.name)
+    return info
+
+
+def _shard_task(state: tuple[Sequence[Part], str], plan: ShardPlan, note: Path) -> ShardInfo:
+    parts, of = state
+    info = write_shard(plan, parts)
+    write_note(note, vars(info), of)
+    return info
 
 
 def _widest(parts: Sequence[Part], name: str) -> np.dtype:

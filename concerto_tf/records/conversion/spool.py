@@ -7,18 +7,21 @@ side in every part, and a shard is such a range: a global permutation without on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from concerto_tf._files import atomic
+from concerto_tf._files import atomic, write_json
 from concerto_tf._paths import is_remote
+from concerto_tf.jobs import json_checksum
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_HEADER_BYTES = 16
+_CHECKSUM_BYTES, _LENGTH_BYTES = 64, 16
 
 
 def random_keys(seed: int, rows: np.ndarray) -> np.ndarray:
@@ -86,31 +89,87 @@ class Part:
         return np.fromfile(self.path, dtype, count, offset=offset + start * dtype.itemsize)
 
 
-def write_part(path: Path, arrays: Mapping[str, np.ndarray], summary: dict) -> None:
+class Damaged(Exception):
+    """A file of the spool is not what was written, or was written for another conversion."""
+
+
+def write_part(path: Path, arrays: Mapping[str, np.ndarray], summary: dict, plan: str = "") -> None:
     """Writes one-dimensional arrays and a summary (anything JSON holds) into one file, atomically.
 
-    The file is: length of the index (16 digits), the index as JSON, the arrays' raw bytes.
+    The file is: SHA-256 of what follows, length of the index (16 digits), the index as JSON, the
+    arrays' raw bytes. It has its name once it is on the disk: what is there is not made again.
+
+    Args:
+        path: File to write.
+        arrays: Name to array [n].
+        summary: What was found in them.
+        plan: Tells the conversion apart that the part is for.
     """
     index, offset = {}, 0
     for name, array in arrays.items():
         index[name] = (array.dtype.str, array.size, offset)
         offset += array.nbytes
-    header = json.dumps({"arrays": index, "summary": summary}).encode()
-    # Not flushed to the disk: a part only has to outlive its process.
-    with atomic(path, durable=False) as temporary, open(temporary, "wb") as file:
-        file.write(b"%016d" % len(header) + header)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).data.cast("B"))
+    header = json.dumps({"plan": plan, "arrays": index, "summary": summary}).encode()
+    digest = hashlib.sha256()
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        file.seek(_CHECKSUM_BYTES)
+        contents: list[Any] = [b"%016d" % len(header), header]
+        contents += [np.ascontiguousarray(array).data.cast("B") for array in arrays.values()]
+        for content in contents:
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(digest.hexdigest().encode())
 
 
-def open_part(path: Path) -> Part:
-    """Reads the index of a part that `write_part` wrote."""
+def open_part(path: Path, plan: str | None = None) -> Part:
+    """Reads the index of a part that `write_part` wrote.
+
+    Args:
+        path: The file.
+        plan: The conversion that it must be of; its checksum is compared then, too, as another
+            process may have left it. None trusts it.
+
+    Raises:
+        Damaged: It is not what was written, or for another conversion.
+    """
     with path.open("rb") as file:
-        length = int(file.read(_HEADER_BYTES))
+        checksum = file.read(_CHECKSUM_BYTES)
+        if (
+            plan is not None
+            and checksum != hashlib.file_digest(file, "sha256").hexdigest().encode()
+        ):
+            raise Damaged(path.name)
+        file.seek(_CHECKSUM_BYTES)
+        length = int(file.read(_LENGTH_BYTES))
         header = json.loads(file.read(length))
-    start = _HEADER_BYTES + length
+    if plan not in (None, header["plan"]):
+        raise Damaged(path.name)
+    start = _CHECKSUM_BYTES + _LENGTH_BYTES + length
     arrays = {
         name: (np.dtype(dtype), size, start + offset)
         for name, (dtype, size, offset) in header["arrays"].items()
     }
     return Part(path, arrays, header["summary"])
+
+
+def write_note(path: Path, content: Mapping[str, Any], plan: str) -> None:
+    """Notes that something else is finished; without its note that is made again."""
+    told = {"plan": plan, "content": dict(content)}
+    write_json(path, {**told, "checksum": json_checksum(told)}, durable=False)
+
+
+def read_note(path: Path, plan: str) -> dict[str, Any]:
+    """What `write_note` noted.
+
+    Raises:
+        Damaged: It is not what was written, or for another conversion.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        checksum = found.pop("checksum")
+        if checksum != json_checksum(found) or found["plan"] != plan:
+            raise Damaged(path.name)
+        return dict(found["content"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(path.name) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from concerto_tf._files import atomic, write_json
+from concerto_tf._files import atomic
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, STORED, key
 from concerto_tf.records.conversion.spool import Part, random_keys, write_part
 from concerto_tf.records.example import BytesColumn, encode
@@ -165,7 +165,9 @@ def arrange(chunk: Chunk, targets: Mapping[str, Target], seed: int) -> Arranged:
     return Arranged(chunk, matrices, keys, order, summary)
 
 
-def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: int) -> None:
+def spool_chunk(
+    path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: int, plan: str = ""
+) -> None:
     """First pass: writes a chunk as a part, ordered by key and in the records' vocabulary.
 
     Args:
@@ -173,6 +175,7 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
         chunk: The cells.
         targets: Modality to its place in the records.
         seed: Seed of the permutation.
+        plan: Tells the conversion apart.
     """
     found = arrange(chunk, targets, seed)
     order = found.order
@@ -193,7 +196,7 @@ def spool_chunk(path: Path, chunk: Chunk, targets: Mapping[str, Target], seed: i
         ):
             arrays[f"{name}/{field}"] = array
         arrays[f"{name}/moments"] = sums.ravel()
-    write_part(path, arrays, found.summary)
+    write_part(path, arrays, found.summary, plan)
 
 
 def _add_moments(sums: np.ndarray, units: str, block: sp.csr_matrix) -> None:
@@ -257,13 +260,12 @@ class ShardPlan:
     compression: str
 
 
-def write_shard(plan: ShardPlan, parts: Sequence[Part], note: Path) -> ShardInfo:
-    """Second pass: writes one shard, block by block, and then a note of what is in it.
+def write_shard(plan: ShardPlan, parts: Sequence[Part]) -> ShardInfo:
+    """Second pass: writes one shard, block by block.
 
     Args:
         plan: The shard.
         parts: All parts of the first pass.
-        note: JSON file that says that the shard is finished.
 
     Returns:
         The shard's entry in the manifest.
@@ -279,10 +281,7 @@ def write_shard(plan: ShardPlan, parts: Sequence[Part], note: Path) -> ShardInfo
     with atomic(plan.path) as temporary:
         size, checksum = write_tfrecord(temporary, messages(), plan.compression)
     counts = tuple(sources.tolist())
-    info = ShardInfo(plan.path.name, sum(counts), size, checksum, counts)
-    # Without its note a shard is written again, so that a power cut may take the note.
-    write_json(note, vars(info), durable=False)
-    return info
+    return ShardInfo(plan.path.name, sum(counts), size, checksum, counts)
 
 
 def _gather(

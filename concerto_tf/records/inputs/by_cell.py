@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,14 +20,29 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._files import sha256, write_json
 from concerto_tf.errors import InputError
+from concerto_tf.jobs import json_checksum
 from concerto_tf.records.inputs.rows import check_indptr, check_numeric
 
+_log = logging.getLogger("concerto_tf")
 # Entries in a file, on average, and in a slab read at once: about 100 and 50 MB.
 _ENTRIES_PER_FILE = 8_000_000
 ENTRIES_PER_SLAB = 2_000_000
 
 Entries = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether what `sort_by_cell` wrote is there as it was written."""
+    try:
+        about = json.loads((folder / "rows.json").read_bytes())
+        checksum = about.pop("checksum")
+        return checksum == json_checksum(about) and all(
+            sha256(folder / name) == found for name, found in about["files"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 class SortedRows:
@@ -109,7 +125,13 @@ def sort_by_cell(
                 f"{seen} entries where {n_entries} are announced; the file is truncated"
             )
         about = {"shape": shape, "cells_per_file": cells_per_file, "dtype": np.dtype(dtype).str}
-        (unfinished / "rows.json").write_text(json.dumps(about))
+        files = {}
+        for path in sorted(unfinished.iterdir()):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+                files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        about["files"] = files
+        write_json(unfinished / "rows.json", {**about, "checksum": json_checksum(about)})
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -214,8 +236,11 @@ class Scratch:
         identity = (str(path), stat.st_size, stat.st_mtime_ns, where, shape, n_entries)
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         copy = self._folder / f"by-cell-{digest}"
-        if (copy / "rows.json").exists():
-            return SortedRows(copy)
+        if copy.exists():
+            if is_whole(copy):
+                return SortedRows(copy)
+            _log.warning("%s: is damaged and made again", copy)
+            shutil.rmtree(copy)
         return sort_by_cell(entries, shape, n_entries, dtype, copy)
 
     def remove(self) -> None:

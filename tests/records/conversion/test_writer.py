@@ -169,7 +169,7 @@ def test_both_passes_give_every_cell_back(
     )
     dtype = smallest_dtype(matrix.data)
     plan = ShardPlan(folder / "shard", cuts, {"rna": dtype}, ["source"], 2, compression)
-    info = write_shard(plan, parts, folder / "note")
+    info = write_shard(plan, parts)
 
     cells = read(folder / "shard", "GZIP" if compression == "gzip" else "")
     filled = np.flatnonzero(np.diff(matrix.indptr))
@@ -216,7 +216,7 @@ def test_values_of_parts_with_different_dtypes(tmp_path: Path) -> None:
         2,
         "none",
     )
-    write_shard(plan, parts, tmp_path / "note")
+    write_shard(plan, parts)
     found = {row: np.frombuffer(raw, "<u2").tolist() for row, *_, raw in read(tmp_path / "shard")}
     assert found == {0: [3], 1: [300]}
 
