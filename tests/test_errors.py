@@ -40,7 +40,7 @@ def options() -> set[str]:
 
 
 def test_no_option_outside_the_command_line() -> None:
-    """Whoever calls from Python has arguments and no options."""
+    """Whoever calls from Python has arguments and no options; pages name commands to try next."""
     short = "|".join(re.escape(word) for word in options() if not word.startswith("--"))
     option = re.compile(rf"(?<![\w-])(--[a-z][\w-]*|({short})(?![\w-]))")
     assert option.search("name one (--rep)") and option.search("another folder with -o")
@@ -48,7 +48,7 @@ def test_no_option_outside_the_command_line() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path.relative_to(PACKAGE).parts[0] != "cli"
+        if path.relative_to(PACKAGE).parts[0] != "cli" and path.parent.name != "reporting"
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if option.search(line)
     ]

@@ -136,7 +136,9 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         sys.unraisablehook = lambda _: None
     log = logging.getLogger("concerto_tf")
     log.handlers = [_Lines(options)]
-    log.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    # What is not shown is kept all the same, with the results (`tasks.io.provenance`).
+    log.handlers[0].setLevel(logging.ERROR if options.quiet else logging.INFO)
+    log.setLevel(logging.INFO)
     log.propagate = False
 
 

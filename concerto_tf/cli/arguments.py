@@ -190,8 +190,8 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
     orthologs(made)
 
-    made = command("inspect", commands.inspect, "records or a model in words")
-    made.add_argument("path", help="folder of records or of a model, or a .keras file")
+    made = command("inspect", commands.inspect, "records, a model or a result in words")
+    made.add_argument("path", help="folder of records or of a model, .keras or .h5ad")
     made.add_argument("--verify", action="store_true", help="read every shard against its checksum")
 
     made = command("train", commands.train, "records to a model; resumes")

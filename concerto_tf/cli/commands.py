@@ -82,11 +82,15 @@ def convert(options: argparse.Namespace) -> Any:
 
 def inspect(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.inspect import inspect
+    from concerto_tf.tasks.io.provenance import in_words
 
     with Reporter(options.quiet) as progress:
         found = inspect(options.path, options.verify, progress.stage("verify"))
     problems = found.get("problems", [])
-    say(options, table(found))
+    steps = found.get("steps", [])
+    say(options, table({name: of for name, of in found.items() if name != "steps"}))
+    for n, step in enumerate(steps, 1):
+        say(options, "", f"step {n}: " + "\n  ".join(in_words(step)))
     for problem in problems:
         print(f"concerto: {options.path}: {problem}", file=sys.stderr)
     return found, UNSUITABLE if problems else DONE

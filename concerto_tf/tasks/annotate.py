@@ -17,6 +17,7 @@ from concerto_tf.records import CellSet, Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.tasks.embed import KEY, Progress, whole_cells
+from concerto_tf.tasks.io.provenance import recorded, uses_model
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.sets import add_sets
@@ -31,6 +32,7 @@ _log = logging.getLogger("concerto_tf")
 ALPHA = 0.05
 
 
+@recorded("annotate")
 def annotate(
     model: Classifier | str | Path,
     cells: Records | str | Path | AnnData,
@@ -156,6 +158,7 @@ def as_classifier(model: Any) -> Classifier:
             f"{where}: tells no cell types; teach it some with `finetune`, or transfer "
             "labels from a reference with `map`"
         )
+    uses_model(model.encoder)
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._files import atomic, write_json
+from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
-from concerto_tf.metrics.graph import leiden, restore_graph, scanpy_graph
+from concerto_tf.metrics.graph import leiden
 from concerto_tf.tasks.described import TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
+from concerto_tf.tasks.io.provenance import reads, recorded, taken, write_h5ad
 from concerto_tf.tasks.io.result import check_target, replace_found
 from concerto_tf.tasks.io.run_folder import (
     MARKERS_TABLE,
@@ -31,6 +31,8 @@ from concerto_tf.tasks.io.run_folder import (
     is_run,
 )
 from concerto_tf.tasks.markers import MARKERS, write_markers
+from concerto_tf.tasks.neighbours import neighbour_graph
+from concerto_tf.tasks.reporting.run import write_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +50,11 @@ RUNS = 20
 SOFT_CELLS, SOFT_STEPS = 256, 300
 # Columns of `obs` that are written: the clusters, and of a consensus how sure each cell is.
 CLUSTER, AGREEMENT = "concerto_cluster", "concerto_cluster_agreement"
-# Key of the neighbour graph in `uns`, and prefix of its matrices in `obsp`.
-GRAPH_KEY = "concerto_neighbors"
 # Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
 FEW_CELLS = 16
 
 
+@recorded("cluster")
 def cluster(
     cells: str | Path | AnnData,
     out: str | Path | None = None,
@@ -111,11 +112,13 @@ def cluster(
     if out is not None:
         check_target(out)
     resolution = resolution_of(resolution)
+    taken(resolution=resolution)
     _check_algorithm(algorithm, n_clusters, runs, clusterings)
     with ExitStack() as stack:
         run = stack.enter_context(finished_run(cells)) if is_run(cells) else None
         if run is not None:
             cells = run.out / RESULT
+            reads(cells=cells)
             if out is not None and as_path(out).resolve() == cells.resolve():
                 out = None
             if out is None:
@@ -145,8 +148,7 @@ def cluster(
         if run is not None:
             describe_again(run, adata, CLUSTER)
         if out is not None:
-            with atomic(out) as temporary:
-                adata.write_h5ad(temporary)
+            write_h5ad(adata, out)
         elif run is not None:
             _renew(run, adata)
     return adata
@@ -197,7 +199,9 @@ def _renew(run: Job, adata: AnnData) -> None:
     scores = cluster_scores(adata.obs[CLUSTER], labels)
     metrics = json.loads((run.out / METRICS).read_text("utf-8")) | scores
     stale = {key for key in metrics if key.endswith("_clusters")} - set(scores)
-    write_json(run.out / METRICS, {key: metrics[key] for key in metrics if key not in stale})
+    metrics = {key: metrics[key] for key in metrics if key not in stale}
+    write_report(run.out, run.asked or {}, metrics)
+    write_json(run.out / METRICS, metrics)
 
 
 def resolution_of(resolution: float | str) -> float:
@@ -241,29 +245,6 @@ def umap(adata: AnnData, seed: int = 0) -> None:
     graph = neighbour_graph(adata, rep, z, seed)
     sc.tl.umap(graph, random_state=seed, init_pos="random" if len(z) < FEW_CELLS else "spectral")
     adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
-
-
-def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
-    """Scanpy's neighbour graph of `z`, kept in `adata` so that it is computed once.
-
-    A fingerprint of the embedding says whether the graph that is there is the one of `z`.
-    """
-    keys = {m: f"{GRAPH_KEY}_{m}" for m in ("connectivities", "distances")}
-    fingerprint = hashlib.sha256(np.ascontiguousarray(z).data).hexdigest()
-    stored = adata.uns.get(GRAPH_KEY, {})
-    if stored.get("fingerprint") != fingerprint or any(k not in adata.obsp for k in keys.values()):
-        graph = scanpy_graph(z, seed=seed)
-        for matrix, key in keys.items():
-            adata.obsp[key] = graph.obsp[matrix]
-        # in scanpy's own layout, so that its tools take it as neighbors_key
-        adata.uns[GRAPH_KEY] = {
-            **{f"{matrix}_key": key for matrix, key in keys.items()},
-            "params": graph.uns["neighbors"]["params"] | {"use_rep": rep},
-            "fingerprint": fingerprint,
-        }
-        return graph
-    connectivities, distances = (adata.obsp[key] for key in keys.values())
-    return restore_graph(z, connectivities, distances, stored["params"])
 
 
 def _leiden(

@@ -16,6 +16,7 @@ from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import ROW
 from concerto_tf.tasks.io.agreement import cell_batches, check_agreement, check_measured
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
+from concerto_tf.tasks.io.provenance import recorded, uses_model
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 
@@ -26,6 +27,7 @@ KEY = "X_concerto"
 Progress = Callable[[int, int], None]
 
 
+@recorded("embed")
 def embed(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
@@ -71,6 +73,7 @@ def embed(
         return embed_records(model, found, progress)
 
 
+@recorded("embed")
 def write_embeddings(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
@@ -111,12 +114,13 @@ def encoder_of(model: Any) -> Encoder:
     if isinstance(model, str | Path):
         model = load_model(model)
     if isinstance(model, Classifier):
-        return model.encoder
+        model = model.encoder
     if not isinstance(model, Encoder):
         raise InputError(
             f"a {type(model).__name__} does not embed cells; it needs the members of "
             "concerto_tf.models.encoder.Encoder"
         )
+    uses_model(model)
     return model
 
 

@@ -19,6 +19,7 @@ from concerto_tf.records.batch import RNA
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.reference.cells import Reference
 from concerto_tf.tasks.embed import KEY, Progress, encoder_of
+from concerto_tf.tasks.io.provenance import found_out, recorded, taken, uses_reference
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import match, reopened
@@ -38,6 +39,7 @@ _IMPUTED = "concerto_imputed"
 _ROWS = 1024
 
 
+@recorded("impute")
 def impute(
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
@@ -115,6 +117,9 @@ def impute(
         )
     for name in wanted:
         held.values_of(name)
+    uses_reference(held)
+    taken(k=k or K, modalities=modalities or dict.fromkeys(wanted, "kept with the model"))
+    found_out(imputed={name: held.values_of(name).units for name in wanted})
     if out is not None:
         _check_unmeasured(query, wanted)
     # What the model itself looks at beside the RNA is found by its name.

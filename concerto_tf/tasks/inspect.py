@@ -1,4 +1,4 @@
-"""Records and models in words."""
+"""Records, models and results in words."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from concerto_tf._paths import as_path
+from concerto_tf._paths import as_path, is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records
 from concerto_tf.records.manifest import FILE_NAME
+from concerto_tf.tasks.io.provenance import as_read, steps_in
+from concerto_tf.tasks.io.result import what_was_done
 
 
 def inspect(
     path: str | Path, verify: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """What records or a model hold.
+    """What records, a model or a result hold.
 
     Args:
-        path: Folder of records, folder of a training, or a `.keras` file.
+        path: Folder of records, folder of a training, a `.keras` file, or an `.h5ad` that a
+            command wrote, which tells what was done to its cells (``steps``, the first one first).
         verify: Read every shard and compare it with its checksum.
         progress: Called with the number of cells verified and of all cells.
 
@@ -26,13 +29,15 @@ def inspect(
         A description; with ``verify`` also ``problems``, one line each.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is none of these.
     """
     path = as_path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; check the path")
     if path.suffix == ".keras" or (path / "model.keras").exists():
         return _model(path)
+    if path.is_file() and is_hdf5(path):
+        return _cells(path)
     if path.is_dir() and not (path / FILE_NAME).exists() and (path / "records").is_dir():
         path = path / "records"  # the folder of a run
     records = Records(path)
@@ -56,6 +61,28 @@ def inspect(
     if verify:
         found["problems"] = records.verify(progress)
     return found
+
+
+def _cells(path: Path) -> dict[str, Any]:
+    """What an `.h5ad` holds, and what was done to its cells."""
+    with open_hdf5(path) as file:
+        if "obs" not in file or "var" not in file:
+            raise InputError(f"{path}: is no .h5ad; give one, or records, or a model")
+        lengths = {}
+        for name in ("obs", "var"):
+            table = file[name]
+            index = table.attrs.get("_index", "index")
+            lengths[name] = len(table[index] if hasattr(table, "keys") else table)
+        parts = {name: list(file.get(name, ())) for name in ("obs", "obsm", "obsp", "uns")}
+        parts["obs"] = [str(name) for name in file["obs"].attrs.get("column-order", ())]
+    steps = [as_read(step) for step in steps_in(what_was_done(path))]
+    return {
+        "kind": "result" if steps else "cells",
+        "cells": lengths["obs"],
+        "genes": lengths["var"],
+        **parts,
+        "steps": steps,
+    }
 
 
 def _model(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import Finest, label_levels
 from concerto_tf.tasks.adapt import trained_further
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
+from concerto_tf.tasks.io.provenance import recorded, uses_reference
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import ADAPTATIONS, Match, match, reopened
@@ -40,6 +41,7 @@ _MUCH_UNKNOWN = 0.3
 _log = logging.getLogger("concerto_tf")
 
 
+@recorded("map")
 def map(  # noqa: A001 - the command's name
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
@@ -169,6 +171,7 @@ def map(  # noqa: A001 - the command's name
         else:
             found = None
         if found is not None:
+            uses_reference(found)
             _check_k(found, keys, k)
         if finetune:  # it has learned the query's own statistics, of what was measured alone
             seen = Match(found, embed_records(model, records, progress, fill_unmeasured=False))

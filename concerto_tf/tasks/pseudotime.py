@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._files import atomic
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.observations import choices
-from concerto_tf.tasks.cluster import CLUSTER, cluster, neighbour_graph
+from concerto_tf.tasks.cluster import CLUSTER, cluster
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
+from concerto_tf.tasks.io.provenance import recorded, taken, write_h5ad
 from concerto_tf.tasks.io.result import check_target
+from concerto_tf.tasks.neighbours import neighbour_graph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,7 @@ _COMPONENTS, _MEASURED = 15, 10
 _FEWEST_CELLS = 5
 
 
+@recorded("pseudotime")
 def pseudotime(
     cells: str | Path | AnnData,
     root: str,
@@ -114,8 +116,8 @@ def pseudotime(
     adata.uns["paga"] = _paga(graph, groups, key)
     adata.uns[f"{key}_sizes"] = groups.value_counts(sort=False).to_numpy()
     if out is not None:
-        with atomic(out) as temporary:
-            adata.write_h5ad(temporary)
+        taken(groupby=key, root=str(adata.obs_names[position]))
+        write_h5ad(adata, out)
     return adata
 
 

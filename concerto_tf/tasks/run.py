@@ -31,6 +31,7 @@ from concerto_tf.tasks.cluster import (
 )
 from concerto_tf.tasks.described import TABLES, describe
 from concerto_tf.tasks.embed import KEY, embed_records
+from concerto_tf.tasks.io.provenance import recorded, taken, uses_model
 from concerto_tf.tasks.io.result import write_result
 from concerto_tf.tasks.io.run_folder import (
     FIGURES,
@@ -42,7 +43,10 @@ from concerto_tf.tasks.io.run_folder import (
     draw_maps,
 )
 from concerto_tf.tasks.markers import MARKERS, write_markers
+from concerto_tf.tasks.neighbours import kept_graph
+from concerto_tf.tasks.reporting.run import write_report
 from concerto_tf.tasks.train import check_arguments, check_cells, train
+from concerto_tf.tasks.training.job import as_trained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,6 +57,7 @@ _log = logging.getLogger("concerto_tf")
 StageProgress = Callable[[str, int, int], None]
 
 
+@recorded("run")
 def run(
     inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
     out: str | Path,
@@ -75,7 +80,8 @@ def run(
 
     Leaves ``records/``, ``model/``, ``result.h5ad`` (the input's cells in input order with
     ``obsm["X_concerto"]``, ``obsm["X_umap"]``, ``obs["concerto_cluster"]`` and the clusters'
-    markers as scanpy keeps them), ``markers.tsv``, ``metrics.json`` and ``figures/``.
+    markers as scanpy keeps them), ``markers.tsv``, ``metrics.json``, ``figures/`` and, to be sent
+    on, ``report.html``.
 
     Args:
         inputs: One or several of what `convert` takes.
@@ -230,6 +236,8 @@ def _finish(
     from concerto_tf.pl.figures import training_curve
 
     out, seed, label = job.out, asked["seed"], asked["label_key"]
+    uses_model(model)
+    taken(**as_trained(out / "model", model))
     with _timed(job, "embed"):
         z = embed_records(model, records, progress)
     known = records.obs()
@@ -260,6 +268,7 @@ def _finish(
     draw_maps(adata, [*colors, CLUSTER], out, titles={"label": label})
     training_curve(out / "model" / "training.csv", out / FIGURES / "training.png")
     _log.info("writing %s", out / RESULT)
+    graph = kept_graph(adata)
     write_result(
         inputs,
         out / RESULT,
@@ -268,22 +277,22 @@ def _finish(
         rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
         obs={CLUSTER: adata.obs[CLUSTER]},
-        uns={key: adata.uns[key] for key in TABLES if key in adata.uns},
+        uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
+        obsp=graph["obsp"],
     )
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
-    write_json(
-        out / METRICS,
-        {
-            "cells": records.n_cells,
-            "genes": records.n_genes,
-            **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
-            **{key: float(value) for key, value in scores.items()},
-            **cluster_scores(adata.obs[CLUSTER], labels),
-            **seconds,
-            "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
-            **_peak_memory(),
-        },
-    )
+    metrics = {
+        "cells": records.n_cells,
+        "genes": records.n_genes,
+        **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
+        **{key: float(value) for key, value in scores.items()},
+        **cluster_scores(adata.obs[CLUSTER], labels),
+        **seconds,
+        "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
+        **_peak_memory(),
+    }
+    write_report(out, asked, metrics, records)
+    write_json(out / METRICS, metrics)
 
 
 def _training_rate(log: Path) -> float:

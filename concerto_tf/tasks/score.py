@@ -16,6 +16,7 @@ from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.units import TARGET_SUM, scales_with_depth, units_of
+from concerto_tf.tasks.io.provenance import recorded
 from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _PREFIX = "concerto_score_"
 _CHUNK_CELLS = 8_192
 
 
+@recorded("score")
 def score(
     cells: str | Path | AnnData,
     genes: str | Path | Sequence[str] | Mapping[str, Sequence[str]],

@@ -16,7 +16,8 @@ from concerto_tf.records import Records, Vocabulary, convert
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input, InputPart
 from concerto_tf.simulate import Experiment, SplatParams
-from concerto_tf.tasks.io.result import assemble, check_target
+from concerto_tf.tasks.io.provenance import recorded
+from concerto_tf.tasks.io.result import assemble, check_target, stamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _TABLE_CELLS = 65_536
 
 
+@recorded("simulate")
 def simulate(
     params: SplatParams | None = None,
     out: str | Path | None = None,
@@ -170,6 +172,7 @@ def _write_h5ad(experiment: Experiment, path: Path, progress: Report | None) -> 
     with h5py.File(path, "r+") as file:
         write_elem(file, "var", experiment.var())
         write_elem(file, "uns", experiment.uns())
+    stamp(path)
 
 
 def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:

@@ -16,7 +16,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks import cluster as module
+from concerto_tf.tasks import neighbours
 from concerto_tf.tasks.cluster import cluster, umap
+from concerto_tf.tasks.io.provenance import steps_in
 from concerto_tf.tasks.io.run_folder import finished_run
 from concerto_tf.tasks.run import run
 
@@ -70,8 +72,8 @@ def test_graph_is_computed_once_and_again_for_a_new_embedding(
         calls.append(len(z))
         return original(z, **options)
 
-    original = module.scanpy_graph
-    monkeypatch.setattr(module, "scanpy_graph", counted)
+    original = neighbours.scanpy_graph
+    monkeypatch.setattr(neighbours, "scanpy_graph", counted)
     adata = cells()
     cluster(adata)
     first = adata.obs["concerto_cluster"].copy()
@@ -261,7 +263,13 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
     before, old = content(out), anndata.read_h5ad(out / "result.h5ad")
     found = cluster(out, algorithm="kmeans", n_clusters=5)
     after, new = content(out), anndata.read_h5ad(out / "result.h5ad")
-    changed = {"result.h5ad", "markers.tsv", "metrics.json", "figures/umap_cluster.png"}
+    changed = {
+        "result.h5ad",
+        "markers.tsv",
+        "metrics.json",
+        "figures/umap_cluster.png",
+        "report.html",
+    }
     assert {name for name in after if after[name] != before.get(name)} == changed
     assert set(after) == set(before)
 
@@ -270,12 +278,14 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
     others = ["type", "plate"]
     pd.testing.assert_frame_equal(new.obs[others], old.obs[others])
     np.testing.assert_array_equal(new.X, old.X)
-    assert set(new.obsm) == set(old.obsm) and not new.obsp
-    assert set(new.uns) == {"study", "rank_genes_groups"}
+    assert set(new.obsm) == set(old.obsm)
+    assert set(new.uns) == {"study", "neighbors", "concerto", "rank_genes_groups"}
     assert new.uns["rank_genes_groups"]["names"].dtype.names == tuple("01234")
     assert set(old.uns["rank_genes_groups"]["names"].dtype.names) == set(
         old.obs["concerto_cluster"]
     )
+    assert (new.obsp["connectivities"] != old.obsp["connectivities"]).nnz == 0
+    assert [step["command"] for step in steps_in(new.uns["concerto"])] == ["run", "cluster"]
     np.testing.assert_array_equal(new.obsm["X_umap"], old.obsm["X_umap"])
 
     was, metrics = (json.loads(one["metrics.json"]) for one in (before, after))
@@ -299,7 +309,8 @@ def test_run_clustered_as_it_was_is_as_it_was(out: Path) -> None:
     assert "concerto_cluster_agreement" in anndata.read_h5ad(out / "result.h5ad").obs
     cluster(out)
     after = content(out)
-    del before["result.h5ad"], after["result.h5ad"]  # HDF5 may lay out the same otherwise
+    for name in ("result.h5ad", "report.html"):  # which tell of both clusterings
+        del before[name], after[name]
     assert after == before
     pd.testing.assert_frame_equal(anndata.read_h5ad(out / "result.h5ad").obs, old.obs)
 

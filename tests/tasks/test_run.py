@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -78,6 +83,7 @@ def test_everything_is_there(done: tuple) -> None:
         "run.json",
         "metrics.json",
         "markers.tsv",
+        "report.html",
         "result.h5ad",
         "records/manifest.json",
         "model/model.keras",
@@ -98,6 +104,38 @@ def test_metrics_are_numbers_about_these_cells(done: tuple) -> None:
     assert {"seconds_convert", "seconds_train", "seconds_embed"} <= set(found)
     scores = {k: v for k, v in found.items() if "ari" in k or "nmi" in k or "f1" in k}
     assert len(scores) >= 3 and all(-1 <= v <= 1 for v in scores.values())
+
+
+def test_report_tells_of_the_run(done: tuple) -> None:
+    cells, out, found, *_ = done
+    text = (out / "report.html").read_text("utf-8")
+    assert hashlib.sha256(cells.read_bytes()).hexdigest() in text  # of the input
+    for words in ("<h1>cells.h5ad</h1>", "resolution = 0.6", "Mixing of sources", "donor", "G1"):
+        assert words in text, words
+    assert "Agreement of the clusters with the labels" in text
+    assert f"{found['ari_clusters']:.3f}" in text and "3 passes over the cells" in text
+    assert str(out.parent) not in text
+    packed = re.search(r'id="data">([^<]*)<', text)
+    assert packed is not None
+    figures = json.loads(gzip.decompress(base64.b64decode(packed[1])))["figures"]
+    drawn = figures[0]
+    assert sorted(drawn["names"]) == sorted(f"cell{i}" for i in range(300))
+    assert [color["name"] for color in drawn["colors"]] == ["cluster", "type", "donor"]
+    assert [of["title"] for of in figures[1:]] == [
+        "Loss",
+        "Alignment",
+        "Uniformity",
+        "Effective rank",
+    ]
+
+
+def test_neighbour_graph_is_kept_for_scanpy(done: tuple) -> None:
+    result = anndata.io.read_h5ad(done[1] / "result.h5ad")
+    graph = result.uns["neighbors"]
+    assert graph["params"]["use_rep"] == "X_concerto"
+    near = result.obsp[graph["connectivities_key"]]
+    assert near.shape == (300, 300) and near.nnz > 0
+    sc.tl.leiden(result, flavor="igraph", n_iterations=2, directed=False)
 
 
 def test_result_holds_the_input_and_what_was_found(done: tuple) -> None:

@@ -18,6 +18,7 @@ from concerto_tf.records.batch import RNA, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.genes.overlap import union
 from concerto_tf.records.inputs.input import Input
+from concerto_tf.tasks.io import provenance
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def write_result(
     names: Sequence[str] | np.ndarray,
     rows: np.ndarray,
     uns: Mapping[str, Any] | None = None,
+    obsp: Mapping[str, Any] | None = None,
     layer: str | None = None,
 ) -> None:
     """Writes the cells of the inputs with what was found about them, whole or not at all.
@@ -91,6 +93,7 @@ def write_result(
         names: Names of the cells [n].
         rows: Position of each cell over all inputs [n], ascending.
         uns: Tables and the like about all cells, by key.
+        obsp: Matrices between cells [n, n] by key.
         layer: The layer that was converted.
     """
     out = as_path(out)
@@ -99,11 +102,13 @@ def write_result(
         opened = [stack.enter_context(open_input(item, layer=layer)) for item in inputs]
         only = opened[0]
         whole = len(opened) == 1 and len(rows) == only.n_cells
-        if whole and only.path is not None and _is_h5ad(only.path):
-            copy_tree(only.path, temporary)
-            if _append(temporary, obsm, obs, uns):
-                return
-        assemble(opened, temporary, obsm, obs, names, rows, uns)
+        path = only.path if len(opened) == 1 and only.path and _is_h5ad(only.path) else None
+        if path is not None and whole:
+            copy_tree(path, temporary)
+        if not (path is not None and whole and _append(temporary, obsm, obs, uns, obsp)):
+            assemble(opened, temporary, obsm, obs, names, rows, uns)
+            _append(temporary, {}, {}, {}, obsp)
+        stamp(temporary, path)
 
 
 def replace_found(path: str | Path, obs: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
@@ -118,6 +123,7 @@ def replace_found(path: str | Path, obs: Mapping[str, Any], uns: Mapping[str, An
     with atomic(path) as temporary:
         copy_tree(path, temporary)
         _append(temporary, {}, obs, uns)
+        stamp(temporary, temporary)
 
 
 def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -> None:
@@ -171,6 +177,36 @@ def write_cells(
     with atomic(out) as temporary:
         AnnData(obs=frame).write_h5ad(temporary)
         _append(temporary, {key: _matrix(z, names) for key, z in obsm.items()}, {}, uns)
+        stamp(temporary)
+
+
+def stamp(path: Path, origin: Path | None = None) -> None:
+    """Adds what was done to an `.h5ad`: the call that is at work.
+
+    Args:
+        path: The file.
+        origin: The file that its cells come from, which says what was done to them before.
+    """
+    import h5py
+    from anndata.io import write_elem
+
+    entry = provenance.with_step(None if origin is None else what_was_done(origin))
+    if entry is not None:
+        with h5py.File(path, "r+") as file:
+            if "uns" not in file:
+                write_elem(file, "uns", {})
+            write_elem(file["uns"], provenance.KEY, entry)
+
+
+def what_was_done(path: str | Path) -> Any:
+    """What ``uns["concerto"]`` of an `.h5ad` holds; None where there is none."""
+    from anndata.io import read_elem
+
+    with open_hdf5(path) as file:
+        uns = file.get("uns")
+        held = None if uns is None else uns.get(provenance.KEY)
+        # what is no group is of somebody else
+        return read_elem(held) if hasattr(held, "keys") else None
 
 
 def _is_h5ad(path: Path) -> bool:
@@ -185,6 +221,7 @@ def _append(
     obsm: Mapping[str, np.ndarray],
     obs: Mapping[str, Any],
     uns: Mapping[str, Any] | None,
+    obsp: Mapping[str, Any] | None = None,
 ) -> bool:
     """Adds to an `.h5ad`; False where it is of an old layout that cannot be added to."""
     import h5py
@@ -193,7 +230,7 @@ def _append(
     with h5py.File(path, "r+") as file:
         if not isinstance(file["obs"], h5py.Group):
             return False
-        for group in ("obsm", "uns"):
+        for group in ("obsm", "obsp", "uns"):
             if group not in file:
                 write_elem(file, group, {})
         for key, z in obsm.items():
@@ -201,6 +238,8 @@ def _append(
                 _copy(z, file["obsm"], key)
             else:
                 write_elem(file["obsm"], key, _matrix(z))
+        for key, matrix in (obsp or {}).items():
+            write_elem(file["obsp"], key, matrix)
         for key, value in (uns or {}).items():
             if value is not None:
                 write_elem(file["uns"], key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -103,6 +104,26 @@ def fit_in_rounds(
                 Checkpoint(checkpoint, stopping, workers.first, schedule.steps_per_round),
             ],
         )
+
+
+def as_trained(folder: Path, model: Any) -> dict[str, Any]:
+    """What the options of a finished training came to, those included that were left open.
+
+    Args:
+        folder: Folder of the model.
+        model: The model there.
+    """
+    told = json.loads((folder / SUMMARY).read_text("utf-8"))
+    asked = told.get("asked") or {}
+    given = {name: value for name, value in asked.items() if value is not None}
+    preset = {"genes": model.recipe.genes, "learning_rate": model.recipe.learning_rate}
+    done = {name: told[name] for name in ("epochs", "batch_size") if name in told}
+    return {
+        "preset": "default",
+        **preset,
+        **{name: value for name, value in given.items() if name not in ("records", "seed")},
+        **done,
+    }
 
 
 def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
