@@ -26,6 +26,8 @@ class Argument:
     of: str | None = None
 
     def __str__(self) -> str:
+        if self.name == "import":  # a statement in Python, an option on the command line
+            return f"import {self.value}"
         return f"{self.name}={'...' if self.value is None else repr(self.value)}"
 
 

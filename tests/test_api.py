@@ -16,7 +16,16 @@ from concerto_tf.cli import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("data") / "api.txt"
-SUBPACKAGES = ("export", "layers", "losses", "metrics", "models", "records", "simulate")
+SUBPACKAGES = (
+    "export",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "models.extending",
+    "records",
+    "simulate",
+)
 
 
 def public_names() -> list[str]:

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from concerto_tf.cli import spelling
+from concerto_tf.cli import given, spelling
 from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.output import DONE, FAULT, INTERRUPTED, UNSUITABLE
 from concerto_tf.errors import InputError, Interrupted
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.debug and _needs_tensorflow(options):
             _import_tensorflow()
+        given.imports(options)
         result = options.run(options)
         result, code = result if isinstance(result, tuple) else (result, DONE)
         if options.json:

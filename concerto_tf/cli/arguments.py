@@ -106,8 +106,11 @@ def make_parser() -> argparse.ArgumentParser:
     def training(made: argparse.ArgumentParser) -> None:
         made.add_argument("--genes", metavar="all|hvg:N|FILE", help="input genes (hvg:5000)")
         made.add_argument(
-            "--method", metavar="NAME", help="concerto (the default), clear, contrastive-sc or cicl"
+            "--method",
+            metavar="NAME",
+            help="concerto (the default), clear, contrastive-sc, cicl, or one of another package",
         )
+        importing(made)
         made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
         whole(
             made, "--ensemble", "networks with seeds of their own whose embeddings are joined (1)"
@@ -153,8 +156,17 @@ def make_parser() -> argparse.ArgumentParser:
             "clusters (without KEY, to be put last)",
         )
 
+    def importing(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--import",
+            action="append",
+            metavar="MODULE",
+            help="import this first: it registers methods, layers or losses of others",
+        )
+
     def model(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="folder of a model, or a .keras file")
+        importing(made)
 
     def layer(made: argparse.ArgumentParser) -> None:
         made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
@@ -189,10 +201,12 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--like", metavar="RECORDS_OR_MODEL", help="use the genes of these")
     made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
     orthologs(made)
+    importing(made)
 
     made = command("inspect", commands.inspect, "records, a model or a result in words")
     made.add_argument("path", help="folder of records or of a model, .keras or .h5ad")
     made.add_argument("--verify", action="store_true", help="read every shard against its checksum")
+    importing(made)
 
     made = command("train", commands.train, "records to a model; resumes")
     made.add_argument("records", help="folder of records")

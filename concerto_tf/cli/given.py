@@ -6,6 +6,31 @@ import argparse
 from typing import Any
 
 from concerto_tf._paths import as_path
+from concerto_tf.errors import InputError
+
+
+def imports(options: argparse.Namespace) -> None:
+    """Imports the modules that a command is told to, which register methods and layers of others.
+
+    One in the present folder is found, as Python itself would, after those that are installed.
+    """
+    import sys
+    from importlib import import_module
+
+    names = getattr(options, "import", None) or ()
+    if names and "" not in sys.path:
+        sys.path.append("")
+    for name in names:
+        try:
+            import_module(name)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"module {name} cannot be imported ({type(error).__name__}: {str(error)[:200]}); "
+                "install what it needs, or run where it lies",
+                "import",
+            ) from error
 
 
 def same(options: argparse.Namespace, names: str) -> dict[str, Any]:

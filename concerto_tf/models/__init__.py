@@ -8,7 +8,7 @@ from concerto_tf.models.concerto import Concerto
 from concerto_tf.models.contrastive_sc import ContrastiveSC
 from concerto_tf.models.dense.network import DenseModel
 from concerto_tf.models.ensemble import Ensemble
-from concerto_tf.models.methods import METHODS
+from concerto_tf.models.methods import METHODS, register_method
 from concerto_tf.models.saving import load_model, save_model
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "DenseModel",
     "Ensemble",
     "load_model",
+    "register_method",
     "save_model",
 ]

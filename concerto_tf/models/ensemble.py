@@ -15,7 +15,6 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.encoder import Geometry, looks_at
 from concerto_tf.models.presets import Training
-from concerto_tf.models.weights import keep_together
 from concerto_tf.records.batch import Batch
 
 
@@ -67,7 +66,6 @@ class Ensemble(ContrastiveModel):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        keep_together([*self.models, *self.metrics])
         self.built = True
 
     @property

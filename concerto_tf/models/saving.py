@@ -6,6 +6,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ import tensorflow as tf
 from concerto_tf._files import atomic
 from concerto_tf._keras import keras
 from concerto_tf._paths import as_path, local_copy
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
+from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.encoder import Encoder
+from concerto_tf.models.methods import load_installed
 from concerto_tf.models.modality import described
+from concerto_tf.models.objects import is_ours, left_out, missing_class
 from concerto_tf.models.weights import lasting_weights
 
 FILE_NAME = "model.keras"
@@ -42,11 +47,16 @@ _NO_MODEL = (
 def save_model(model: ContrastiveModel, path: str | Path) -> None:
     """Saves a model for use, without the state of its optimizer, whole or not at all.
 
-    ``model.save(path)`` of Keras works too and keeps the optimizer.
+    ``model.save(path)`` of Keras works too and keeps the optimizer. A model with anything of
+    another package in it is loaded again before the file takes its name.
 
     Args:
         model: The model.
         path: The `.keras` file to write.
+
+    Raises:
+        InputError: The file could not be loaded again: a class is not registered with Keras, or
+            does not say what it is made from.
 
     Example:
 
@@ -57,12 +67,93 @@ def save_model(model: ContrastiveModel, path: str | Path) -> None:
     >>> load_model(path).vocabulary
     ('CD3E', 'MS4A1')
     """
+    ours = _is_ours(model)
+    if not ours:
+        _check_described(model)
+    copy = copied(model)
+    with atomic(path) as temporary:
+        copy.save(temporary)
+        if not ours:
+            _check_loads(temporary, copy)
+
+
+def copied(model: ContrastiveModel) -> ContrastiveModel:
+    """A new model with the configuration and the weights of another."""
     copy = type(model).from_config(model.get_config())
     # Not the state of metrics: of several processes all would have to ask for it.
     for new, old in zip(lasting_weights(copy), lasting_weights(model), strict=True):
         new.assign(np.array(tf.convert_to_tensor(old)))
-    with atomic(path) as temporary:
-        copy.save(temporary)
+    return copy
+
+
+def check_saving(model: ContrastiveModel) -> None:
+    """Raises InputError if a model could not be saved or loaded again; before it is trained."""
+    if not _is_ours(model):
+        with TemporaryDirectory(prefix="concerto-") as folder:
+            save_model(model, Path(folder) / FILE_NAME)
+
+
+def _is_ours(model: Any) -> bool:
+    """Whether all of a model comes from this package, whose classes are known to be saved whole."""
+    return type(model).__module__.startswith("concerto_tf.") and is_ours(model.get_config())
+
+
+def _check_described(model: Any) -> None:
+    """Raises InputError if a model is not made again by what it says of itself."""
+    name, config = type(model).__name__, model.get_config()
+    lost = left_out(model)
+    if lost:
+        raise InputError(
+            f"{name}: get_config leaves out {', '.join(sorted(lost))}, which its constructor "
+            "takes; return it there, too"
+        )
+    own = {"registered_name": keras.utils.get_registered_name(type(model))}
+    missing = missing_class(
+        {**own, "class_name": name, "module": type(model).__module__, "config": config}
+    )
+    if missing is not None:
+        raise InputError(
+            f"{name}: {missing[0]} of {missing[1]} is not registered with Keras, so that it could "
+            "not be loaded; put @tf.keras.utils.register_keras_serializable(package=...) above it"
+        )
+    try:
+        copy = type(model).from_config(config)
+    except Exception as error:  # noqa: BLE001 - whatever a class of others raises
+        raise InputError(
+            f"{name}: cannot be made from its get_config ({_reason(error)}); its constructor must "
+            "take what that returns"
+        ) from error
+    if _shapes(copy) != _shapes(model):
+        raise InputError(
+            f"{name}: made again from its get_config it has other weights; make all of them in its "
+            "constructor, of sizes that get_config tells"
+        )
+
+
+def _shapes(model: Any) -> list[tuple[int, ...]]:
+    return [tuple(weight.shape) for weight in lasting_weights(model)]
+
+
+def _check_loads(path: Path, model: Any) -> None:
+    """Raises InputError if a file does not hold the model that was saved in it."""
+    name = type(model).__name__
+    try:
+        again = load_model(path)
+    except InputError as error:
+        raise InputError(
+            f"{name}: saved, it does not load again ({_reason(error.__cause__ or error)}); see "
+            "that get_config describes it, and that its layers are made in its constructor"
+        ) from error
+    for old, new in zip(lasting_weights(model), lasting_weights(again), strict=True):
+        if not np.array_equal(tf.convert_to_tensor(old), tf.convert_to_tensor(new)):
+            raise InputError(
+                f"{name}: saved and loaded, its weights {old.name!r} are others; see that its "
+                "layers are attributes, each with a name of its own"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def model_file(path: str | Path) -> Path:
@@ -86,8 +177,9 @@ def model_file(path: str | Path) -> Path:
 def load_model(path: str | Path) -> ContrastiveModel:
     """Loads a model saved by this or an earlier version.
 
-    Nothing in the file is executed: Keras' safe mode is on, and only classes of this package are
-    accepted.
+    Nothing in the file is executed: Keras' safe mode is on, and only classes that are registered
+    with Keras are accepted: those of this package, of the methods of installed packages, and of
+    modules that have been imported.
 
     Args:
         path: A `.keras` file, or the folder of a training.
@@ -96,25 +188,28 @@ def load_model(path: str | Path) -> ContrastiveModel:
         The model, not compiled.
 
     Raises:
-        InputError: If there is no such file, it is damaged, not one of our models, or written by
-            a newer version.
+        InputError: If there is no such file, it is damaged, holds no model that embeds cells, or
+            was written by a newer version; or a class in it is of a module not imported yet.
     """
     path = model_file(path)
     saved = read_config(path)
     try:
         with local_copy(path) as file:
-            return keras.models.load_model(file, compile=False, safe_mode=True)
+            model: Any = keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - whatever Keras raises, the file is what is wrong
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         version = saved["config"].get("concerto_tf", "an unknown version")
         raise InputError(
-            f"{path}: the model (saved by concerto_tf {version}) does not load: {reason[0][:200]}; "
+            f"{path}: the model (saved by concerto_tf {version}) does not load: {_reason(error)}; "
             "the file is damaged, or was changed"
         ) from error
+    embeds = isinstance(model, Encoder | BatchModel)
+    if not embeds:
+        raise InputError(f"{path}: a Keras model, but none that embeds cells")
+    return model
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration in a `.keras` file, checked to be one of ours before anything is built.
+    """The configuration in a `.keras` file, checked before anything is built.
 
     Args:
         path: A `.keras` file.
@@ -132,35 +227,68 @@ def read_config(path: Path) -> dict[str, Any]:
                 raise ValueError("a configuration of that size is none of ours")
             saved = json.loads(archive.read("config.json"))
         name, config = str(saved["registered_name"]), saved["config"]
-        ours = name.startswith("concerto_tf>")
         newer = int(config.get("saved_format", 0)) > SAVED_FORMAT
+        # A model with labels names the class of its encoder.
+        encoder = str(config.get("method", name))
     except _NO_MODEL as error:
         raise InputError(
             f"{path}: not a saved model, or cut short; copy it again or train anew"
         ) from error
-    # A model with labels may have an encoder of others, which knows itself whether it is damaged.
-    of_cells = config.get("encoder", config)
-    foreign = not str(config.get("method", "concerto_tf>")).startswith("concerto_tf>")
-    if not ours or not (foreign or "vocabulary" in of_cells):
+    if ">" not in encoder:
         raise InputError(f"{path}: a Keras model, but none of concerto_tf")
-    if newer or keras.utils.get_registered_object(name) is None:
+    of_encoder = {"class_name": encoder, "registered_name": encoder, "config": None}
+    module = config.get("method_module", saved.get("module"))
+    missing = _missing([saved, {**of_encoder, "module": module}])
+    if newer or (missing and missing[0].startswith("concerto_tf>")):
         raise InputError(
             f"{path}: saved by concerto_tf {config.get('concerto_tf')}, which is newer than this; "
             "update with pip install -U concerto_tf"
         )
+    if missing:
+        raise _not_imported(path, *missing)
+    classes = [keras.utils.get_registered_object(one) for one in (name, encoder)]
+    if not all(isinstance(cls, type) and issubclass(cls, keras.Model) for cls in classes):
+        raise InputError(f"{path}: a Keras model, but none of concerto_tf")
+    # What others have written knows itself whether it is damaged.
+    of_cells = config.get("encoder", config)
+    described = not issubclass(classes[1], ContrastiveModel) or _describes_cells(of_cells)
     stored = sizes.get("model.weights.h5", _MOST_CONFIG_BYTES)
-    if not (foreign or _describes_cells(of_cells)) or _largest(config) > stored:
+    if not described or (encoder.startswith("concerto_tf>") and _largest(config) > stored):
         raise InputError(
             f"{path}: does not say what a model of concerto_tf does; the file was changed"
         )
     return saved
 
 
+def _missing(config: Any) -> tuple[str, str] | None:
+    """`missing_class`, once the installed methods have been imported where one is missing."""
+    missing = missing_class(config)
+    if missing is None or missing[0].startswith("concerto_tf>"):
+        return missing
+    load_installed(missing[1])
+    return missing_class(config)
+
+
+def _not_imported(path: Path, name: str, module: str) -> InputError:
+    """What is to be done about a class that no imported module has registered."""
+    if module in ("__main__", "None"):
+        return InputError(
+            f"{path}: holds a {name}, which was made in a script or notebook; run that first, or "
+            "put it into a module of its own"
+        )
+    wrong = [text for text in load_installed(module) if module.split(".")[0] in text]
+    return InputError(
+        "; ".join([f"{path}: holds a {name}, which no imported module has registered", *wrong])
+        + "; import its module first",
+        Argument("import", module.split(".")[0] if "." in module else module),
+    )
+
+
 def _describes_cells(config: dict[str, Any]) -> bool:
     """Whether what every model says of its input has the right types."""
-    if not isinstance(config.get("modality"), str) or not isinstance(
-        config.get("modalities"), dict
-    ):
+    if "vocabulary" not in config or not isinstance(config.get("modality"), str):
+        return False
+    if not isinstance(config.get("modalities"), dict):
         return False
     return _are_names(config.get("sources")) and all(
         isinstance(of, dict) and _are_names(of.get("vocabulary")) and _are_indices(of.get("genes"))

@@ -7,6 +7,7 @@ later version finds the weights of an older file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.objects import is_automatic
 
 
 def keep_together(parts: Iterable[Any]) -> None:
@@ -25,14 +27,22 @@ def keep_together(parts: Iterable[Any]) -> None:
 
 def save_weights(model: Any, store: MutableMapping[str, Any]) -> None:
     """Puts all weights of a model into Keras' store; see `Layer.save_own_variables`."""
+    if isinstance(model, BatchModel):
+        keep_together([*model.layers, *model.metrics])
     for name, weight in _named(model).items():
         store[name] = np.array(tf.convert_to_tensor(weight))
 
 
 def load_weights(model: Any, store: MutableMapping[str, Any]) -> None:
     """Takes all weights of a model from Keras' store; see `Layer.load_own_variables`."""
-    for name, weight in _named(model).items():
-        if name not in store.keys():  # Keras' store has no other way to ask
+    if isinstance(model, BatchModel):
+        keep_together([*model.layers, *model.metrics])
+    stored = set(store.keys())
+    named = _named(model)
+    if not stored >= set(named):  # an older file has the names that Keras chose
+        named = _named(model, chosen_by_keras=True)
+    for name, weight in named.items():
+        if name not in stored:
             raise ValueError(f"there are no weights {name!r}")
         found, wanted = tuple(store[name].shape), tuple(weight.shape)
         if found != wanted:  # seen before it is read: a forged one may be of any size
@@ -46,7 +56,7 @@ def lasting_weights(model: Any) -> list[Any]:
     return [weight for weight in model.weights if id(weight) not in passing]
 
 
-def _named(model: Any) -> dict[str, Any]:
+def _named(model: Any, chosen_by_keras: bool = False) -> dict[str, Any]:
     """Weights by name: ``gene_scale`` of the model itself, ``teacher_norm.gamma`` of a layer.
 
     The layers within a layer go by their numbers, as ``encoder.0.kernel``: Keras may name them
@@ -67,9 +77,24 @@ def _named(model: Any) -> dict[str, Any]:
                 seen.add(id(weight))
 
     ours = isinstance(model, BatchModel)
-    layers = [(layer.name if ours else i, layer) for i, layer in enumerate(model.layers)]
-    collect("", layers, model.weights)
+    names = _layer_names(model, chosen_by_keras) if ours else range(len(model.layers))
+    collect("", zip(names, model.layers, strict=True), model.weights)
     return named
+
+
+def _layer_names(model: Any, chosen_by_keras: bool) -> list[str]:
+    """Names of a model's layers. Keras numbers those without one within a process: here they are
+    numbered within the model, so that they are the same when it is made again."""
+    count: dict[str, int] = {}
+    names = []
+    for layer in model.layers:
+        name, kind = layer.name, type(layer).__name__
+        if not chosen_by_keras and is_automatic(name, kind):
+            number = count.get(kind, 0)
+            count[kind] = number + 1
+            name = re.sub(r"_\d+$", "", name) + (f"_{number}" if number else "")
+        names.append(name)
+    return names
 
 
 def _sublayers(layer: Any) -> list[Any]:

@@ -119,7 +119,7 @@ def run(
         "drop_empty": drop_empty,
         "seed": seed,
         **({"modalities": dict(modalities)} if modalities else {}),
-        "training": {key: str(value) for key, value in training.items()},
+        "training": {key: str(_told(value)) for key, value in training.items()},
     }
 
     def reporter(stage: str) -> Callable[[int, int], None] | None:
@@ -176,6 +176,14 @@ def run(
                 )
             _finish(job, asked, inputs, records, model, reporter("embed"))
     return json.loads((out / METRICS).read_text("utf-8"))
+
+
+def _told(value: Any) -> Any:
+    """An argument of `train` as plain data."""
+    from concerto_tf.models import ContrastiveModel
+    from concerto_tf.models.objects import identity_of, plain
+
+    return identity_of(value) if isinstance(value, ContrastiveModel) else plain(value)
 
 
 @contextmanager

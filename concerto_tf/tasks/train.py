@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_records
-from concerto_tf.models import METHODS, ContrastiveModel, Ensemble, load_model
+from concerto_tf.models import ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.fitting.optimizers import make_optimizer
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.methods import arguments_of
+from concerto_tf.models.methods import method as find_method
 from concerto_tf.models.modality import chosen_modalities
+from concerto_tf.models.objects import anew, identity_of, plain
 from concerto_tf.models.presets import DEFAULT, Training
-from concerto_tf.models.saving import model_file
+from concerto_tf.models.saving import check_saving, copied, model_file
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
@@ -60,6 +62,7 @@ def train(
     optimizer: str = "adam",
     strategy: str = "auto",
     start: str | Path | None = None,
+    model: ContrastiveModel | None = None,
     seed: int = 0,
     options: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -74,7 +77,8 @@ def train(
     Args:
         records: Finished records, or their folder.
         out: Folder of the model.
-        method: ``concerto`` (the default), ``clear``, ``contrastive-sc`` or ``cicl``.
+        method: ``concerto`` (the default), ``clear``, ``contrastive-sc``, ``cicl``, or one that
+            another package adds (`concerto_tf.models.register_method`).
         preset: ``paper`` for the values printed in the method's paper (``presets`` of the model's
             class); ``None`` for what embeds best.
         ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`).
@@ -90,8 +94,12 @@ def train(
             in processes that ``TF_CONFIG`` names and that see the same folders; each reads its
             own shards, and the first of them writes.
         start: A model to continue from, on the same or on other cells of the same genes.
+        model: A model to train, made by `from_records` or of the same genes. It stays as it is;
+            a new one with its configuration and weights is trained. Called again to continue, it
+            takes a model of the same configuration.
         seed: Seed of weights, order and views.
-        options: Further arguments of the model's class.
+        options: Further arguments of the model's class. Keras layers, losses and the like are made
+            anew from their configuration, for each network.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
 
@@ -115,6 +123,7 @@ def train(
         learning_rate=learning_rate,
         optimizer=optimizer,
         start=start,
+        model=model,
         seed=seed,
         options=options or {},
     )
@@ -129,13 +138,14 @@ def train(
         if job.finished:
             return load_model(model_file(job.out))
         request.check("one" if strategy == MULTIWORKER else strategy)
-        settled = {"method": method, "preset": preset, "genes": genes, "options": options or None}
+        settled: dict[str, Any] = {"method": method, "preset": preset, "genes": genes}
+        settled |= {"options": options or None, "ensemble": None if ensemble == 1 else ensemble}
+        settled |= {} if model is None else {"modalities": modalities, "start": start}
         given = [name for name, value in settled.items() if value is not None]
-        given += ["ensemble"] if ensemble != 1 else []
-        if start is not None and given:
+        if (start is not None or model is not None) and given:
             raise InputError(
-                f"{start}: has been made with its own {' and '.join(given)}; leave that out, or "
-                "the model"
+                f"{start or 'the model'}: has been made with its own {' and '.join(given)}; leave "
+                "that out, or the model"
             )
         check_cells(
             str(records.path),
@@ -162,6 +172,7 @@ class _Request:
     learning_rate: float | None
     optimizer: str
     start: str | Path | None
+    model: ContrastiveModel | None
     seed: int
     options: Mapping[str, Any]
 
@@ -175,7 +186,10 @@ class _Request:
             }.items()
             if path and as_path(path).is_file()
         }
-        return {**vars(self), **files, "records": identity_of_records(records)}
+        own = {**vars(self), **files, "options": plain(self.options)}
+        given = own.pop("model")
+        told = {} if given is None else {"model": identity_of(given)}
+        return {**own, **told, "records": identity_of_records(records)}
 
     def check(self, strategy: str) -> None:
         """Raises InputError if something is unsuitable, whatever the cells."""
@@ -185,10 +199,10 @@ class _Request:
 
     @property
     def training(self) -> Training | None:
-        """What the preset says of training; None where a model that is continued says it."""
-        if self.start is not None:
+        """What the preset says of training; None where a model that is given says it."""
+        if self.start is not None or self.model is not None:
             return None
-        return METHODS[self.method].presets[self.preset or DEFAULT].training
+        return find_method(self.method).presets[self.preset or DEFAULT].training
 
 
 def _train(
@@ -206,8 +220,7 @@ def _train(
     replicas = scope.num_replicas_in_sync if scope else 1
     began = time.perf_counter()
     with workers.naming_loss(), scope.scope() if scope else nullcontext():
-        start = request.start
-        model = _create(request, records) if start is None else _continue(start, records)
+        model = _model(request, records)
         training = request.training or model.recipe
         epochs = request.epochs or training.epochs
         schedule = plan_training(
@@ -223,6 +236,8 @@ def _train(
             request.learning_rate or training.learning_rate,
             schedule.steps if training.cosine else None,
         )
+    if workers.first:
+        check_saving(model)
     if request.batch_size is not None and schedule.batch_size != request.batch_size:
         _log.warning(
             "%s: minibatches of %d cells instead of %d, for its %d cells",
@@ -235,7 +250,7 @@ def _train(
     job.begin()
     with records.naming_damage(), workers.naming_loss():
         # A checkpoint holds what the PCA initialization made, too.
-        if request.start is None and not resumed and workers.first:
+        if not model.started.numpy() and not resumed and workers.first:
             model.initialize(cell_batches(model, records, schedule.batch_size, packed=True))
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
@@ -294,10 +309,9 @@ def check_arguments(
 ) -> None:
     """Raises InputError if an argument of `train` is unsuitable, whatever the cells."""
     method = method or _DEFAULT_METHOD
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
-    if preset is not None and preset not in METHODS[method].presets:
-        known = ", ".join(METHODS[method].presets)
+    presets = find_method(method).presets
+    if preset is not None and preset not in presets:
+        known = ", ".join(presets)
         raise InputError(f"{method} has no preset {preset!r}; it has {known}")
     for name, value in {
         "epochs": epochs,
@@ -322,8 +336,22 @@ def check_arguments(
     make_optimizer(optimizer, 1e-3)
 
 
+def _model(request: _Request, records: Records) -> ContrastiveModel:
+    """A new model, one that is continued, or a copy of the one that is given."""
+    if request.model is not None:
+        model = copied(request.model)
+    elif request.start is not None:
+        model = load_model(request.start)
+    else:
+        return _create(request, records)
+    check_agreement(model, records)
+    if set(records.sources) <= set(model.sources):
+        return model
+    return model.with_sources(records.sources)
+
+
 def _create(request: _Request, records: Records) -> ContrastiveModel:
-    cls, size, options = METHODS[request.method], request.ensemble, request.options
+    cls, size, options = find_method(request.method), request.ensemble, request.options
     unknown = set(options) - arguments_of(cls)
     if unknown:
         raise InputError(f"{request.method} has no option {min(unknown)!r}; see {cls.__name__}")
@@ -334,20 +362,12 @@ def _create(request: _Request, records: Records) -> ContrastiveModel:
 
     def create(**own: Any) -> ContrastiveModel:
         arguments = {**settled.options, **own, **options}
-        return cls.from_records(records, genes=chosen, modalities=looked_at, **arguments)
+        return cls.from_records(records, genes=chosen, modalities=looked_at, **anew(arguments))
 
     if size == 1:
         return create(seed=request.seed)
     seeds = [(request.seed * size + i) % 2**32 for i in range(size)]
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
-
-
-def _continue(start: str | Path, records: Records) -> ContrastiveModel:
-    model = load_model(start)
-    check_agreement(model, records)
-    if set(records.sources) <= set(model.sources):
-        return model
-    return model.with_sources(records.sources)
 
 
 def _training_batches(

@@ -139,7 +139,7 @@ class CICL(DenseModel):
             **kwargs,
         )
 
-    def _build_more(self) -> None:
+    def build_more(self) -> None:
         # Standardized genes, without the scale and offset that are learned; zeros are mean cells.
         self.landmarks = state_weight(self, "landmarks", (_LANDMARKS, self.n_inputs))
         self.clusterings = state_weight(self, "clusterings", (), "int64")

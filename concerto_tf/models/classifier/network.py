@@ -345,6 +345,7 @@ class Classifier(BatchModel):
             "saved_format": SAVED_FORMAT,
             "name": self.name,
             "method": keras.utils.get_registered_name(type(self.encoder)),
+            "method_module": type(self.encoder).__module__,
             "encoder": self.encoder.get_config(),
             "classes": list(self.classes),
             "label_key": self.label_key,
@@ -359,7 +360,7 @@ class Classifier(BatchModel):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Classifier:
         config = dict(config)
-        name = config.pop("method")
+        name, _ = config.pop("method"), config.pop("method_module", None)
         method = keras.utils.get_registered_object(name)
         if keras.Model not in getattr(method, "__mro__", ()):
             raise ValueError(f"there is no encoder {name}; import the module that registers it")

@@ -110,7 +110,7 @@ class CLEAR(DenseModel):
             **kwargs,
         )
 
-    def _build_more(self) -> None:
+    def build_more(self) -> None:
         self.key_backbone = _twin(self.backbone, (2, self.n_inputs))
         self.key_head = None
         if self.head is not None:

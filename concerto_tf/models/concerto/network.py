@@ -21,7 +21,6 @@ from concerto_tf.models.encoder import modality_input
 from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.records.batch import Batch, Minibatch
 
@@ -172,7 +171,6 @@ class Concerto(ContrastiveModel):
             scale = state_weight(self, name, (branch.n_inputs,), initializer="ones")
             branch.scale = scale if self.scale_genes else None
         self.networks.build()
-        keep_together([*self.layers, *self.metrics])
         self.built = True
 
     @property

@@ -19,7 +19,6 @@ from concerto_tf.models.dense.mlp import MLP
 from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, by_name
 from concerto_tf.models.seeds import Seeds
-from concerto_tf.models.weights import keep_together
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import component_directions, standardize_by_source
 from concerto_tf.records.batch import Batch, Minibatch
@@ -158,12 +157,11 @@ class DenseModel(ContrastiveModel):
         self.placement.build((None, self._embedding_dim))
         if self.head is not None:
             self.head(x, training=False)
-        self._build_more()
-        keep_together([*self.layers, *self.metrics])
+        self.build_more()
         self.built = True
 
-    def _build_more(self) -> None:
-        """Weights of a subclass."""
+    def build_more(self) -> None:
+        """Makes further layers and weights of a subclass, once the encoder has its own."""
 
     @property
     def embedding_dim(self) -> int:

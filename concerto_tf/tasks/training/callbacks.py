@@ -19,6 +19,7 @@ from concerto_tf._keras import keras
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.models.fitting.schedule import Schedule
+from concerto_tf.models.objects import without_automatic_names
 from concerto_tf.models.weights import lasting_weights
 
 _FILE = "training.npz"
@@ -113,7 +114,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _digest(self) -> str:
         """What tells the model's settings apart, defaults of other versions among them."""
-        config = {**self.model.get_config(), "name": None}
+        config = without_automatic_names({**self.model.get_config(), "name": None})
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
