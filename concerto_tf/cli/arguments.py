@@ -119,7 +119,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     def steps(made: argparse.ArgumentParser) -> None:
         made.add_argument(
-            "--epochs", type=parsing.epochs, metavar="N|auto", help="passes over the cells"
+            "--epochs",
+            type=parsing.epochs,
+            metavar="N|auto",
+            help="passes over the cells (auto: as many as help, which may be none)",
         )
         whole(made, "--batch-size", "cells per step")
         real(made, "--learning-rate", "learning rate")

@@ -147,6 +147,11 @@ class ContrastiveModel(BatchModel):
         """How the model is trained by default."""
         return self.presets[DEFAULT].training
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether training moves embeddings from where the initialization puts them."""
+        return True
+
     # --- what a method implements -----------------------------------------------------------
 
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:

@@ -88,6 +88,10 @@ class Ensemble(ContrastiveModel):
         steps = max(recipe.settling_steps for recipe in recipes)
         return replace(recipes[0], settling_steps=steps)
 
+    @property
+    def needs_training(self) -> bool:
+        return any(model.needs_training for model in self.models)
+
     def initialize(self, data: Iterable[Batch]) -> None:
         super().initialize(data)
         for model in self.models:

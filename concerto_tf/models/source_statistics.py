@@ -46,7 +46,8 @@ def calibrate_sources(model: Any, data: Iterable[Batch]) -> None:
     before = [layer.moving_moments for layer in layers]
     for layer in layers:
         layer.moving_count.assign(tf.zeros_like(layer.moving_count))
-    look = tf.function(model.views, reduce_retracing=True)
+    views = tf.autograph.experimental.do_not_convert(model.views)  # it takes seconds to rewrite
+    look = tf.function(views, reduce_retracing=True)
     with unchanged(model, except_for=layers):
         for batch in itertools.islice(data, _BATCHES):
             look(Minibatch(batch).numeric)

@@ -30,6 +30,8 @@ from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import pack
 from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
 
+#: For functions of tensors without Python's control flow, which AutoGraph takes seconds to rewrite.
+_as_written = tf.autograph.experimental.do_not_convert
 _WINDOW_CELLS = 16_384
 _INTERLEAVED_SHARDS = 4
 _BLOCK_CELLS = 64
@@ -67,6 +69,7 @@ def build(
     """
     shards, parts, n_cells = worker_share(manifest, shard_of)
 
+    @_as_written
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         files = tf.range(len(shards))
         if shuffle:
@@ -93,6 +96,7 @@ def build(
     parse = _Parser(manifest, decoders, sources, labels, cells)
     fixed = batch_size if drop_remainder or pad_last else None
 
+    @_as_written
     def to_batch(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         if fixed is not None:
             # An empty string is a message without features: every one takes its default.
@@ -171,6 +175,7 @@ def _read(
 ) -> tf.data.Dataset:
     """Serialized cells, in small batches as that costs less than one by one."""
 
+    @_as_written
     def read(path: tf.Tensor, part: tf.Tensor | None = None) -> tf.data.Dataset:
         cells = tf.data.TFRecordDataset(path, _COMPRESSIONS[compression])
         if part is not None:
@@ -189,6 +194,7 @@ def _read(
 def _shuffle(records: tf.data.Dataset, n_cells: int, fold: tf.Tensor) -> tf.data.Dataset:
     """Shuffles windows. Unlike `Dataset.shuffle` it does not depend on TensorFlow's global seed."""
 
+    @_as_written
     def permute(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         return tf.random.experimental.stateless_shuffle(
             window, tf.random.experimental.stateless_fold_in(fold, number)

@@ -274,7 +274,9 @@ def _finish(
     if labels is not None or "source" in colors:
         scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
     draw_maps(adata, [*colors, CLUSTER], out, titles={"label": label})
-    training_curve(out / "model" / "training.csv", out / FIGURES / "training.png")
+    log = out / "model" / "training.csv"
+    if log.exists():
+        training_curve(log, out / FIGURES / "training.png")
     _log.info("writing %s", out / RESULT)
     graph = kept_graph(adata)
     write_result(
@@ -296,7 +298,7 @@ def _finish(
         **{key: float(value) for key, value in scores.items()},
         **cluster_scores(adata.obs[CLUSTER], labels),
         **seconds,
-        "cells_per_second_train": _training_rate(out / "model" / "training.csv"),
+        **({"cells_per_second_train": _training_rate(log)} if log.exists() else {}),
         **_peak_memory(),
     }
     write_report(out, asked, metrics, records)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_records
 from concerto_tf.models import ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.fitting.optimizers import make_optimizer
-from concerto_tf.models.fitting.schedule import Schedule, plan_training
+from concerto_tf.models.fitting.schedule import plan_training
 from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.methods import method as find_method
 from concerto_tf.models.modality import chosen_modalities
@@ -28,6 +28,7 @@ from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
+from concerto_tf.tasks.training.batches import training_batches
 from concerto_tf.tasks.training.callbacks import saved_rounds
 from concerto_tf.tasks.training.distribution import (
     MULTIWORKER,
@@ -38,7 +39,7 @@ from concerto_tf.tasks.training.distribution import (
 from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    pass
 
 _log = logging.getLogger("concerto_tf")
 _DEFAULT_METHOD = "concerto"
@@ -71,8 +72,9 @@ def train(
     """Trains a model and leaves it in a folder; called again after a stop, it continues.
 
     The folder holds ``model.keras``, ``training.csv`` and ``tensorboard/`` (loss, alignment,
-    uniformity, effective rank, cells per second by round), and ``training.json`` (what was asked
-    for, and how long it took). While training it also holds ``checkpoint/``.
+    uniformity, effective rank, cells per second by round; not where nothing was to be trained),
+    and ``training.json`` (what was asked for, the passes over the cells as ``epochs``, and how long
+    it took). While training it also holds ``checkpoint/``.
 
     Args:
         records: Finished records, or their folder.
@@ -85,9 +87,10 @@ def train(
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
-        epochs: Passes over the cells; ``None`` follows from their number.
+        epochs: Passes over the cells; ``None`` follows from their number, and is 0 for a new
+            ``concerto``, whose PCA initialization training does not improve.
         batch_size: Cells per minibatch over all devices.
-        learning_rate: Learning rate.
+        learning_rate: Learning rate; given one, a model is trained whatever it is.
         optimizer: ``adam``, ``adamw``, ``lamb``, ``lazyadam`` or ``sgd``.
         strategy: ``one`` device, ``mirrored`` over all GPUs of this machine, or ``auto``:
             mirrored where there are several. ``multiworker``: this call is one of several alike,
@@ -197,6 +200,12 @@ class _Request:
         own = {name: getattr(self, name) for name in names}
         check_arguments(**own, optimizer=self.optimizer, strategy=strategy)
 
+    def leaves_it_to(self, model: ContrastiveModel) -> bool:
+        """Whether nothing asks for training, and the model is new and does not need any."""
+        asked = (self.start, self.epochs, self.learning_rate)
+        new = not int(model.started.numpy())
+        return new and all(given is None for given in asked) and not model.needs_training
+
     @property
     def training(self) -> Training | None:
         """What the preset says of training; None where a model that is given says it."""
@@ -223,6 +232,13 @@ def _train(
         model = _model(request, records)
         training = request.training or model.recipe
         epochs = request.epochs or training.epochs
+        if request.leaves_it_to(model):
+            epochs = 0
+            _log.info(
+                "no training: it does not improve on the PCA initialization (%s trains all the "
+                "same)",
+                Argument("epochs", "N"),
+            )
         schedule = plan_training(
             n_cells,
             epochs,
@@ -246,23 +262,29 @@ def _train(
             request.batch_size,
             records.n_cells,
         )
-    resumed = saved_rounds(job.out / "checkpoint") > 0
+    resumed = schedule.rounds > 0 and saved_rounds(job.out / "checkpoint") > 0
     job.begin()
     with records.naming_damage(), workers.naming_loss():
         # A checkpoint holds what the PCA initialization made, too.
         if not model.started.numpy() and not resumed and workers.first:
-            model.initialize(cell_batches(model, records, schedule.batch_size, packed=True))
+            cells = cell_batches(model, records, schedule.batch_size, packed=True)
+            model.initialize(cells)
+            if not schedule.rounds:  # training finds the statistics of sources otherwise
+                model.calibrate(cells)
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
-        fit_in_rounds(
-            model,
-            lambda step: _training_batches(model, records, schedule, step, request.seed, workers),
-            job.out,
-            schedule,
-            patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
-            workers=workers,
-            **how,
-        )
+        if schedule.rounds:
+            fit_in_rounds(
+                model,
+                lambda step: training_batches(
+                    model, records, schedule, step, request.seed, workers
+                ),
+                job.out,
+                schedule,
+                patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
+                workers=workers,
+                **how,
+            )
     if workers.first:
         genes_used = model.modality_inputs[0].n_inputs
         finish_training(job, model, schedule, time.perf_counter() - began, genes=genes_used)
@@ -368,33 +390,3 @@ def _create(request: _Request, records: Records) -> ContrastiveModel:
         return create(seed=request.seed)
     seeds = [(request.seed * size + i) % 2**32 for i in range(size)]
     return Ensemble([create(seed=seed, name=f"member_{i}") for i, seed in enumerate(seeds)])
-
-
-def _training_batches(
-    model: ContrastiveModel,
-    records: Records,
-    schedule: Schedule,
-    step: int,
-    seed: int,
-    workers: TrainingProcesses,
-) -> tf.data.Dataset:
-    """This worker's endless part of the batches from a step of the training on."""
-    replicas = model.distribute_strategy.num_replicas_in_sync // workers.count
-    size = schedule.batch_size // workers.count
-    shard_of = (workers.index, workers.count)
-    # A worker's own epoch may be a few batches longer than that of all.
-    per_epoch = records.n_cells_of(*shard_of) // size
-    data = cell_batches(
-        model,
-        records,
-        size,
-        shuffle=True,
-        seed=seed,
-        repeat=True,
-        packed=True,
-        replicas=replicas,
-        shard_of=shard_of,
-        first_epoch=step // per_epoch,
-    ).skip(step % per_epoch)
-    # Where workers distribute batches themselves, each device is given one of its own.
-    return data if workers.count == 1 or replicas == 1 else data.rebatch(size // replicas)

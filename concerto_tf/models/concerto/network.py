@@ -186,6 +186,13 @@ class Concerto(ContrastiveModel):
             recipe = replace(recipe, finetuning_rate=random.finetuning_rate)
         return recipe
 
+    @property
+    def needs_training(self) -> bool:
+        # A student that begins as a linear map of components stays there, or gains nothing by
+        # leaving (docs/benchmarks.md). Not so, perhaps, what somebody makes of it.
+        own = type(self) is not Concerto or self._loss_name != "nt_xent"
+        return own or not self.components or self.readout != "student"
+
     def untrained(self, sources: Sequence[str], seed: int, **options: Any) -> Concerto:
         # The small steps of scaled inputs suit a PCA initialization.
         return super().untrained(sources, seed, **{"scale_inputs": False, **options})

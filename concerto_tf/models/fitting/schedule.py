@@ -59,8 +59,8 @@ def plan_training(
 
     Args:
         n_cells: Number of cells.
-        epochs: Passes over the data; ``None`` for as many as the data's size calls for: enough
-            for 300 steps on small data, 3 on an atlas.
+        epochs: Passes over the data; 0 for none. ``None`` for as many as the data's size calls
+            for: enough for 300 steps on small data, 3 on an atlas.
         batch_size: Cells per minibatch over all replicas; ``None`` for 256, or all cells where
             there are fewer.
         replicas: Number of replicas, of which the batch size is made a multiple.
@@ -81,6 +81,8 @@ def plan_training(
     batch = min(batch_size or 256, n_cells)
     batch = max(replicas, batch // replicas * replicas)
     per_epoch = max(1, n_cells // batch)
+    if epochs == 0:
+        return Schedule(batch, 0, per_epoch, per_epoch, 0)
     if epochs is None:
         epochs = max(MIN_EPOCHS, min(math.ceil(MIN_STEPS / per_epoch), most_epochs or MIN_STEPS))
         per_round = math.ceil(epochs / MAX_ROUNDS)

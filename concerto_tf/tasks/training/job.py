@@ -131,7 +131,8 @@ def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
     save_model(model, job.out / FILE_NAME)
-    rounds = saved_rounds(job.out / "checkpoint")  # fewer than planned where it ended early
+    # Fewer than planned where it ended early.
+    rounds = min(schedule.rounds, saved_rounds(job.out / "checkpoint"))
     job.finish(
         epochs=round(schedule.passes(rounds), 2),
         batch_size=schedule.batch_size,

@@ -58,6 +58,12 @@ def test_a_limit_on_passes_binds_on_small_data_alone(n_cells: int) -> None:
     assert plan_training(n_cells, most_epochs=1).epochs == MIN_EPOCHS
 
 
+def test_no_passes_are_no_rounds() -> None:
+    plan = plan_training(2638, epochs=0)
+    assert (plan.epochs, plan.rounds, plan.steps, plan.passes(0)) == (0, 0, 0, 0)
+    assert plan.batch_size == plan_training(2638).batch_size
+
+
 def test_models_that_start_from_components_pass_over_few_cells_less_often() -> None:
     genes = [f"gene{i}" for i in range(4)]
     limits = {name: cls(genes).recipe.most_epochs for name, cls in METHODS.items()}
