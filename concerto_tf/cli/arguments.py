@@ -7,6 +7,28 @@ from typing import Any
 
 from concerto_tf._version import __version__
 from concerto_tf.cli import analysis_commands, commands, parsing
+from concerto_tf.cli.options import (
+    about_cells,
+    adapt,
+    embedding,
+    importing,
+    keys,
+    layer,
+    model,
+    model_and_input,
+    model_and_reference,
+    orthologs,
+    output,
+    reading,
+    real,
+    resolution,
+    skipping,
+    steps,
+    training,
+    vote,
+    whole,
+    workers,
+)
 
 
 def _shared() -> argparse.ArgumentParser:
@@ -32,156 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
         made = subparsers.add_parser(name, help=text, description=text, parents=[shared])
         made.set_defaults(run=run, parsers=subparsers.choices)
         return made
-
-    def whole(
-        made: argparse.ArgumentParser, name: str, text: str, value: int | None = None
-    ) -> None:
-        made.add_argument(name, type=int, default=value, metavar="N", help=text)
-
-    def real(
-        made: argparse.ArgumentParser, name: str, text: str, value: float | None = None
-    ) -> None:
-        made.add_argument(name, type=float, default=value, metavar="X", help=text)
-
-    def keys(made: argparse.ArgumentParser, *, labels: str | None = "one") -> None:
-        made.add_argument("--source-key", metavar="KEY", help="obs column of batches or donors")
-        if labels == "one":
-            made.add_argument("--label-key", metavar="KEY", help="obs column of cell types")
-        elif labels:
-            made.add_argument(
-                "--label-key",
-                metavar="KEY",
-                action="append",
-                help="obs column of cell types; may be given several times",
-            )
-
-    def reading(made: argparse.ArgumentParser) -> None:
-        layer(made)
-        made.add_argument("--drop-empty", action="store_true", help="leave out cells of no count")
-        made.add_argument(
-            "--modality",
-            type=parsing.modality,
-            action="append",
-            metavar="NAME=PLACE",
-            help="where a further modality lies, as protein=obsm:protein",
-        )
-
-    def workers(made: argparse.ArgumentParser) -> None:
-        whole(made, "--workers", "processes that convert (all processors, if there are many cells)")
-        made.add_argument(
-            "--dask", metavar="ADDRESS", help="scheduler of a dask cluster that converts instead"
-        )
-
-    def orthologs(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--orthologs", metavar="TSV", help="table of genes of two species")
-
-    def skipping(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--skip-damaged",
-            action="store_true",
-            help="leave out cells of records that are damaged, and count them",
-        )
-
-    def model_and_input(made: argparse.ArgumentParser) -> None:
-        model(made)
-        made.add_argument("input", help="records, .h5ad, .zarr, 10x .h5 or 10x mtx folder")
-        skipping(made)
-
-    def model_and_reference(made: argparse.ArgumentParser) -> None:
-        model(made)
-        made.add_argument(
-            "--reference",
-            metavar="REF",
-            help="records or cells; by default those kept with the model",
-        )
-        made.add_argument("--query", required=True, metavar="Q", help="records or cells")
-        made.add_argument(
-            "--reference-source-key",
-            metavar="KEY",
-            help="as --source-key, of the reference (by default the same)",
-        )
-        made.add_argument("--reference-layer", metavar="NAME", help="as --layer, of the reference")
-        skipping(made)
-
-    def training(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--genes", metavar="all|hvg:N|FILE", help="input genes (hvg:5000)")
-        made.add_argument(
-            "--method",
-            metavar="NAME",
-            help="concerto (the default), clear, contrastive-sc, cicl, or one of another package",
-        )
-        importing(made)
-        made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
-        whole(
-            made, "--ensemble", "networks with seeds of their own whose embeddings are joined (1)"
-        )
-        steps(made)
-
-    def steps(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--epochs",
-            type=parsing.epochs,
-            metavar="N|auto",
-            help="passes over the cells (auto: as many as help, which may be none)",
-        )
-        whole(made, "--batch-size", "cells per step")
-        real(made, "--learning-rate", "learning rate")
-        made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
-        made.add_argument(
-            "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
-        )
-
-    def resolution(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--resolution",
-            type=parsing.resolution,
-            default="auto",
-            metavar="X",
-            help="of Leiden; higher gives more clusters (auto: 0.6)",
-        )
-
-    def output(
-        made: argparse.ArgumentParser,
-        what: str,
-        text: str = "where to write",
-        required: bool = True,
-    ) -> None:
-        made.add_argument("-o", "--output", required=required, metavar=what, help=text)
-
-    def vote(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--vote",
-            nargs="?",
-            const=True,
-            default=False,
-            metavar="KEY",
-            help="also the label that most cells of a group have: of this obs column, or of small "
-            "clusters (without KEY, to be put last)",
-        )
-
-    def importing(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--import",
-            action="append",
-            metavar="MODULE",
-            help="import this first: it registers methods, layers or losses of others",
-        )
-
-    def model(made: argparse.ArgumentParser) -> None:
-        made.add_argument("model", help="folder of a model, or a .keras file")
-        importing(made)
-
-    def layer(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
-
-    def embedding(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--rep", default="X_concerto", metavar="KEY", help="key in obsm")
-
-    def about_cells(made: argparse.ArgumentParser, what: str, labels: str | None = "one") -> None:
-        output(made, what)
-        keys(made, labels=labels)
-        reading(made)
-        orthologs(made)
 
     made = command("run", commands.run, "convert, train, embed, cluster, score and draw; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
@@ -260,11 +132,18 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
     made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
     real(made, "--calibration", "share of the labelled cells held out to calibrate on (0.2)", 0.2)
+    made.add_argument(
+        "--keep-cells",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep up to 4,000 labelled cells in the model, for queries measured otherwise",
+    )
 
     made = command("annotate", commands.annotate, "cell types, `unknown` where they are new")
     model_and_input(made)
     about_cells(made, "OUT.h5ad")
     real(made, "--alpha", "share of cells of known types that may be rejected (0.05)", 0.05)
+    adapt(made)
     vote(made)
 
     made = command("map", commands.map, "labels of a reference for query cells")
@@ -274,14 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole(made, "--k", "neighbours that vote (5)", 5)
     real(made, "--alpha", "share of reference cells below which a cell is unknown")
     made.add_argument("--finetune", action="store_true", help="train on the query first")
-    made.add_argument(
-        "--adapt",
-        choices=("auto", "none", "source", "align"),
-        default="auto",
-        help="what to do about a query that lies off as a whole: move it by what its cells share "
-        "with the reference (align), normalize it by its own statistics (source), nothing (none), "
-        "or move it where that helps much (auto)",
-    )
+    adapt(made)
     made.add_argument(
         "--groupby",
         metavar="KEY",

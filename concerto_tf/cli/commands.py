@@ -149,7 +149,7 @@ def finetune(options: argparse.Namespace) -> Any:
             options.model,
             options.records,
             options.output,
-            **given.same(options, "label_key target end_to_end calibration seed"),
+            **given.same(options, "label_key target end_to_end calibration keep_cells seed"),
             progress=progress.stage("train"),
             **given.training(options),
         )
@@ -170,7 +170,7 @@ def annotate(options: argparse.Namespace) -> Any:
             options.input,
             options.output,
             alpha=options.alpha,
-            **given.same(options, "vote seed"),
+            **given.same(options, "adapt vote seed"),
             progress=progress.stage("annotate"),
             **given.reading(options),
         )

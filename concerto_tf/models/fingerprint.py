@@ -56,6 +56,8 @@ def fingerprint(model: Encoder | Classifier) -> str:
         # Counters of masks advance in training alone; results rest on floats.
         if np.issubdtype(values.dtype, np.floating):
             digest.update(np.ascontiguousarray(values).tobytes())
+    if isinstance(model, Classifier) and model.exemplars is not None:
+        digest.update(model.exemplars.pack().tobytes())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from concerto_tf._paths import as_path, local_copy
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.methods import load_installed
 from concerto_tf.models.modality import described
@@ -83,6 +84,8 @@ def copied(model: ContrastiveModel) -> ContrastiveModel:
     # Not the state of metrics: of several processes all would have to ask for it.
     for new, old in zip(lasting_weights(copy), lasting_weights(model), strict=True):
         new.assign(np.array(tf.convert_to_tensor(old)))
+    if isinstance(model, Classifier):
+        copy.exemplars = model.exemplars
     return copy
 
 

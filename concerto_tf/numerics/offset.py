@@ -11,7 +11,9 @@ MOST_CELLS = 4_000
 _MATCHED_ROUNDS, _CLUSTERED_ROUNDS = 2, 2
 
 
-def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.ndarray:
+def query_offset(
+    reference: np.ndarray, query: np.ndarray, seed: int = 0, dims: int | None = None
+) -> np.ndarray:
     """The shift of a whole query against its reference, estimated from shared cell types.
 
     No labels are used. A query may lack types of the reference, or have others. As in the alignment
@@ -21,6 +23,8 @@ def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.
         reference: Embeddings of the reference's cells [n, d], seen from the middle.
         query: Embeddings of the query's cells [m, d], seen from there too.
         seed: Seed of the cells that are looked at, and of clusters.
+        dims: Number of columns, from the first, that cells are compared by; by default all. The
+            offset is told of the others too.
 
     Returns:
         The offset [d], float32, to be taken from the query's embeddings.
@@ -45,7 +49,7 @@ def query_offset(reference: np.ndarray, query: np.ndarray, seed: int = 0) -> np.
     offsets = np.zeros((2, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
-        z = rest - rest.mean(0)
+        z = rest[:, :dims] - rest[:, :dims].mean(0)
         z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
         if turn < _MATCHED_ROUNDS:
             few = slice(MOST_CELLS)

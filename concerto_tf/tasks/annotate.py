@@ -12,14 +12,22 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.novelty import UNKNOWN, Calibration, steps_below
-from concerto_tf.records import CellSet, Records, open_input
+from concerto_tf.novelty import (
+    UNKNOWN,
+    Calibration,
+    calibrated_on_all,
+    novelty_together,
+    steps_below,
+)
+from concerto_tf.records import Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
-from concerto_tf.tasks.embed import KEY, Progress, whole_cells
+from concerto_tf.tasks.embed import KEY, Progress
 from concerto_tf.tasks.io.provenance import recorded, uses_model
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
+from concerto_tf.tasks.matching import check_adapt
+from concerto_tf.tasks.relearn import tell
 from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
@@ -44,6 +52,7 @@ def annotate(
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     orthologs: str | Path | None = None,
+    adapt: str = "auto",
     vote: bool | str = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -56,6 +65,9 @@ def annotate(
     known types a share of about ``alpha`` is so rejected, more where they were measured otherwise.
     ``confidence`` is the geometric mean of the two.
 
+    Where the cells were measured for a part of the genes, or less deeply, the types are told anew
+    from labelled cells that the model keeps, looked at in the same way.
+
     No cell is rejected where fewer than 1 / alpha - 1 cells were held out. Without calibration the
     confidence is the probability.
 
@@ -65,18 +77,22 @@ def annotate(
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
             and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
+        adapt: What to do about cells that lie off as a whole from the labelled: ``align`` moves
+            them by what they share with these, ``source`` normalizes them by statistics of their
+            own, which takes about the same types in both, ``none`` takes them as they are. ``auto``
+            moves them where that makes them much more like the labelled ones, and says so.
         vote: Also give each cell the label that most cells of its group have: of the groups of a
             column of obs, or, with True, of small clusters of the embedding. The groups go to
             ``uns["concerto_vote"]``; see `add_vote`.
         source_key, layer, drop_empty, modalities, orthologs, progress: As in `embed`.
-        seed: Seed of the small clusters of a vote.
+        seed: Seed of the small clusters of a vote, and of what `adapt` draws.
 
     Returns:
         A table with the names of the cells as index, in their order, and columns ``label``
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
         ``probability``, ``novelty`` and ``set`` (the types that cannot be excluded at a coverage of
         1 - alpha, see `add_sets`); where asked for ``vote`` and ``vote_share``, and the groups
-        as ``attrs["vote"]``.
+        as ``attrs["vote"]``. ``attrs["report"]`` says how the cells were measured.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -84,14 +100,20 @@ def annotate(
     """
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as in 0.05")
+    check_adapt(adapt)
     if out is not None:
         check_target(out, cells, drop_empty)
     model = as_classifier(model)
     reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
-    with open_cells(model.encoder, cells, reading) as records:
+    with open_cells(model.encoder, cells, reading, sampled=adapt == "source") as records:
         groups, uns = named_groups(cells, vote, records.obs()), {}
-        found = annotate_records(model, records, progress)
+        told = tell(model, records, adapt, seed, progress)
+        model, found = told.model, told.found
+        together = calibrated_on_all(model.together)
+        novelty = novelty_together(found["novelty"], found["embedding"], together)
+        found = found | {"novelty": novelty}
         table = _table(model, found, records.obs()["cell"], alpha)
+        table.attrs["report"] = [*records.report.get("lines", ()), *told.lines]
         _report(model, table, alpha)
         held_out = Calibration(np.array(model.nonconformity), len(model.nonconformity))
         add_sets(table, found["probabilities"], model.classes, held_out, alpha)
@@ -123,25 +145,6 @@ def _table(
         },
         index=pd.Index(names, name="cell"),
     )
-
-
-def annotate_records(
-    model: Classifier, records: CellSet, progress: Progress | None = None
-) -> dict[str, np.ndarray]:
-    """What a fine-tuned model says of all cells of records, in the order of the cells.
-
-    Args:
-        model: The model.
-        records: Cells with the model's genes.
-        progress: Called with the number of cells done and of all cells.
-
-    Returns:
-        As `Classifier.annotate`, the novelty by the company of the cells too.
-    """
-    data, measured = whole_cells(model.encoder, records, progress)
-    with records.naming_damage():
-        found = model.annotate(data, measured)
-    return found | {"novelty": model.novelty_together(found)}
 
 
 def as_classifier(model: Any) -> Classifier:

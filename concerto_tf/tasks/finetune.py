@@ -14,15 +14,20 @@ import numpy as np
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier, calibrate, learn_types
+from concerto_tf.models.classifier import Classifier, Exemplars, chosen_rows, measure_types
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
-from concerto_tf.novelty import rejection_rate, steps_below
+from concerto_tf.novelty import rejection_rate
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
-from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
+from concerto_tf.tasks.io.agreement import (
+    BATCH_CELLS,
+    cell_batches,
+    check_agreement,
+    seen_modalities,
+)
 from concerto_tf.tasks.train import check_arguments
 from concerto_tf.tasks.training.distribution import make_strategy
 from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
@@ -38,9 +43,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _log = logging.getLogger("concerto_tf")
-
-#: Components in which types are compared, the first of these that the cells are enough for.
-_COMPONENTS = (50, 30, 20, 10)
 
 
 def finetune(
@@ -58,6 +60,7 @@ def finetune(
     strategy: str = "auto",
     calibration: float = 0.2,
     consistency: float = 1.0,
+    keep_cells: bool = True,
     seed: int = 0,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -88,6 +91,9 @@ def finetune(
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds
             none out, and no cell can be rejected then.
         consistency: Weight lambda of the agreement about target cells.
+        keep_cells: Whether the model keeps up to 4,000 of the labelled cells, from which `annotate`
+            learns the types anew where a query was measured for a part of the genes, less deeply,
+            or lies off as a whole.
         seed: Seed of the new weights, the order, the views and the part held out.
 
     Returns:
@@ -119,6 +125,7 @@ def finetune(
         "optimizer": optimizer,
         "calibration": calibration,
         "consistency": consistency,
+        "keep_cells": keep_cells,
         "seed": seed,
     }
     with Job(out, asked, LAYOUT) as job:
@@ -167,6 +174,17 @@ def finetune(
                 progress=progress,
             )
             found = _calibrate(fine, records, codes, held_out)
+            if keep_cells:
+                fine.exemplars = Exemplars.of(
+                    records.dataset(
+                        min(BATCH_CELLS, records.n_cells),
+                        modalities=seen_modalities(fine.encoder, records),
+                        sources=fine.encoder.sources,
+                    ),
+                    chosen_rows(codes, held_out, seed),
+                    codes,
+                    held_out,
+                )
         finish_training(
             job,
             fine,
@@ -237,19 +255,8 @@ def _calibrate(
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 
-    learned = ~held_out & (codes >= 0)
-    for components in _COMPONENTS:
-        learn_types(model, batches(learned), components)
-        found = calibrate(model, batches(held_out))
-        n = len(model.calibration)
-        below = steps_below(ALPHA, n)
-        # Components of few cells hold much of their noise: the very cells they were fitted on then
-        # look stranger than new ones, and would be rejected when annotated themselves.
-        if (
-            not below
-            or np.mean(found["score"][learned, 0] < model.calibration[below - 1]) < 2 * ALPHA
-        ):
-            break
+    found = measure_types(model, batches, codes, held_out)
+    n = len(model.calibration)
     summary: dict[str, Any] = {"cells": n}
     if n:
         told, truth = found["code"][held_out], codes[held_out]

@@ -24,7 +24,7 @@ from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.io.provenance import recorded, uses_reference
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
-from concerto_tf.tasks.matching import ADAPTATIONS, Match, match, reopened
+from concerto_tf.tasks.matching import Match, check_adapt, match, reopened
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
 from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, column_of, fine_clusters, named_groups
@@ -345,10 +345,7 @@ def _check_arguments(
         raise InputError(
             "fine-tuning embeds the reference anew, and so needs its cells", "reference"
         )
-    if adapt not in ADAPTATIONS:
-        raise InputError(
-            f"no adaptation {adapt!r}; choose one of {', '.join(ADAPTATIONS)}", "adapt"
-        )
+    check_adapt(adapt)
     if finetune and adapt not in ("auto", "none"):
         raise InputError(
             "fine-tuning learns the query's own statistics already; leave out one of the two"

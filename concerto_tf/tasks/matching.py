@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from concerto_tf.errors import Argument
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import (
     Encoder,
     SourceAware,
@@ -21,7 +21,7 @@ from concerto_tf.models.encoder import (
 )
 from concerto_tf.numerics.offset import MOST_CELLS, query_offset
 from concerto_tf.records import CellSet
-from concerto_tf.records.batch import ROW
+from concerto_tf.records.batch import ROW, Batch
 from concerto_tf.records.lens import Lens
 from concerto_tf.reference.cells import Embedded, Labels, Reference
 from concerto_tf.reference.transfer import transfer
@@ -41,12 +41,12 @@ _OLD_NOISE = 0.5
 _MOST_CELLS = 20_000
 #: Mean novelty p-value of a query (0.5 where it is like the reference) below which moving it is
 #: tried, and by how much it has to rise for the query to be moved.
-_UNLIKE, _WORTH_MOVING = 0.4, 0.1
+UNLIKE, WORTH_MOVING = 0.4, 0.1
 #: Longest offset that is a shift, in distances of the query's cells from their mean. Those of other
 #: studies of a tissue were up to 0.61 long; of noise, other tissues and single genes 0.67 and more.
-_MOST_OFFSET = 0.65
+MOST_OFFSET = 0.65
 #: Cells of a query, below which nothing tells a shift from what they are.
-_FEW_CELLS = 20
+FEW_CELLS = 20
 
 #: Opens the cells of a reference, where they are at hand.
 Open = Callable[[], AbstractContextManager[CellSet]]
@@ -102,7 +102,9 @@ def match(
         Both, seen alike.
     """
     lines = []
-    lens, reasons = (None, []) if reference is None else _lens(model, records, reference, seed)
+    lens, reasons = (
+        (None, []) if reference is None else query_lens(model, records, reference.depth, seed)
+    )
     if lens is not None and cells is not None and reference is not None:
         with cells() as origin:
             model, reference = _through(model, origin, reference, lens, records, reasons)
@@ -116,12 +118,20 @@ def match(
         model = with_own_statistics(model, records)
     # Statistics of the query's own cells know of no gene that was not measured.
     z = embed_records(model, records, progress, fill_unmeasured=how != "source")
-    if reference is None or how in ("none", "source") or len(z) < _FEW_CELLS:
+    if reference is None or how in ("none", "source") or len(z) < FEW_CELLS:
         return Match(reference, z, tuple(lines))
     moved, line = _moved(reference, z, key, k, how, seed)
     if line:
         _log.info("%s: %s", records.name, line)
     return Match(reference, moved, (*lines, *([line] if line else [])))
+
+
+def check_adapt(adapt: str) -> None:
+    """Raises InputError if there is no such adaptation."""
+    if adapt not in ADAPTATIONS:
+        raise InputError(
+            f"no adaptation {adapt!r}; choose one of {', '.join(ADAPTATIONS)}", "adapt"
+        )
 
 
 def reopened(model: Encoder, cells: Any, reading: Reading) -> Open | None:
@@ -134,10 +144,17 @@ def reopened(model: Encoder, cells: Any, reading: Reading) -> Open | None:
 # --- measured alike -------------------------------------------------------------------------
 
 
-def _lens(
-    model: Encoder, records: CellSet, reference: Reference, seed: int
+def query_lens(
+    model: Encoder, records: CellSet, depth: float | None, seed: int
 ) -> tuple[Lens | None, list[str]]:
-    """What reference cells are to be looked at through, and why; None where as they are."""
+    """What reference cells are to be looked at through, and why; None where as they are.
+
+    Args:
+        model: The model that embeds both.
+        records: The query.
+        depth: Mean number of molecules of reference cells; None where it is unknown.
+        seed: Seed of the molecules drawn.
+    """
     named = seen_modalities(model, records)
     name, reasons = named[0], []
     measured = {of: found for of in named if not (found := records.measured(of)).all()}
@@ -146,12 +163,31 @@ def _lens(
         share = of_counts[measured[name]].sum() / max(of_counts.sum(), 1e-12)
         if share < _LEAST_GENES:
             reasons.append(f"its genes hold {share:.0%} of the reference's counts")
-    depth = 1.0
-    if not reasons and reference.depth and records.modalities[name].scales_with_depth:
-        depth = _depth(mean_depth(cell_batches(model, records), name) / reference.depth, reasons)
+    left = 1.0
+    if not reasons and depth and records.modalities[name].scales_with_depth:
+        left = _depth(mean_depth(cell_batches(model, records), name) / depth, reasons)
     reasons += [f"it has no {other}" for other in looks_at(model) if other not in named]
     counts = tuple(of for of in named if records.modalities[of].scales_with_depth)
-    return Lens(measured, depth, counts, seed=seed) if reasons else None, reasons
+    return Lens(measured, left, counts, seed=seed) if reasons else None, reasons
+
+
+def deepened(
+    lens: Lens, cells: Iterable[Batch], model: Encoder, records: CellSet, reasons: list[str]
+) -> Lens:
+    """The lens, thinning too where a query for some genes is less deep in these.
+
+    Args:
+        lens: From `query_lens`.
+        cells: Reference cells through it.
+        model: The model that embeds both.
+        records: The query.
+        reasons: What is to be said, which is added to.
+    """
+    name = seen_modalities(model, records)[0]
+    if lens.depth < 1 or name not in lens.modalities or name not in lens.measured:
+        return lens
+    own = mean_depth(cell_batches(model, records), name)
+    return replace(lens, depth=_depth(own / max(mean_depth(cells, name), 1e-12), reasons))
 
 
 def _depth(depth: float, reasons: list[str]) -> float:
@@ -182,10 +218,7 @@ def _through(
             )
         )
 
-    if lens.depth == 1 and named[0] in lens.modalities and named[0] in lens.measured:
-        left = mean_depth(cells(), named[0])
-        own = mean_depth(cell_batches(model, records), named[0])
-        lens = replace(lens, depth=_depth(own / max(left, 1e-12), reasons))
+    lens = deepened(lens, cells(), model, records, reasons)
     if isinstance(model, SourceAware):
         model = model.with_sources(origin.sources)
         model.calibrate(cells())
@@ -229,14 +262,14 @@ def _moved(
     offset = query_offset(own, embedded.compared(some) - embedded.middle, seed)
     if how == "align" or key is None:
         return z - offset, "the query was moved by what its cells share with the reference"
-    if np.linalg.norm(offset) > _MOST_OFFSET * np.sqrt(some.var(axis=0).sum()):
+    if np.linalg.norm(offset) > MOST_OFFSET * np.sqrt(some.var(axis=0).sum()):
         return z, ""  # cells of no type of the reference, which would be moved onto the nearest
     part = reference.labelled(key)
     as_is, then = (
         float(transfer(part, of, key, min(k, part.n_cells))["novelty"].mean())
         for of in (some, some - offset)
     )
-    if as_is >= _UNLIKE or then < as_is + _WORTH_MOVING:
+    if as_is >= UNLIKE or then < as_is + WORTH_MOVING:
         return z, ""
     return z - offset, (
         f"the query lay off as a whole (mean novelty p-value {as_is:.2f}; cells like the "

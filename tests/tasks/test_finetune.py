@@ -19,9 +19,10 @@ from concerto_tf.models import Concerto, load_model, save_model
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.novelty import rejection_rate
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.annotate import agreement_of, annotate, annotate_records
+from concerto_tf.tasks.annotate import agreement_of, annotate
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.finetune import finetune
+from concerto_tf.tasks.relearn import tell
 from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.labels import hold_out, known_labels
 
@@ -222,7 +223,7 @@ def test_target_of_another_source_is_learned_from(
     truth = shifted.obs["type"].to_numpy()
 
     def right(model: Classifier) -> float:
-        codes = annotate_records(model, target)["code"]
+        codes = tell(model, target).found["code"]
         return np.mean(np.array(model.classes)[codes] == truth)
 
     assert right(adapted) > right(plain) + 0.02 or right(adapted) > 0.97
@@ -384,7 +385,7 @@ def test_without_calibration_confidence_is_the_probability(
     with caplog.at_level(logging.WARNING, "concerto_tf"):
         table = annotate(model, make_cells(20), alpha=0.9)
     assert "without calibration" in caplog.text and not (table["label"] == "unknown").any()
-    found = annotate_records(model, convert(make_cells(20), tmp_path / "r", like=records))
+    found = tell(model, convert(make_cells(20), tmp_path / "r", like=records)).found
     np.testing.assert_allclose(table["confidence"], found["probabilities"].max(1), atol=1e-3)
 
 

@@ -11,8 +11,11 @@ import pytest
 from anndata import AnnData
 
 from concerto_tf.models import Concerto, load_model
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.records import convert
 from concerto_tf.tasks import matching
+from concerto_tf.tasks.annotate import annotate
+from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.impute import impute
 from concerto_tf.tasks.map import map
 from concerto_tf.tasks.train import train
@@ -42,7 +45,7 @@ def make_cells(n: int, seed: int, types: tuple[str, ...] = TYPES) -> AnnData:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("matching")
     make_cells(360, 0).write_h5ad(folder / "reference.h5ad")
-    records = convert(folder / "reference.h5ad", folder / "records")
+    records = convert(folder / "reference.h5ad", folder / "records", label_keys=["type"])
     options = {"units": 8, "hidden_units": 24, "attention_units": 4, "components": 8}
     train(records, folder / "model", genes="all", epochs=1, options={**options, "head_units": 8})
     return folder
@@ -51,6 +54,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> Concerto:
     return load_model(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def fine(folder: Path) -> Classifier:
+    given = {"label_key": "type", "epochs": 20, "learning_rate": 0.01}
+    finetune(folder / "model", folder / "records", folder / "fine", **given)
+    return load_model(folder / "fine")
 
 
 def right(table: pd.DataFrame, query: AnnData, column: str = "predicted") -> float:
@@ -146,3 +156,78 @@ def test_of_a_large_reference_as_many_cells_of_each_label_are_looked_at(
     labels = Labels(codes.astype("int32"), TYPES)
     chosen = matching._some(Reference(np.eye(360, 4) + 1, {"type": labels}), 360, 0)
     assert set(np.bincount(codes[chosen])) == {10} and len(chosen) == 60
+
+
+# --- by a classifier ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["panel", "depth"])
+def test_a_classifier_learns_anew_what_the_query_shows(fine: Classifier, what: str) -> None:
+    query = make_cells(240, 11)
+    if what == "panel":
+        query = query[:, 150:].copy()
+    else:
+        query.X = np.random.default_rng(0).binomial(query.X.astype(int), 0.2).astype("f4")
+    table = annotate(fine, query)
+    assert right(table, query) > 0.75
+    # As like the known types as cells measured wholly are, whose p-values are uniform.
+    assert (table["label"] == "unknown").mean() < 0.2 and table["novelty"].mean() > 0.3
+    assert any("looked at in the same way" in line for line in table.attrs["report"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_LEAST_GENES", 0.0)
+        patch.setattr(matching, "_LEAST_DEPTH", 0.0)
+        before = annotate(fine, query, adapt="none")
+    assert right(table, query, "label") > right(before, query, "label") + 0.05
+
+
+def test_what_learned_anew_knows_no_other_types(fine: Classifier) -> None:
+    cells = make_cells(200, 13)
+    new = np.arange(200) % 4 == 0
+    cells.X[new] = cells.X[new][:, np.random.default_rng(0).permutation(N_GENES)]
+    table = annotate(fine, cells[:, 100:].copy())
+    unknown = (table["label"] == "unknown").to_numpy()
+    assert unknown[new].mean() > 0.6 and unknown[~new].mean() < 0.25
+
+
+def test_a_classifier_takes_a_shift_back(fine: Classifier) -> None:
+    query = make_cells(240, 14)
+    bias = np.exp(np.random.default_rng(1).normal(0, 0.9, N_GENES))
+    query.X = np.random.default_rng(2).poisson(query.X * bias).astype("f4")
+    found = {how: annotate(fine, query, adapt=how) for how in ("none", "auto", "source")}
+    delivered = {how: right(table, query, "label") for how, table in found.items()}
+    assert min(delivered["auto"], delivered["source"]) > delivered["none"] + 0.2
+    assert any("lay off as a whole" in line for line in found["auto"].attrs["report"])
+    same = make_cells(240, 15)
+    pd.testing.assert_frame_equal(annotate(fine, same), annotate(fine, same, adapt="none"))
+
+
+def test_exemplars_are_kept_as_they_were(fine: Classifier, folder: Path) -> None:
+    cells = anndata.io.read_h5ad(folder / "reference.h5ad")
+    kept = fine.exemplars
+    assert kept is not None and kept.n_cells == cells.n_obs
+    codes = cells.obs["type"].cat.codes.to_numpy()
+    sums = np.zeros((len(TYPES), N_GENES))
+    for batch in kept:
+        real = batch["row"] >= 0
+        rows = batch["row"][real]
+        dense = np.zeros((len(rows), N_GENES))
+        np.put_along_axis(dense, batch["genes"][real], 0, 1)
+        for i, (genes, values) in enumerate(
+            zip(batch["genes"][real], batch["values"][real], strict=True)
+        ):
+            np.add.at(dense[i], genes, values)
+        np.add.at(sums, kept.label[rows], dense)
+    want = np.stack([cells.X[codes == code].sum(axis=0) for code in range(len(TYPES))])
+    np.testing.assert_array_equal(sums, want)
+    assert len(fine.calibration) == kept.held_out.sum()
+    assert np.array_equal(type(kept).unpack(kept.pack()).label, kept.label)
+
+
+def test_a_model_that_keeps_no_cells_says_that_it_cannot(folder: Path) -> None:
+    none = finetune(
+        folder / "model", folder / "records", folder / "none", label_key="type", epochs=1,
+        keep_cells=False,
+    )  # fmt: skip
+    assert none.exemplars is None and load_model(folder / "none").exemplars is None
+    table = annotate(none, make_cells(60, 16)[:, :60].copy())
+    assert any("keeps no cells" in line for line in table.attrs["report"])

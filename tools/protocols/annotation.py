@@ -12,8 +12,8 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.annotate import annotate_records
 from concerto_tf.tasks.finetune import finetune
+from concerto_tf.tasks.relearn import tell
 from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.labels import known_labels
 from protocols.baselines import cells_of, log_normalized
@@ -248,7 +248,7 @@ def _concerto(
             end_to_end=method == "end_to_end",
             **{"calibration": 0.0, **finetuning},
         )
-        told = annotate_records(fine, records)["code"]
+        told = tell(fine, records, "none").found["code"]
         return np.array([int(name) for name in fine.classes])[told]
 
 

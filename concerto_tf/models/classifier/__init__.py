@@ -1,6 +1,18 @@
 """Cell types from a pre-trained encoder, and how far cells are from the known ones."""
 
-from concerto_tf.models.classifier.calibration import calibrate, learn_types
+from concerto_tf.models.classifier.calibration import calibrate, learn_types, measure_types
+from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
 from concerto_tf.models.classifier.network import Classifier
+from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
 
-__all__ = ["Classifier", "calibrate", "learn_types"]
+__all__ = [
+    "Classifier",
+    "Exemplars",
+    "Relearned",
+    "calibrate",
+    "chosen_rows",
+    "learn_types",
+    "measure_types",
+    "relearned",
+    "with_encoder",
+]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty
-from concerto_tf.novelty import calibrated_on_all, mean_together, novelty_together, scale_by_type
+from concerto_tf.novelty import (
+    calibrated_on_all,
+    mean_together,
+    novelty_together,
+    scale_by_type,
+    steps_below,
+)
 from concerto_tf.numerics.prediction_sets import of_truth
 from concerto_tf.records.batch import ROW, Batch, Minibatch
+
+#: Components in which types are compared, the first of these that the cells are enough for.
+_COMPONENTS = (COMPONENTS, 30, 20, 10)
+#: Share of known cells lost at which that is judged.
+_ALPHA = 0.05
 
 
 def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMPONENTS) -> None:
@@ -27,9 +38,7 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             from; others have label -1.
         components: Number of principal components in which types are compared.
     """
-    look = tf.function(
-        lambda batch: tf.cast(model.encoder.standardized(batch), tf.float32), reduce_retracing=True
-    )
+    look = tf.function(lambda batch: model.standardized(batch), reduce_retracing=True)
 
     def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch in data:
@@ -83,4 +92,37 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
         model.note_known(scale, known, directions, np.sort(together), np.sort(against))
     else:
         model.note_known()
+    return found
+
+
+def measure_types(
+    model: Classifier,
+    batches: Callable[[np.ndarray], Iterable[Batch]],
+    codes: np.ndarray,
+    held_out: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Takes the measure of each type, in as many components as the cells are enough for.
+
+    Args:
+        model: The classifier, which notes it (`learn_types`, `calibrate`).
+        batches: Gives batches of all cells, with labels of those asked for, bool [n].
+        codes: Type of each cell [n]; negative without one.
+        held_out: Which cells were held out of training, bool [n].
+
+    Returns:
+        As `calibrate`.
+    """
+    learned = ~held_out & (codes >= 0)
+    found: dict[str, np.ndarray] = {}
+    for components in _COMPONENTS:
+        learn_types(model, batches(learned), components)
+        found = calibrate(model, batches(held_out))
+        below = steps_below(_ALPHA, len(model.calibration))
+        # Components of few cells hold much of their noise: the very cells they were fitted on then
+        # look stranger than new ones, and would be rejected when annotated themselves.
+        if (
+            not below
+            or np.mean(found["score"][learned, 0] < model.calibration[below - 1]) < 2 * _ALPHA
+        ):
+            break
     return found

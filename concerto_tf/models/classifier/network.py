@@ -23,20 +23,17 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import in_order
+from concerto_tf.models.classifier.exemplars import Exemplars
 from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity, type_novelty
 from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
-from concerto_tf.novelty import (
-    Scale,
-    calibrated_on_all,
-    is_novel,
-    novelty_together,
-)
+from concerto_tf.novelty import Scale, is_novel
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
+_EXEMPLARS = "exemplars"
 _OWN_WEIGHTS = (
     "class_weight",
     "type_axes",
@@ -59,6 +56,8 @@ class Classifier(BatchModel):
     The novelty of a cell comes from cells that were held out of training (`calibrate`): it is the
     share of them that are as unlike the known cell types as this cell, or more so. So a cell of a
     known type has a novelty below ``alpha`` with a chance of about ``alpha``.
+
+    Labelled cells that it keeps (`Exemplars`) show it types as a query was measured.
 
     Args:
         encoder: A pre-trained model, which becomes part of this one.
@@ -134,6 +133,7 @@ class Classifier(BatchModel):
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
         self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None
+        self.exemplars: Exemplars | None = None
         self.note_known(None, calibration, directions, together, nonconformity)
         self.build()
 
@@ -167,10 +167,8 @@ class Classifier(BatchModel):
         Returns:
             Logits of teacher and student, each [B, C], float32.
         """
-        return self._logits(*self.encoder.represent(batch, training=training))
-
-    def _logits(self, teacher: tf.Tensor, student: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        teacher, student = (tf.cast(tf.nn.relu(z), self._precision) for z in (teacher, student))
+        seen = self.encoder.represent(batch, training=training)
+        teacher, student = (tf.cast(tf.nn.relu(z), self._precision) for z in seen)
         return self.teacher_classes(teacher), self.student_classes(student)
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
@@ -188,8 +186,7 @@ class Classifier(BatchModel):
             (see `type_novelty`), ``novelty`` [B] (the p-value; without calibration the
             probability) and ``embedding`` [B, d], all but the code float32.
         """
-        teacher, student = self.encoder.represent(batch, training=False)
-        log_p = tf.add_n([tf.nn.log_softmax(z) for z in self._logits(teacher, student)]) / 2
+        log_p = self.log_probabilities(batch)
         probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
         code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
         scores = self._scores(batch, log_p, code)
@@ -208,9 +205,17 @@ class Classifier(BatchModel):
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
+    def log_probabilities(self, batch: Batch) -> tf.Tensor:
+        """What both networks together say of each type of whole cells [B, C], not normalized."""
+        return tf.add_n([tf.nn.log_softmax(z) for z in self.logits(batch)]) / 2
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        """Values in which cells are compared with the types [B, F], float32."""
+        return tf.cast(self.encoder.standardized(batch), tf.float32)
+
     def _scores(self, batch: Batch, log_p: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
         """How much cells are like the cell type that they are taken for [B, 3]."""
-        y = tf.cast(self.encoder.standardized(batch), tf.float32)
+        y = self.standardized(batch)
         of_types = (self.type_axes, self.type_mean, self.type_directions)
         measured = (tf.convert_to_tensor(weight) for weight in of_types)
         return type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
@@ -304,22 +309,15 @@ class Classifier(BatchModel):
         self.directions = tuple(float(score) for score in directions)
         self.together = tuple(float(score) for score in together)
         self.nonconformity = tuple(float(score) for score in nonconformity)
-        self._annotate_step = None  # which has them as constants
+        self.forget_steps()
 
-    def novelty_together(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Novelty p-values [n] by company too, of the cells of one query; see `novelty_together`.
-
-        Args:
-            found: What `annotate` says of them.
-        """
-        known = calibrated_on_all(self.together)
-        return novelty_together(found["novelty"], found["embedding"], known)
+    def forget_steps(self) -> None:
+        """Compiles anew what has as a constant what was changed."""
+        self._annotate_step = None
 
     def rejected(self, p_value: Any, alpha: float) -> Any:
         """Which cells are unknown at an error rate, by their novelty; see `is_novel`."""
         return is_novel(p_value, alpha, len(self.calibration))
-
-    # --- use --------------------------------------------------------------------------------
 
     def annotate(
         self, data: Iterable[Batch], measured: Mapping[str, np.ndarray] | None = None
@@ -370,7 +368,7 @@ class Classifier(BatchModel):
     def get_compile_config(self) -> None:
         return None
 
-    def _own_weights(self) -> dict[str, Any]:
+    def own_weights(self) -> dict[str, Any]:
         """What it has beside its encoder, by the names in a file."""
         own = {name: getattr(self, name) for name in _OWN_WEIGHTS}
         for layer in (self.teacher_classes, self.student_classes):
@@ -382,8 +380,10 @@ class Classifier(BatchModel):
         save_weights(self.encoder, of_encoder)
         for name, value in of_encoder.items():
             store[f"{_ENCODER}{name}"] = value
-        for name, weight in self._own_weights().items():
+        for name, weight in self.own_weights().items():
             store[name] = np.array(tf.convert_to_tensor(weight))
+        if self.exemplars is not None:
+            store[_EXEMPLARS] = self.exemplars.pack()
 
     def load_own_variables(self, store: Any) -> None:
         names = list(store.keys())
@@ -391,7 +391,10 @@ class Classifier(BatchModel):
             self.encoder,
             {name.removeprefix(_ENCODER): store[name] for name in names if _ENCODER in name},
         )
-        for name, weight in self._own_weights().items():
+        for name, weight in self.own_weights().items():
             if name not in names:
                 raise ValueError(f"there are no weights {name!r}")
             weight.assign(np.array(store[name]))
+        if _EXEMPLARS in names:
+            self.exemplars = Exemplars.unpack(np.array(store[_EXEMPLARS]))
+            self.exemplars.check(len(self.classes), self.encoder.modality_inputs)

@@ -1,0 +1,127 @@
+"""Cell types told anew from a classifier's exemplars, seen as a query was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models.batches import in_order
+from concerto_tf.models.classifier.calibration import measure_types
+from concerto_tf.models.classifier.exemplars import Exemplars, Labelled
+from concerto_tf.models.classifier.network import Classifier
+from concerto_tf.models.encoder import Teachable
+from concerto_tf.records.batch import Batch
+
+#: Strength of the prior on the weights of a type, for values of variance 1.
+_PRIOR = 0.01
+
+
+class Relearned(Classifier):
+    """A classifier whose types were learned anew, from standardized values by logistic regression.
+
+    It is for one query, and not saved.
+
+    Args:
+        encoder: The encoder, with the statistics of cells that were measured like the query.
+        like: The classifier that has the exemplars.
+
+    Attributes:
+        seen: Minibatches of the exemplars as the query shows them.
+    """
+
+    def __init__(self, encoder: Teachable, like: Classifier, seen: list[Batch]) -> None:
+        super().__init__(
+            encoder,
+            like.classes,
+            label_key=like.label_key,
+            seed=like.seed,
+        )
+        self.seen = seen
+        features = self.type_axes.shape[0]
+        self._shift = np.zeros(features, np.float32)
+        self._kernel = np.zeros((features, len(like.classes)), np.float32)
+        self._bias = np.zeros(len(like.classes), np.float32)
+
+    def take(self, other: Relearned) -> None:
+        """Tells types as another one does."""
+        self._shift, self._kernel, self._bias = other._shift, other._kernel, other._bias
+
+    def move(self, shift: np.ndarray) -> None:
+        """Takes cells to lie off by a shift of the standardized values [F]."""
+        self._shift = shift.astype(np.float32)
+        self.forget_steps()
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        return super().standardized(batch) - self._shift
+
+    def log_probabilities(self, batch: Batch) -> tf.Tensor:
+        return tf.nn.log_softmax(tf.matmul(self.standardized(batch), self._kernel) + self._bias)
+
+    def learn(self, y: np.ndarray, label: np.ndarray) -> None:
+        """Learns the types.
+
+        Args:
+            y: Standardized values of cells [n, F].
+            label: Their types [n], of which at least two are there.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        weight = tf.gather(self.class_weight, label).numpy()
+        found = LogisticRegression(C=_PRIOR, max_iter=300).fit(y, label, sample_weight=weight)
+        kernel, bias = found.coef_, found.intercept_
+        if len(found.classes_) == 2:  # scikit-learn gives the odds of the second one
+            kernel, bias = np.concatenate([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
+        # Types that no exemplar shows are never told.
+        self._bias = np.full(len(self.classes), -1e9, np.float32)
+        self._bias[found.classes_], self._kernel[:, found.classes_] = bias, kernel.T
+        self.forget_steps()
+
+
+def with_encoder(model: Classifier, encoder: Any) -> Classifier:
+    """A classifier that says the same of what another encoder sees.
+
+    Args:
+        model: The classifier; it is left as it is.
+        encoder: Its encoder, but for what it knows of sources.
+    """
+    new: Classifier
+    if isinstance(model, Relearned):
+        new = Relearned(encoder, model, model.seen)
+        new.take(model)
+    else:
+        new = Classifier(encoder, model.classes, label_key=model.label_key, seed=model.seed)
+    for mine, its in zip(model.own_weights().values(), new.own_weights().values(), strict=True):
+        its.assign(mine)
+    new.note_known(None, model.calibration, model.directions, model.together, model.nonconformity)
+    return new
+
+
+def relearned(model: Classifier, exemplars: Exemplars, seen: Iterable[Batch]) -> Relearned:
+    """A classifier for cells that were measured otherwise.
+
+    Args:
+        model: A classifier; it is left as it is.
+        exemplars: Labelled cells that it keeps.
+        seen: Minibatches of them, as the query would show them.
+
+    Returns:
+        A classifier that learned types and calibration from what is seen of the exemplars.
+    """
+    batches = list(seen)
+    encoder = model.encoder.with_sources(model.encoder.sources)
+    encoder.calibrate(batches)
+    new = Relearned(encoder, model, batches)
+    learned = ~exemplars.held_out
+    new.balance(np.bincount(exemplars.label[learned], minlength=len(model.classes)))
+    look = tf.function(lambda batch: {"y": new.standardized(batch)}, reduce_retracing=True)
+    y = in_order(look, batches)["y"]
+    new.learn(y[learned], exemplars.label[learned])
+
+    def labelled(cells: np.ndarray) -> Labelled:
+        return Labelled(batches, model.label_key, np.where(cells, exemplars.label, -1))
+
+    measure_types(new, labelled, exemplars.label, exemplars.held_out)
+    return new
