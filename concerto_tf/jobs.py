@@ -12,29 +12,28 @@ An `InputError` says that the call itself has to be mended. What was begun is th
 a later call could continue from it.
 
 A folder belongs to one process at a time (`concerto_tf._lock`), and to what was asked for first:
-another call is told in what it differs. Inputs are compared by their `identity_of_*`.
+another call is told in what it differs. Inputs are compared by `concerto_tf._identity`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from concerto_tf._files import is_empty, remove, remove_temporaries, sha256, write_json
+from concerto_tf._identity import json_checksum
 from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
 _log = logging.getLogger("concerto_tf")
+#: In a note: checksums of the results, and its own.
+_FILES, _CHECKSUM = "files", "checksum"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Layout:
             the work is finished once all `results` are there.
         results: What must be there, too, for the work to be finished.
         keep: What makes unfinished work worth keeping, once it is there.
+        staged: Whether each stage of the work keeps a folder of its own, which knows what it is of;
+            the note of the whole can then be made again where it is damaged.
         scratch: Folders that the finished work has no use for.
         products: Patterns of what else the work makes.
     """
@@ -57,6 +58,7 @@ class Layout:
     finished: str
     results: tuple[str, ...] = ()
     keep: str | None = None
+    staged: bool = False
     scratch: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
 
@@ -79,7 +81,7 @@ class Job:
     Attributes:
         out: The folder.
         asked: What is asked for, as it reads when it comes back from a file.
-        finished: Whether the same call has been finished here.
+        finished: Whether the same call has been finished here, and its results are as it left them.
         facts: What a note of this work in the folder says beside ``asked``.
 
     Raises:
@@ -119,6 +121,7 @@ class Job:
         self.facts: dict[str, Any] = {}
         self._overwrite, self._writes = overwrite, writes
         self._same = self._began = self._fresh = False
+        self._changed: list[str] = []
         self._lock = FolderLock(self.out)
 
     def __enter__(self) -> Job:
@@ -155,6 +158,7 @@ class Job:
                 _log.info("%s: what was begun there of something else is begun anew", self.out)
             if self.finished or not self._same:
                 self._clear()
+            self._set_aside()
             self._began = True
             self.note(**self.facts)
         except OSError as error:
@@ -166,16 +170,29 @@ class Job:
 
     def note(self, **facts: Any) -> None:
         """Keeps facts about unfinished work, for `facts` of a later call."""
-        self.check()
         self.facts = facts
+        self._write(**facts)
+
+    def _write(self, **facts: Any) -> None:
+        self.check()
         path = self.out / self.layout.begun
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"asked": self.asked, **facts})
+        _write_note(path, {"asked": self.asked, **facts})
+
+    def reopen(self) -> None:
+        """Lets results of finished work be changed: they count as they are until `finish`."""
+        self._write(**self.facts, **{_FILES: {}})
 
     def finish(self, **facts: Any) -> None:
-        """Says that the work is done, and removes what only unfinished work needs."""
+        """Says that the work is done and what it left, and removes what only unfinished needs.
+
+        Args:
+            **facts: For `facts` of a later call.
+        """
         self.check()
-        write_json(self.out / self.layout.finished, {"asked": self.asked, **facts})
+        paths = {name: self.out / name for name in self.layout.results}
+        files = {name: sha256(path) for name, path in paths.items()}
+        _write_note(self.out / self.layout.finished, {"asked": self.asked, **facts, _FILES: files})
         self.tidy()
 
     def tidy(self) -> None:
@@ -197,33 +214,78 @@ class Job:
         layout, out = self.layout, self.out
         if out.exists() and not out.is_dir():
             raise InputError(f"{out}: is a file; name a folder for the {layout.noun}", "out")
-        whole = all(_is_there(out / name) for name in (layout.finished, *layout.results))
-        found = layout.finished if whole else layout.begun
         self._same = self.finished = False
-        if not (out / found).exists():
+        note = found = read_note(out / layout.finished)
+        lacking = self._lacking(note or {})
+        whole = note is not None and not lacking
+        if note is None:
+            found = read_note(out / layout.begun)
+        if found is None:
             if any(not self._is_left_over(entry) for entry in self._entries()):
                 raise InputError(
                     f"{out}: is not empty and holds no {layout.noun}; name another folder", "out"
                 )
             return
-        self.facts = _read(out / found)
-        held = self.facts.pop("asked", None)
+        held = found.get("asked")
+        own = ("asked", _FILES, _CHECKSUM)
+        self.facts = {name: fact for name, fact in found.items() if name not in own}
+        if layout.staged and held is None:
+            _log.warning("%s: is damaged, and made again", out / layout.begun)
+            self._same = self.asked is not None
+            self._changed = [name for name in layout.results if (out / name).exists()]
+            return
         self._same = self.asked is not None and held == self.asked
         self.finished = whole and self._same
         if self._same:
+            was_finished = note is not None and _FILES in note
+            self._changed = [name for name in lacking if was_finished and (out / name).exists()]
             return
         self.facts = {}
+        if note == {} and not self._overwrite:
+            raise InputError(
+                f"{out / layout.finished}: is damaged, so that nobody can tell what the "
+                f"{layout.noun} there came from; remove {out} and do it again, or name another "
+                "folder",
+                "out" if self._overwrite is None else Argument("overwrite", True),
+            )
+        whole = note is not None and not (layout.staged and lacking)
         if self.kept or (whole and not self._overwrite):
             noun = layout.noun if whole else f"unfinished {layout.noun}"
             article = "" if noun.endswith("s") else "a " if whole else "an "
-            both = isinstance(held, dict) and held and self.asked
-            names = list(_differing(held, self.asked)) if both and self.asked else []
+            names = []
+            if isinstance(held, dict) and held and self.asked:
+                names = list(_differing(held, self.asked))
             listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
             what = f"differing in {listed}" if names else "of something else"
             ways = "remove this one, or name another folder", Argument("out")
             if self._overwrite is not None:
                 ways = "name another folder, or overwrite this one", Argument("overwrite", True)
             raise InputError(f"{out}: holds {article}{noun} {what}; {ways[0]}", ways[1])
+
+    def _lacking(self, note: Mapping[str, Any]) -> list[str]:
+        """Names of results that are not there, or not as they were left."""
+        if _CHECKSUM in note and not isinstance(note.get(_FILES), dict):
+            return list(self.layout.results)  # not finished; notes of old have no checksums at all
+        known = note.get(_FILES, {})
+        paths = {name: self.out / name for name in self.layout.results}
+        return [
+            name
+            for name, path in paths.items()
+            if not _is_there(path)
+            or (name in known and known[name] != sha256(path))
+            or (name not in known and path.is_file() and not path.stat().st_size)
+        ]
+
+    def _set_aside(self) -> None:
+        """Keeps what was changed or damaged under another name; it may be somebody's work."""
+        for name in self._changed:
+            path = self.out / name
+            kept = path.with_name(f"{path.stem}.changed{path.suffix}")
+            if path.stat().st_size:
+                path.replace(kept)
+            said = f"; what there was is kept as {kept.name}" if kept.exists() else ""
+            _log.warning("%s: is not as it was left, and made again%s", path, said)
+        self._changed = []
 
     def _entries(self) -> list[Path]:
         """What the folder shows."""
@@ -283,74 +345,6 @@ class Job:
                 remove(self.out)
 
 
-def json_checksum(asked: Any) -> str:
-    """A checksum of anything that JSON holds.
-
-    Example:
-        >>> json_checksum({"seed": 0, "genes": None}) == json_checksum({"genes": None, "seed": 0})
-        True
-    """
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def identity_of_cells(cells: str | Path | AnnData, without: Path | None = None) -> str:
-    """What tells cells apart: files by names, sizes and times, an AnnData in memory by its content.
-
-    Args:
-        cells: Path of a file or a folder, or an AnnData.
-        without: A folder for results, which may lie in the one that the cells are in.
-
-    Returns:
-        A checksum.
-
-    Raises:
-        InputError: There is no such file.
-    """
-    if isinstance(cells, str | Path):
-        path = as_path(cells).expanduser()
-        if not path.exists():
-            raise InputError(f"{cells}: there is no such file or folder; check the path")
-        return json_checksum(_marks(path, without))
-    import joblib
-
-    x = _marks(Path(cells.filename), None) if cells.isbacked else cells.X
-    raw = None if cells.raw is None else (cells.raw.X, cells.raw.var)
-    parts = [cells.obs, cells.var, x, dict(cells.layers), dict(cells.obsm), raw]
-    return str(joblib.hash(parts, hash_name="sha1"))
-
-
-def identity_of_file(path: str | Path) -> str:
-    """What tells a small file apart that may change: its name and a checksum of its content."""
-    return f"{as_path(path).name} {sha256(path)}"
-
-
-def identity_of_records(records: Any) -> str:
-    """What tells records apart: the checksums of their shards."""
-    return json_checksum([shard.sha256 for shard in records.manifest.shards])
-
-
-def identity_of_model(model: Any) -> str:
-    """What tells a model in memory apart: its configuration and its weights."""
-    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True).encode())
-    for weight in model.get_weights():
-        digest.update(weight.tobytes())
-    return digest.hexdigest()
-
-
-def _marks(path: Path, without: Path | None) -> list[list[Any]]:
-    """Name, size and time of a file, or of each file in a folder."""
-    own = path.absolute()
-    place = None if without is None else without.absolute()
-    # Results that lie in the folder itself lie in one of its entries.
-    results = own / place.relative_to(own).parts[0] if place and own in place.parents else None
-    marks = []
-    for entry in sorted(own.rglob("*")) if own.is_dir() else [own]:
-        if entry.is_file() and results not in (entry, *entry.parents):
-            status = entry.stat()
-            marks.append([own.name, entry.name, status.st_size, status.st_mtime_ns])
-    return marks
-
-
 def _differing(held: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
     """Names under which two dictionaries differ, those within them included."""
     for name in {**held, **asked}:
@@ -366,10 +360,20 @@ def _is_there(path: Path) -> bool:
     return not is_empty(path) if path.is_dir() else path.exists()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A note; empty where it is damaged."""
+def _write_note(path: Path, content: dict[str, Any]) -> None:
+    """Writes a note, with a checksum of itself."""
+    write_json(path, {**content, _CHECKSUM: json_checksum(content)})
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """What a `Job` noted; None where there is nothing, empty where it is damaged."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        told = {name: fact for name, fact in found.items() if name != _CHECKSUM}
+        # A manifest has a checksum of another kind, which `Records` compares.
+        own = _CHECKSUM in found and "shards" not in found
+        return {} if own and found[_CHECKSUM] != json_checksum(told) else found
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 
 from concerto_tf._files import remove
+from concerto_tf._identity import identity_of_cells, identity_of_file, json_checksum
 from concerto_tf._lock import LOCK
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, Layout, identity_of_cells, identity_of_file, json_checksum
+from concerto_tf.jobs import Job, Layout
 
 ROOT = Path(__file__).parents[1]
 #: As conversion, training and runs have them.
@@ -32,7 +33,7 @@ KEPT = Layout(
     scratch=("state",),
     products=("log.csv",),
 )
-STAGED = Layout("run", "run.json", "run.json", results=("metrics.json",), keep="model")
+STAGED = Layout("run", "run.json", "run.json", results=("metrics.json",), keep="model", staged=True)
 LAYOUTS = {"noted": NOTED, "kept": KEPT, "staged": STAGED}
 ASKED = {"inputs": ["a"], "seed": 0, "options": {"units": 8}}
 
@@ -62,12 +63,9 @@ def part_way(job: Job) -> None:
 
 def complete(job: Job) -> None:
     part_way(job)
-    if job.layout.begun == job.layout.finished:
-        job.note(cells=5)
     for name in job.layout.results:
         (job.out / name).write_text("done")
-    if job.layout.begun != job.layout.finished:
-        job.finish(cells=5)
+    job.finish(cells=5)
 
 
 def test_finished_work_is_found_and_not_touched(layout: Layout, tmp_path: Path) -> None:
@@ -210,15 +208,62 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             job.begin()
 
 
-def test_a_damaged_note_is_of_something_else(layout: Layout, tmp_path: Path) -> None:
+def damaged(path: Path) -> Iterator[None]:
+    """Harms a note in every way, and mends it in the end."""
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for text in (b"", whole[:middle], flipped, b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 9999):
+        path.write_bytes(text)
+        yield
+    path.write_bytes(whole)
+
+
+def test_a_damaged_note_is_named_with_what_to_do(layout: Layout, tmp_path: Path) -> None:
     with Job(tmp_path, ASKED, layout) as job:
         complete(job)
-    for text in ("", "{", "[]", "null", '{"asked": 3}', "{}"):
-        (tmp_path / layout.finished).write_text(text)
+    if layout.staged:
+        pytest.skip("is made again")
+    for _ in damaged(tmp_path / layout.finished):
         before = content(tmp_path)
-        with pytest.raises(InputError, match="of something else; remove this one"):
+        with pytest.raises(InputError, match="is damaged, so that nobody can tell .*; remove"):
             Job(tmp_path, ASKED, layout).__enter__()
         assert content(tmp_path) == before
+
+
+def test_a_damaged_note_of_work_in_stages_is_made_again(tmp_path: Path, caplog) -> None:
+    with Job(tmp_path, ASKED, STAGED) as job:
+        complete(job)
+    for _ in damaged(tmp_path / "run.json"):
+        caplog.clear()
+        with Job(tmp_path, ASKED, STAGED) as job:
+            assert not job.finished and "run.json: is damaged, and made again" in caplog.text
+            complete(job)
+        with Job(tmp_path, ASKED, STAGED) as job:
+            assert job.finished and job.facts == {"cells": 5}
+        assert (tmp_path / "metrics.changed.json").exists()
+
+
+def test_damaged_results_are_made_again_and_kept(layout: Layout, tmp_path: Path, caplog) -> None:
+    with Job(tmp_path, ASKED, layout) as job:
+        complete(job)
+    for name in layout.results:
+        path = tmp_path / name
+        for text in ("", "d", "dond", "done and more", None):
+            path.unlink() if text is None else path.write_text(text)
+            if not layout.staged:
+                with pytest.raises(InputError, match="differing in seed"):
+                    Job(tmp_path, {**ASKED, "seed": 1}, layout).__enter__()
+            caplog.clear()
+            with Job(tmp_path, ASKED, layout) as job:
+                assert not job.finished
+                complete(job)
+            assert path.read_text() == "done"
+            if text:
+                assert path.with_name(f"{path.stem}.changed{path.suffix}").read_text() == text
+                assert f"{name}: is not as it was left" in caplog.text
+            with Job(tmp_path, ASKED, layout) as job:
+                assert job.finished
 
 
 # --- several processes ------------------------------------------------------------------------

@@ -9,7 +9,6 @@ Nothing heavy is imported before a command needs it, so that `concerto --help` i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -114,10 +113,12 @@ def train(options: argparse.Namespace) -> Any:
 
 def _trained(options: argparse.Namespace, lost: dict[str, int]) -> dict[str, Any]:
     """Says what came of a training."""
+    from concerto_tf.jobs import read_note
     from concerto_tf.tasks.training.job import SUMMARY
 
-    found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8")) | lost
-    del found["asked"]
+    found = (read_note(as_path(options.output) / SUMMARY) or {}) | lost
+    for key in ("asked", "files", "checksum"):
+        found.pop(key, None)
     say(options, table(found), f"model: {options.output}")
     return found
 

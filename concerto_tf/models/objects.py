@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from concerto_tf._identity import json_checksum
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import json_checksum
 
 _log = logging.getLogger("concerto_tf")
 

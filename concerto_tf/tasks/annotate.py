@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
@@ -41,6 +42,7 @@ ALPHA = 0.05
 
 
 @recorded("annotate")
+@keeps_inputs
 def annotate(
     model: Classifier | str | Path,
     cells: Records | str | Path | AnnData,
@@ -102,7 +104,7 @@ def annotate(
         raise InputError(f"alpha is {alpha}; it must lie between 0 and 1, as in 0.05")
     check_adapt(adapt)
     if out is not None:
-        check_target(out, cells, drop_empty)
+        check_target(out)
     model = as_classifier(model)
     reading = Reading(source_key, layer, drop_empty, modalities, orthologs)
     with open_cells(model.encoder, cells, reading, sampled=adapt == "source") as records:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._files import write_json
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
@@ -55,6 +56,7 @@ FEW_CELLS = 16
 
 
 @recorded("cluster")
+@keeps_inputs
 def cluster(
     cells: str | Path | AnnData,
     out: str | Path | None = None,
@@ -187,6 +189,7 @@ def _put(adata: AnnData, clusters: pd.Categorical, sure: np.ndarray | None) -> N
 
 def _renew(run: Job, adata: AnnData) -> None:
     """Puts the clusters of `adata` into the result of a run, its figure and its scores."""
+    run.reopen()
     draw_maps(adata, [CLUSTER], run.out, titles={})
     replace_found(
         run.out / RESULT,
@@ -202,6 +205,7 @@ def _renew(run: Job, adata: AnnData) -> None:
     metrics = {key: metrics[key] for key in metrics if key not in stale}
     write_report(run.out, run.asked or {}, metrics)
     write_json(run.out / METRICS, metrics)
+    run.finish(**run.facts)
 
 
 def resolution_of(resolution: float | str) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.errors import InputError
 from concerto_tf.models import Classifier, load_model
@@ -28,6 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 @recorded("embed")
+@keeps_inputs
 def embed(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
@@ -74,6 +76,7 @@ def embed(
 
 
 @recorded("embed")
+@keeps_inputs
 def write_embeddings(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
@@ -92,7 +95,7 @@ def write_embeddings(
     Returns:
         The embeddings, on disk.
     """
-    check_target(out, cells, reading.drop_empty)
+    check_target(out)
     model = encoder_of(model)
     with open_cells(model, cells, reading) as read:
         place = as_path(out)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import atomic
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Attentive, modality_input
 from concerto_tf.numerics.specificity import GroupSums
@@ -40,6 +41,7 @@ MOST_GROUPS = 1_000
 _QUANTITIES = ("weight", "attention", "value")
 
 
+@keeps_inputs
 def explain(
     model: Any,
     cells: Records | str | Path | AnnData,

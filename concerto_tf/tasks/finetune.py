@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._identity import identity_of_file, identity_of_model, identity_of_records
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, identity_of_file, identity_of_model, identity_of_records
+from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier, Exemplars, chosen_rows, measure_types
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 
 
+@keeps_inputs
 def finetune(
     model: Encoder | Classifier | str | Path,
     records: Records | str | Path,

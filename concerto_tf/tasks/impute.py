@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._files import atomic
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
@@ -40,6 +41,7 @@ _ROWS = 1024
 
 
 @recorded("impute")
+@keeps_inputs
 def impute(
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
@@ -96,7 +98,7 @@ def impute(
     if modalities is not None and not modalities:
         raise InputError("no modality is named; name one as in protein=obsm:protein")
     if out is not None:
-        check_target(out, query, drop_empty)
+        check_target(out)
     folder, model = model_folder(model), encoder_of(model)
     if modalities is None:
         modalities = _modalities_of(reference)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
@@ -42,6 +43,7 @@ _log = logging.getLogger("concerto_tf")
 
 
 @recorded("map")
+@keeps_inputs
 def map(  # noqa: A001 - the command's name
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,
@@ -134,7 +136,7 @@ def map(  # noqa: A001 - the command's name
     _check_arguments(keys, k, alpha, finetune, adapt, reference, groupby, figure, vote)
     for target in (out, figure):
         if target is not None:
-            check_target(target, query, drop_empty)
+            check_target(target)
     if figure is not None:
         check_figure(figure)
     folder, model = model_folder(model), encoder_of(model)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._identity import identity_of_cells, identity_of_records, json_checksum
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import identity_of_cells, identity_of_records, json_checksum
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.saving import FILE_NAME as MODEL

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._files import write_json
+from concerto_tf._identity import identity_of_cells
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument
-from concerto_tf.jobs import Job, identity_of_cells
+from concerto_tf.jobs import Job
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
@@ -58,6 +60,7 @@ StageProgress = Callable[[str, int, int], None]
 
 
 @recorded("run")
+@keeps_inputs
 def run(
     inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
     out: str | Path,
@@ -275,7 +278,8 @@ def _finish(
         scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
     draw_maps(adata, [*colors, CLUSTER], out, titles={"label": label})
     log = out / "model" / "training.csv"
-    if log.exists():
+    rate = _training_rate(log)
+    if rate:
         training_curve(log, out / FIGURES / "training.png")
     _log.info("writing %s", out / RESULT)
     graph = kept_graph(adata)
@@ -298,20 +302,29 @@ def _finish(
         **{key: float(value) for key, value in scores.items()},
         **cluster_scores(adata.obs[CLUSTER], labels),
         **seconds,
-        **({"cells_per_second_train": _training_rate(log)} if log.exists() else {}),
+        **rate,
         **_peak_memory(),
     }
     write_report(out, asked, metrics, records)
     write_json(out / METRICS, metrics)
+    job.finish(**job.facts)
 
 
-def _training_rate(log: Path) -> float:
-    """Median of the rounds' cells per second: the first one compiles."""
+def _training_rate(log: Path) -> dict[str, float]:
+    """Median of the rounds' cells per second, as the first one compiles; nothing without one."""
     import csv
 
-    with log.open(newline="") as file:
-        rates = [float(row["cells_per_second"]) for row in csv.DictReader(file)]
-    return round(float(np.median(rates)), 1)
+    if not log.exists():  # nothing was trained
+        return {}
+    try:
+        with log.open(newline="") as file:
+            rates = [float(row["cells_per_second"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        rates = []
+    if not rates or not np.isfinite(rates).all():
+        _log.warning("%s: is damaged; no curve is drawn of the training", log)
+        return {}
+    return {"cells_per_second_train": round(float(np.median(rates)), 1)}
 
 
 def _peak_memory() -> dict[str, int]:

@@ -12,9 +12,11 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concerto_tf._identity import identity_of_file, identity_of_records
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
-from concerto_tf.jobs import Job, identity_of_file, identity_of_records
+from concerto_tf.jobs import Job
 from concerto_tf.models import ContrastiveModel, Ensemble, load_model
 from concerto_tf.models.fitting.optimizers import make_optimizer
 from concerto_tf.models.fitting.schedule import plan_training
@@ -48,6 +50,7 @@ FEWEST_CELLS = 10
 _PATIENCE = 10
 
 
+@keeps_inputs
 def train(
     records: Records | str | Path,
     out: str | Path,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import concerto_tf
-from concerto_tf.jobs import json_checksum
+from concerto_tf._identity import json_checksum
 from protocols.delivered_commands import Refused
 from protocols.delivered_parts import OURS, PARTS, Bench
 from protocols.delivered_peers import NEEDS, is_there

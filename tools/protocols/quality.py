@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from concerto_tf._identity import json_checksum
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import json_checksum
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
 from concerto_tf.models.methods import arguments_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf import _files
+from concerto_tf._identity import identity_of_records, json_checksum
 from concerto_tf._version import __version__
-from concerto_tf.jobs import identity_of_records, json_checksum
 from concerto_tf.records import Records
 from protocols.data_sets import Score
 from protocols.embeddings import Variant, embed_by

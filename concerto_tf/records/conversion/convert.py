@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from concerto_tf._identity import identity_of_cells, json_checksum
+from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, identity_of_cells, json_checksum
+from concerto_tf.jobs import Job
 from concerto_tf.records.batch import LABEL, RNA
 from concerto_tf.records.conversion.joining import join
 from concerto_tf.records.conversion.passes import (
@@ -40,6 +42,7 @@ _log = logging.getLogger("concerto_tf")
 _CHUNK_CELLS = 8_192
 
 
+@keeps_inputs
 def convert(
     inputs: str | Path | AnnData | Input | Sequence[str | Path | AnnData | Input],
     out: str | Path,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from concerto_tf._files import atomic, write_json
+from concerto_tf._identity import json_checksum
 from concerto_tf._paths import is_remote
-from concerto_tf.jobs import json_checksum
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHECKSUM_BYTES, _LENGTH_BYTES = 64, 16

@@ -21,8 +21,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._files import sha256, write_json
+from concerto_tf._identity import json_checksum
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import json_checksum
 from concerto_tf.records.inputs.rows import check_indptr, check_numeric
 
 _log = logging.getLogger("concerto_tf")

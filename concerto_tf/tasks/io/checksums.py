@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._files import sha256
+from concerto_tf._identity import identity_of_records, json_checksum
 from concerto_tf._paths import as_path
-from concerto_tf.jobs import identity_of_records, json_checksum
 from concerto_tf.records import Records
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.inputs.input import Input

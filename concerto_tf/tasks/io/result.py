@@ -126,19 +126,13 @@ def replace_found(path: str | Path, obs: Mapping[str, Any], uns: Mapping[str, An
         stamp(temporary, temporary)
 
 
-def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -> None:
+def check_target(out: str | Path) -> None:
     """Raises InputError if a file cannot be written there, before there is anything to lose.
 
     Args:
         out: The file to write.
-        cells: What is read. Written over, it keeps all that it holds, but for cells left out.
-        drop_empty: Whether cells without any count are left out.
     """
     out = as_path(out)
-    if drop_empty and isinstance(cells, str | Path) and _same_file(out, as_path(cells)):
-        raise InputError(
-            f"{out}: is what is read, and would lose its cells without counts; name another file"
-        )
     if out.is_dir():
         raise InputError(f"{out}: is a folder; name a file to write, as in {out / 'out.h5ad'}")
     if is_remote(out):
@@ -151,12 +145,6 @@ def check_target(out: str | Path, cells: Any = None, drop_empty: bool = False) -
         raise InputError(
             f"{out.parent}: cannot be written ({error.strerror}); write elsewhere"
         ) from error
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    if is_remote(one) or is_remote(other):
-        return str(one) == str(other)
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def write_cells(

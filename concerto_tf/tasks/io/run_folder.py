@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from concerto_tf._paths import as_path, is_zarr
 from concerto_tf.errors import InputError
-from concerto_tf.jobs import Job, Layout
+from concerto_tf.jobs import Job, Layout, read_note
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +21,7 @@ LAYOUT = Layout(
     begun="run.json",
     finished="run.json",
     results=(METRICS, RESULT),
+    staged=True,
     keep="model",  # what led to a training that has begun can no longer be changed
 )
 
@@ -50,17 +50,18 @@ def finished_run(folder: str | Path) -> Iterator[Job]:
         InputError: There is no finished run, or another process is at work there.
     """
     folder = as_path(folder)
-    try:
-        asked = json.loads((folder / LAYOUT.finished).read_text("utf-8"))["asked"]
-    except (OSError, ValueError, LookupError, TypeError):
+    note = read_note(folder / LAYOUT.finished)
+    if note is None:
         raise InputError(
             f"{folder}: holds no run; give the folder of a finished `run`, or an .h5ad"
-        ) from None
+        )
+    asked = note.get("asked")
     with Job(folder, asked, LAYOUT) as job:
         job.acquire()
         if not job.finished:
             raise InputError(
-                f"{folder}: the run there is not finished; call `run` again as it was begun"
+                f"{folder}: the run there is not finished, or damaged; call `run` again as it was "
+                "begun"
             )
         yield job
 

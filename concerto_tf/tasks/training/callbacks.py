@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +26,29 @@ from concerto_tf.models.objects import without_automatic_names
 from concerto_tf.models.weights import lasting_weights
 
 _FILE = "training.npz"
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
+_log = logging.getLogger("concerto_tf")
 
 
 def saved_rounds(folder: str | Path) -> int:
-    """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none."""
-    return int(_saved(folder, "rounds") or 0)
+    """Number of rounds that the checkpoint in a folder has behind it; 0 where there is none.
+
+    A damaged one is removed, and said: the training then begins anew.
+    """
+    path = as_path(folder) / _FILE
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            for i in range(int(saved["count"])):
+                saved[f"v{i}"]  # whose checksum is compared as it is read
+            for name in ("model", "steps", "ended", "early_stopping"):
+                saved[name]
+            return int(saved["rounds"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, LookupError, EOFError, NotImplementedError, *_DAMAGED) as error:
+        _log.warning("%s: is damaged (%s); the training begins anew", path, error)
+        path.unlink(missing_ok=True)
+        return 0
 
 
 def has_ended(folder: str | Path) -> bool:
@@ -56,8 +77,12 @@ def trim_log(path: str | Path, rounds: int) -> None:
     path = as_path(path)
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+    except (ValueError, csv.Error):
+        _log.warning("%s: is damaged, and begun anew", path)
+        rows = []
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows(rows[: rounds + 1])
 

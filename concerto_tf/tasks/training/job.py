@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf.jobs import Job, Layout
+from concerto_tf.jobs import Job, Layout, read_note
 from concerto_tf.models import save_model
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.saving import FILE_NAME
@@ -113,7 +112,7 @@ def as_trained(folder: Path, model: Any) -> dict[str, Any]:
         folder: Folder of the model.
         model: The model there.
     """
-    told = json.loads((folder / SUMMARY).read_text("utf-8"))
+    told = read_note(folder / SUMMARY) or {}
     asked = told.get("asked") or {}
     given = {name: value for name, value in asked.items() if value is not None}
     preset = {"genes": model.recipe.genes, "learning_rate": model.recipe.learning_rate}
