@@ -81,7 +81,56 @@ def open_hdf5(path: str | Path) -> Any:
     import h5py
 
     path = as_path(path)
-    return h5py.File(path.open("rb") if is_remote(path) else path, "r")
+    file = h5py.File(path.open("rb") if is_remote(path) else path, "r")
+    try:
+        check_links(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_links(file: Any, path: str | Path) -> None:
+    """Raises InputError if an HDF5 file has parts in other files, which it may have chosen badly.
+
+    Such a file reads whatever it names on the machine of who opens it, and what is there may
+    change.
+
+    Args:
+        file: The open file.
+        path: What to call it.
+    """
+    import h5py
+
+    seen, waiting = set(), [file["/"]]
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise _has_parts_elsewhere(path, f"{group.name.rstrip('/')}/{name}", link.filename)
+            if not isinstance(link, h5py.HardLink):
+                continue
+            found = group[name]
+            if isinstance(found, h5py.Group):
+                address = h5py.h5o.get_info(found.id).addr
+                if address not in seen:
+                    seen.add(address)
+                    waiting.append(found)
+            elif isinstance(found, h5py.Dataset):
+                parts = found.external or ()
+                if found.is_virtual:
+                    parts = [(part.file_name,) for part in found.virtual_sources()]
+                for part in parts:
+                    if part[0] != ".":
+                        raise _has_parts_elsewhere(path, found.name, part[0])
+
+
+def _has_parts_elsewhere(path: str | Path, name: str, other: str) -> InputError:
+    return InputError(
+        f"{path}: {name} lies in another file ({other}), which is not followed; write a file that "
+        "holds all by itself, as adata.write_h5ad(...) does"
+    )
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.debug and _needs_tensorflow(options):
             _import_tensorflow()
         given.imports(options)
+        given.expected(options)
         result = options.run(options)
         result, code = result if isinstance(result, tuple) else (result, DONE)
         if options.json:

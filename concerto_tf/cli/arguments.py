@@ -11,6 +11,7 @@ from concerto_tf.cli.options import (
     about_cells,
     adapt,
     embedding,
+    expecting,
     importing,
     keys,
     layer,
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole(made, "--shards", "number of files")
     made.add_argument("--compression", choices=["none", "gzip"], default="none")
     made.add_argument("--like", metavar="RECORDS_OR_MODEL", help="use the genes of these")
+    expecting(made)
     made.add_argument("--overwrite", action="store_true", help="replace records of other cells")
     orthologs(made)
     importing(made)
@@ -81,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     made = command("inspect", commands.inspect, "records, a model or a result in words")
     made.add_argument("path", help="folder of records or of a model, .keras or .h5ad")
     made.add_argument("--verify", action="store_true", help="read every shard against its checksum")
+    expecting(made)
     importing(made)
 
     made = command("train", commands.train, "records to a model; resumes")
@@ -95,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a modality to train on; by default all that the records hold",
     )
     made.add_argument("--from", dest="start", metavar="MODEL", help="continue from this model")
+    expecting(made)
 
     made = command("embed", commands.embed, "embeddings of cells by a model")
     model_and_input(made)

@@ -33,6 +33,19 @@ def imports(options: argparse.Namespace) -> None:
             ) from error
 
 
+def expected(options: argparse.Namespace) -> None:
+    """Reads the model of a command, where one is expected, before anything is done with it."""
+    if getattr(options, "expect", None) is None:
+        return
+    names = ("model", "start", "like", "path")
+    given = next((path for name in names if (path := getattr(options, name, None))), None)
+    if given is None or (as_path(given) / "manifest.json").exists():
+        raise InputError("a fingerprint is expected, but no model is named; name one", "expect")
+    from concerto_tf.models.fingerprint import load_expected
+
+    load_expected(given, options.expect)
+
+
 def same(options: argparse.Namespace, names: str) -> dict[str, Any]:
     """Arguments that a Python call has under the names of the options."""
     return {name: getattr(options, name) for name in names.split()}

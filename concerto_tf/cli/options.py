@@ -180,7 +180,17 @@ def adapt(made: argparse.ArgumentParser) -> None:
 def model(made: argparse.ArgumentParser) -> None:
     """A model."""
     made.add_argument("model", help="folder of a model, or a .keras file")
+    expecting(made)
     importing(made)
+
+
+def expecting(made: argparse.ArgumentParser) -> None:
+    """Which model is meant."""
+    made.add_argument(
+        "--expect",
+        metavar="FINGERPRINT",
+        help="use the model only if it is this one; `concerto inspect MODEL` prints it",
+    )
 
 
 def layer(made: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from concerto_tf._version import __version__
 from concerto_tf.export.answer import Answer
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import looks_at
+from concerto_tf.models.fingerprint import fingerprint
 
 _SHOWN = 20
 
@@ -22,6 +23,7 @@ def card(answer: Answer) -> str:
         units = f"raw counts (scaled to {first.target_sum:g} per cell and log1p inside)"
     rows: list[tuple[str, Any]] = [
         ("method", type(model).__name__),
+        ("fingerprint", fingerprint(answer.model)),
         ("written by", f"concerto_tf {__version__}"),
         ("input", units),
         ("modalities", ", ".join(looks_at(model))),

@@ -86,8 +86,9 @@ def _cells(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from concerto_tf.models.fingerprint import fingerprint
     from concerto_tf.models.modality import described
-    from concerto_tf.models.saving import model_file, read_config
+    from concerto_tf.models.saving import load_model, model_file, read_config
     from concerto_tf.reference.files import FOLDER, load_reference
 
     file = model_file(path)
@@ -111,6 +112,7 @@ def _model(path: Path) -> dict[str, Any]:
         "units": "values" if config["target_sum"] is None else "counts",
         "sources": list(config["sources"]),
         **told,
+        "fingerprint": fingerprint(load_model(file)),
         "written_by": config["concerto_tf"],
         "options": {
             key: value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy
+from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.checks import as_embedding
 
@@ -37,6 +37,13 @@ def open_embedded(cells: str | Path | AnnData, backed: bool) -> AnnData:
         raise InputError(f"{path}: there is no such file; check the path")
     if not path.is_dir() and not is_hdf5(path):
         raise InputError(f"{path}: no .h5ad; `embed` or `run` writes one")
+    if not path.is_dir():
+        try:
+            open_hdf5(path).close()
+        except InputError:
+            raise
+        except Exception:  # noqa: BLE001, S110 - damage is told below
+            pass
     try:
         if path.is_dir():
             return anndata.io.read_zarr(path)

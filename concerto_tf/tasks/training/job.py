@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from concerto_tf.jobs import Job, Layout, read_note
 from concerto_tf.models import save_model
+from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.saving import FILE_NAME
 from concerto_tf.tasks.training.distribution import TrainingProcesses
@@ -136,6 +137,7 @@ def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **
         epochs=round(schedule.passes(rounds), 2),
         batch_size=schedule.batch_size,
         steps=rounds * schedule.steps_per_round,
+        fingerprint=fingerprint(model),
         **found,
         seconds=round(seconds, 3),
     )
