@@ -1,4 +1,4 @@
-"""Which genes the attention reads in each cell type, and which cells are cytotoxic.
+"""Which genes place each cell type in the embedding, and which cells are cytotoxic.
 
     python examples/explain.py [FOLDER]
 

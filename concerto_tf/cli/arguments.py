@@ -171,7 +171,8 @@ def make_parser() -> argparse.ArgumentParser:
     about_cells(made, "OUT.h5ad", labels=None)
     whole(made, "--k", "neighbours that are averaged")
 
-    made = command("explain", commands.explain, "gene attention of cells or groups as a table")
+    help_ = "genes that place cells or groups in the embedding, as a table"
+    made = command("explain", commands.explain, help_)
     model_and_input(made)
     about_cells(made, "TABLE.tsv", labels=None)
     made.add_argument("--groupby", "--label-key", metavar="KEY", help="obs column of the groups")

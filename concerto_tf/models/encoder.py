@@ -1,9 +1,9 @@
 """What tasks need of a model that embeds cells; it may come from another package.
 
 `Encoder` is enough to embed, map, impute and export. What a model can do beyond that is said by
-further protocols, each asked for by the task that needs it: `SourceAware`, `Attentive`, `Teachable`
-and `Located`. A Keras model of one's own is an encoder by having the members, without inheriting
-from anything.
+further protocols, each asked for by the task that needs it: `SourceAware`, `Attentive`, `Readable`,
+`Teachable` and `Located`. A Keras model of one's own is an encoder by having the members, without
+inheriting from anything.
 """
 
 from __future__ import annotations
@@ -95,6 +95,21 @@ class Attentive(Encoder, Protocol):
 
         They stand where `ModalityInput.cells` has them.
         """
+
+
+@runtime_checkable
+class Readable(Encoder, Protocol):
+    """An encoder whose embeddings may be a linear function of what stands for each gene."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether they are, up to a constant."""
+
+    def standardized(self, batch: Batch) -> tf.Tensor:
+        """What stands for each input gene of the cells [B, F], modalities side by side."""
+
+    def read(self, standardized: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """Embeddings [B, d] of that, for cells of the sources that a batch has."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Where known markers stand in the attention signatures of groups, beside a test."""
+"""Where known markers stand in the signatures of groups, beside attention and a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.explain import sums_of_groups
+from concerto_tf.tasks.explanation.attention import sums_of_groups
+from concerto_tf.tasks.explanation.contributions import by_rank, group_contributions, mean_inputs
 from concerto_tf.tasks.train import train
 from protocols.baselines import cells_of, log_normalized
 from protocols.embeddings import check_training
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Rankings of a group's genes, and what is said of each in the figure.
 RANKINGS = {
+    "contribution": "contribution to the embedding",
     "weight": "attention x value",
     "attention": "attention alone",
     "value": "value alone",
@@ -43,11 +45,12 @@ def signatures(
     seeds: Sequence[int] = (0, 1, 2),
     **training: Any,
 ) -> dict[str, Any]:
-    """Ranks of known markers among each group's genes, by attention and by a test.
+    """Ranks of known markers among each group's genes, by the embedding, by attention and a test.
 
-    A model is trained for each seed, without labels. Then all genes that it looks at are ranked in
-    each group against all other cells in four ways: by what `explain` calls specificity, of the
-    weight (attention times value), of the attention alone and of the value alone (the same
+    A model is trained for each seed, without labels; name ``epochs`` for its attention to say
+    anything. Then all genes that it looks at are ranked in each group against all other cells in
+    five ways: by their contribution to the embedding, as `explain` ranks them; by what it calls
+    specificity, of attention times value, of the attention alone and of the value alone (the same
     statistic without any model); and by Wilcoxon's rank-sum test as scanpy does it.
 
     Args:
@@ -105,6 +108,10 @@ def signatures(
         model = train(records, out / "models" / f"seed{seed}", genes=genes, seed=seed, **training)
         groups, [(part, sums), *_] = sums_of_groups(model, records, groupby)
         ranks = {name: _ranks(of.specificity()) for name, of in sums.items()}
+        means = mean_inputs(model, records, groupby, len(groups))
+        weight, gap, _ = group_contributions(model, records, groupby, means)
+        order = by_rank(weight[:, part.columns], gap[:, part.columns])
+        ranks["contribution"] = np.argsort(order, axis=1) + 1
         if not parts:
             ranks["wilcoxon"] = _wilcoxon(model, records, groupby, groups)
             test = ranks["wilcoxon"]
@@ -242,13 +249,13 @@ def _figure_of(result: dict[str, Any]) -> Figure:
     rows = result["ranks"]
     figure = Figure((6.5, 1.2 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    styles = {"weight": "o", "attention": "x", "value": "^", "wilcoxon": "s"}
-    for color, (name, title) in zip(PALETTE, RANKINGS.items(), strict=False):
-        hollow = {} if name in ("weight", "attention") else {"mfc": "none"}
+    marks = ("D", "o", "x", "^", "s")
+    for color, mark, (name, title) in zip(PALETTE, marks, RANKINGS.items(), strict=False):
+        hollow = {"mfc": "none"} if name in ("value", "wilcoxon") else {}
         axes.plot(
             [row[name] for row in rows],
             range(len(rows)),
-            styles[name],
+            mark,
             color=color,
             ms=6,
             label=title,
@@ -263,5 +270,5 @@ def _figure_of(result: dict[str, Any]) -> Figure:
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure

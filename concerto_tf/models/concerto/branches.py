@@ -156,7 +156,11 @@ class Branch:
 
         Where there is one modality, its features [B, n_inputs].
         """
-        part = self.standardized(cells, source, training, measured) * self.input_gain
+        return self.projected(self.standardized(cells, source, training, measured))
+
+    def projected(self, standardized: tf.Tensor) -> tf.Tensor:
+        """The modality's part of what the student sums, of `standardized` values [B, n_inputs]."""
+        part = standardized * self.input_gain
         return part if self.branch_dense is None else self.branch_dense(part)
 
 

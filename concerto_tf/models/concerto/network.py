@@ -252,6 +252,23 @@ class Concerto(ContrastiveModel):
         """
         return self.networks.standardized(Minibatch(batch), self.compute_dtype)
 
+    @property
+    def linear(self) -> bool:
+        """Whether embeddings are a linear function of `standardized` values, up to a constant."""
+        return self.readout == "student" and self.readout_activation is None
+
+    def read(self, standardized: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """The student's embeddings [B, d] of `standardized` values, for the batch's sources."""
+        standardized = tf.cast(standardized, self.compute_dtype)
+        parts = tf.split(standardized, [one.n_inputs for one in self.modality_inputs], axis=1)
+        return self.placement(self.networks.read_student(parts, Minibatch(batch).source))
+
+    @property
+    def attention_trained(self) -> bool:
+        """Whether the teacher's attention was trained: its bias begins with zeros."""
+        biases = [branch.attention.bias for branch in self.networks.branches]
+        return any(bool(tf.reduce_any(tf.not_equal(bias, 0))) for bias in biases)
+
     def views(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         teacher, student = (tf.nn.relu(part) for part in self.represent(batch, training=True))
         if self.networks.teacher_head is not None:

@@ -152,6 +152,14 @@ class Networks:
             at_mean(branch.student_part(cells, measured, source_of(shown, source), training), shown)
             for branch, cells, measured, shown in shown_of(seen, self.student_hide, training)
         ]
+        return self._joined(parts, source, training)
+
+    def read_student(self, standardized: Sequence[tf.Tensor], source: tf.Tensor) -> tf.Tensor:
+        """The student's dense layer [B, hidden_units] of `standardized` values by modality."""
+        branches = zip(self.branches, standardized, strict=True)
+        return self._joined([branch.projected(x) for branch, x in branches], source, False)
+
+    def _joined(self, parts: Sequence[tf.Tensor], source: tf.Tensor, training: bool) -> tf.Tensor:
         cell = tf.add_n(parts)
         if self.joint_norm is not None:
             cell = self.joint_norm(cell, source=source, training=training)
