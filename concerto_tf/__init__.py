@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from concerto_tf.records import Records, convert
     from concerto_tf.reference.cells import Reference
     from concerto_tf.reference.files import load_reference, save_reference
+    from concerto_tf.serve import serve
     from concerto_tf.tasks.annotate import annotate
     from concerto_tf.tasks.cluster import cluster
     from concerto_tf.tasks.compare import compare
@@ -77,6 +78,7 @@ __all__ = [
     "save_model",
     "save_reference",
     "score",
+    "serve",
     "simulate",
     "train",
 ]
@@ -90,6 +92,7 @@ _HOMES = {
     "records": ("Records", "convert"),
     "reference.cells": ("Reference",),
     "reference.files": ("load_reference", "save_reference"),
+    "serve": ("serve",),
     "tasks.annotate": ("annotate",),
     "tasks.cluster": ("cluster",),
     "tasks.compare": ("compare",),

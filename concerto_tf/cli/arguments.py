@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from concerto_tf._version import __version__
-from concerto_tf.cli import analysis_commands, commands, parsing
+from concerto_tf.cli import analysis_commands, commands, parsing, serving
 from concerto_tf.cli.options import (
     about_cells,
     adapt,
@@ -266,6 +266,10 @@ def make_parser() -> argparse.ArgumentParser:
     output(made, "DIR")
     real(made, "--alpha", "where labels are rejected")
     whole(made, "--k", "reference cells that vote (5)", 5)
+
+    made = command("serve", serving.serve, "a model behind ports, by the Open Inference Protocol")
+    model(made)
+    serving.arguments(made)
 
     made = command("demo", commands.demo, "run on real data that comes with scanpy")
     made.add_argument("-o", "--output", default="concerto-demo", metavar="DIR")
