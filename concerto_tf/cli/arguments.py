@@ -130,7 +130,10 @@ def make_parser() -> argparse.ArgumentParser:
     model(made)
     made.add_argument("records", help="folder of records with the labels")
     output(made, "MODEL")
-    made.add_argument("--label-key", metavar="KEY", required=True, help="label to learn")
+    made.add_argument("--label-key", metavar="KEY", help="label to learn")
+    made.add_argument(
+        "--levels", metavar="COARSE,FINE", help="label to learn, and a coarse one to tell beside it"
+    )
     steps(made)
     skipping(made)
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")

@@ -151,6 +151,7 @@ def finetune(options: argparse.Namespace) -> Any:
             options.records,
             options.output,
             **given.same(options, "label_key target end_to_end calibration keep_cells seed"),
+            levels=given.names(options.levels),
             progress=progress.stage("train"),
             **given.training(options),
         )

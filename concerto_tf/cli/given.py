@@ -102,6 +102,9 @@ def labelled(labels: Any, output: str) -> dict[str, Any]:
         found["labels"] = {str(name): int(n) for name, n in counts.items()}
         found["unknown"] = int(counts.get("unknown", 0))
         found["sets"] = labels.attrs["sets"]
+    if "label_coarse" in labels:
+        counts = labels["label_coarse"].value_counts()
+        found["labels_coarse"] = {str(name): int(n) for name, n in counts.items()}
     if "vote" in labels:
         found["votes"] = {str(name): int(n) for name, n in labels["vote"].value_counts().items()}
     return {**found, "output": str(output)}

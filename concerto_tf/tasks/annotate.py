@@ -94,7 +94,9 @@ def annotate(
         (``unknown`` where rejected), ``confidence``, ``predicted`` (the label before that),
         ``probability``, ``novelty`` and ``set`` (the types that cannot be excluded at a coverage of
         1 - alpha, see `add_sets`); where asked for ``vote`` and ``vote_share``, and the groups
-        as ``attrs["vote"]``. ``attrs["report"]`` says how the cells were measured.
+        as ``attrs["vote"]``. Of a model that learned two levels also ``label_coarse`` and
+        ``confidence_coarse``: a cell whose type is ``unknown`` may still be one of a known group.
+        ``attrs["report"]`` says how the cells were measured.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -144,9 +146,25 @@ def _table(
             "predicted": predicted,
             "probability": found["probability"],
             "novelty": found["novelty"],
+            **_coarse(model, found, rejected, alpha),
         },
         index=pd.Index(names, name="cell"),
     )
+
+
+def _coarse(
+    model: Classifier, found: dict[str, np.ndarray], rejected: np.ndarray, alpha: float
+) -> dict[str, np.ndarray]:
+    """The coarse label of each cell: that of its type where this is known."""
+    if model.coarse is None:
+        return {}
+    told = model.coarse.answer(found)
+    names = np.array(model.coarse.names, object)
+    code = np.where(rejected, told["code"], np.array(model.coarse.of_type)[found["code"]])
+    return {
+        "label_coarse": np.where(model.rejected(told["novelty"], alpha), UNKNOWN, names[code]),
+        "confidence_coarse": np.sqrt(told["probability"] * told["novelty"]),
+    }
 
 
 def as_classifier(model: Any) -> Classifier:

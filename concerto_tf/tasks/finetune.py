@@ -13,10 +13,10 @@ import numpy as np
 
 from concerto_tf._identity import identity_of_file, identity_of_model, identity_of_records
 from concerto_tf._outputs import keeps_inputs
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier, Exemplars, chosen_rows, measure_types
+from concerto_tf.models.classifier import Classifier, Coarse, Exemplars, chosen_rows, measure_types
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
@@ -36,6 +36,7 @@ from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_round
 from concerto_tf.tasks.training.labels import (
     HELD_OUT,
     MISSING,
+    grouped,
     hold_out,
     known_labels,
     labelled_batches,
@@ -53,7 +54,8 @@ def finetune(
     records: Records | str | Path,
     out: str | Path,
     *,
-    label_key: str,
+    label_key: str | None = None,
+    levels: Sequence[str] = (),
     target: Records | str | Path | None = None,
     end_to_end: bool = False,
     epochs: int | None = None,
@@ -84,6 +86,9 @@ def finetune(
         records: Finished records with the model's genes and with labels, or their folder.
         out: Folder of the fine-tuned model.
         label_key: Which labels.
+        levels: Two labels instead, the coarse one first: the second is learned, and of each cell
+            the coarse one is told too, which is known where the fine one is not. ``label_key`` is
+            the fine one where not among them, as in `map`.
         target: Records of unlabelled cells that are to be annotated later, of another donor,
             technology or tissue: teacher and student learn to agree about them.
         end_to_end: Use the network of the model, but none of its weights: they start at random,
@@ -109,6 +114,7 @@ def finetune(
     Reference:
         Concerto, equations 12 and 13.
     """
+    coarse_key, label_key = _keys(label_key, levels)
     records = records if isinstance(records, Records) else Records(records)
     target = target if target is None or isinstance(target, Records) else Records(target)
     asked = {
@@ -120,6 +126,7 @@ def finetune(
         ),
         "records": identity_of_records(records),
         "label_key": label_key,
+        **({"coarse_key": coarse_key} if coarse_key else {}),
         "target": None if target is None else identity_of_records(target),
         "end_to_end": end_to_end,
         "epochs": epochs,
@@ -150,6 +157,9 @@ def finetune(
             if cells is not None:
                 check_agreement(given, cells)
         classes, codes = known_labels(records, label_key)
+        groups = None
+        if coarse_key:
+            groups = Coarse(*grouped(classes, codes, *known_labels(records, coarse_key)))
         held_out = hold_out(codes, calibration, seed)
         scope = make_strategy(strategy)
         replicas = scope.num_replicas_in_sync if scope else 1
@@ -161,6 +171,7 @@ def finetune(
                 classes,
                 label_key=label_key,
                 consistency=consistency,
+                coarse=groups,
                 seed=seed,
             )
             fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
@@ -197,6 +208,20 @@ def finetune(
             calibration=found,
         )
     return fine
+
+
+def _keys(label_key: str | None, levels: Sequence[str]) -> tuple[str | None, str]:
+    """The coarse and the fine label, of what was asked for."""
+    keys = [*levels, *([label_key] if label_key and label_key not in levels else [])]
+    if not keys:
+        raise InputError("which labels are to be learned? name them", Argument("label_key", "KEY"))
+    if len(keys) > 2 or (label_key and keys[-1] != label_key) or len(set(keys)) < len(keys):
+        raise InputError(
+            f"{', '.join(keys)}: a coarse and a fine label are learned, each once, the coarse one "
+            "first",
+            "levels",
+        )
+    return (keys[0] if len(keys) == 2 else None), keys[-1]
 
 
 def _encoder(

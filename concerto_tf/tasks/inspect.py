@@ -98,6 +98,7 @@ def _model(path: Path) -> dict[str, Any]:
         told = {
             "label_key": config["label_key"],
             "labels": config["classes"],
+            **({"labels_coarse": config["coarse"]["names"]} if "coarse" in config else {}),
             "held_out_cells": len(config["calibration"]),
         }
         config = config["encoder"]

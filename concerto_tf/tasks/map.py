@@ -253,7 +253,8 @@ def _label(
     found, finest = label_levels(reference, z, keys, k, alpha)
     table = found[keys[-1]]
     if by_level:
-        parts = [level.add_suffix(f"_{key}") for key, level in found.items()]
+        named = {"coarse": found[keys[0]], **found} if len(keys) > 1 else found
+        parts = [level.add_suffix(f"_{key}") for key, level in named.items()]
         table = pd.concat([table, *parts], axis=1)
     return table.set_index(index), finest
 

@@ -1,12 +1,14 @@
 """Cell types from a pre-trained encoder, and how far cells are from the known ones."""
 
 from concerto_tf.models.classifier.calibration import calibrate, learn_types, measure_types
+from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
 
 __all__ = [
     "Classifier",
+    "Coarse",
     "Exemplars",
     "Relearned",
     "calibrate",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.models.classifier.left_out import own_type_left_out
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty
 from concerto_tf.novelty import (
@@ -38,18 +39,42 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             from; others have label -1.
         components: Number of principal components in which types are compared.
     """
-    look = tf.function(lambda batch: model.standardized(batch), reduce_retracing=True)
+    parts = _labelled_values(model, data)
 
     def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in data:
-            label = np.array(Minibatch(batch).label(model.label_key))
-            yield look(Minibatch(batch).numeric).numpy()[label >= 0], label[label >= 0]
+        return ((y, label) for y, label, _ in parts())
 
     found = measured_types(cells, len(model.classes), model.seed, components)
     for weight, value in zip(
         (model.type_axes, model.type_mean, model.type_directions), found, strict=True
     ):
         weight.assign(value)
+
+
+def _labelled_values(
+    model: Classifier, data: Iterable[Batch]
+) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Standardized values, label and row of the labelled cells, part by part, as often as asked."""
+    look = tf.function(lambda batch: model.standardized(batch), reduce_retracing=True)
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for i, batch in enumerate(data):
+            label = np.array(Minibatch(batch).label(model.label_key))
+            row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
+            own = label >= 0
+            yield look(Minibatch(batch).numeric).numpy()[own], label[own], row[own]
+
+    return parts
+
+
+def _left_out(
+    model: Classifier, data: Iterable[Batch], found: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What is said of held-out cells whose own types are taken as unknown, and their types."""
+    y, label, row = (np.concatenate(x) for x in zip(*_labelled_values(model, data)(), strict=True))
+    order = np.argsort(row, kind="stable")
+    measure = [np.array(w) for w in (model.type_axes, model.type_mean, model.type_directions)]
+    return own_type_left_out(found, y[order], label[order], measure), label[order]
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -90,6 +115,10 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
         )
         against = of_truth(found["probabilities"][held_out], label[held_out])
         model.note_known(scale, known, directions, np.sort(together), np.sort(against))
+        if model.coarse is not None:
+            own = {key: value[held_out] for key, value in found.items()}
+            left_out, types = _left_out(model, data, own)
+            model.coarse = model.coarse.calibrated(own, left_out, types)
     else:
         model.note_known()
     return found

@@ -23,6 +23,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.models.base import SAVED_FORMAT, STAMPS
 from concerto_tf.models.batch_model import BatchModel, compiled
 from concerto_tf.models.batches import in_order
+from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars
 from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity, type_novelty
 from concerto_tf.models.encoder import Teachable, teachable
@@ -34,14 +35,7 @@ from concerto_tf.records.batch import Batch, Minibatch
 #: What the names of the encoder's weights begin with in a file.
 _ENCODER = "encoder."
 _EXEMPLARS = "exemplars"
-_OWN_WEIGHTS = (
-    "class_weight",
-    "type_axes",
-    "type_mean",
-    "type_directions",
-    "score_mean",
-    "score_width",
-)
+_OWN_WEIGHTS = "class_weight type_axes type_mean type_directions score_mean score_width".split()
 
 
 @serializable
@@ -68,6 +62,7 @@ class Classifier(BatchModel):
             `type_novelty`.
         together: `concerto_tf.novelty.mean_together` of these cells, ascending.
         nonconformity: What speaks against their types (`of_truth`), ascending.
+        coarse: Groups of the types (`Coarse`), or None.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -107,6 +102,7 @@ class Classifier(BatchModel):
         directions: Sequence[float] = (),
         together: Sequence[float] = (),
         nonconformity: Sequence[float] = (),
+        coarse: Coarse | Mapping[str, Any] | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -117,6 +113,7 @@ class Classifier(BatchModel):
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.consistency = float(consistency)
+        self.coarse = Coarse.from_config(coarse) if isinstance(coarse, Mapping) else coarse
         self.seed = int(seed)
         # Small differences between probabilities matter: never in half precision.
         self._precision = accumulation_dtype(compute_dtype(self))
@@ -352,6 +349,7 @@ class Classifier(BatchModel):
             "directions": list(self.directions),
             "together": list(self.together),
             "nonconformity": list(self.nonconformity),
+            **({"coarse": self.coarse.get_config()} if self.coarse else {}),
             "seed": self.seed,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +70,46 @@ def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarra
     place = np.full(len(names) + 1, MISSING)
     place[present] = np.arange(len(present))
     return [names[code] for code in present], place[codes]
+
+
+def grouped(
+    classes: Sequence[str], codes: np.ndarray, coarse: Sequence[str], coarse_codes: np.ndarray
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The coarse label that stands above each type.
+
+    Args:
+        classes: Names of the types.
+        codes: Type of each cell [n]; -1 for none.
+        coarse: Names of the coarse labels.
+        coarse_codes: Coarse label of each cell [n]; -1 for none.
+
+    Returns:
+        Names of the groups, and the group of each type. A type whose cells have no coarse label is
+        a group of its own.
+
+    Raises:
+        InputError: A type stands under several coarse labels.
+
+    Example:
+
+    >>> grouped(["CD4", "CD8", "B"], np.array([0, 1, 2]), ["T"], np.array([0, 0, -1]))
+    (('T', 'B'), (0, 0, 1))
+    """
+    names, of_type = list(coarse), []
+    for code, name in enumerate(classes):
+        above = np.unique(coarse_codes[(codes == code) & (coarse_codes >= 0)])
+        if len(above) > 1:
+            raise InputError(
+                f"cells of {name!r} have several coarse labels "
+                f"({', '.join(coarse[of] for of in above[:5])}); give each type one, or name "
+                "another column",
+                "levels",
+            )
+        group = coarse[above[0]] if len(above) else name
+        if group not in names:
+            names.append(group)
+        of_type.append(names.index(group))
+    return tuple(names), tuple(of_type)
 
 
 def hold_out(codes: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
