@@ -22,7 +22,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.models import Concerto, load_model
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.train import check_arguments, train
+from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.arguments import check_arguments
 from concerto_tf.tasks.training.callbacks import saved_rounds
 
 pytestmark = pytest.mark.stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from concerto_tf._paths import as_path
@@ -55,6 +56,12 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `train` that were given."""
     names = "method preset ensemble epochs batch_size learning_rate optimizer strategy".split()
     given = {name: getattr(options, name, None) for name in names}
+    own = getattr(options, "options", None)
+    if own:
+        twice = [name for name, count in Counter(name for name, _ in own).items() if count > 1]
+        if twice:
+            raise InputError(f"option {twice[0]} is given twice; give it once", "options")
+        given["options"] = dict(own)
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -100,8 +100,18 @@ def training(made: argparse.ArgumentParser) -> None:
         help="concerto (the default), clear, contrastive-sc, cicl, or one of another package",
     )
     importing(made)
-    made.add_argument("--preset", metavar="NAME", help="paper: the values printed there")
-    whole(made, "--ensemble", "networks with seeds of their own whose embeddings are joined (1)")
+    made.add_argument(
+        "--preset", metavar="NAME", help="paper: the values printed there; authors: their program's"
+    )
+    made.add_argument(
+        "--option",
+        dest="options",
+        type=parsing.option,
+        action="append",
+        metavar="NAME=VALUE",
+        help="an argument of the method's model, as clusters=8; may be given several times",
+    )
+    whole(made, "--ensemble", "networks with seeds of their own whose embeddings are joined")
     steps(made)
 
 
@@ -115,7 +125,7 @@ def steps(made: argparse.ArgumentParser) -> None:
     )
     whole(made, "--batch-size", "cells per step")
     real(made, "--learning-rate", "learning rate")
-    made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, lamb, lazyadam, sgd")
+    made.add_argument("--optimizer", metavar="NAME", help="adam, adamw, momentum, sgd ...")
     made.add_argument(
         "--strategy", metavar="NAME", help="auto, one, mirrored, or multiworker (train)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any, NoReturn
 
@@ -38,6 +39,24 @@ def modality(text: str) -> tuple[str, str]:
     if not equals or not name or not place:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE, as in protein=obsm:protein")
     return name, place
+
+
+def option(text: str) -> tuple[str, Any]:
+    """An argument of a model: a name and a number, a truth, a list, nothing or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in dropout=0.3")
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [_value(part) for part in text.split(",")] if "," in text else text
 
 
 def epochs(text: str) -> int | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding
 from concerto_tf.metrics.clustering import kmeans_scores, leiden_scores
+from concerto_tf.metrics.conserved import isolated_labels
 from concerto_tf.metrics.integration import asw_source, graph_connectivity, ilisi, kbet
 from concerto_tf.metrics.separation import FOLDS, asw_label, knn_scores
+from concerto_tf.metrics.within_labels import bras, cilisi
 
 
 def embedding_scores(
@@ -37,8 +40,10 @@ def embedding_scores(
         Those of these keys that apply. With labels: `ari_kmeans`, `nmi_kmeans`, `ari_leiden`,
         `nmi_leiden` (best of a sweep, see `leiden_scores`), `asw_label` (if a label has 2
         cells), `knn_accuracy`, `knn_macro_f1` (if 2 labels have 5 cells). With 2 or more sources
-        (and 3 cells): `asw_source` (within labels where given), `kbet`, `ilisi`, and with labels
-        too `graph_connectivity`.
+        (and 3 cells): `kbet` and `asw_source` (within labels where given), `ilisi`, and with labels
+        too `cilisi`, `bras`, `isolated_labels` and `graph_connectivity`. `ilisi`, and without
+        labels `kbet`, hold mixing against the sources' shares of all cells, and so count a source
+        with other cell types as badly mixed.
 
     Raises:
         InputError: the embedding is not finite, lengths differ, or there are labels but fewer
@@ -81,15 +86,24 @@ def _source_scores(
     known = sources >= 0
     if known.sum() < 3 or len(np.unique(sources[known])) < 2:
         return {}
-    scores = {}
-    with contextlib.suppress(InputError):  # no label has cells of two sources
-        both = known if labels is None else known & (labels >= 0)
-        scores["asw_source"] = asw_source(
-            z[both], sources[both], None if labels is None else labels[both], seed
-        )
-    scores["kbet"] = kbet(z[known], sources[known], seed=seed)
+    scores: dict[str, float] = {}
+    if labels is None:
+        scores["asw_source"] = asw_source(z[known], sources[known], seed=seed)
+        scores["kbet"] = kbet(z[known], sources[known], seed=seed)
+        return scores | {"ilisi": ilisi(z[known], sources[known], seed=seed)}
+    labelled = labels >= 0
+    both = known & labelled
     scores["ilisi"] = ilisi(z[known], sources[known], seed=seed)
-    if labels is not None and (labels >= 0).sum() >= 3:
-        labelled = labels >= 0
+    within: dict[str, Callable[..., float]] = {
+        "asw_source": asw_source,
+        "kbet": kbet,
+        "cilisi": cilisi,
+        "bras": bras,
+        "isolated_labels": isolated_labels,
+    }
+    for key, metric in within.items():
+        with contextlib.suppress(InputError):  # no label has cells of two sources
+            scores[key] = metric(z[both], sources[both], labels=labels[both], seed=seed)
+    if labelled.sum() >= 3:
         scores["graph_connectivity"] = graph_connectivity(z[labelled], labels[labelled], seed=seed)
     return scores

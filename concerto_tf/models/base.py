@@ -182,7 +182,7 @@ class ContrastiveModel(BatchModel):
         Returns:
             The model, with the records' vocabulary and sources, which normalizes counts and
             leaves log-normalized values unchanged. Counts are scaled to the records' typical total
-            where that is below 10,000, unless ``target_sum`` is a number.
+            where that is below 10,000, unless ``target_sum`` is a number, or ``median`` for it.
         """
         first, *further = chosen_modalities(
             records, kwargs.pop("modalities", None), cls.looks_at_several

@@ -31,21 +31,23 @@ class BatchModel(keras.Model):
         learning_rate: float | None = None,
         steps: int | None = None,
         jit_compile: bool | str = "auto",
+        warmup: float = 0.1,
         **kwargs: Any,
     ) -> None:
         """Chooses how to train.
 
         Args:
-            optimizer: A name (`adam`, `adamw`, `lamb`, `lazyadam`, `sgd`) or a Keras optimizer.
+            optimizer: A name (`make_optimizer`) or a Keras optimizer.
             learning_rate: Learning rate, its peak where ``steps`` is given. For names only.
             steps: Steps of the whole training: the rate then warms up and falls along a cosine.
                 Without it the rate is constant. For names only.
             jit_compile: Whether XLA compiles the step; by default where there is one replica.
+            warmup: Share of the steps over which the rate warms up.
             **kwargs: Of `keras.Model.compile`. The loss is the model's own.
         """
         if isinstance(optimizer, str):
             learning_rate = learning_rate or self.recipe.learning_rate
-            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps)
+            rate = learning_rate if steps is None else cosine_schedule(learning_rate, steps, warmup)
             optimizer = make_optimizer(optimizer, rate)
         self._jit_compile_asked = jit_compile
         if jit_compile == "auto":

@@ -31,6 +31,10 @@ METHODS: dict[str, type[ContrastiveModel]] = {
     "cicl": CICL,
 }
 
+#: What the cells say, or `train` by arguments of its own.
+_SETTLED = {"vocabulary", "symbols", "genes", "sources", "modality", "modalities"}
+_SETTLED |= {"self", "kwargs", "seed", "name", "batch_size"}
+
 Model = TypeVar("Model", bound=type[ContrastiveModel])
 
 
@@ -126,10 +130,9 @@ def load_installed(module: str = "") -> list[str]:
 
 def arguments_of(cls: type[ContrastiveModel]) -> set[str]:
     """Names of the arguments that a method's model may be given."""
-    given = {"self", "vocabulary", "kwargs", "symbols", "genes", "sources", "seed", "name"}
     of = [c for c in cls.__mro__ if issubclass(c, ContrastiveModel)]
     names = {name for c in of for name in inspect.signature(c.__init__).parameters}
-    return names - given - cls.makes
+    return names - _SETTLED - cls.makes
 
 
 def _entries() -> Iterable[EntryPoint]:

@@ -18,6 +18,8 @@ from concerto_tf.records.units import TARGET_SUM
 if TYPE_CHECKING:
     from concerto_tf.records import Records
 
+#: A total to scale counts to that the cells say: the median of their own.
+MEDIAN = "median"
 #: Largest share of a cell's counts that genes which were not measured may stand for.
 _MOST_MISSING = 0.99
 
@@ -79,8 +81,8 @@ class ModalityInput:
             isinstance(self.target_sum, Real) and 0 < self.target_sum < np.inf
         ):
             raise InputError(
-                "target_sum must be a positive number, or None for log-normalized values, not "
-                f"{self.target_sum!r}."
+                "target_sum must be a positive number, or None for log-normalized values "
+                f"({MEDIAN!r} where a model is made from records), not {self.target_sum!r}."
             )
         if self.genes is None:
             return
@@ -193,7 +195,10 @@ def chosen_modalities(records: Records, wanted: Sequence[str] | None, several: b
 
 
 def config_of(
-    records: Records, modality: str, genes: Genes | None = None, target_sum: float | None = None
+    records: Records,
+    modality: str,
+    genes: Genes | None = None,
+    target_sum: float | str | None = None,
 ) -> dict[str, Any]:
     """Arguments of a `ModalityInput` for the cells of records.
 
@@ -201,7 +206,8 @@ def config_of(
         records: Finished records.
         modality: One of theirs.
         genes: Indices of the input genes; ``None`` for all.
-        target_sum: Total to scale counts to; by default what suits the depth of the cells.
+        target_sum: Total to scale counts to, or ``median`` for the median total of the cells; by
+            default what suits their depth.
     """
     vocabulary = records.vocabulary_of(modality)
     return {
@@ -212,7 +218,9 @@ def config_of(
     }
 
 
-def _target_sum_of(records: Records, modality: str, wanted: float | None = None) -> float | None:
+def _target_sum_of(
+    records: Records, modality: str, wanted: float | str | None = None
+) -> float | None:
     """Total to which a modality of records is scaled before log1p; None if it is not to be.
 
     RNA is scaled to what a cell of these records has: scaled to more, log1p would set a single
@@ -221,14 +229,16 @@ def _target_sum_of(records: Records, modality: str, wanted: float | None = None)
     Args:
         records: Finished records.
         modality: One of theirs.
-        wanted: The total that is asked for; None for what suits.
+        wanted: The total that is asked for, or `MEDIAN`; None for what suits.
     """
     if not records.manifest.modalities[modality].scales_with_depth:
         return None
-    if wanted is not None:
-        return wanted
+    if wanted is not None and wanted != MEDIAN:
+        return wanted  # type: ignore[return-value] # other words are refused where it is used
     if modality != RNA:
         return float(TARGET_SUM)
+    if wanted == MEDIAN:
+        return records.typical_total
     return float(min(TARGET_SUM, max(1, round(records.typical_total))))
 
 

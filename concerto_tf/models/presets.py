@@ -25,7 +25,9 @@ class Training:
         epochs: Passes over the cells; None for as many as their number calls for.
         most_epochs: Passes where ``epochs`` is None, at most.
         batch_size: Cells per minibatch over all replicas; None for what suits their number.
-        cosine: Whether the rate rises and then falls along a cosine; otherwise it is constant.
+        cosine: Whether the rate falls along a cosine; otherwise it is constant.
+        optimizer: Name of the optimizer (`make_optimizer`).
+        ensemble: Number of networks that are joined.
         settling_steps: Steps at the start whose losses do not compare with later ones.
         finetuning_rate: Peak learning rate of fine-tuning to labels.
     """
@@ -36,6 +38,8 @@ class Training:
     most_epochs: int | None = None
     batch_size: int | None = None
     cosine: bool = False
+    optimizer: str = "adam"
+    ensemble: int = 1
     settling_steps: int = 0
     finetuning_rate: float = 1e-3
 

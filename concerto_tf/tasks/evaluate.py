@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
+from concerto_tf.tasks.io.unintegrated import source_variance
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +31,8 @@ def evaluate(
         seed: Seed of samples and clusters.
 
     Returns:
-        Number of cells and genes, and those metrics that apply.
+        Number of cells and genes, and those metrics that apply: those of `embedding_scores`, and
+        with sources ``pcr``, the share of their variance in X that the embedding has lost.
 
     Raises:
         InputError: The file is unsuitable, or holds no such key.
@@ -55,6 +57,8 @@ def evaluate(
             None if source_key is None else adata.obs[source_key].to_numpy(),
             seed=seed,
         )
+        if source_key is not None:
+            scores |= source_variance(adata, z, adata.obs[source_key].to_numpy(), seed)
         return {"cells": adata.n_obs, "genes": adata.n_vars, **scores}
     finally:
         if adata is not cells and adata.isbacked:

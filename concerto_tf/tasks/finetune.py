@@ -30,7 +30,7 @@ from concerto_tf.tasks.io.agreement import (
     check_agreement,
     seen_modalities,
 )
-from concerto_tf.tasks.train import check_arguments
+from concerto_tf.tasks.training.arguments import check_arguments
 from concerto_tf.tasks.training.distribution import make_strategy
 from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 from concerto_tf.tasks.training.labels import (

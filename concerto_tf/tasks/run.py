@@ -47,7 +47,8 @@ from concerto_tf.tasks.io.run_folder import (
 from concerto_tf.tasks.markers import MARKERS, write_markers
 from concerto_tf.tasks.neighbours import kept_graph
 from concerto_tf.tasks.reporting.run import write_report
-from concerto_tf.tasks.train import check_arguments, check_cells, train
+from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.arguments import check_arguments, check_cells
 from concerto_tf.tasks.training.job import as_trained
 
 if TYPE_CHECKING:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from concerto_tf._identity import identity_of_file, identity_of_records
 from concerto_tf._outputs import keeps_inputs
@@ -18,9 +16,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import ContrastiveModel, Ensemble, load_model
-from concerto_tf.models.fitting.optimizers import make_optimizer
 from concerto_tf.models.fitting.schedule import plan_training
-from concerto_tf.models.methods import arguments_of
 from concerto_tf.models.methods import method as find_method
 from concerto_tf.models.modality import chosen_modalities
 from concerto_tf.models.objects import anew, identity_of, plain
@@ -30,22 +26,17 @@ from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
+from concerto_tf.tasks.training.arguments import DEFAULT_METHOD, check_arguments, check_cells
 from concerto_tf.tasks.training.batches import training_batches
 from concerto_tf.tasks.training.callbacks import saved_rounds
 from concerto_tf.tasks.training.distribution import (
     MULTIWORKER,
-    STRATEGIES,
     TrainingProcesses,
     make_strategy,
 )
 from concerto_tf.tasks.training.job import LAYOUT, finish_training, fit_in_rounds
 
-if TYPE_CHECKING:
-    pass
-
 _log = logging.getLogger("concerto_tf")
-_DEFAULT_METHOD = "concerto"
-FEWEST_CELLS = 10
 #: Rounds without a smaller loss that end a training; a falling loss keeps it going.
 _PATIENCE = 10
 
@@ -57,13 +48,13 @@ def train(
     *,
     method: str | None = None,
     preset: str | None = None,
-    ensemble: int = 1,
+    ensemble: int | None = None,
     genes: str | None = None,
     modalities: Sequence[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    optimizer: str = "adam",
+    optimizer: str | None = None,
     strategy: str = "auto",
     start: str | Path | None = None,
     model: ContrastiveModel | None = None,
@@ -84,9 +75,10 @@ def train(
         out: Folder of the model.
         method: ``concerto`` (the default), ``clear``, ``contrastive-sc``, ``cicl``, or one that
             another package adds (`concerto_tf.models.register_method`).
-        preset: ``paper`` for the values printed in the method's paper (``presets`` of the model's
-            class); ``None`` for what embeds best.
-        ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`).
+        preset: ``paper`` for the values printed in the method's paper, ``authors`` for those of
+            the authors' program (``presets`` of the model's class); ``None`` for what embeds best.
+        ensemble: Number of networks with seeds of their own that the model joins (`Ensemble`); by
+            default one, unless the preset says otherwise.
         genes: ``all``, ``hvg:N`` or a file with one gene per line; by default ``hvg:5000``.
         modalities: Names of the modalities to look at; by default all that the records hold. The
             methods other than ``concerto`` look at one: by default rna, or the only one.
@@ -94,7 +86,8 @@ def train(
             ``concerto``, whose PCA initialization training does not improve.
         batch_size: Cells per minibatch over all devices.
         learning_rate: Learning rate; given one, a model is trained whatever it is.
-        optimizer: ``adam``, ``adamw``, ``lamb``, ``lazyadam`` or ``sgd``.
+        optimizer: ``adam`` (unless the preset says otherwise), ``adamw``, ``lamb``, ``lazyadam``,
+            ``momentum`` (SGD with one of 0.9) or ``sgd``.
         strategy: ``one`` device, ``mirrored`` over all GPUs of this machine, or ``auto``:
             mirrored where there are several. ``multiworker``: this call is one of several alike,
             in processes that ``TF_CONFIG`` names and that see the same folders; each reads its
@@ -104,8 +97,8 @@ def train(
             a new one with its configuration and weights is trained. Called again to continue, it
             takes a model of the same configuration.
         seed: Seed of weights, order and views.
-        options: Further arguments of the model's class. Keras layers, losses and the like are made
-            anew from their configuration, for each network.
+        options: Further arguments of the model's class, before those of the preset. Keras layers,
+            losses and the like are made anew from their configuration, for each network.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
 
@@ -119,7 +112,7 @@ def train(
     """
     records = records if isinstance(records, Records) else Records(records)
     request = _Request(
-        method=method or _DEFAULT_METHOD,
+        method=method or DEFAULT_METHOD,
         preset=preset,
         ensemble=ensemble,
         genes=genes,
@@ -145,7 +138,7 @@ def train(
             return load_model(model_file(job.out))
         request.check("one" if strategy == MULTIWORKER else strategy)
         settled: dict[str, Any] = {"method": method, "preset": preset, "genes": genes}
-        settled |= {"options": options or None, "ensemble": None if ensemble == 1 else ensemble}
+        settled |= {"options": options or None, "ensemble": ensemble}
         settled |= {} if model is None else {"modalities": modalities, "start": start}
         given = [name for name, value in settled.items() if value is not None]
         if (start is not None or model is not None) and given:
@@ -170,13 +163,13 @@ class _Request:
 
     method: str
     preset: str | None
-    ensemble: int
+    ensemble: int | None
     genes: str | None
     modalities: Sequence[str] | None
     epochs: int | None
     batch_size: int | None
     learning_rate: float | None
-    optimizer: str
+    optimizer: str | None
     start: str | Path | None
     model: ContrastiveModel | None
     seed: int
@@ -199,9 +192,7 @@ class _Request:
 
     def check(self, strategy: str) -> None:
         """Raises InputError if something is unsuitable, whatever the cells."""
-        names = ("method", "preset", "ensemble", "epochs", "batch_size", "learning_rate")
-        own = {name: getattr(self, name) for name in names}
-        check_arguments(**own, optimizer=self.optimizer, strategy=strategy)
+        check_arguments(**{**vars(self), "strategy": strategy})
 
     def leaves_it_to(self, model: ContrastiveModel) -> bool:
         """Whether nothing asks for training, and the model is new and does not need any."""
@@ -251,9 +242,10 @@ def _train(
         )
         model = model.for_batches(schedule.batch_size)
         model.compile(
-            request.optimizer,
+            request.optimizer or training.optimizer,
             request.learning_rate or training.learning_rate,
             schedule.steps if training.cosine else None,
+            warmup=0.0,
         )
     if workers.first:
         check_saving(model)
@@ -296,71 +288,6 @@ def _train(
     return model
 
 
-def check_cells(where: str, n_cells: int, n_genes: int, sources: Mapping[str, int]) -> None:
-    """Raises InputError if there is too little to learn from.
-
-    Args:
-        where: What the cells lie in, for the message.
-        n_cells: Number of cells.
-        n_genes: Number of genes.
-        sources: Number of cells by source.
-    """
-    if n_cells < FEWEST_CELLS:
-        raise InputError(
-            f"{where}: {n_cells} cell{'s' * (n_cells != 1)}; contrastive learning compares cells "
-            f"and needs at least {FEWEST_CELLS}"
-        )
-    if n_genes < 2:
-        raise InputError(f"{where}: one gene; training needs at least 2 genes to compare cells by")
-    for name, count in sources.items():
-        if count == 1:
-            raise InputError(
-                f"{where}: source {name!r} has one cell, which has no statistics of its own; merge "
-                "it with another source, leave it out, or train without a source key"
-            )
-
-
-def check_arguments(
-    *,
-    method: str | None = None,
-    preset: str | None = None,
-    ensemble: int = 1,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    optimizer: str = "adam",
-    strategy: str = "auto",
-    **others: Any,
-) -> None:
-    """Raises InputError if an argument of `train` is unsuitable, whatever the cells."""
-    method = method or _DEFAULT_METHOD
-    presets = find_method(method).presets
-    if preset is not None and preset not in presets:
-        known = ", ".join(presets)
-        raise InputError(f"{method} has no preset {preset!r}; it has {known}")
-    for name, value in {
-        "epochs": epochs,
-        "batch size": batch_size,
-        "learning rate": learning_rate,
-    }.items():
-        if value is None:
-            continue
-        if not isinstance(value, Real) or not 0 < value < math.inf:
-            raise InputError(f"{name} is {value}; it must be positive")
-        if name != "learning rate" and value != int(value):
-            raise InputError(f"{name} is {value}; it must be a whole number")
-    if not isinstance(ensemble, int) or ensemble < 1:
-        raise InputError(f"ensemble is {ensemble}; it must be a whole number, 1 or more")
-    if batch_size == 1:
-        raise InputError("batch size is 1; a cell is contrasted with others, so at least 2")
-    if strategy == MULTIWORKER:
-        raise InputError("strategy multiworker is for `train` alone")
-    if strategy not in STRATEGIES:
-        known = ", ".join((*STRATEGIES, MULTIWORKER))
-        raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")
-    make_optimizer(optimizer, 1e-3)
-
-
 def _model(request: _Request, records: Records) -> ContrastiveModel:
     """A new model, one that is continued, or a copy of the one that is given."""
     if request.model is not None:
@@ -376,12 +303,10 @@ def _model(request: _Request, records: Records) -> ContrastiveModel:
 
 
 def _create(request: _Request, records: Records) -> ContrastiveModel:
-    cls, size, options = find_method(request.method), request.ensemble, request.options
-    unknown = set(options) - arguments_of(cls)
-    if unknown:
-        raise InputError(f"{request.method} has no option {min(unknown)!r}; see {cls.__name__}")
+    cls, options = find_method(request.method), request.options
     looked_at = chosen_modalities(records, request.modalities, cls.looks_at_several)
     settled = cls.presets[request.preset or DEFAULT]
+    size = request.ensemble or settled.training.ensemble
     wanted = request.genes or settled.training.genes
     chosen = resolve_genes(wanted, records) if RNA in looked_at else None
 

@@ -86,10 +86,14 @@ METRICS = [
     "asw_label",
     "knn_accuracy",
     "knn_macro_f1",
+    "ilisi",
     "asw_source",
     "kbet",
-    "ilisi",
+    "cilisi",
+    "bras",
+    "isolated_labels",
     "graph_connectivity",
+    "pcr",
 ]
 COST = [
     "seconds_convert",
@@ -242,6 +246,7 @@ def test_evaluate_keys(finished, concerto) -> None:
         "asw_source",
         "kbet",
         "ilisi",
+        "pcr",
     ]
 
 

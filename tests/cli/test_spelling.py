@@ -16,7 +16,7 @@ from concerto_tf.errors import Argument, InputError
 PYTHON_ONLY = {
     "run": {"training"},
     "convert": {"source_name", "chunk_cells", "skip_damaged"},
-    "train": {"options", "callbacks", "model"},
+    "train": {"callbacks", "model"},
     "finetune": {"consistency", "callbacks"},
     "simulate": {"params"},
 }

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics import asw_source, embedding_scores, ilisi, kbet, knn_scores
+from concerto_tf.metrics import (
+    asw_source,
+    bras,
+    cilisi,
+    embedding_scores,
+    ilisi,
+    isolated_labels,
+    kbet,
+    knn_scores,
+)
 
 LABEL_KEYS = {
     "ari_kmeans",
@@ -19,6 +28,7 @@ LABEL_KEYS = {
     "knn_macro_f1",
 }
 SOURCE_KEYS = {"asw_source", "kbet", "ilisi"}
+BOTH_KEYS = {"cilisi", "bras", "isolated_labels", "graph_connectivity"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def test_exactly_the_keys_that_apply(cells: tuple) -> None:
     assert set(embedding_scores(z, labels)) == LABEL_KEYS
     assert set(embedding_scores(z, sources=sources)) == SOURCE_KEYS
     scores = embedding_scores(z, labels, sources)
-    assert set(scores) == LABEL_KEYS | SOURCE_KEYS | {"graph_connectivity"}
+    assert set(scores) == LABEL_KEYS | SOURCE_KEYS | BOTH_KEYS
     assert all(type(v) is float and np.isfinite(v) for v in scores.values())
     assert set(embedding_scores(z, labels, np.zeros(150))) == LABEL_KEYS
 
@@ -42,7 +52,10 @@ def test_exactly_the_keys_that_apply(cells: tuple) -> None:
 def test_values_are_those_of_the_metrics(cells: tuple) -> None:
     z, labels, sources = cells
     scores = embedding_scores(z, labels, sources, seed=2)
-    assert scores["kbet"] == kbet(z, sources, seed=2)
+    assert scores["kbet"] == kbet(z, sources, labels, seed=2)
+    assert scores["cilisi"] == cilisi(z, sources, labels, seed=2)
+    assert scores["bras"] == bras(z, sources, labels, seed=2)
+    assert scores["isolated_labels"] == isolated_labels(z, sources, labels, seed=2)
     assert scores["ilisi"] == ilisi(z, sources, seed=2)
     assert scores["asw_source"] == asw_source(z, sources, labels, seed=2)
     assert scores["knn_accuracy"] == knn_scores(z, labels, seed=2)["knn_accuracy"]
@@ -54,9 +67,9 @@ def test_cells_without_a_label_are_left_out(cells: tuple) -> None:
     named[:20] = np.nan
     scores = embedding_scores(z, named, sources)
     alone = embedding_scores(z[20:], labels[20:], sources[20:])
-    for key in LABEL_KEYS | {"asw_source", "graph_connectivity"}:
+    for key in LABEL_KEYS | BOTH_KEYS | {"asw_source", "kbet"}:
         assert scores[key] == alone[key], key
-    assert scores["kbet"] == kbet(z, sources)  # what needs no label looks at every cell
+    assert scores["ilisi"] == ilisi(z, sources)  # what needs no label looks at every cell
 
 
 def test_cells_without_a_source_are_left_out(cells: tuple) -> None:
@@ -69,7 +82,7 @@ def test_scores_that_are_not_defined_are_left_out(cells: tuple) -> None:
     z, labels, _ = cells
     assert "asw_label" not in embedding_scores(z[:6], np.arange(6))
     assert "knn_accuracy" not in embedding_scores(z[:6], [0, 0, 0, 1, 1, 1])
-    assert "asw_source" not in embedding_scores(z, labels, labels)
+    assert not {"asw_source", "kbet", "bras"} & set(embedding_scores(z, labels, labels))
 
 
 def test_two_cells(cells: tuple) -> None:

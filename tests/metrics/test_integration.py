@@ -122,8 +122,7 @@ def test_asw_source_within_labels() -> None:
 
 
 def test_graph_connectivity_counts_the_largest_part() -> None:
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(200, 3))
+    z = np.arange(200.0)[:, None]  # on a line, where each cell is among its neighbours' nearest
     labels = np.repeat([0, 1], 100)
     z[labels == 1] += 100
     assert graph_connectivity(z, labels) == 1.0
@@ -131,10 +130,15 @@ def test_graph_connectivity_counts_the_largest_part() -> None:
     assert graph_connectivity(z, labels) == pytest.approx((0.7 + 1.0) / 2)
 
 
+def test_graph_connectivity_asks_for_a_way_back() -> None:
+    z = np.array([[0.0], [1.0], [2.1], [3.4], [4.9]])  # each cell's nearest is the one before it
+    assert graph_connectivity(z, [0] * 5, k=2) == pytest.approx(0.4)
+
+
 def test_graph_connectivity_ignores_edges_between_labels() -> None:
     # on a line with one neighbour each: a a b a a; the parts of a are apart
     z = np.array([[0.0], [1.0], [2.2], [4.0], [5.0]])
-    assert graph_connectivity(z, list("aabaa"), k=1) == pytest.approx((0.5 + 1.0) / 2)
+    assert graph_connectivity(z, list("aabaa"), k=2) == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_caps_bound_what_is_looked_at() -> None:

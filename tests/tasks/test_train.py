@@ -178,7 +178,12 @@ def test_counts_are_scaled_to_what_the_cells_have(records: Records, tmp_path: Pa
             target_sum(records, target_sum=wrong)
     deep = make_cells()
     deep.X = deep.X * 5000
-    assert target_sum(convert(deep, tmp_path / "deep")) == 1e4
+    of_deep = convert(deep, tmp_path / "deep")
+    assert target_sum(of_deep) == 1e4
+    median = float(np.median(np.asarray(deep.X.sum(axis=1))))
+    assert target_sum(of_deep, target_sum="median") == median > 1e4
+    with pytest.raises(InputError, match="'median' where a model is made from records"):
+        Concerto(["a", "b"], target_sum="median")
 
 
 # --- stopping and going on ----------------------------------------------------------------------

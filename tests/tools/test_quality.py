@@ -67,7 +67,7 @@ def test_a_configuration_is_read_as_it_is_written() -> None:
     [
         ("umap", "no method 'umap'; choose one of concerto, .*, pca, scvi"),
         ("concerto:best", "no preset 'best'"),
-        ("concerto,mask_rat=0.1", "concerto has no option 'mask_rat'; see Concerto"),
+        ("concerto,mask_rat=0.1", "concerto has no option 'mask_rat'; it has align"),
         ("concerto,epochs=no", "epochs is no"),
         ("concerto,temperature=warm", "concerto,temperature=warm': .*warm"),
         ("concerto,seed=3", "seed is not set in this way"),

@@ -17,10 +17,12 @@ import numpy as np
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.models import METHODS
+from concerto_tf.models.asked import model_of_two_genes
 from concerto_tf.models.presets import DEFAULT
 from concerto_tf.records import Records
 from concerto_tf.tasks.embed import embed_records
-from concerto_tf.tasks.train import check_arguments, train
+from concerto_tf.tasks.train import train
+from concerto_tf.tasks.training.arguments import check_arguments
 from protocols.baselines import (
     cells_of,
     check_installed,
@@ -58,11 +60,9 @@ def configuration(method: str, preset: str | None = None) -> str:
     """
     if method not in METHODS:
         return ""
-    cls = METHODS[method]
-    chosen = cls.presets[preset or DEFAULT]
-    # Named, or Keras would number the models that it makes.
-    config = cls(["a", "b"], name=method, **chosen.options).get_config()
-    whole = [__version__, config, asdict(chosen.training), _DEFAULTS]
+    chosen = METHODS[method].presets[preset or DEFAULT]
+    config = model_of_two_genes(method, preset).get_config()
+    whole = [__version__, config, dict(chosen.options), asdict(chosen.training), _DEFAULTS]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
 
 

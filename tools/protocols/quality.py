@@ -25,8 +25,7 @@ from concerto_tf._identity import json_checksum
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.models import METHODS
-from concerto_tf.models.methods import arguments_of
-from concerto_tf.models.presets import DEFAULT
+from concerto_tf.models.asked import check_options
 from concerto_tf.records import convert
 from protocols.baselines import check_installed
 from protocols.clustering_scores import leiden_f1
@@ -142,11 +141,7 @@ def _check(made: Variant, options: dict[str, Any]) -> None:
         check_installed([made.method])
         return
     check_training({}, chosen=[made])
-    cls, preset = METHODS[made.method], made.training.get("preset")
-    for name in sorted(set(options) - arguments_of(cls)):
-        raise InputError(f"{made.method} has no option {name!r}; see {cls.__name__}")
-    settled = cls.presets[preset or DEFAULT].options
-    cls(["a", "b"], name=made.method, **{**settled, **options})
+    check_options(made.method, made.training.get("preset"), options)
 
 
 def planned(

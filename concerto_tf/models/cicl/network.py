@@ -75,7 +75,10 @@ class CICL(DenseModel):
 
     presets = PRESETS
     #: Made here, and so no arguments of this class.
-    makes = frozenset({"augmentation", "augment_first", "backbone", "head", "scale_inputs"})
+    makes = frozenset(
+        {"augmentation", "augment_first", "backbone", "head", "scale_inputs", "batch_norm"}
+        | {"last_relu"}
+    )
     head: MLP
 
     def __init__(

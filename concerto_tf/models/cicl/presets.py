@@ -1,11 +1,12 @@
-"""Presets of CICL."""
+"""Presets of CICL. `docs/presets.md` has the place of every printed value."""
 
 from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, by_name
 
 PRESETS = by_name(
     # Chosen by a few trials on labelled data; the options are the class's own defaults.
     Preset(DEFAULT, Training(learning_rate=3e-4, most_epochs=MOST_EPOCHS)),
-    # As printed; the heads, their width and the number of clusters of a minibatch are not.
+    # As printed. The heads and their width are not, and the number of clusters is that of the cell
+    # types of the cells: the option ``clusters``.
     Preset(
         "paper",
         Training(learning_rate=1e-5, epochs=1000, batch_size=6000, genes="hvg:500"),
@@ -25,7 +26,7 @@ PRESETS = by_name(
             "input_epsilon": 1e-3,
             "value_clip": None,
             "components": 0,
-            "target_sum": 1e4,
+            "target_sum": "median",
             "negatives": "all",
         },
     ),

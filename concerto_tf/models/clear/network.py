@@ -33,8 +33,7 @@ class CLEAR(DenseModel):
     other view among the keys of the minibatch and of earlier minibatches, kept in a queue. Keys
     and queue are state of the model: saved with it, and continued where training is.
 
-    ``CLEAR.presets["paper"]`` has the paper's values except for its learning rate of 1, which is
-    that of ``"paper-lr1"``.
+    ``CLEAR.presets["paper"]`` has the paper's values, ``"authors"`` those of the authors' program.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.

@@ -179,7 +179,7 @@ class Concerto(ContrastiveModel):
 
     @property
     def recipe(self) -> Training:
-        recipe, random = super().recipe, self.presets["paper"].training
+        recipe, random = super().recipe, Training()
         if not self.components:
             recipe = replace(recipe, most_epochs=random.most_epochs)
         if not self.scale_inputs:

@@ -19,8 +19,9 @@ class ContrastiveSC(DenseModel):
     Each view keeps a small random share of the cell's genes; NT-Xent pulls the two views of a cell
     together. Several such networks make an `Ensemble`.
 
-    ``ContrastiveSC.presets["paper"]`` has the paper's values. It does not print the widths of the
-    first two of its three layers: here they are 512 and 128.
+    ``ContrastiveSC.presets["paper"]`` has the paper's values for real cells, ``"simulation"`` those
+    for simulated ones, and ``"authors"`` those of the authors' program. The widths of the first two
+    of three layers are not printed: in the former they are 512 and 128.
 
     Args:
         vocabulary: Identifiers of all G genes, in the order of the gene indices.

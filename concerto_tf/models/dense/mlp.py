@@ -23,13 +23,15 @@ def scaled_glorot(gain: float, seed: int) -> Any:
 
 @serializable
 class MLP(keras.layers.Layer):
-    """Dense layers with a ReLU between them; the last is linear.
+    """Dense layers with a ReLU between them; the last is linear unless it is asked otherwise.
 
     Args:
         widths: Width of each layer.
         seed: Seed of the initial weights.
         scale_inputs: Whether the inputs are divided by the root of their number, and the first
             weights larger by that, so that Adam changes these in proportion for any width.
+        batch_norm: Whether each layer but the last is batch-normalized before its ReLU.
+        last_relu: Whether a ReLU follows the last layer, too.
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
@@ -47,7 +49,13 @@ class MLP(keras.layers.Layer):
     """
 
     def __init__(
-        self, widths: Sequence[int], seed: int = 0, scale_inputs: bool = False, **kwargs: Any
+        self,
+        widths: Sequence[int],
+        seed: int = 0,
+        scale_inputs: bool = False,
+        batch_norm: bool = False,
+        last_relu: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not widths or min(widths) < 1:
@@ -55,6 +63,7 @@ class MLP(keras.layers.Layer):
         self.widths = tuple(int(width) for width in widths)
         self.seed = int(seed)
         self.scale_inputs = bool(scale_inputs)
+        self.batch_norm, self.last_relu = bool(batch_norm), bool(last_relu)
         self.gain = 1.0
         seeds = Seeds(self.seed)
         self.steps = [
@@ -66,6 +75,12 @@ class MLP(keras.layers.Layer):
             )
             for i, width in enumerate(self.widths)
         ]
+        self.norms = [
+            keras.layers.BatchNormalization(
+                momentum=0.9, epsilon=1e-5, name=f"norm_{i}", dtype=kwargs.get("dtype")
+            )
+            for i in range(len(self.widths) - 1 if self.batch_norm else 0)
+        ]
 
     def build(self, input_shape: Any) -> None:
         width = tuple(input_shape)[-1]
@@ -76,6 +91,8 @@ class MLP(keras.layers.Layer):
         for step in self.steps:
             step.build((None, width))
             width = step.units
+        for step, norm in zip(self.steps, self.norms, strict=False):
+            norm.build((None, step.units))
         super().build(input_shape)
 
     def room(self, paired: bool) -> int:
@@ -105,15 +122,23 @@ class MLP(keras.layers.Layer):
             part = np.concatenate([np.eye(directions.shape[1]), -np.eye(directions.shape[1])])
         return columns.shape[1]
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         x = self.steps[0](inputs * self.gain)
-        for step in self.steps[1:]:
+        for i, step in enumerate(self.steps[1:]):
+            if self.norms:
+                x = self.norms[i](x, training=training)
             x = step(tf.nn.relu(x))
-        return x
+        return tf.nn.relu(x) if self.last_relu else x
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.widths[-1])
 
     def get_config(self) -> dict[str, Any]:
-        own = {"widths": list(self.widths), "seed": self.seed, "scale_inputs": self.scale_inputs}
-        return {**super().get_config(), **own}
+        return {
+            **super().get_config(),
+            "widths": list(self.widths),
+            "seed": self.seed,
+            "scale_inputs": self.scale_inputs,
+            "batch_norm": self.batch_norm,
+            "last_relu": self.last_relu,
+        }

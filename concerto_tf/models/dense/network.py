@@ -52,6 +52,8 @@ class DenseModel(ContrastiveModel):
         value_clip: Largest absolute value after standardizing; ``None`` for no limit.
         augment_first: Whether values are augmented before they are standardized, or after.
         scale_inputs: Whether an `MLP` divides its inputs by the root of their number: see there.
+        batch_norm, last_relu: As in `MLP`.
+        unit_length: Whether embeddings are L2-normalized.
         components: Number of principal components in the PCA initialization of an `MLP`; 0 for
             random weights, as any other encoder has.
         denoise: Share of the noise that is taken out of each component there, 0 to 1
@@ -95,6 +97,9 @@ class DenseModel(ContrastiveModel):
         value_clip: float | None = 10.0,
         augment_first: bool = True,
         scale_inputs: bool = True,
+        batch_norm: bool = False,
+        last_relu: bool = False,
+        unit_length: bool = False,
         components: int = 50,
         denoise: float = 0.5,
         align_sources: bool = True,
@@ -111,6 +116,8 @@ class DenseModel(ContrastiveModel):
         self.value_clip = None if value_clip is None else float(value_clip)
         self.augment_first = bool(augment_first)
         self.scale_inputs = bool(scale_inputs)
+        self.unit_length = bool(unit_length)
+        self._of_mlp = {"batch_norm": bool(batch_norm), "last_relu": bool(last_relu)}
         self.components = int(components)
         self.denoise = checked_share("denoise", denoise)
         self.align_sources = bool(align_sources) and self.standardize and self.components > 0
@@ -129,7 +136,8 @@ class DenseModel(ContrastiveModel):
         self._plain: dict[str, Any] = {}
         if isinstance(backbone, (list, tuple)):
             self._plain["backbone"] = [int(width) for width in backbone]
-            backbone = MLP(backbone, self._seeds(), self.scale_inputs, name="backbone")
+            options = {"scale_inputs": self.scale_inputs, **self._of_mlp}
+            backbone = MLP(backbone, self._seeds(), **options, name="backbone")
         self.backbone = _layer(backbone)
         if isinstance(head, Integral):
             head = self._plain["head"] = int(head)
@@ -262,7 +270,8 @@ class DenseModel(ContrastiveModel):
         return a, b
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
-        return self.placement(self.read_out(batch))
+        z = self.placement(self.read_out(batch))
+        return tf.math.l2_normalize(z, axis=-1) if self.unit_length else z
 
     def read_out(self, batch: Batch) -> tf.Tensor:
         """What the encoder makes of the whole cells of a batch [B, d]."""
@@ -343,6 +352,8 @@ class DenseModel(ContrastiveModel):
             "value_clip": self.value_clip,
             "augment_first": self.augment_first,
             "scale_inputs": self.scale_inputs,
+            **self._of_mlp,
+            "unit_length": self.unit_length,
             "components": self.components,
             "denoise": self.denoise,
             "align_sources": self.align_sources,

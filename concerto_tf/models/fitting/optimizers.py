@@ -7,15 +7,16 @@ from typing import Any
 from concerto_tf._keras import keras
 from concerto_tf.errors import InputError
 
-_NAMES = ("adam", "adamw", "lamb", "lazyadam", "sgd")
+_NAMES = ("adam", "adamw", "lamb", "lazyadam", "momentum", "sgd")
 
 
-def cosine_schedule(learning_rate: float, steps: int) -> Any:
-    """Learning rate that rises over the first tenth of the steps and falls along a cosine to zero.
+def cosine_schedule(learning_rate: float, steps: int, warmup: float = 0.1) -> Any:
+    """Learning rate that rises over the first steps and falls along a cosine to zero.
 
     Args:
         learning_rate: Peak learning rate.
         steps: Steps of the whole training.
+        warmup: Share of them over which the rate rises.
 
     Returns:
         A Keras learning-rate schedule.
@@ -27,7 +28,7 @@ def cosine_schedule(learning_rate: float, steps: int) -> Any:
     >>> [round(float(schedule(step)), 6) for step in (0, 10, 100)]
     [0.0, 0.001, 0.0]
     """
-    rising = int(0.1 * steps)
+    rising = int(warmup * steps)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if rising else learning_rate,
         decay_steps=max(1, steps - rising),
@@ -43,7 +44,8 @@ def make_optimizer(name: str, learning_rate: Any, **kwargs: Any) -> Any:
     otherwise Keras' own, where this Keras has one.
 
     Args:
-        name: ``adam``, ``adamw``, ``lamb``, ``lazyadam`` or ``sgd``, in any case.
+        name: ``adam``, ``adamw``, ``lamb``, ``lazyadam``, ``momentum`` (SGD with a momentum of
+            0.9) or ``sgd``, in any case.
         learning_rate: A float or a Keras schedule.
         **kwargs: Further arguments of the optimizer.
 
@@ -75,6 +77,8 @@ def make_optimizer(name: str, learning_rate: Any, **kwargs: Any) -> Any:
                 "environment of its own, or choose adam or adamw."
             )
         return cls(learning_rate=learning_rate, **kwargs)
+    if key == "momentum":
+        return keras.optimizers.SGD(learning_rate=learning_rate, momentum=0.9, **kwargs)
     cls = {
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,

@@ -166,7 +166,11 @@ def test_saves_continues_and_takes_new_sources(
 
 
 @pytest.mark.parametrize(
-    "options", [CICL.presets["paper"].options, {"noise": 1.0, "mask_rate": 0.0}]
+    "options",
+    [
+        {**CICL.presets["paper"].options, "target_sum": 1e4},
+        {"noise": 1.0, "mask_rate": 0.0},
+    ],
 )
 def test_trains_under_xla_with_other_arguments(options: dict, make_batch: Callable) -> None:
     small = {"heads": 2, "key_dim": 4, "units": 8, "head_units": (8, 6), "depth": 2}

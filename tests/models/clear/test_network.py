@@ -170,20 +170,9 @@ def test_unsuitable_arguments(arguments: dict[str, Any], message: str) -> None:
         make(**arguments)
 
 
-def test_presets_are_what_is_printed() -> None:
-    model = CLEAR(NAMES, **CLEAR.presets["paper"].options)
-    assert model.backbone.widths == (1024, 128) and model.temperature == 0.2
-    assert model.head is None and model.input_norm is None
-    config = model.get_config()
-    printed = {
-        "mask": 0.2,
-        "noise": 0.8,
-        "stddev": 0.2,
-        "swap": 0.1,
-        "crossover": 0.25,
-        "crossover_many": 0.25,
-        "probability": 0.5,
-        "momentum": 0.999,
-    }
-    assert {name: config[name] for name in printed} == printed
-    assert CLEAR.presets["paper-lr1"].training.learning_rate == 1.0
+def test_the_authors_embeddings_are_of_unit_length_and_not_negative(make_batch: Callable) -> None:
+    options = {**CLEAR.presets["authors"].options, "backbone": (12, 8)}
+    model = CLEAR(NAMES, batch_size=32, **options)
+    z = model(make_batch(32)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
+    assert z.min() == 0

@@ -24,6 +24,7 @@ LAMB = ADDONS or hasattr(keras.optimizers, "Lamb")
         "adam",
         "AdamW",
         "sgd",
+        "momentum",
         pytest.param("lamb", marks=pytest.mark.skipif(not LAMB, reason="none here")),
         pytest.param("lazyadam", marks=pytest.mark.skipif(not ADDONS, reason="none here")),
     ],
@@ -64,3 +65,4 @@ def test_rate_rises_and_falls_to_zero(steps: int) -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert peak == int(0.1 * steps)
+    assert float(cosine_schedule(0.5, steps, warmup=0.0)(0)) == pytest.approx(0.5)

@@ -6,6 +6,7 @@ import pytest
 
 from concerto_tf._keras import keras
 from concerto_tf.models import METHODS, Concerto, DenseModel, Ensemble
+from concerto_tf.models.asked import model_of_two_genes
 from concerto_tf.models.fitting.schedule import (
     MAX_ROUNDS,
     MIN_EPOCHS,
@@ -69,8 +70,8 @@ def test_models_that_start_from_components_pass_over_few_cells_less_often() -> N
     limits = {name: cls(genes).recipe.most_epochs for name, cls in METHODS.items()}
     assert limits == dict.fromkeys(METHODS, 30)
     assert Ensemble([Concerto(genes), Concerto(genes, seed=1)]).recipe.most_epochs == 30
-    for cls in METHODS.values():
-        assert cls(genes, **cls.presets["paper"].options).recipe.most_epochs is None
+    for name in METHODS:
+        assert model_of_two_genes(name, "paper").recipe.most_epochs is None
     encoder = keras.Sequential([keras.layers.Dense(3)])
     assert DenseModel(genes, backbone=encoder).recipe.most_epochs is None
 
