@@ -21,7 +21,7 @@ _OUTPUTS = ("out", "figure")
 _OWN = {
     "manifest.json": ("records", ("manifest.json", "vocabulary*.tsv", "shard-*.tfrecord*")),
     "plan.json": ("records", ("plan.json", "shard-*.tfrecord*")),
-    "model.keras": ("a model", ("model.keras", "training.json", "training.csv")),
+    "model.keras": ("a model", ("model.keras", "training.json", "training.csv", "MODEL_CARD.md")),
     "reference.json": ("a reference", ("reference.json", "*.npy")),
     "saved_model.pb": ("an exported model", ("*.pb", "MODEL_CARD.md")),
     "run.json": ("a run", ("run.json", "metrics.json")),

@@ -69,7 +69,7 @@ def test_nothing_is_written_into_a_store_that_is_read(tmp_path: Path) -> None:
 
 OWN = {
     "manifest.json": ["manifest.json", "vocabulary.tsv", "shard-00000-of-00001.tfrecord"],
-    "model.keras": ["model.keras", "training.json", "training.csv"],
+    "model.keras": ["model.keras", "training.json", "training.csv", "MODEL_CARD.md"],
     "reference.json": ["reference.json", "embeddings.npy"],
     "saved_model.pb": ["saved_model.pb", "fingerprint.pb", "MODEL_CARD.md"],
     "run.json": ["run.json", "metrics.json"],

@@ -16,11 +16,15 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export.answer import Answer, kept_reference
 from concerto_tf.export.card import card
+from concerto_tf.jobs import read_note
 from concerto_tf.models import load_model
+from concerto_tf.models.card import FILE_NAME as CARD
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder, looks_at
 from concerto_tf.records.batch import SOURCE, ModalityBatch
 from concerto_tf.tasks.io.result import check_target
+from concerto_tf.tasks.reference import model_folder
+from concerto_tf.tasks.training.job import SUMMARY
 
 _TEXT = tf.TensorSpec([None, None], tf.string, name="genes")
 _INDEX = tf.TensorSpec([None, None], tf.int32, name="genes")
@@ -80,7 +84,8 @@ def export(
     >>> answer["embedding"].shape.as_list(), answer["unknown_genes"].numpy().tolist()
     ([1, 128], [0.5])
     """
-    reference = kept_reference(model)
+    reference, folder = kept_reference(model), model_folder(model)
+    training = None if folder is None else read_note(folder / SUMMARY)
     if isinstance(model, str | Path):
         model = load_model(model)
     out = as_path(out)
@@ -94,7 +99,7 @@ def export(
     served = _Served(answer)
     with new_folder(out) as temporary:
         tf.saved_model.save(served, str(temporary), signatures=served.signatures())
-        (temporary / "MODEL_CARD.md").write_text(card(answer), "utf-8")
+        (temporary / CARD).write_text(card(answer, training), "utf-8")
     return out
 
 

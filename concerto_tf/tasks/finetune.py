@@ -204,6 +204,7 @@ def finetune(
             fine,
             schedule,
             time.perf_counter() - began,
+            records,
             classes=dict(zip(classes, np.bincount(codes[codes >= 0]).tolist(), strict=True)),
             calibration=found,
         )

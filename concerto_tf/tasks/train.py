@@ -282,7 +282,8 @@ def _train(
             )
     if workers.first:
         genes_used = model.modality_inputs[0].n_inputs
-        finish_training(job, model, schedule, time.perf_counter() - began, genes=genes_used)
+        seconds = time.perf_counter() - began
+        finish_training(job, model, schedule, seconds, records, genes=genes_used)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model

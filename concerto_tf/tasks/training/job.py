@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from concerto_tf._files import atomic
+from concerto_tf._identity import identity_of_records
 from concerto_tf.jobs import Job, Layout, read_note
 from concerto_tf.models import save_model
+from concerto_tf.models.card import FILE_NAME as CARD
+from concerto_tf.models.card import model_card
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.saving import FILE_NAME
@@ -17,6 +21,8 @@ from concerto_tf.tasks.training.distribution import TrainingProcesses
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from concerto_tf.records import Records
 
 _log = logging.getLogger("concerto_tf")
 #: What was asked for and what came of it; written last.
@@ -28,7 +34,7 @@ LAYOUT = Layout(
     results=(FILE_NAME,),
     keep="checkpoint/training.npz",
     scratch=("checkpoint",),
-    products=("training.csv", "tensorboard"),
+    products=("training.csv", "tensorboard", CARD),
 )
 
 
@@ -126,18 +132,37 @@ def as_trained(folder: Path, model: Any) -> dict[str, Any]:
     }
 
 
-def finish_training(job: Job, model: Any, schedule: Schedule, seconds: float, **found: Any) -> None:
-    """Saves the trained model and, last, the summary of the training."""
+def finish_training(
+    job: Job, model: Any, schedule: Schedule, seconds: float, records: Records, **found: Any
+) -> None:
+    """Saves the trained model, its card and, last, the summary of the training."""
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
     save_model(model, job.out / FILE_NAME)
     # Fewer than planned where it ended early.
     rounds = min(schedule.rounds, saved_rounds(job.out / "checkpoint"))
-    job.finish(
-        epochs=round(schedule.passes(rounds), 2),
-        batch_size=schedule.batch_size,
-        steps=rounds * schedule.steps_per_round,
-        fingerprint=fingerprint(model),
+    facts = {
+        "epochs": round(schedule.passes(rounds), 2),
+        "batch_size": schedule.batch_size,
+        "steps": rounds * schedule.steps_per_round,
+        "fingerprint": fingerprint(model),
         **found,
-        seconds=round(seconds, 3),
-    )
+        "seconds": round(seconds, 3),
+        "data": _data(records),
+    }
+    with atomic(job.out / CARD) as temporary:
+        temporary.write_text(model_card(model, {"asked": job.asked, **facts}), "utf-8")
+    job.finish(**facts)
+
+
+def _data(records: Records) -> dict[str, Any]:
+    """What a model was trained on, as its card tells it."""
+    manifest = records.manifest
+    return {
+        "cells": records.n_cells,
+        "genes": records.n_genes,
+        "units": records.units,
+        "sources": dict(zip(records.sources, manifest.cells_per_source, strict=True)),
+        "inputs": [{key: item[key] for key in ("name", "n_cells")} for item in manifest.inputs],
+        "sha256": identity_of_records(records),
+    }
