@@ -1,5 +1,5 @@
-# Shared by tools/demo, tools/test and tools/lint: find a Python, make a virtual environment, install
-# into it.
+# Shared by tools/demo, tools/test, tools/lint and tools/docs: find a Python, make a virtual
+# environment, install into it.
 # Sourced, not run. Every failure the user can mend is one line on stderr and exit code 2.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
