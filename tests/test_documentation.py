@@ -5,6 +5,7 @@ Tutorials (blocks that begin with ```{code-cell}) are executed by `tools/docs`.
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import shutil
@@ -26,6 +27,9 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 #: Commands that other tests run: over processes, on data of scanpy, until they are stopped.
 ELSEWHERE = ("multiworker", "concerto demo", "concerto serve")
+
+#: Snippets that are no whole program, or need a server that answers (tests/serve).
+NOT_ALONE = ("raise InputError", "tritonclient")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -55,7 +59,8 @@ def test_there_are_commands_to_check() -> None:
 @every_page
 def test_commands_are_understood(page: Path) -> None:
     for line in lines(page):
-        make_parser().parse_args(arguments_of(line))  # ends the test with SystemExit where it is not
+        # ends the test with SystemExit where it is not
+        make_parser().parse_args(arguments_of(line))
 
 
 @every_page
@@ -73,6 +78,22 @@ def test_every_public_name_is_documented() -> None:
     names = (ROOT / "tests" / "data" / "api.txt").read_text("utf-8").split()
     plain = {"__version__", "METHODS", "DEFAULT", "Batch"}  # neither functions nor classes
     assert {name.rpartition(".")[2] for name in names} - plain == documented
+
+
+def test_every_floor_is_in_the_architecture() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / "setup.cfg", "utf-8")
+    floors = re.findall(r"\w+", contracts["importlinter:contract:floors"]["layers"])
+    page = (DOCS / "developer" / "architecture.md").read_text("utf-8")
+    table = page.split("## Floors")[1].split("## ")[0]
+    assert set(floors) <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_every_command_is_listed() -> None:
+    parser = make_parser()
+    names = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
+    page = (DOCS / "commands.md").read_text("utf-8")
+    assert [name for name in names if f"`concerto {name}" not in page] == []
 
 
 def test_readme_is_one_screen() -> None:
@@ -157,7 +178,7 @@ def test_commands_run(page: Path, here: Path) -> None:
 
 
 def test_snippets_run(here: Path) -> None:
-    """README's is `examples/quickstart.py`, and the modules of extending.md are of examples/, too."""
+    """README's is `examples/quickstart.py`, and the modules of extending.md are in examples/."""
     import tensorflow as tf
 
     from concerto_tf.layers import RandomMask
@@ -180,7 +201,7 @@ def test_snippets_run(here: Path) -> None:
     ran = 0
     for page in sorted(DOCS.rglob("*.md")):
         for block in fenced(page, "python"):
-            if block not in examples and "raise InputError" not in block:
+            if block not in examples and not any(word in block for word in NOT_ALONE):
                 shutil.rmtree("records", ignore_errors=True)
                 shutil.rmtree("model", ignore_errors=True)
                 exec(compile(block, page.name, "exec"), dict(yours))
