@@ -28,8 +28,8 @@ LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 #: Commands that other tests run: over processes, on data of scanpy, until they are stopped.
 ELSEWHERE = ("multiworker", "concerto demo", "concerto serve")
 
-#: Snippets that are no whole program, or need a server that answers (tests/serve).
-NOT_ALONE = ("raise InputError", "tritonclient")
+#: Snippets that are no whole program, or need a server that answers (tests/serve) or the hub.
+NOT_ALONE = ("raise InputError", "tritonclient", "owner/blood")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
