@@ -19,7 +19,7 @@ from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden
-from concerto_tf.tasks.described import TABLES, describe_again, forget
+from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.provenance import reads, recorded, taken, write_h5ad
 from concerto_tf.tasks.io.result import check_target, replace_found
@@ -148,7 +148,7 @@ def cluster(
         _put(adata, _by_size(found), sure)
         forget(adata, CLUSTER)
         if run is not None:
-            describe_again(run, adata, CLUSTER)
+            describe_again(run, adata, CLUSTER, seed)
         if out is not None:
             write_h5ad(adata, out)
         elif run is not None:
@@ -193,7 +193,7 @@ def _renew(run: Job, adata: AnnData) -> None:
     draw_maps(adata, [CLUSTER], run.out, titles={})
     replace_found(
         run.out / RESULT,
-        {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT)},
+        {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT, SUPPORT)},
         {key: adata.uns.get(key) for key in TABLES},
     )
     write_markers(adata.uns.get(MARKERS), run.out / MARKERS_TABLE)

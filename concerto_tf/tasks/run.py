@@ -31,7 +31,7 @@ from concerto_tf.tasks.cluster import (
     resolution_of,
     umap,
 )
-from concerto_tf.tasks.described import TABLES, describe
+from concerto_tf.tasks.described import SUPPORT, TABLES, describe
 from concerto_tf.tasks.embed import KEY, embed_records
 from concerto_tf.tasks.io.provenance import recorded, taken, uses_model
 from concerto_tf.tasks.io.result import write_result
@@ -84,8 +84,8 @@ def run(
 
     Leaves ``records/``, ``model/``, ``result.h5ad`` (the input's cells in input order with
     ``obsm["X_concerto"]``, ``obsm["X_umap"]``, ``obs["concerto_cluster"]`` and the clusters'
-    markers as scanpy keeps them), ``markers.tsv``, ``metrics.json``, ``figures/`` and, to be sent
-    on, ``report.html``.
+    markers as scanpy keeps them and their support), ``markers.tsv``, ``metrics.json``, ``figures/``
+    and, to be sent on, ``report.html``.
 
     Args:
         inputs: One or several of what `convert` takes.
@@ -264,8 +264,8 @@ def _finish(
     _log.info("clusters and UMAP")
     cluster(adata, resolution=asked["resolution"], seed=seed)
     umap(adata, seed=seed)
-    _log.info("markers of the clusters")
-    describe(adata, CLUSTER, records)
+    _log.info("markers and support of the clusters")
+    describe(adata, CLUSTER, records, seed)
     write_markers(adata.uns.get(MARKERS), out / MARKERS_TABLE)
     labels = colors.get("label")
     scores: dict[str, float] = {}
@@ -291,7 +291,7 @@ def _finish(
         names=known["cell"],
         rows=known["row"],
         obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
-        obs={CLUSTER: adata.obs[CLUSTER]},
+        obs={key: adata.obs[key] for key in (CLUSTER, SUPPORT)},
         uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
         obsp=graph["obsp"],
     )

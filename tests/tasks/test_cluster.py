@@ -279,7 +279,13 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
     pd.testing.assert_frame_equal(new.obs[others], old.obs[others])
     np.testing.assert_array_equal(new.X, old.X)
     assert set(new.obsm) == set(old.obsm)
-    assert set(new.uns) == {"study", "neighbors", "concerto", "rank_genes_groups"}
+    assert set(new.uns) == {
+        "study",
+        "neighbors",
+        "concerto",
+        "rank_genes_groups",
+        "concerto_cluster_support",
+    }
     assert new.uns["rank_genes_groups"]["names"].dtype.names == tuple("01234")
     assert set(old.uns["rank_genes_groups"]["names"].dtype.names) == set(
         old.obs["concerto_cluster"]
@@ -327,8 +333,10 @@ def test_clusters_are_not_scored_by_labels_that_are_gone(out: Path) -> None:
 def test_markers_of_other_clusters_go_where_no_records_are(out: Path, caplog) -> None:
     shutil.rmtree(out / "records")
     cluster(out, algorithm="kmeans", n_clusters=5)
-    assert "the clusters have no markers" in caplog.text
-    assert "rank_genes_groups" not in anndata.read_h5ad(out / "result.h5ad").uns
+    assert "the clusters have no markers and no support" in caplog.text
+    result = anndata.read_h5ad(out / "result.h5ad")
+    assert not {"rank_genes_groups", "concerto_cluster_support"} & set(result.uns)
+    assert "concerto_cluster_support" not in result.obs
     assert len((out / "markers.tsv").read_text().splitlines()) == 1
     adata = anndata.read_h5ad(out / "result.h5ad")
     adata.uns["rank_genes_groups"] = {"params": {"groupby": "type"}}
