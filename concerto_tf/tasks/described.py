@@ -13,7 +13,6 @@ from concerto_tf.jobs import Job
 from concerto_tf.numerics.support import cluster_support
 from concerto_tf.records import CellSet, Records
 from concerto_tf.records.batch import RNA
-from concerto_tf.tasks.embed import KEY
 from concerto_tf.tasks.io.run_folder import RECORDS
 from concerto_tf.tasks.io.values import normalized_parts
 from concerto_tf.tasks.markers import MARKERS, rank_markers
@@ -74,7 +73,7 @@ def _supported(adata: AnnData, clusters: str, records: CellSet, seed: int) -> pd
     import pandas as pd
 
     codes, names = adata.obs[clusters].cat.codes.to_numpy(), adata.obs[clusters].cat.categories
-    z = np.asarray(adata.obsm[KEY])
+    z = np.asarray(adata.obsm["X_concerto"])
     rng = np.random.default_rng(seed)
     of_clusters = [np.flatnonzero(codes == code) for code in range(len(names))]
     centers = np.stack([z[cells].mean(axis=0) for cells in of_clusters])

@@ -269,6 +269,7 @@ def test_run_is_clustered_anew_and_still_finished(finished: Path, out: Path) -> 
         "metrics.json",
         "figures/umap_cluster.png",
         "report.html",
+        "run.json",
     }
     assert {name for name in after if after[name] != before.get(name)} == changed
     assert set(after) == set(before)
