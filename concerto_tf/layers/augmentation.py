@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import keras, serializable
+from concerto_tf._keras import serializable
 from concerto_tf.layers.exchange import Crossover, CrossoverMany, RandomSwap
 from concerto_tf.layers.masking import RandomMask
 from concerto_tf.layers.noise import GaussianNoise
+from concerto_tf.layers.random_layer import CellLayer
 
 
 @serializable
-class Augmentation(keras.layers.Layer):
+class Augmentation(CellLayer):
     """CLEAR's five augmentations in its order; every call in training draws a new view.
 
     Mask, Gaussian noise, swap, crossover with one other cell, crossover with several. Each step
@@ -35,10 +36,11 @@ class Augmentation(keras.layers.Layer):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalized values [B, G], float.
+        inputs: Normalized values [B, G], or of one cell [G].
         others: Values [N, G] of the cells to exchange with; by default the other cells of
             ``inputs``. A cell alone in its batch exchanges nothing.
         training: Whether to change anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values [B, G].
@@ -99,16 +101,19 @@ class Augmentation(keras.layers.Layer):
         super().build(input_shape)
 
     def call(
-        self, inputs: tf.Tensor, others: tf.Tensor | None = None, training: bool | None = None
+        self,
+        inputs: tf.Tensor,
+        others: tf.Tensor | None = None,
+        training: bool | None = None,
+        index: tf.Tensor | int | None = None,
     ) -> tf.Tensor:
         if not training:
             return inputs
-        view = self.mask(inputs, training=True)
-        view = self.noise(view, training=True)
-        view = self.swap(view, training=True)
+        now: dict[str, Any] = {"training": True, "index": index}
+        view = self.swap(self.noise(self.mask(inputs, **now), **now), **now)
         with_whom = {"others": inputs, "aligned": True} if others is None else {"others": others}
-        view = self.crossover(view, **with_whom, training=True)
-        return self.crossover_many(view, **with_whom, training=True)
+        view = self.crossover(view, **with_whom, **now)
+        return self.crossover_many(view, **with_whom, **now)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return tuple(input_shape)

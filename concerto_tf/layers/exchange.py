@@ -24,8 +24,9 @@ class RandomSwap(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalized values [B, G], float.
+        inputs: Normalized values [B, G], or of one cell [G].
         training: Whether to change anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values [B, G].
@@ -50,25 +51,32 @@ class RandomSwap(GeneAugmentation):
     ) -> None:
         super().__init__(fraction=fraction, probability=probability, seed=seed, **kwargs)
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        index: tf.Tensor | int | None = None,
+    ) -> tf.Tensor:
         pairs = self._genes // 2
         count = min(self._count(self._genes / 2), pairs)
         if not training or count == 0 or self.probability == 0:
             return inputs
-        draw, cells = self._draw(), tf.shape(inputs)[0]
-        # All genes in pairs at random: the first half of an order with the second half.
+        draw, cells = self._draw(index), tf.shape(inputs)[0]
+        # The genes in random order on a circle, which a cell turns by a number of its own: those
+        # that then lie opposite each other are its pairs.
         order = draw.order(self._genes)
-        first, second, alone = order[:pairs], order[pairs : 2 * pairs], order[2 * pairs :]
-        partner = _invert(order, tf.concat([second, first, alone], 0))
-        pair = _invert(order, tf.concat([tf.tile(tf.range(pairs), [2]), 0 * alone], 0))
-        chosen = draw.places(cells, pairs, self.probability, order=pair) < count
-        inputs = draw.hold(inputs)
-        return tf.where(chosen, tf.gather(inputs, partner, axis=1), inputs)
-
-
-def _invert(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The vector whose entry ``order[i]`` is ``x[i]``."""
-    return tf.scatter_nd(order[:, tf.newaxis], x, tf.shape(order))
+        turn = draw.integers(self._genes, [cells, 1])
+        place = (order + turn) % self._genes
+        at = tf.tile(tf.argsort(order), [2])
+        partner = tf.gather(at, 2 * self._genes - 1 - place - turn)
+        pair = tf.minimum(place, self._genes - 1 - place)
+        # Which pairs, likewise: in a second random order, turned; a gene without one has the last.
+        rank = tf.gather(tf.concat([draw.order(pairs), [pairs]], 0), pair)
+        rank = tf.where(rank < pairs, (rank + draw.integers(pairs, [cells, 1])) % pairs, pairs)
+        chosen = rank < count
+        if self.probability < 1:
+            chosen &= draw.chance(self.probability, [cells, 1])
+        return tf.where(chosen, tf.gather(draw.hold(inputs), partner, batch_dims=1), inputs)
 
 
 @serializable
@@ -87,12 +95,13 @@ class Crossover(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalized values [B, G], float.
+        inputs: Normalized values [B, G], or of one cell [G].
         others: Values [N, G] of the cells to exchange with; by default those of ``inputs``, where
             a cell is never its own partner as long as there is another.
         aligned: Whether row i of ``others`` is the cell of row i of ``inputs`` (in another
             state), and therefore not its partner. N must then be B.
         training: Whether to change anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values [B, G].
@@ -129,11 +138,12 @@ class Crossover(GeneAugmentation):
         others: tf.Tensor | None = None,
         aligned: bool = False,
         training: bool | None = None,
+        index: tf.Tensor | int | None = None,
     ) -> tf.Tensor:
         count = self._count(self._genes)
         if not training or count == 0 or self.probability == 0:
             return inputs
-        draw, cells = self._draw(), tf.shape(inputs)[0]
+        draw, cells = self._draw(index), tf.shape(inputs)[0]
         if others is None:
             others, aligned = inputs, True
         others = tf.cast(others, inputs.dtype)

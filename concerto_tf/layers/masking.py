@@ -28,12 +28,13 @@ class RandomMask(RandomLayer):
         probability: Probability that anything is hidden in a cell.
         exact: Whether to hide the same number of values in every cell, the nearest to ``rate`` of
             them but never all, instead of each with that probability. Several times quicker. Takes
-            [B, G]; the masks of two cells of one call are not independent of each other.
+            [B, G].
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Values of any shape, float; the first axis are cells.
+        inputs: Values of any shape, float; the first axis are cells, but for one cell [G].
         training: Whether to hide anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values of the same shape.
@@ -73,10 +74,15 @@ class RandomMask(RandomLayer):
         # To the precision of a float32 in [0, 1), which has 23 bits.
         self._threshold = np.uint32(min(math.ceil(self.rate * 2**23) << 9, 2**32 - 1))
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        index: tf.Tensor | int | None = None,
+    ) -> tf.Tensor:
         if not training or self.rate == 0 or self.probability == 0:
             return inputs
-        draw = self._draw()
+        draw = self._draw(index)
         kept = tf.where(self._kept(draw, inputs), inputs, tf.zeros_like(inputs))
         out = kept / (1 - self.rate) if self.rescale else kept
         if self.probability == 1:

@@ -47,8 +47,9 @@ class GaussianNoise(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalized values [B, G], float.
+        inputs: Normalized values [B, G], or of one cell [G].
         training: Whether to change anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values [B, G].
@@ -79,11 +80,16 @@ class GaussianNoise(GeneAugmentation):
             raise InputError(f"stddev must be 0 or more, not {stddev!r}.")
         self.stddev = float(stddev)
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        index: tf.Tensor | int | None = None,
+    ) -> tf.Tensor:
         count = self._count(self._genes)
         if not training or count == 0 or self.probability == 0:
             return inputs
-        draw, cells = self._draw(), tf.shape(inputs)[0]
+        draw, cells = self._draw(index), tf.shape(inputs)[0]
         noise = _normal(draw, cells, self._genes, self.stddev, inputs.dtype)
         chosen = draw.places(cells, self._genes, self.probability) < count
         return tf.where(chosen, inputs + noise, inputs)
@@ -106,8 +112,9 @@ class ScaledNoise(GeneAugmentation):
         **kwargs: Of `keras.layers.Layer`.
 
     Call arguments:
-        inputs: Normalized values [B, G], float.
+        inputs: Normalized values [B, G], or of one cell [G].
         training: Whether to change anything.
+        index: Which draw, by its number from 0 on; by default the next (`RandomLayer`).
 
     Returns:
         Values [B, G].
@@ -129,11 +136,16 @@ class ScaledNoise(GeneAugmentation):
     ) -> None:
         super().__init__(fraction=fraction, probability=probability, seed=seed, **kwargs)
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        index: tf.Tensor | int | None = None,
+    ) -> tf.Tensor:
         count = self._count(self._genes)
         if not training or count == 0 or self.probability == 0:
             return inputs
-        draw, cells = self._draw(), tf.shape(inputs)[0]
+        draw, cells = self._draw(index), tf.shape(inputs)[0]
         wide = accumulation_dtype(inputs.dtype)
         noise = draw.hold(_normal(draw, cells, self._genes, 1.0, wide))
         least, most = tf.reduce_min(noise), tf.reduce_max(noise)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
-from concerto_tf._keras import keras, replica_index, state_weight
-from concerto_tf.errors import checked_share
+from concerto_tf._keras import compute_dtype, keras, replica_index, state_weight
+from concerto_tf.errors import InputError, checked_share
 
 #: A shape, or its parts, known in advance or not.
 Shape: TypeAlias = tf.Tensor | Sequence[int | tf.Tensor]
@@ -66,39 +67,70 @@ class Draw:
         """The integers below n in random order, int32 [n]."""
         return tf.argsort(tf.bitcast(self.bits([n]), tf.int32), stable=True)
 
-    def places(
-        self, cells: tf.Tensor, n: int, probability: float, order: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def places(self, cells: tf.Tensor, n: int, probability: float) -> tf.Tensor:
         """A random order of the genes for every cell: those below c are c genes chosen at random.
 
-        All cells take their orders from one, each beginning somewhere else. So the genes chosen
-        in a cell are exactly as many as wanted and a uniformly random set of that size; only two
-        cells of one call are not independent of each other.
+        A cell turns one random order by a number of its own, takes the result through a second
+        random order, and turns that. So the genes chosen in a cell are exactly as many as wanted
+        and a uniformly random set of that size, and those chosen in two cells overlap as two
+        independent sets do; sorting random numbers for every cell would cost ten times as much.
 
         Args:
             cells: Number of cells B.
             n: Number of genes G.
             probability: Probability that a cell takes part.
-            order: The place of each gene before the shift [G], int32; by default random.
 
         Returns:
             The place of each gene in the cell's order, int32 [B, G]; n for all genes of a cell
             that takes no part.
         """
-        order = self.order(n) if order is None else order
-        place = order + self.integers(n, [cells, 1])
+        first, second = self.order(n), self.order(n)
+        turned = first + self.integers(n, [cells, 1])
+        place = tf.gather(tf.tile(second, [2]), turned) + self.integers(n, [cells, 1])
         place = tf.where(place >= n, place - n, place)
         if probability == 1:
             return place
         return tf.where(self.chance(probability, [cells, 1]), place, n)
 
 
-class RandomLayer(keras.layers.Layer):
+class CellLayer(keras.layers.Layer):
+    """Base of layers on the dense values of cells, which may be whole numbers or one cell alone.
+
+    Whole numbers are cast to the dtype that the layer computes in, and a single cell [G] is a
+    minibatch of one. So the layer works in `tf.data.Dataset.map`, before or after batching.
+    """
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        name = type(self).__name__
+        if isinstance(inputs, tf.SparseTensor | tf.RaggedTensor):
+            kind = type(inputs).__name__
+            raise InputError(
+                f"{name} takes dense values, not a {kind}; call tf.sparse.to_dense, or to_tensor, "
+                "before it"
+            )
+        if not isinstance(inputs, tf.Tensor | np.ndarray | list | tuple | tf.Variable):
+            return super().__call__(inputs, *args, **kwargs)  # of a model that is being described
+        x = tf.convert_to_tensor(inputs)
+        if not x.dtype.is_floating:
+            if not (x.dtype.is_integer or x.dtype.is_bool):
+                raise InputError(f"{name} takes numbers, not {x.dtype.name}")
+            x = tf.cast(x, compute_dtype(self))
+        if x.shape.rank != 1:
+            return super().__call__(x, *args, **kwargs)
+        return super().__call__(x[tf.newaxis], *args, **kwargs)[0]
+
+
+class RandomLayer(CellLayer):
     """Base of layers that draw anew at every call in training.
 
     Unlike Keras' own random layers they draw from a counter that is saved with the model: the same
     seed gives the same on every Keras, inside and outside XLA, and after a resumed training.
     Replicas draw differently.
+
+    Where calls may overtake each other, as in a parallel `tf.data.Dataset.map`, the counter says
+    nothing of which call is which. Called with ``index`` a layer draws by that number and its seed
+    alone, and the counter stays: ``data.enumerate().map(lambda i, x: layer(x, training=True,
+    index=i), num_parallel_calls=tf.data.AUTOTUNE)`` gives the same with the same seed.
 
     Args:
         seed: Seed of what is drawn.
@@ -108,15 +140,16 @@ class RandomLayer(keras.layers.Layer):
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seed = int(seed)
-
-    def build(self, input_shape: Any) -> None:
+        # Here and not in `build`: within a dataset no weight can be made.
         self.draws = state_weight(self, "draws", (), "int64")
-        super().build(input_shape)
 
-    def _draw(self) -> Draw:
-        """The random numbers of this call; the next call has others."""
-        counter = tf.convert_to_tensor(self.draws)
-        self.draws.assign_add(tf.ones((), tf.int64))
+    def _draw(self, index: tf.Tensor | int | None = None) -> Draw:
+        """The random numbers of an index, or of this call; the next call has others."""
+        if index is None:
+            counter = tf.convert_to_tensor(self.draws)
+            self.draws.assign_add(tf.ones((), tf.int64))
+        else:
+            counter = tf.cast(index, tf.int64)
         return Draw(tf.cast(replica_index(), tf.int64) * 1_000_003 + self.seed, counter)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
@@ -129,8 +162,8 @@ class RandomLayer(keras.layers.Layer):
 class GeneAugmentation(RandomLayer):
     """Base of layers that change a share of the genes in a share of the cells.
 
-    What happens within a cell is exactly random. The cells of one call are not independent of
-    each other (see `Draw.places`); those of two calls, such as two views, are.
+    What happens within a cell is exactly random, and the cells of one call are independent of each
+    other two by two (see `Draw.places`).
 
     Args:
         fraction: Share of the genes that are changed, to the nearest number of genes.
