@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -86,6 +87,62 @@ def test_serve_without_concerto(tmp_path: Path) -> None:
     ]
     script = str(EXAMPLES / "serve_without_concerto.py")
     assert run(script).splitlines() == answers
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Records of small counts in shards, and the sum of these."""
+    from concerto_tf.records import convert
+    from concerto_tf.simulate import SplatParams, simulate_cells
+
+    cells = simulate_cells(SplatParams.droplet(n_cells=300, n_genes=200, seed=1))
+    folder = tmp_path_factory.mktemp("simulated")
+    cells.write_h5ad(folder / "cells.h5ad")
+    convert(cells, folder / "records", shards=3, drop_empty=True)
+    return folder, int(cells.X.sum())
+
+
+def needs(*packages: str) -> None:
+    """Skips the test where one is not installed, without importing it beside TensorFlow."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+
+
+def lines_shown(path: Path) -> int:
+    shown = path.read_text("utf-8").split("# ---- from here")[1].split("# ---- to here")[0]
+    return sum(bool(line.strip()) for line in shown.splitlines())
+
+
+def test_records_without_concerto(simulated: tuple[Path, int]) -> None:
+    script = EXAMPLES / "records_without_concerto.py"
+    cells, counts, imported = run(str(script), str(simulated[0] / "records")).splitlines()
+    assert cells == "cells: 300 of 300" and counts == f"counts: {simulated[1]}"
+    assert imported == "concerto_tf imported: False"
+    assert lines_shown(script) <= 20
+
+
+def test_records_in_pytorch(simulated: tuple[Path, int]) -> None:
+    needs("tfrecord")
+    script = EXAMPLES / "records_in_pytorch.py"
+    cells, counts = run(str(script), str(simulated[0] / "records")).splitlines()
+    assert cells == "cells: 300 of 300" and counts == f"counts: {simulated[1]}"
+    assert lines_shown(script) <= 20
+
+
+def test_to_onnx(simulated: tuple[Path, int], tmp_path: Path) -> None:
+    needs("tf2onnx", "onnxruntime")
+    from concerto_tf.models import Concerto, save_model
+    from concerto_tf.records import Records
+
+    records = Records(simulated[0] / "records")
+    small = {"units": 8, "hidden_units": 8, "attention_units": 4}
+    save_model(Concerto.from_records(records, **small), tmp_path / "model.keras")
+    script = str(EXAMPLES / "to_onnx.py")
+    given = [str(tmp_path / "model.keras"), str(simulated[0] / "cells.h5ad")]
+    told, difference = run(script, *given, str(tmp_path / "m.onnx")).splitlines()[-2:]
+    assert told == "cells: 64, dimensions: 8"
+    assert float(difference.rsplit(" ", 1)[1]) < 1e-5
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_two_workers_compute_what_one_does_on_their_batches(
         status, err = ended(process)
         assert status == 0, err
     found = {entry.name for entry in (tmp_path / "model").iterdir()}
-    assert found == {"model.keras", "training.csv", "tensorboard", "training.json"}
+    assert found == {"model.keras", "training.csv", "tensorboard", "training.json", "MODEL_CARD.md"}
     assert len((tmp_path / "model" / "training.csv").read_text().splitlines()) == 5
     assert len(list((tmp_path / "model" / "tensorboard").rglob("events.*"))) == 1
 

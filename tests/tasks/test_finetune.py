@@ -84,7 +84,7 @@ def test_folder_holds_the_model_and_what_its_calibration_says(
     finetuned: Path, pretrained: Path
 ) -> None:
     found = {entry.name for entry in finetuned.iterdir()}
-    assert found == {"model.keras", "training.csv", "tensorboard", "training.json"}
+    assert found == {"model.keras", "training.csv", "tensorboard", "training.json", "MODEL_CARD.md"}
     model = load_model(finetuned)
     assert isinstance(model, Classifier) and model.classes == ("B", "NK", "T")
     summary = json.loads((finetuned / "training.json").read_text())

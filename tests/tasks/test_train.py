@@ -94,7 +94,7 @@ def test_folder_holds_the_model_its_log_and_what_was_asked(
     undisturbed: Path, records: Records
 ) -> None:
     found = {entry.name for entry in undisturbed.iterdir()}
-    assert found == {"model.keras", "training.csv", "tensorboard", "training.json"}
+    assert found == {"model.keras", "training.csv", "tensorboard", "training.json", "MODEL_CARD.md"}
     rows = log(undisturbed)
     assert [row["epoch"] for row in rows] == [str(i) for i in range(6)]
     assert set(rows[0]) >= {"loss", "alignment", "uniformity", "effective_rank"}

@@ -70,6 +70,7 @@ def test_nothing_is_trained_and_it_is_said(
     assert {entry.name for entry in (tmp_path / "model").iterdir()} == {
         "model.keras",
         "training.json",
+        "MODEL_CARD.md",
     }
     assert (summary(tmp_path / "model")["epochs"], summary(tmp_path / "model")["steps"]) == (0, 0)
     [said] = [line for line in caplog.messages if "PCA initialization" in line]
