@@ -18,7 +18,7 @@ from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
-from concerto_tf.metrics.graph import leiden
+from concerto_tf.metrics.graph import leiden, umap_layout
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.provenance import reads, recorded, taken, write_h5ad
@@ -51,8 +51,8 @@ RUNS = 20
 SOFT_CELLS, SOFT_STEPS = 256, 300
 # Columns of `obs` that are written: the clusters, and of a consensus how sure each cell is.
 CLUSTER, AGREEMENT = "concerto_cluster", "concerto_cluster_agreement"
-# Cells below which a neighbour graph is too coarse for UMAP to begin from its spectrum.
-FEW_CELLS = 16
+# Cells up to which igraph maps them sooner than umap-learn, which compiles itself first.
+_FEW_ENOUGH = 10_000
 
 
 @recorded("cluster")
@@ -244,11 +244,14 @@ def umap(adata: AnnData, seed: int = 0) -> None:
     if len(z) < 3:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
         return
-    import scanpy as sc
-
     graph = neighbour_graph(adata, rep, z, seed)
-    sc.tl.umap(graph, random_state=seed, init_pos="random" if len(z) < FEW_CELLS else "spectral")
-    adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
+    if len(z) > _FEW_ENOUGH:
+        import scanpy as sc
+
+        sc.tl.umap(graph, random_state=seed)
+        adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
+    else:
+        adata.obsm["X_umap"] = umap_layout(graph, seed)
 
 
 def _leiden(

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import agreement, kmeans_scores, leiden_scores
 from concerto_tf.metrics.clustering import kmeans_partitions
-from concerto_tf.metrics.graph import nearest_others, restore_graph, scanpy_graph
+from concerto_tf.metrics.graph import nearest_others, restore_graph, scanpy_graph, umap_layout
 
 
 def blobs(n: int, k: int, apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +152,24 @@ def test_graph_is_scanpys_own() -> None:
     params = graph.uns["neighbors"]["params"]
     again = restore_graph(z, graph.obsp["connectivities"], graph.obsp["distances"], params)
     assert again.uns["neighbors"] == graph.uns["neighbors"]
+
+
+def test_cells_of_a_group_lie_together_on_the_map() -> None:
+    z, labels = blobs(200, 4, apart=20)
+    graph = scanpy_graph(z)
+    found = umap_layout(graph, seed=0)
+    near = nearest_others(found, 10)[1]
+    assert (labels[near] == labels[:, None]).mean() > 0.98
+    # Neighbours of the embedding are near on the map: shares as of scanpy's map, .50 here.
+    kept = [len(set(a) & set(b)) / 10 for a, b in zip(near, nearest_others(z, 10)[1], strict=True)]
+    assert np.mean(kept) > 0.4
+    np.testing.assert_array_equal(found, umap_layout(graph, seed=0))
+    assert (found != umap_layout(graph, seed=1)).any()
+
+
+def test_equal_cells_have_a_map() -> None:
+    found = umap_layout(scanpy_graph(np.zeros((30, 1))), seed=0)
+    assert np.isfinite(found).all() and len(np.unique(found, axis=0)) == 30
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
