@@ -269,7 +269,7 @@ def _holder(content: bytes) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"host": "?", "pid": "?"}
 

@@ -15,6 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from concerto_tf.errors import InputError
 
@@ -38,6 +40,8 @@ def as_path(path: str | Path) -> Path:
     if isinstance(path, Path):
         return path
     text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(url2pathname(urlsplit(text).path))
     return RemotePath(text) if "://" in text else Path(text)
 
 
@@ -261,7 +265,11 @@ class RemotePath(_LocalPath):
         except (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError) as error:
             raise PermissionError(errno.EACCES, "access is denied", str(self)) from error
         except tf.errors.OpError as error:
-            raise OSError(errno.EIO, error.message, str(self)) from error
+            reason = (error.message.splitlines() or ["no answer"])[0][:200]
+            raise InputError(
+                f"{self}: cannot be reached ({reason}); check the address, the network and your "
+                "rights there"
+            ) from error
 
 
 class _Stream(io.RawIOBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -56,6 +57,24 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return self.message if self.argument is None else f"{self.message} ({self.argument})"
+
+
+def checked_positive(name: str, value: float) -> float:
+    """Checks a number above 0, and gives it as a float.
+
+    Args:
+        name: What to call it in the message.
+        value: The number.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: It is none, or not above 0.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise InputError(f"{name} is {value!r}; it must be a number above 0")
+    return float(value)
 
 
 def checked_share(name: str, value: float, below_one: bool = False) -> float:

@@ -94,8 +94,7 @@ def test_a_pickled_checkpoint_is_not_read(sprung: Path, tmp_path: Path) -> None:
     from concerto_tf.tasks.training.callbacks import saved_rounds
 
     np.savez(tmp_path / "training.npz", rounds=np.array([Trap(sprung)], object))
-    with pytest.raises((InputError, ValueError)):
-        saved_rounds(tmp_path)
+    assert saved_rounds(tmp_path) == 0  # damaged: the training begins anew
     assert not sprung.exists()
 
 

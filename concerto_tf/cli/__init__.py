@@ -8,6 +8,7 @@ nothing else is to be done, and where each command continues, is told in `concer
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import atexit
 import errno
@@ -16,8 +17,10 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from concerto_tf.cli import given, spelling
 from concerto_tf.cli.arguments import make_parser
@@ -27,9 +30,13 @@ from concerto_tf.errors import InputError, Interrupted
 # What the system says where the user can mend it: no space, no right, no such place. Not every
 # system knows all of them.
 _NO_ROOM = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS")
-_NO_PLACE = ("EACCES", "EPERM", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "ENOENT")
+_NO_PLACE = ("EACCES", "EPERM", "ENAMETOOLONG")
+
+_TAKEN = ("ENOENT", "ENOTDIR", "EISDIR", "ENOTEMPTY", "EEXIST")
 
 _AGAIN = "run the same command to continue"
+#: How long a command may take to end by itself after Ctrl-C.
+_PATIENCE_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries(options)
     if arguments is None:  # A cluster that takes a machine back says so as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _end_for_sure()
     try:
         if not options.debug and _needs_tensorflow(options):
             _import_tensorflow()
@@ -88,8 +96,11 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
         # Of a copy that failed, the second name is the one that was written.
         names = [getattr(error, name, None) for name in ("filename2", "filename")]
         where = next(filter(None, [*names, getattr(options, "output", None)]), "")
+        print(f"concerto: {where}: {system}; {_mended_by(system)}", file=sys.stderr)
+        return UNSUITABLE
+    if isinstance(error, MemoryError):
         print(
-            f"concerto: {where}: {system}; make room or name a place that can be written",
+            f"concerto: not enough memory ({text}); close other programs, or take a larger machine",
             file=sys.stderr,
         )
         return UNSUITABLE
@@ -105,11 +116,25 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
 def _of_the_system(error: Exception) -> str | None:
     """What the system says if it is something the user can mend, whichever library passes it on."""
     number = getattr(error, "errno", None) or 0
-    if isinstance(error, OSError) and errno.errorcode.get(number) in _NO_ROOM + _NO_PLACE:
+    if isinstance(error, OSError) and errno.errorcode.get(number) in _NO_ROOM + _NO_PLACE + _TAKEN:
         return os.strerror(number)
     # TensorFlow and HDF5 keep the words and lose the number.
     words = [os.strerror(getattr(errno, name)) for name in _NO_ROOM if hasattr(errno, name)]
     return next((text for text in words if text.lower() in str(error).lower()), None)
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    """What the system says for its errors; not every system knows all of them."""
+    return {os.strerror(getattr(errno, name)) for name in names if hasattr(errno, name)}
+
+
+def _mended_by(system: str) -> str:
+    """What to do about what the system says."""
+    if system in _words(_NO_ROOM[:3]):
+        return "make room or name a place that can be written"
+    if system in _words(_TAKEN):
+        return "it was removed or replaced meanwhile, perhaps by another process; run it again"
+    return "name a place that can be written"
 
 
 class _Lines(logging.Handler):
@@ -135,13 +160,39 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         logging.getLogger("distributed.client").addFilter(lambda record: False)
         # HDF5 raises again, by the dozen, while what could not be written is cleared away.
         sys.excepthook = lambda *_: None
-        sys.unraisablehook = lambda _: None
+        sys.unraisablehook = _unraisable
     log = logging.getLogger("concerto_tf")
     log.handlers = [_Lines(options)]
     # What is not shown is kept all the same, with the results (`tasks.io.provenance`).
     log.handlers[0].setLevel(logging.ERROR if options.quiet else logging.INFO)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that came while a library cleared something away would be lost: it is raised again."""
+    if what.exc_type is not None and issubclass(what.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+
+
+def _end_for_sure() -> None:
+    """Ends the process some seconds after Ctrl-C or SIGTERM, if it does not by itself.
+
+    Python hears of a signal between two steps of its own, and a library may be at one of its steps
+    for a minute, or catch what Python raises. Nothing is lost by an end at any moment.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                time.sleep(_PATIENCE_SECONDS)
+                print(f"concerto: interrupted; {_AGAIN}", file=sys.stderr, flush=True)
+                os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _needs_tensorflow(options: argparse.Namespace) -> bool:

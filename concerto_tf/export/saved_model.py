@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from concerto_tf._calls import checked
 from concerto_tf._files import is_empty
 from concerto_tf._lock import new_folder
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export.answer import Answer, kept_reference
@@ -32,7 +32,7 @@ _VALUES = tf.TensorSpec([None, None], tf.float32, name="values")
 _SOURCE = tf.TensorSpec([None], tf.string, name="source")
 
 
-@keeps_inputs
+@checked
 def export(
     model: Encoder | Classifier | str | Path,
     out: str | Path,

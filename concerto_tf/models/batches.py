@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.errors import InputError
 from concerto_tf.records.batch import ROW, Batch, Minibatch, key
 
 #: Values, and cells, that an initialization looks at, at most (400 MB).
 SAMPLE_VALUES, SAMPLE_CELLS = 100_000_000, 50_000
+_EMBEDDINGS = {"z", "embedding"}
 
 
 def _entries_of(x: Any) -> dict[str, tf.TensorSpec]:
@@ -64,6 +66,12 @@ def by_batch(
         for name, of_genes in (measured or {}).items():
             batch[key(name, "measured")] = tf.constant(of_genes, tf.bool)
         part = {name: value.numpy() for name, value in step(batch).items()}
+        for name in _EMBEDDINGS & set(part):
+            if not np.isfinite(part[name]).all():
+                raise InputError(
+                    "the model gives embeddings that are no numbers; its file was changed, or it "
+                    "was trained on unsuitable values: train it again"
+                )
         n_cells = len(next(iter(part.values())))
         row = batch[ROW].numpy() if ROW in batch else np.arange(seen, seen + n_cells)
         seen += n_cells

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf._calls import check_file
 from concerto_tf._files import atomic
 from concerto_tf._keras import keras
 from concerto_tf._paths import as_path, local_copy
@@ -174,6 +175,7 @@ def model_file(path: str | Path) -> Path:
             )
     if not path.exists():
         raise InputError(f"{path}: there is no such model; check the path")
+    check_file(path)
     return path
 
 

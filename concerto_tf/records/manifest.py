@@ -155,7 +155,7 @@ class Manifest:
             content = json.loads(path.read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(_missing(as_path(folder))) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read ({error}); convert again") from error
         if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
             raise InputError(f"{path}: this is no manifest of concerto records")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+
+from concerto_tf.errors import InputError
 
 if TYPE_CHECKING:
     from concerto_tf.records.inputs.input import Input
@@ -26,17 +28,97 @@ _LARGEST_LOG = 20.0
 _LINEAR_CELLS, _LOGNORM_CELLS = 0.02, 10
 # How far the totals of log-normalized cells may lie from their median, for 90% of the cells.
 _TOTAL_TOLERANCE = 0.02
-# Cells at the beginning, in the middle and at the end of an input that tell its units.
-_SAMPLE_CELLS = 256
+# Cells that tell the units of an input: so many, from so many places all over it.
+_SAMPLE_CELLS, _PLACES = 768, 16
+# Share of values that are no whole numbers among counts, as by an accident; who reads all cells
+# says where they are.
+_ODD_VALUES = 0.001
+# A cell of which less is whole holds no counts; share of cells that make a mixture.
+_HARDLY_WHOLE, _MIXED_CELLS = 0.05, 0.01
+# How much alike cells add up that were made to add up to something.
+_SAME_TOTAL = 1e-3
+# How far the totals of log-normalized inputs may lie apart.
+_OTHER_TOTAL = 1.1
 
 
 def units_of(cells: Input, modalities: Iterable[str]) -> dict[str, str]:
-    """The units of those modalities that an input has, by some of its cells."""
+    """The units of those modalities that an input has, by cells from all over it.
+
+    Raises:
+        InputError: It holds cells of several units.
+    """
+    found = {}
+    for name, blocks in _samples(cells, modalities).items():
+        try:
+            found[name] = detect_units(blocks)
+        except InputError as error:
+            raise InputError(f"{cells.name}: {name}: {error.message}", "layer") from error
+    return found
+
+
+def total_of(cells: Input, modality: str) -> float:
+    """What the cells of a log-normalized input were made to add up to before the logarithm."""
+    totals = [_Cells.of(block).logs for block in _samples(cells, [modality])[modality]]
+    return float(np.median(np.concatenate(totals)))
+
+
+def check_totals(inputs: Sequence[Input], modality: str) -> None:
+    """Raises InputError if log-normalized inputs were made to add up to different totals."""
+    totals = [total_of(cells, modality) for cells in inputs]
+    least, most = int(np.argmin(totals)), int(np.argmax(totals))
+    if totals[most] > _OTHER_TOTAL * totals[least]:
+        raise InputError(
+            f"{modality}: log-normalized to {totals[least]:,.0f} per cell in {inputs[least].name} "
+            f"and to {totals[most]:,.0f} in {inputs[most].name}; normalize them alike, or name the "
+            "layer with the counts",
+            "layer",
+        )
+
+
+def _samples(cells: Input, modalities: Iterable[str]) -> dict[str, list[sp.csr_matrix]]:
+    """Some cells from all over an input, by modality."""
     size = min(_SAMPLE_CELLS, cells.n_cells)
-    starts = sorted({0, (cells.n_cells - size) // 2, cells.n_cells - size})
-    samples = [cells.chunk(start, start + size) for start in starts]
+    places = 1 if size == cells.n_cells else _PLACES
+    starts = np.linspace(0, cells.n_cells - size // places, places).astype(int).tolist()
+    samples = [cells.chunk(start, start + size // places) for start in starts]
     own = [name for name in modalities if name in cells.modalities]
-    return {name: detect_units(sample[name] for sample in samples) for name in own}
+    return {name: [sample[name] for sample in samples] for name in own}
+
+
+class _Cells(NamedTuple):
+    """What the values of cells tell of their units, each [cells that have values].
+
+    Attributes:
+        values: Number of values.
+        whole: How many of them are whole numbers.
+        top: The largest.
+        sums: What they add up to.
+        logs: What exp(value) - 1 adds up to.
+    """
+
+    values: np.ndarray
+    whole: np.ndarray
+    top: np.ndarray
+    sums: np.ndarray
+    logs: np.ndarray
+
+    @staticmethod
+    def of(block: sp.csr_matrix) -> _Cells:
+        values = block.data.astype(np.float64)
+
+        def total(of: np.ndarray) -> np.ndarray:
+            matrix = sp.csr_matrix((of, block.indices, block.indptr), block.shape)
+            return np.asarray(matrix.sum(axis=1)).ravel()[filled]
+
+        filled = np.diff(block.indptr) > 0
+        top = block.max(axis=1).toarray().ravel() if block.nnz else np.zeros(block.shape[0])
+        return _Cells(
+            np.diff(block.indptr)[filled],
+            total((values == np.rint(values)).astype(np.float64)),
+            top[filled].astype(np.float64),
+            total(values),
+            total(np.expm1(np.minimum(values, _LARGEST_LOG))),
+        )
 
 
 def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
@@ -53,6 +135,10 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
         total in nearly every cell, so log1p of values normalized per cell. "values": anything else
         (other logarithms, or a selection of genes after normalization).
 
+    Raises:
+        InputError: Some cells hold counts and others log-normalized values, or they are
+            log-normalized to different totals.
+
     Example:
         >>> import numpy as np
         >>> counts = sp.csr_matrix(np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]]))
@@ -66,32 +152,48 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
         >>> detect_units([counts * 0.3])
         'values'
     """
-    whole = True
-    largest, totals = [np.zeros(0)], [np.zeros(0)]
-    for block in blocks:
-        values = block.data
-        if whole and not np.array_equal(values, np.rint(values)):
-            whole = False
-        if not values.size:
-            continue
-        filled = np.diff(block.indptr) > 0
-        top = block.max(axis=1).toarray().ravel()[filled].astype(np.float64)
-        logs = np.minimum(values.astype(np.float64), _LARGEST_LOG)
-        counts = sp.csr_matrix((np.expm1(logs), block.indices, block.indptr), block.shape)
-        largest.append(top)
-        totals.append(np.asarray(counts.sum(axis=1)).ravel()[filled])
-    if whole:
+    found = [_Cells.of(block) for block in blocks]
+    cells = _Cells(*map(np.concatenate, zip(*found, strict=True))) if found else None
+    if cells is None or (cells.whole == cells.values).all():
         return COUNTS
-    beyond = np.concatenate(largest) > _LARGEST_LOG
+    n_cells, beyond = len(cells.top), cells.top > _LARGEST_LOG
     # One cell has a constant total whatever its units are.
-    total = np.concatenate(totals)[~beyond]
-    total = total[total > 0]
-    constant = len(total) >= (_LOGNORM_CELLS if beyond.any() else 2) and (
-        np.quantile(np.abs(total / np.median(total) - 1), 0.9) <= _TOTAL_TOLERANCE
-    )
-    if not beyond.any():
-        return LOGNORM if constant else VALUES
-    return LINEAR if beyond.mean() >= _LINEAR_CELLS and not constant else VALUES
+    totals = cells.logs[~beyond]
+    totals = totals[totals > 0]
+    constant = len(totals) >= (_LOGNORM_CELLS if beyond.any() else 2) and _are_same(totals)
+    counted = cells.whole == cells.values
+    logged = (cells.whole < _HARDLY_WHOLE * cells.values) & ~beyond
+    few = max(2, _MIXED_CELLS * n_cells)
+    if min(counted.sum(), logged.sum()) >= few and _are_same(cells.logs[logged]):
+        raise InputError(
+            f"{counted.sum()} of {n_cells} cells that were looked at hold counts, and "
+            f"{logged.sum()} log-normalized values; give cells of one kind, or name the layer with "
+            "the counts"
+        )
+    if (cells.values - cells.whole).sum() <= _ODD_VALUES * cells.values.sum():
+        return COUNTS
+    if beyond.any():
+        return LINEAR if beyond.mean() >= _LINEAR_CELLS and not constant else VALUES
+    if n_cells > 1 and _spread(cells.sums) <= min(_SAME_TOTAL, _spread(cells.logs) / 2):
+        return LINEAR  # proportions
+    if not constant and len(totals) >= _LOGNORM_CELLS:
+        low, high = np.quantile(totals, [0.01, 0.99])
+        near = [np.abs(totals / total - 1) <= _TOTAL_TOLERANCE for total in (low, high)]
+        if high > _OTHER_TOTAL * low and (near[0] | near[1]).mean() >= 0.9:
+            raise InputError(
+                f"some cells are log-normalized to {low:,.0f} per cell, others to {high:,.0f}; "
+                "normalize them alike, or name the layer with the counts"
+            )
+    return LOGNORM if constant else VALUES
+
+
+def _spread(totals: np.ndarray) -> float:
+    """How far 90% of positive totals lie from their median, at most, as a share of it."""
+    return float(np.quantile(np.abs(totals / np.median(totals) - 1), 0.9))
+
+
+def _are_same(totals: np.ndarray) -> bool:
+    return bool(_spread(totals) <= _TOTAL_TOLERANCE)
 
 
 def scales_with_depth(units: str) -> bool:

@@ -203,7 +203,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: there is no reference; give the reference's cells", "reference"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); remove {folder} and give the reference again"
         ) from error

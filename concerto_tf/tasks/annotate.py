@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import Classifier
@@ -42,7 +42,7 @@ ALPHA = 0.05
 
 
 @recorded("annotate")
-@keeps_inputs
+@checked
 def annotate(
     model: Classifier | str | Path,
     cells: Records | str | Path | AnnData,

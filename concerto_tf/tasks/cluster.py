@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._files import write_json
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
@@ -56,7 +56,7 @@ _FEW_ENOUGH = 10_000
 
 
 @recorded("cluster")
-@keeps_inputs
+@checked
 def cluster(
     cells: str | Path | AnnData,
     out: str | Path | None = None,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._files import atomic, remove, remove_temporaries, write_json
 from concerto_tf._lock import FolderLock
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
@@ -50,7 +50,7 @@ _ON_SAMPLES = (
 )
 
 
-@keeps_inputs
+@checked
 def compare(
     cells: str | Path | AnnData,
     out: str | Path | None = None,

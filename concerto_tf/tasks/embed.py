@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.errors import InputError
 from concerto_tf.models import Classifier, load_model
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 @recorded("embed")
-@keeps_inputs
+@checked
 def embed(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,
@@ -76,7 +76,7 @@ def embed(
 
 
 @recorded("embed")
-@keeps_inputs
+@checked
 def write_embeddings(
     model: Encoder | str | Path,
     cells: Records | str | Path | AnnData,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.unintegrated import source_variance
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@checked
 def evaluate(
     cells: str | Path | AnnData,
     *,

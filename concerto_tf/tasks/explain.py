@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._files import atomic
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Attentive, Encoder, modality_input
 from concerto_tf.pl.figures import check_figure
@@ -40,7 +40,7 @@ _log = logging.getLogger("concerto_tf")
 TOP_OF_A_CELL = 20
 
 
-@keeps_inputs
+@checked
 def explain(
     model: Any,
     cells: Records | str | Path | AnnData,

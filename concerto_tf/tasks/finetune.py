@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_file, identity_of_model, identity_of_records
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("concerto_tf")
 
 
-@keeps_inputs
+@checked
 def finetune(
     model: Encoder | Classifier | str | Path,
     records: Records | str | Path,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._calls import checked
 from concerto_tf._files import atomic
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
@@ -41,7 +41,7 @@ _ROWS = 1024
 
 
 @recorded("impute")
-@keeps_inputs
+@checked
 def impute(
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from concerto_tf._calls import checked
 from concerto_tf._paths import as_path, is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records
@@ -14,6 +15,7 @@ from concerto_tf.tasks.io.provenance import as_read, steps_in
 from concerto_tf.tasks.io.result import what_was_done
 
 
+@checked
 def inspect(
     path: str | Path, verify: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
@@ -43,7 +43,7 @@ _log = logging.getLogger("concerto_tf")
 
 
 @recorded("map")
-@keeps_inputs
+@checked
 def map(  # noqa: A001 - the command's name
     model: Encoder | str | Path,
     query: Records | str | Path | AnnData,

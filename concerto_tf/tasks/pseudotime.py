@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.observations import choices
 from concerto_tf.tasks.cluster import CLUSTER, cluster
@@ -30,7 +30,7 @@ _FEWEST_CELLS = 5
 
 
 @recorded("pseudotime")
-@keeps_inputs
+@checked
 def pseudotime(
     cells: str | Path | AnnData,
     root: str,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._files import write_json
 from concerto_tf._identity import identity_of_cells
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument
 from concerto_tf.jobs import Job
@@ -61,7 +61,7 @@ StageProgress = Callable[[str, int, int], None]
 
 
 @recorded("run")
-@keeps_inputs
+@checked
 def run(
     inputs: str | Path | AnnData | Sequence[str | Path | AnnData],
     out: str | Path,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Vocabulary, open_input
@@ -34,7 +34,7 @@ _CHUNK_CELLS = 8_192
 
 
 @recorded("score")
-@keeps_inputs
+@checked
 def score(
     cells: str | Path | AnnData,
     genes: str | Path | Sequence[str] | Mapping[str, Sequence[str]],

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._calls import checked
 from concerto_tf._files import atomic
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
@@ -32,7 +32,7 @@ _TABLE_CELLS = 65_536
 
 
 @recorded("simulate")
-@keeps_inputs
+@checked
 def simulate(
     params: SplatParams | None = None,
     out: str | Path | None = None,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_file, identity_of_records
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
@@ -41,7 +41,7 @@ _log = logging.getLogger("concerto_tf")
 _PATIENCE = 10
 
 
-@keeps_inputs
+@checked
 def train(
     records: Records | str | Path,
     out: str | Path,
@@ -308,7 +308,7 @@ def _create(request: _Request, records: Records) -> ContrastiveModel:
     looked_at = chosen_modalities(records, request.modalities, cls.looks_at_several)
     settled = cls.presets[request.preset or DEFAULT]
     size = request.ensemble or settled.training.ensemble
-    wanted = request.genes or settled.training.genes
+    wanted = settled.training.genes if request.genes is None else request.genes
     chosen = resolve_genes(wanted, records) if RNA in looked_at else None
 
     def create(**own: Any) -> ContrastiveModel:

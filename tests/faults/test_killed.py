@@ -36,7 +36,8 @@ def of_model(folder: Path) -> Content:
             content["model.keras"] = weights_of(path)
         elif path.name == "training.json":
             told = json.loads(path.read_text())
-            del told["seconds"]
+            for name in ("seconds", "files", "checksum"):  # which rest on when it was
+                del told[name]
             content["training.json"] = json.dumps(told).encode()
     return content
 

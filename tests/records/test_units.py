@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from concerto_tf.errors import InputError
 from concerto_tf.records.units import detect_units, scales_with_depth
 
 
@@ -89,9 +90,34 @@ def test_what_is_scaled_with_depth(units: str, scaled: bool) -> None:
     assert scales_with_depth(units) is scaled
 
 
-def test_one_block_that_is_not_whole_decides() -> None:
-    blocks = [sp.csr_matrix(counts()), sp.csr_matrix(lognorm())]
-    assert detect_units(blocks) == "values"
+def test_mixtures_are_refused_in_words() -> None:
+    for blocks in ([counts(), lognorm()], [lognorm(), counts()[:5]], [counts(), lognorm()[:5]]):
+        with pytest.raises(InputError, match=r"cells that were looked at hold counts, and \d+ log"):
+            detect_units([sp.csr_matrix(block) for block in blocks])
+    mixed = counts()
+    mixed[::3] = lognorm()[::3]
+    with pytest.raises(InputError, match="133 of 200 cells .* and 67 log-normalized"):
+        detect_units([sp.csr_matrix(mixed)])
+    with pytest.raises(InputError, match="log-normalized to 10,000 per cell, others to 1,000,000"):
+        detect_units([sp.csr_matrix(lognorm()), sp.csr_matrix(lognorm(1e6)[:50])])
+
+
+def test_one_odd_value_changes_nothing_wherever_it_is() -> None:
+    for cell in (0, 99, 199):
+        values = counts()
+        values[cell, 3] = 0.5
+        assert detect_units([sp.csr_matrix(values)]) == "counts"
+
+
+def test_proportions_are_linear() -> None:
+    raw = counts()
+    for total in (1.0, 10.0):
+        shares = raw / raw.sum(axis=1, keepdims=True) * total
+        assert detect_units([sp.csr_matrix(shares)]) == "linear"
+        assert detect_units([sp.csr_matrix(shares.astype("float32"))]) == "linear"
+
+
+def test_blocks_of_one_kind() -> None:
     assert detect_units([sp.csr_matrix(lognorm()), sp.csr_matrix(lognorm())]) == "lognorm"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import serializable, state_weight
-from concerto_tf.errors import InputError, checked_share
+from concerto_tf.errors import InputError, checked_positive, checked_share
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
 from concerto_tf.models.concerto.branches import Architecture, Seen
@@ -135,8 +135,8 @@ class Concerto(ContrastiveModel):
         self.head_units = None if head_units is None else int(head_units)
         self.mask_rate = float(mask_rate)
         self.dropout = float(dropout)
-        self.value_clip = value_clip
-        self.input_epsilon = float(input_epsilon)
+        self.value_clip = None if value_clip is None else checked_positive("value_clip", value_clip)
+        self.input_epsilon = checked_positive("input_epsilon", input_epsilon)
         self.scale_genes = bool(scale_genes)
         self.scale_inputs = bool(scale_inputs)
         self.components = int(components)

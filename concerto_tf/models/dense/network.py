@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, serializable, state_weight
-from concerto_tf.errors import InputError, checked_share
+from concerto_tf.errors import InputError, checked_positive, checked_share
 from concerto_tf.layers import SourceBatchNormalization, scatter_to_dense
 from concerto_tf.models.base import ContrastiveModel
 from concerto_tf.models.batches import first_cells
@@ -109,11 +109,9 @@ class DenseModel(ContrastiveModel):
         super().__init__(vocabulary, **kwargs)
         if components < 0:
             raise InputError(f"components must be 0 or more, not {components}.")
-        if not input_epsilon > 0:
-            raise InputError(f"input_epsilon must be positive, not {input_epsilon}.")
         self.standardize = bool(standardize)
-        self.input_epsilon = float(input_epsilon)
-        self.value_clip = None if value_clip is None else float(value_clip)
+        self.input_epsilon = checked_positive("input_epsilon", input_epsilon)
+        self.value_clip = None if value_clip is None else checked_positive("value_clip", value_clip)
         self.augment_first = bool(augment_first)
         self.scale_inputs = bool(scale_inputs)
         self.unit_length = bool(unit_length)

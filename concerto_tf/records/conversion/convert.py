@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_cells, json_checksum
-from concerto_tf._outputs import keeps_inputs
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
@@ -42,7 +42,7 @@ _log = logging.getLogger("concerto_tf")
 _CHUNK_CELLS = 8_192
 
 
-@keeps_inputs
+@checked
 def convert(
     inputs: str | Path | AnnData | Input | Sequence[str | Path | AnnData | Input],
     out: str | Path,

@@ -15,7 +15,7 @@ from concerto_tf.records.genes.orthologs import Orthologs
 from concerto_tf.records.genes.overlap import FEWEST_SHARED, Match, check_overlap, match, union
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.input import Input
-from concerto_tf.records.units import COUNTS, LINEAR, units_of
+from concerto_tf.records.units import COUNTS, LINEAR, LOGNORM, check_totals, units_of
 
 _BARCODE_CELLS = 65_536
 
@@ -218,6 +218,8 @@ def _units(
                 f"the inputs hold {name} values in different units ({each}); "
                 "convert them apart, or name the layer with the counts"
             )
+        if units[name] == LOGNORM and len(found) > 1:
+            check_totals([cells for cells in inputs if name in cells.modalities], name)
     return units, own_units
 
 

@@ -111,6 +111,10 @@ def resolve_genes(wanted: str, records: Records) -> np.ndarray | None:
     Raises:
         InputError: Not one of these, or no gene of the list is in the records.
     """
+    if not wanted.strip():
+        raise InputError(
+            "genes is empty; give all, hvg:2000 or a file with one gene per line", "genes"
+        )
     share = records.share_measured()
     partly = (share > 0) & (share < 1)
     if wanted == "all":

@@ -59,6 +59,12 @@ class Vocabulary:
             )
             if bad is not None:
                 raise InputError(f"gene name {bad!r} holds a tab or a line break: rename it")
+            try:
+                "".join(field).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"a gene name holds half of a character ({error.reason}); rename it"
+                ) from None
         if len(set(self.ids)) != len(self.ids):
             raise InputError(_duplicates_message(self.ids))
 

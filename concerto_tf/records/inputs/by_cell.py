@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from concerto_tf._files import sha256, write_json
 from concerto_tf._identity import json_checksum
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs.rows import check_indptr, check_numeric
+from concerto_tf.records.inputs.rows import check_indptr, check_numeric, native
 
 _log = logging.getLogger("concerto_tf")
 # Entries in a file, on average, and in a slab read at once: about 100 and 50 MB.
@@ -78,7 +78,7 @@ class SortedRows:
             path = self._folder / str(number)
             entries = np.fromfile(path, self._dtype) if path.exists() else np.empty(0, self._dtype)
             matrix = sp.coo_matrix(
-                (entries["value"], (entries["cell"] - first, entries["gene"])),
+                (native(entries["value"]), (entries["cell"] - first, entries["gene"])),
                 shape=(n_cells, self.shape[1]),
             )
             self._held = held = (number, matrix.tocsr())

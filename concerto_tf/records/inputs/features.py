@@ -17,6 +17,13 @@ from concerto_tf.records.inputs.observations import choices
 _log = logging.getLogger("concerto_tf")
 
 _RNA_TYPE = "Gene Expression"
+# Of Cell Ranger; where var has a column of this name with other words, all columns are taken.
+_OTHER_TYPES = (
+    "Antibody Capture",
+    "Antigen Capture",
+    "CRISPR Guide Capture",
+    "Multiplexing Capture",
+)
 
 
 class MissingModality(InputError):
@@ -92,12 +99,22 @@ def rna_features(types: Sequence[str] | None, name: str) -> np.ndarray | None:
         name: of the input, for the log.
 
     Returns:
-        int64 ascending, or None for all: also where no feature has the type "Gene Expression".
+        int64 ascending, or None for all: also where types are none of Cell Ranger's.
+
+    Raises:
+        InputError: features of other types alone.
     """
     chosen = np.array(
         [i for i, kind in enumerate(types or ()) if kind == _RNA_TYPE], dtype=np.int64
     )
-    if types is None or len(chosen) in (0, len(types)):
+    if types is None or len(chosen) == len(types):
+        return None
+    if not len(chosen):
+        if types and set(types) <= set(_OTHER_TYPES):
+            raise InputError(
+                f"has no features of the type {_RNA_TYPE!r}, but {', '.join(sorted(set(types)))}; "
+                "give the matrix with the genes"
+            )
         return None
     others = Counter(kind for kind in types if kind != _RNA_TYPE)
     listed = ", ".join(f"{n} {kind or 'untyped'}" for kind, n in others.items())

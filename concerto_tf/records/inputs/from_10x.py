@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import logging
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
@@ -28,6 +29,8 @@ from concerto_tf.records.inputs.rows import CompressedRows, Rows
 
 if TYPE_CHECKING:
     from concerto_tf.records.inputs.by_cell import Scratch
+
+_log = logging.getLogger("concerto_tf")
 
 
 def is_10x(file: Any) -> bool:
@@ -93,8 +96,9 @@ def open_mtx(
     _no_layer(layer)
     matrix = matrix or _find_matrix(folder)
     prefix = matrix.removesuffix(".gz").removesuffix(".mtx").removesuffix("matrix")
-    lines = _read_tsv(_find(folder, [f"{prefix}features.tsv", f"{prefix}genes.tsv"]))
-    barcodes = [line[0] for line in _read_tsv(_find(folder, [f"{prefix}barcodes.tsv"]))]
+    zipped = matrix.endswith(".gz")
+    lines = _read_tsv(_find(folder, [f"{prefix}features.tsv", f"{prefix}genes.tsv"], zipped))
+    barcodes = [line[0] for line in _read_tsv(_find(folder, [f"{prefix}barcodes.tsv"], zipped))]
     ids = tuple(line[0] for line in lines)
     symbols = tuple(line[1] if len(line) > 1 else "" for line in lines)
     types = [line[2] if len(line) > 2 else "" for line in lines]
@@ -168,10 +172,20 @@ def _find_matrix(folder: Path) -> str:
     return there[0]
 
 
-def _find(folder: Path, names: list[str]) -> Path:
-    for name in names:
-        for path in (folder / f"{name}.gz", folder / name):
-            if path.exists():
+def _find(folder: Path, names: list[str], zipped: bool) -> Path:
+    """One of the names, gzipped or not as the matrix is: the others may be of another sample."""
+    there = {path.name for path in folder.iterdir()}
+    for ending in (".gz", "") if zipped else ("", ".gz"):
+        for name in names:
+            path = folder / f"{name}{ending}"
+            if path.name in there:
+                if bool(ending) != zipped:
+                    _log.warning(
+                        "%s: %s is %s and the matrix not; check that they are of one sample",
+                        folder.name,
+                        path.name,
+                        "gzipped" if ending else "plain",
+                    )
                 return path
     raise InputError(f"no {' or '.join(f'{name}[.gz]' for name in names)} beside the matrix")
 
@@ -199,7 +213,7 @@ def _read_header(file: BufferedIOBase) -> tuple[tuple[int, int], int, np.dtype]:
         words = file.readline().decode("ascii").lower().split()
         if words[:3] != ["%%matrixmarket", "matrix", "coordinate"] or words[4:] != ["general"]:
             raise ValueError("it is not a general coordinate matrix")
-        dtype = {"integer": "i4", "real": "f8"}.get(words[3])
+        dtype = {"integer": "i8", "real": "f8"}.get(words[3])
         if dtype is None:
             raise ValueError(f"its values are {words[3]}, not integer or real")
         line = file.readline()
@@ -239,7 +253,7 @@ def _read_entries(
                 )
         except pd.errors.EmptyDataError:
             return
-        except (OSError, EOFError, ValueError, pd.errors.ParserError) as error:
+        except (OSError, EOFError, ValueError, OverflowError, pd.errors.ParserError) as error:
             raise InputError(
                 f"{path.name} cannot be read ({first_line(error)}); the file is damaged"
             ) from error

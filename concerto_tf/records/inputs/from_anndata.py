@@ -80,6 +80,8 @@ def _assemble(
     there = [*elements.layers, *(["raw"] if elements.has_raw else [])]
     if layer is not None and layer not in there:
         raise InputError(f"no layer {layer!r}; {choices(layer, there)}")
+    if layer == "raw" and elements.has_raw and "raw" in elements.layers:
+        raise InputError("has a layer 'raw' beside .raw; rename one of them to say which is meant")
     element = "X" if layer is None else "raw" if layer == "raw" and elements.has_raw else "layers"
     key = layer if element == "layers" else None
     where = f"layers/{key}" if key else element
@@ -109,6 +111,10 @@ def _assemble(
             own_names = elements.obsm_names(key)
             if own_names is None:
                 own_names = [f"{modality}_{i}" for i in range(own_rows.shape[1])]
+            if len(set(own_names)) < len(own_names):
+                raise InputError(
+                    f"obsm/{key}: two of its columns have one name; make them differ and save again"
+                )
             parts[modality] = InputPart(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
     others = [other for other in there if other != layer]
     return Input(name, elements.n_cells, parts, elements.obs, path=path, layers=others)

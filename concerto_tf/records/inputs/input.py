@@ -240,6 +240,8 @@ class Input:
         if matrix.nnz and not (smallest >= 0 and matrix.data.max() < np.inf):
             raise InputError(self._unsuitable(matrix, part, start))
         if not matrix.has_canonical_format:
+            if matrix.dtype.kind in "iu":  # whose sums may not fit
+                matrix.data = matrix.data.astype(np.int64)
             matrix.sum_duplicates()
         if smallest == 0:
             matrix.eliminate_zeros()
@@ -271,9 +273,20 @@ class Input:
         except InputError as error:
             raise InputError(f"{self.name}: {where}: {error.message}", error.argument) from error
         except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
+            blamed = "the file is damaged" if self.path else "it is damaged, or its file is closed"
             raise InputError(
-                f"{self.name}: {where} cannot be read ({first_line(error)}); the file is damaged"
+                f"{self.name}: {where} cannot be read ({first_line(error)}); "
+                f"{not_damage(error) or blamed}"
             ) from error
+
+
+def not_damage(error: BaseException) -> str | None:
+    """What to do about an error that is not the file's fault; None where it is."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close other programs, or take a larger machine"
+    if isinstance(error, PermissionError):
+        return "you are not permitted to read it; ask its owner, or copy it"
+    return None
 
 
 def first_line(error: BaseException) -> str:

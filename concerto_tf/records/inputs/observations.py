@@ -57,7 +57,7 @@ class FrameObservations:
         self._frame = frame
 
     def barcodes(self, start: int, stop: int) -> list[str]:
-        return list(map(str, self._frame.index[start:stop]))
+        return check_texts(list(map(str, self._frame.index[start:stop])))
 
     def values(self, key: str) -> Any:
         return self._frame.iloc[:, self.columns.index(key)]
@@ -158,7 +158,27 @@ def read_text(texts: Any, start: int, stop: int) -> list[str]:
     """
     # h5py gives bytes unless asked otherwise; other arrays have no `asstr`.
     part = texts.asstr()[start:stop] if hasattr(texts, "asstr") else texts[start:stop]
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in part]
+    return check_texts([text.decode() if isinstance(text, bytes) else str(text) for text in part])
+
+
+def check_texts(texts: list[str]) -> list[str]:
+    """The names themselves, or InputError where one cannot be written as text (UTF-8)."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        bad = next(text for text in texts if not _is_unicode(text))
+        raise InputError(
+            f"the name {bad!r} holds half of a character (a surrogate); rename it"
+        ) from None
+    return texts
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def codes_and_names(values: Any) -> tuple[np.ndarray, list[str]]:
@@ -180,6 +200,9 @@ def codes_and_names(values: Any) -> tuple[np.ndarray, list[str]]:
     import pandas as pd
 
     values = pd.Series(values)
+    if isinstance(values.dtype, np.dtype) and not values.dtype.isnative:
+        values = pd.Series(values.to_numpy().astype(values.dtype.newbyteorder("=")))
+    _check_one_type(values.cat.categories if hasattr(values, "cat") else values)
     if not isinstance(values.dtype, pd.CategoricalDtype):
         try:
             values = values.astype("category")
@@ -192,9 +215,30 @@ def codes_and_names(values: Any) -> tuple[np.ndarray, list[str]]:
     for position, text in enumerate(texts):
         if text and position in used:
             categories.setdefault(text, len(categories))
+    check_texts(list(categories))
     # The last entry serves code -1.
     table = np.array([*(categories.get(text, -1) for text in texts), -1], dtype=np.int64)
     return table[codes], list(categories)
+
+
+def _check_one_type(values: Any) -> None:
+    """Raises InputError where different values would be one as text, as 1, "1" and True."""
+    import pandas as pd
+
+    if values.dtype != object:
+        return
+    given = values[~pd.isna(values)]
+    truth = [isinstance(value, bool | np.bool_) for value in given]
+    if any(truth) and not all(truth):
+        raise InputError("truth values are mixed with others; make the column of one type")
+    kinds: dict[str, bool] = {}
+    for value in given:
+        text = isinstance(value, str | bytes)
+        if kinds.setdefault(_text(value), text) != text:
+            raise InputError(
+                f"holds {_text(value)} as a number and as text; make the column of one type, as "
+                "adata.obs[...].astype(str) does"
+            )
 
 
 def _text(value: Any) -> str:

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from concerto_tf.records.inputs.by_cell import Scratch
 from concerto_tf.records.inputs.features import MissingModality
 from concerto_tf.records.inputs.from_10x import is_10x, open_10x_h5, open_mtx
 from concerto_tf.records.inputs.from_anndata import is_stored_anndata, open_adata, open_stored
-from concerto_tf.records.inputs.input import Input, first_line
+from concerto_tf.records.inputs.input import Input, first_line, not_damage
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_log = logging.getLogger("concerto_tf")
 _ACCEPTED = "an .h5ad, a .zarr, a 10x .h5 or a 10x mtx folder"
 
 
@@ -126,6 +128,8 @@ def _open_hdf5(path: Path) -> Any:
         raise InputError(f"not a file of a known format; {hint}")
     try:
         return open_hdf5(path)
+    except PermissionError:
+        raise
     except OSError as error:
         raise InputError(
             f"truncated or damaged ({first_line(error)}); copy or download it again"
@@ -140,7 +144,41 @@ def _open_zarr(path: Path) -> Any:
     group = zarr.open(str(path), mode="r")
     if not isinstance(group, zarr.Group) or not is_stored_anndata(group):
         raise InputError("a zarr store, but not of an AnnData; write it with adata.write_zarr(...)")
+    _check_chunks(group, path.name)
     return group
+
+
+def _check_chunks(group: Any, name: str) -> None:
+    """Raises InputError where chunks of values are missing, which zarr would read as zeros.
+
+    Of what may be zeros, a chunk that is not stored is said. So is a store without checksums: zarr
+    compares them where a codec has them (crc32c), and can notice no other damage.
+    """
+    import zarr
+
+    checked = True
+    for place, array in group.members(max_depth=None):
+        if not isinstance(array, zarr.Array):
+            continue
+        lost = getattr(array, "nshards", array.nchunks) - array.nchunks_initialized
+        if lost > 0 and place.endswith(("/data", "/indices")):
+            raise InputError(f"{lost} chunks of {place} are missing; copy the store again")
+        if lost > 0:
+            _log.warning(
+                "%s: %d chunks of %s are not stored and read as %s",
+                name,
+                lost,
+                place,
+                array.fill_value,
+            )
+        checked &= "crc32" in str(array.metadata.to_dict())
+    if not checked:
+        _say_unchecked(name)
+
+
+@lru_cache
+def _say_unchecked(name: str) -> None:
+    _log.info("%s: has no checksums, as most zarr stores; damage to its chunks may not show", name)
 
 
 def _named(name: str, open_it: Any) -> Input:
@@ -158,6 +196,5 @@ def _named(name: str, open_it: Any) -> Input:
             f"{name}: you are not permitted to read it; ask its owner, or copy it"
         ) from error
     except Exception as error:  # noqa: BLE001 - whatever is raised, the file is what is wrong
-        raise InputError(
-            f"{name}: cannot be read ({first_line(error)}); it is damaged or not what its name says"
-        ) from error
+        mend = not_damage(error) or "it is damaged or not what its name says"
+        raise InputError(f"{name}: cannot be read ({first_line(error)}); {mend}") from error

@@ -65,7 +65,7 @@ class CompressedRows:
 
     def read(self, start: int, stop: int) -> sp.csr_matrix:
         begin, end = int(self._indptr[start]), int(self._indptr[stop])
-        indices, data = self._indices[begin:end], self._data[begin:end]
+        indices, data = self._indices[begin:end], native(self._data[begin:end])
         if isinstance(self._data, np.ndarray):
             # A slice of what the user holds; those of a file are ours already.
             indices, data = indices.copy(), data.copy()
@@ -159,12 +159,14 @@ def _as_csr(block: Any) -> sp.csr_matrix:
     """A CSR matrix, in memory of its own, of anything with rows and columns that is in memory."""
     if sp.issparse(block):
         check_numeric(block.dtype)
-        return sp.csr_matrix(block, copy=True)
+        block = sp.csr_matrix(block, copy=True)
+        block.data = native(block.data)
+        return block
     if hasattr(block, "to_numpy"):
         # Columns of a data frame may be nullable; a gap becomes NaN and is reported as such.
         kinds = {np.dtype(getattr(kind, "numpy_dtype", kind)).kind for kind in block.dtypes}
         block = block.to_numpy(dtype=np.float64, na_value=np.nan) if kinds <= set("biuf") else block
-    block = np.asarray(block)
+    block = native(np.asarray(block))
     check_numeric(block.dtype)
     # Several times as quick as SciPy, which looks for the nonzeros in two dimensions.
     nonzero = block != 0
@@ -172,6 +174,16 @@ def _as_csr(block: Any) -> sp.csr_matrix:
     indices = (places % max(1, block.shape[1])).astype(np.int32)
     indptr = np.concatenate([[0], np.cumsum(nonzero.sum(axis=1))]).astype(np.int32)
     return sp.csr_matrix((block.ravel()[places], indices, indptr), shape=block.shape)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, which SciPy and pandas ask for.
+
+    Example:
+        >>> native(np.array([1], ">i2")).dtype.isnative
+        True
+    """
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_numeric(dtype: Any) -> None:

@@ -224,7 +224,7 @@ def test_replicas_agree_with_one(strategy: tf.distribute.Strategy, data: tf.data
         ({"backbone": (8, 0)}, "widths of an encoder must be positive"),
         ({"backbone": "mlp"}, "expected a Keras layer"),
         ({"components": -1}, "components must be 0 or more"),
-        ({"input_epsilon": 0}, "input_epsilon must be positive"),
+        ({"input_epsilon": 0}, "input_epsilon is 0; it must be a number above 0"),
         ({"backbone": keras.layers.Reshape((3, 10))}, "one embedding per cell"),
     ],
 )

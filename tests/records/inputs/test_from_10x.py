@@ -152,7 +152,7 @@ def test_mtx_folder(
     with open_input(folder) as cells:
         assert (cells.genes.ids, cells.genes.symbols) == (tuple(IDS), tuple(SYMBOLS))
         np.testing.assert_array_equal(dense(cells), counts())
-        assert cells.chunk(0, 1)["rna"].dtype == (np.int32 if field == "integer" else np.float64)
+        assert cells.chunk(0, 1)["rna"].dtype == (np.int64 if field == "integer" else np.float64)
         assert cells.barcodes(0, 2) == BARCODES[:2]
         assert (cells.name, cells.stem) == ("filtered_feature_bc_matrix", "donor2")
     # The copy sorted by cell is gone.

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import concerto_tf
-from concerto_tf._outputs import keeps_inputs
+from concerto_tf._calls import checked
 from concerto_tf.cli import main
 from concerto_tf.errors import InputError
 
 
-@keeps_inputs
+@checked
 def call(cells: Any, out: Any = None, *, genes: Any = None, figure: Any = None) -> str:
     """Stands for any task."""
     return "done"

@@ -1,14 +1,22 @@
-"""Nothing that a call writes takes the place of what it reads, or of a model's or records' file."""
+"""What every public call checks before it does anything: types of options, inputs and outputs.
+
+Nothing that a call writes takes the place of what it reads, or of a model's or records' file. What
+is neither a file nor a folder would be waited for without end.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
 
 from concerto_tf._paths import as_path, is_remote, is_zarr
 from concerto_tf.errors import InputError
@@ -17,6 +25,13 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 #: Arguments that name what is written.
 _OUTPUTS = ("out", "figure")
+#: Types of options by their annotation, and what they are called.
+_TYPES: dict[str, tuple[Any, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool | np.bool_, "True or False"),
+    "str": (str, "text"),
+}
 #: What marks a folder, what lies there is called, and which files in it are its own.
 _OWN = {
     "manifest.json": ("records", ("manifest.json", "vocabulary*.tsv", "shard-*.tfrecord*")),
@@ -28,18 +43,19 @@ _OWN = {
 }
 
 
-def keeps_inputs(call: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes a call refuse outputs that would replace its inputs, before it does anything.
+def checked(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a call refuse options of another type than it says, and outputs that replace inputs.
 
     What it writes are its arguments `out` and `figure`; all others that are names of files are
     what it reads. Files of models, records, references and runs are never written over.
 
     Args:
-        call: A function with an argument `out`.
+        call: A public function; numbers, texts and truth values among its arguments are told by
+            their annotations.
 
     Example:
         >>> import tempfile
-        >>> @keeps_inputs
+        >>> @checked
         ... def double(cells, out=None):
         ...     pass
         >>> with tempfile.NamedTemporaryFile() as file:
@@ -49,12 +65,20 @@ def keeps_inputs(call: Callable[_P, _R]) -> Callable[_P, _R]:
         concerto_tf.errors.InputError: ...: is read by this very call and would be lost; ...
     """
     signature = inspect.signature(call)
+    kinds = {name: str(one.annotation) for name, one in signature.parameters.items()}
 
     @functools.wraps(call)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return call(*args, **kwargs)  # which says it better
+        for name, value in given.items():
+            _check_type(name, value, kinds[name])
         written = [(name, given[name]) for name in _OUTPUTS if given.get(name) is not None]
         read = [path for name, held in given.items() if name not in _OUTPUTS for path in _of(held)]
+        for path in [*read, *(as_path(out) for _, out in written if isinstance(out, str | Path))]:
+            check_file(path)
         for name, out in written:
             if isinstance(out, str | Path):
                 _check(as_path(out), read, name)
@@ -64,6 +88,28 @@ def keeps_inputs(call: Callable[_P, _R]) -> Callable[_P, _R]:
         return call(*args, **kwargs)
 
     return checked
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError for a pipe, a socket or a device."""
+    mode = None
+    with suppress(OSError, ValueError):
+        mode = None if is_remote(path) else path.stat().st_mode
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: is a pipe or a device; give a file or a folder")
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    """Raises InputError if an option has another type than its annotation says."""
+    optional, kind = kind.endswith(" | None"), kind.removesuffix(" | None")
+    if kind not in _TYPES or (optional and value is None):
+        return
+    accepted, words = _TYPES[kind]
+    truth = isinstance(value, bool | np.bool_)
+    if not isinstance(value, accepted) or (truth and kind != "bool"):
+        raise InputError(f"{name} is {value!r}; it must be {words}", name)
+    if name == "seed" and not 0 <= int(value) < 2**32:
+        raise InputError(f"seed is {value!r}; it must be from 0 to {2**32 - 1}", name)
 
 
 def _check(out: Path, read: list[Path], argument: str) -> None:
