@@ -37,7 +37,9 @@ K = 30
 SHARPNESS = 0.05
 #: Key of uns that says what was imputed, and in which units.
 _IMPUTED = "concerto_imputed"
-_ROWS = 1024
+_ROWS, _FIT_ROWS = 1024, 65_536
+#: Ridge of the linear fit, in the mean variance of a unit of the embedding.
+_RIDGE = 1.0
 
 
 @recorded("impute")
@@ -153,6 +155,9 @@ def impute(
 def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = None) -> np.ndarray:
     """Means of a modality's values over the nearest reference cells that have it.
 
+    Neighbours lie to one side of a cell, most of all at the rim of a cell type. So what a linear
+    fit of the values says of the difference between the cell and their mean is added.
+
     Args:
         reference: The reference.
         z: Embeddings of the query [n, d].
@@ -180,6 +185,9 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
     index, cosine = part.neighbours(z, k)
     weight = np.exp((cosine - cosine[:, :1]) / SHARPNESS)
     weight /= weight.sum(axis=1, keepdims=True)
+    slope = _slope(part, matrix)
+    own = part.embedded.compared(z) - part.embedded.middle
+    least = min(0.0, float(matrix.min()))
     out = np.empty((len(z), len(values.features)), np.float32)
     for start in range(0, len(z), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -189,8 +197,26 @@ def smooth(reference: Reference, z: np.ndarray, modality: str, k: int | None = N
             shape=(n, part.n_cells),
         )
         product = mean @ matrix
-        out[rows] = product.toarray() if sp.issparse(product) else product
+        product = product.toarray() if sp.issparse(product) else product
+        near = part.embedded.from_middle(index[rows].ravel()).reshape(n, k, -1)
+        aside = own[rows] - np.einsum("nk,nkd->nd", weight[rows], near)
+        out[rows] = np.maximum(product + aside @ slope, least)
     return out
+
+
+def _slope(reference: Reference, matrix: Any) -> np.ndarray:
+    """How values [N, F] change along the units of the embedding, by ridge regression [d, F]."""
+    n, d = reference.n_cells, len(reference.embedded.origin)
+    square, cross, mean = np.zeros((d, d)), np.zeros((d, matrix.shape[1])), np.zeros(d)
+    for start in range(0, n, _FIT_ROWS):
+        z = reference.embedded.from_middle(slice(start, start + _FIT_ROWS))
+        square += z.T @ z
+        cross += (matrix[start : start + _FIT_ROWS].T @ z).T
+        mean += z.sum(axis=0) / n
+    square -= n * np.outer(mean, mean)
+    cross -= np.outer(mean, np.asarray(matrix.sum(axis=0)).ravel())
+    ridge = _RIDGE * max(np.trace(square) / d, 1e-12)
+    return np.linalg.solve(square + ridge * np.eye(d), cross).astype(np.float32)
 
 
 def _modalities_of(

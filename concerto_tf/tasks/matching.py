@@ -259,7 +259,7 @@ def _moved(
     rng, embedded = np.random.default_rng(seed), reference.embedded
     own = embedded.from_middle(rng.permutation(reference.n_cells)[:MOST_CELLS])
     some = z[rng.permutation(len(z))[:MOST_CELLS]]
-    offset = query_offset(own, embedded.compared(some) - embedded.middle, seed)
+    offset, _ = query_offset(own, embedded.compared(some) - embedded.middle, seed)
     if how == "align" or key is None:
         return z - offset, "the query was moved by what its cells share with the reference"
     if np.linalg.norm(offset) > MOST_OFFSET * np.sqrt(some.var(axis=0).sum()):

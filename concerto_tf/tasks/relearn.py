@@ -142,12 +142,11 @@ def _moved(
         check_measured(new.encoder, records),
         rows,
     )
-    d = new.encoder.embedding_dim
-    offset = query_offset(own, query, seed, dims=d)
-    wide = np.sqrt(query[:, :d].var(axis=0).sum())
-    if how == "auto" and np.linalg.norm(offset[:d]) > MOST_OFFSET * wide:
+    offset, shift = query_offset(own[0], query[0], seed, (own[1], query[1]))
+    wide = np.sqrt(query[0].var(axis=0).sum())
+    if how == "auto" and np.linalg.norm(offset) > MOST_OFFSET * wide:
         return None  # cells of no type of the reference, which would be moved onto the nearest
-    new.move(offset[d:])
+    new.move(shift)
     then = _annotated(new, records)
     likeness = float(then["novelty"].mean())
     if how == "auto" and likeness < as_is + WORTH_MOVING:
@@ -162,17 +161,18 @@ def _moved(
 
 def _compared(
     model: Classifier, data: Any, measured: Any, rows: np.ndarray | None = None
-) -> np.ndarray:
-    """Embedding, seen from its middle, and standardized values of cells side by side [n, d + F]."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings, seen from their middle [n, d], and standardized values of cells [n, F]."""
     origin = geometry_of(model.encoder).origin
 
     @tf.function(reduce_retracing=True)
     def look(batch: Batch) -> dict[str, tf.Tensor]:
         z = tf.cast(model.encoder(batch, training=False), tf.float32) - origin
-        return {"x": tf.concat([z, model.standardized(batch)], axis=1)}
+        return {"z": z, "y": model.standardized(batch)}
 
-    parts = [
-        found["x"] if rows is None else found["x"][np.isin(row, rows)]
-        for row, found in by_batch(look, data, measured)
-    ]
-    return np.concatenate(parts)
+    zs, ys = [], []
+    for row, found in by_batch(look, data, measured):
+        mine = slice(None) if rows is None else np.isin(row, rows)
+        zs.append(found["z"][mine])
+        ys.append(found["y"][mine])
+    return np.concatenate(zs), np.concatenate(ys)

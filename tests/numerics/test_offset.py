@@ -33,7 +33,7 @@ def test_the_offset_is_found_whatever_types_are_missing(
 ) -> None:
     reference = cells(tuple(of_reference), 600, 0)
     query = cells(tuple(of_query), n, 1) + off * OFF
-    found = query_offset(reference, query)
+    found, _ = query_offset(reference, query)
     # A standard error of the means, and what a few cells are drawn to none by.
     assert np.linalg.norm(found - off * OFF) < 0.12 * np.linalg.norm(OFF)
     shift_of_means = query.mean(0) - reference.mean(0) - off * OFF
@@ -43,6 +43,14 @@ def test_the_offset_is_found_whatever_types_are_missing(
 
 def test_the_same_seed_finds_the_same() -> None:
     reference, query = cells((0, 1), 200, 0), cells((0, 1), 90, 1) + OFF
-    np.testing.assert_array_equal(
-        query_offset(reference, query, 3), query_offset(reference, query, 3)
-    )
+    one, other = (query_offset(reference, query, 3)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_values_of_the_same_cells_lie_off_as_the_cells_do() -> None:
+    reference, query = cells((0, 1, 2), 400, 0), cells((0, 1), 200, 1)
+    turned = np.random.default_rng(0).normal(size=(len(OFF), 30)) / np.sqrt(len(OFF))
+    values = reference @ turned, (query + OFF) @ turned
+    found, of_values = query_offset(reference, query + OFF, values=values)
+    assert np.linalg.norm(of_values - OFF @ turned) < 0.2 * np.linalg.norm(OFF @ turned)
+    np.testing.assert_allclose(of_values, found @ turned, atol=0.1 * np.abs(OFF @ turned).max())

@@ -63,7 +63,7 @@ def model() -> Concerto:
     return made
 
 
-def test_smoothing_is_a_weighted_mean_of_the_neighbours() -> None:
+def test_smoothing_is_a_weighted_mean_and_what_a_line_says_of_the_rest() -> None:
     rng = np.random.default_rng(0)
     z, query, values = rng.normal(size=(50, 4)), rng.normal(size=(7, 4)), rng.normal(size=(50, 3))
     reference = Reference(
@@ -74,13 +74,27 @@ def test_smoothing_is_a_weighted_mean_of_the_neighbours() -> None:
         },
     )
     cosine = (query @ z.T) / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(z, axis=1)
+    centered = z - z.mean(0)
+    square = centered.T @ centered
+    slope = np.linalg.solve(
+        square + np.trace(square) / 4 * np.eye(4), centered.T @ (values - values.mean(0))
+    )
     want = np.zeros((7, 3))
     for i in range(7):
         near = np.argsort(-cosine[i])[:6]
         weight = np.exp(cosine[i, near] / SHARPNESS)
-        want[i] = (weight[:, None] * values[near]).sum(0) / weight.sum()
+        weight /= weight.sum()
+        want[i] = weight @ values[near] + (query[i] - weight @ z[near]) @ slope
+    want = np.maximum(want, values.min())
     for name in ("dense", "sparse"):
         np.testing.assert_allclose(smooth(reference, query, name, 6), want, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_imputed_is_not_negative_where_nothing_measured_is() -> None:
+    z = np.random.default_rng(0).normal(size=(60, 3))
+    counts = np.maximum(2 * z[:, :1], 0).astype("f4")
+    reference = Reference(z, values={"protein": Values(counts, ("a",), "as given")})
+    assert smooth(reference, -9 * np.eye(3), "protein", 10).min() == 0
 
 
 def test_values_are_normalized_and_in_the_order_of_the_cells(tmp_path: Path) -> None:
