@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from anndata import AnnData
 
 from concerto_tf import Records, convert
 
+#: What came of every case of the suite; said in one line at the end.
+OUTCOMES = ("noticed", "harmless", "lost", "silent", "tracebacks", "hangs")
+_counted: Counter[str] = Counter()
 VICTIM = Path(__file__).with_name("victim.py")
 
 
@@ -128,3 +132,21 @@ def given(victim: Victim, cells, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ):
         assert victim(*command, "--quiet", folder=folder)["code"] == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def count() -> Callable[[str], None]:
+    """Counts a case by what came of it."""
+
+    def add(outcome: str) -> None:
+        assert outcome in OUTCOMES
+        _counted[outcome] += 1
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line: cases, and what came of them. The goal is none of the last four."""
+    if _counted:
+        found = ", ".join(f"{_counted[name]} {name}" for name in OUTCOMES)
+        terminalreporter.write_line(f"faults: {sum(_counted.values())} cases, {found}")

@@ -47,7 +47,9 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("n", [30, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_flipped_bit_anywhere_is_found(n: int, copied: Callable[[], Path]) -> None:
+def test_a_flipped_bit_anywhere_is_found(
+    n: int, copied: Callable[[], Path], count: Callable
+) -> None:
     folder, rng = copied(), np.random.default_rng(0)
     sizes = {path: path.stat().st_size for path in files(folder)}
     # Half of the places over all bytes, half over the files, of which some are small.
@@ -62,6 +64,7 @@ def test_a_flipped_bit_anywhere_is_found(n: int, copied: Callable[[], Path]) -> 
         harmed[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(harmed)
         refused(folder, path.name)
+        count("noticed")
         path.write_bytes(content)
     read(folder)
 

@@ -36,7 +36,9 @@ def two(cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("n", [8, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("over", [False, True], ids=["new", "overwrite"])
-def test_two_conversions(over: bool, n: int, victim: Victim, two: Path, tmp_path: Path) -> None:
+def test_two_conversions(
+    over: bool, n: int, victim: Victim, two: Path, tmp_path: Path, count: Callable
+) -> None:
     """The second comes and goes at every step of the first: forced, not left to chance."""
     options = ["--shards", 3, "--quiet", *(["--overwrite"] if over else [])]
 
@@ -60,6 +62,7 @@ def test_two_conversions(over: bool, n: int, victim: Victim, two: Path, tmp_path
             (folder / "records" / "manifest.json").write_text("{}")
         told = victim(*line("A", folder), folder=folder, event=int(event), rival=line("B", folder))
         codes = (told["code"], told["rival"])
+        count("noticed" if 2 in codes else "harmless")
         assert "Traceback" not in told["stderr"] and set(codes) <= {0, 2}, told
         found = content(folder / "records")
         if codes == (0, 2):
@@ -94,7 +97,9 @@ COMMANDS = {
         for name in COMMANDS
     ],
 )
-def test_two_of_every_command(command: str, victim: Victim, given: Path, tmp_path: Path) -> None:
+def test_two_of_every_command(
+    command: str, victim: Victim, given: Path, tmp_path: Path, count: Callable
+) -> None:
     """Both are the same call: one of them may do the work, or be told, but neither breaks it."""
     line = [*COMMANDS[command](given), "-o", tmp_path / "out" / "made", "--quiet"]
     (tmp_path / "alone").mkdir()
@@ -107,6 +112,7 @@ def test_two_of_every_command(command: str, victim: Victim, given: Path, tmp_pat
         told = victim(*line, folder=tmp_path / "out", event=event, rival=line)
         assert {told["code"], told["rival"]} <= {0, 2} and "Traceback" not in told["stderr"], told
         assert 0 in (told["code"], told["rival"]), told
+        count("noticed" if 2 in (told["code"], told["rival"]) else "harmless")
         found = {name for name in content(tmp_path / "out" / "made") if "events.out" not in name}
         assert found == {name for name in names if "events.out" not in name}, told
         shutil.rmtree(tmp_path / "out")

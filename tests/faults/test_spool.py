@@ -67,7 +67,7 @@ def harms(path: Path, rng: np.random.Generator) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("n", [30, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_damaged_spool_is_made_again(
-    n: int, file: Path, interrupted: list[Path], tmp_path: Path, caplog
+    n: int, file: Path, interrupted: list[Path], tmp_path: Path, caplog, count: Callable
 ) -> None:
     whole = content(convert(file, tmp_path / "whole", **OPTIONS).path)
     rng, said = np.random.default_rng(n), 0
@@ -81,6 +81,7 @@ def test_a_damaged_spool_is_made_again(
         caplog.clear()
         told = path.relative_to(out)
         assert content(convert(file, out, **OPTIONS).path) == whole, told
+        count("noticed")
         said += "is damaged" in caplog.text or "begun anew" in caplog.text or not path.exists()
         shutil.rmtree(out)
     assert said > n // 3

@@ -55,7 +55,9 @@ STATE = ["run.json", "metrics.json", "result.h5ad"]
 
 
 @pytest.mark.parametrize("name", STATE)
-def test_state_of_a_run_is_made_again(name: str, finished: Path, tmp_path: Path, caplog) -> None:
+def test_state_of_a_run_is_made_again(
+    name: str, finished: Path, tmp_path: Path, caplog, count: Callable
+) -> None:
     """Model and records are whole, so the same figures come again, and at little cost."""
     told = {
         key: value
@@ -78,6 +80,7 @@ def test_state_of_a_run_is_made_again(name: str, finished: Path, tmp_path: Path,
         again = anndata.read_h5ad(out / "result.h5ad").obs["concerto_cluster"]
         assert (again == clusters).all() and (out / "model" / "training.json").read_bytes() == model
         assert number == 3 or "damaged, and made again" in caplog.text or "is not as" in caplog.text
+        count("noticed")
         stamp = (out / "result.h5ad").stat().st_mtime_ns
         run(finished / "cells.h5ad", out, **RUN)
         assert (out / "result.h5ad").stat().st_mtime_ns == stamp
