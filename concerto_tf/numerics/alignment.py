@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from concerto_tf.numerics.components import principal_components
+from concerto_tf.numerics.unit_rows import unit_rows
 
 #: Cells that are clustered, and those of them whose neighbours are looked at, at most: offsets of
 #: sources are means, which need no more.
@@ -207,8 +208,7 @@ def _offsets(x: np.ndarray, source: np.ndarray, n_sources: int, by: Comparison) 
         loadings, _ = principal_components(y, by.components, by.seed, denoise=0.5)
         if not loadings.shape[1]:  # nothing that cells could be compared by: each is centered
             return offsets if turn else _means_by_source(x, source, n_sources).astype(np.float32)
-        z = (y - y.mean(0)) @ loadings
-        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        z = unit_rows((y - y.mean(0)) @ loadings)
         if turn < _MATCHED_ROUNDS:
             few = slice(_MOST_MATCHED)
             offsets = matched_offsets(x[few], z[few], source[few], n_sources)

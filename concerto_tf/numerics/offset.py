@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from concerto_tf.numerics.alignment import clustered_offsets, fine_clusters, matched_offsets
+from concerto_tf.numerics.unit_rows import unit_rows
 
 #: Cells of each side that are looked at: an offset is a mean, which needs no more.
 MOST_CELLS = 4_000
@@ -59,8 +60,7 @@ def query_offset(
     offsets = np.zeros((2, x.shape[1]), np.float32)
     for turn in range(_MATCHED_ROUNDS + _CLUSTERED_ROUNDS):
         rest = x - offsets[source]
-        z = rest - rest.mean(0)
-        z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        z = unit_rows(rest - rest.mean(0))
         if turn < _MATCHED_ROUNDS:
             few = slice(MOST_CELLS)
             offsets += matched_offsets(rest[few], z[few], source[few], 2)

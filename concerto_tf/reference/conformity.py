@@ -13,6 +13,7 @@ from concerto_tf.novelty import (
     novelty,
     scale_by_type,
 )
+from concerto_tf.numerics.unit_rows import unit_rows
 from concerto_tf.reference.cells import Conformity, Reference
 from concerto_tf.reference.votes import calibrate_votes, voted
 
@@ -136,12 +137,12 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
         part = slice(start, start + _AT_ONCE)
         cells = embedded.from_middle(part)
         member = np.eye(n_labels, dtype=np.float32)[held.codes[part]].T
-        sums += np.stack([member @ _unit(cells), member @ cells])
+        sums += np.stack([member @ unit_rows(cells), member @ cells])
     lengths = np.linalg.norm(sums[1], axis=1) / np.maximum(count, 1)
     lengths = np.where(lengths > 0, lengths, 1.0)
     # Without the cell itself, which would draw the centroid of a rare label to it.
-    others = _unit(sums[0][label] - np.where((label == true)[:, np.newaxis], _unit(own), 0))
-    centre = np.einsum("nd,nd->n", others, _unit(as_query))
+    others = unit_rows(sums[0][label] - np.where((label == true)[:, np.newaxis], unit_rows(own), 0))
+    centre = np.einsum("nd,nd->n", others, unit_rows(as_query))
     alone = count[label] - (label == true) < 1
     if alone.any():
         centre[alone] = np.median(centre[~alone]) if not alone.all() else 1.0
@@ -155,7 +156,7 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     known = calibrate(least.numpy())
     p_value = novelty(least + _SAME, known).numpy()
     return Conformity(
-        _unit(sums[0]).astype(np.float32),
+        unit_rows(sums[0]).astype(np.float32),
         lengths.astype(np.float32),
         scale,
         known,
@@ -175,7 +176,3 @@ def _nearest_others(
     itself[~itself.any(axis=1), -1] = True
     index, cosine = (x[~itself].reshape(len(rows), wide - 1) for x in (index, cosine))
     return index, cosine
-
-
-def _unit(z: np.ndarray) -> np.ndarray:
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from concerto_tf.models.batches import SAMPLE_VALUES
 from concerto_tf.novelty import Scale, by_type, calibrated_on_all, novelty
+from concerto_tf.numerics.unit_rows import unit_rows
 
 #: Principal components in which cell types are compared, at most.
 COMPONENTS = 50
@@ -94,13 +95,9 @@ def measured_types(
         count += np.bincount(label, minlength=n_types)
         member = np.eye(n_types, dtype=np.float32)[label].T
         sums += member @ (y @ axes)
-        directions += member @ _unit(y)
+        directions += member @ unit_rows(y)
     mean = sums / np.maximum(count, 1)[:, None]
-    return axes, mean.astype(np.float32), _unit(directions).astype(np.float32)
-
-
-def _unit(y: np.ndarray) -> np.ndarray:
-    return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
+    return axes, mean.astype(np.float32), unit_rows(directions).astype(np.float32)
 
 
 def type_conformity(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.encoder import Encoder
+from concerto_tf.numerics.unit_rows import unit_rows
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import Batch
 from concerto_tf.tasks.embed import Progress
@@ -63,12 +64,7 @@ class Means:
         rest = (self._inputs.sum(0) - self._inputs) / np.maximum(others, 1)
         there = (self._embeddings.sum(0) - self._embeddings) / np.maximum(others, 1)
         away = self._embeddings / np.maximum(n, 1) - there
-        return rest, unit(np.where((n > 0) & (others > 0), away, 0))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, dim] of length 1; those of length 0 stay."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return rest, unit_rows(np.where((n > 0) & (others > 0), away, 0))
 
 
 def mean_inputs(
@@ -122,7 +118,7 @@ def contributions(
     for cells in cells_of(model, records, key, _batch_size(reader, records), progress):
         if key is None:
             z = look(cells.numeric)[1].numpy()
-            base, along = np.tile(center, (len(z), 1)), unit(z - middle)
+            base, along = np.tile(center, (len(z), 1)), unit_rows(z - middle)
         else:
             base, along = rest[cells.group], towards[cells.group]
         given = (tf.constant(x, tf.float32) for x in (base, along))
