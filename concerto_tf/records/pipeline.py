@@ -61,6 +61,7 @@ def build(
     pad_last: bool,
     gene_cells: Mapping[str, np.ndarray] | None,
     replicas: int,
+    one_source: bool,
 ) -> tf.data.Dataset:
     """See `Records.dataset`, whose folder and manifest these are.
 
@@ -84,6 +85,8 @@ def build(
         cells_of = _read(paths, part_of, manifest.compression, interleaved=shuffle)
         if shuffle:
             cells_of = _shuffle(cells_of, n_cells, fold)
+        if one_source:
+            return _by_source(cells_of, batch_size, drop_remainder)
         return cells_of.rebatch(batch_size, drop_remainder=drop_remainder)
 
     stop = _ENDLESS if repeat else first_epoch + 1
@@ -106,9 +109,12 @@ def build(
         return parse(serialized)
 
     dataset = dataset.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    n_batches = n_cells // batch_size if drop_remainder else -(-n_cells // batch_size)
+    whole = shard_of[1] == 1  # of a share it is not known how many cells of a source it has
+    filled = [*manifest.cells_per_source] if one_source else [n_cells]
+    n_batches = sum(n // batch_size if drop_remainder else -(-n // batch_size) for n in filled)
     size = tf.data.INFINITE_CARDINALITY if repeat else n_batches
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+    if repeat or whole or not one_source:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
     options = tf.data.Options()
     options.deterministic = True
     # Each worker is given its share by `shard_of`.
@@ -123,6 +129,7 @@ def check_request(
     labels: Sequence[str],
     shard_of: tuple[int, int],
     drop_remainder: bool,
+    one_source: bool = False,
 ) -> None:
     """Raises InputError where records cannot be read as `Records.dataset` was asked to."""
     if batch_size < 1:
@@ -137,6 +144,14 @@ def check_request(
     index, count = shard_of
     if not 0 <= index < count:
         raise InputError(f"share {index} of {count} is none; count from 0")
+    if one_source and drop_remainder:
+        for name, n in zip(manifest.sources, manifest.cells_per_source, strict=True):
+            if n < batch_size:
+                raise InputError(
+                    f"{folder}: source {name!r} has {n} cells, which do not fill a batch of "
+                    f"{batch_size} of one source; make the batch smaller",
+                    "batch_size",
+                )
     if drop_remainder and batch_size > worker_share(manifest, shard_of)[2]:
         raise InputError(
             f"{folder}: {manifest.n_cells} cells for {count} workers do not fill a batch of "
@@ -188,6 +203,26 @@ def _read(
     files = tf.data.Dataset.from_tensor_slices(paths if parts is None else (paths, parts))
     return files.interleave(
         read, cycle_length=at_once, block_length=1, num_parallel_calls=at_once, deterministic=True
+    )
+
+
+def _by_source(records: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
+    """Batches of the cells of one source each, as soon as there are enough of it."""
+    feature = {SOURCE: tf.io.FixedLenFeature([], tf.int64, -1)}
+
+    @_as_written
+    def with_source(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return serialized, tf.io.parse_example(serialized, feature)[SOURCE]
+
+    @_as_written
+    def batched(_: tf.Tensor, cells: tf.data.Dataset) -> tf.data.Dataset:
+        alone = cells.map(lambda serialized, _: serialized)
+        return alone.batch(batch_size, drop_remainder=drop_remainder)
+
+    return (
+        records.map(with_source)
+        .unbatch()
+        .group_by_window(lambda _, source: source, batched, window_size=batch_size)
     )
 
 

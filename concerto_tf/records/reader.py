@@ -208,6 +208,7 @@ class Records:
         pad_last: bool = True,
         packed: bool = False,
         replicas: int = 1,
+        one_source: bool = False,
     ) -> tf.data.Dataset:
         """The cells in padded batches of one shape.
 
@@ -234,6 +235,8 @@ class Records:
             packed: Let cells share their places in "genes" and "values", which takes most of the
                 padding out. Steps are several times faster. Batches then hold "offset" too.
             replicas: Number of replicas that a packed batch is divided between.
+            one_source: Whether every batch holds cells of one source, as Concerto is printed; by
+                default sources are mixed, and their statistics taken apart within a batch.
 
         Returns:
             A dataset of the minibatches that `concerto_tf.records.batch` describes, of one shape: K
@@ -252,7 +255,7 @@ class Records:
         if not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         drop = shuffle if drop_remainder is None else drop_remainder
-        check_request(self.path, self.manifest, batch_size, labels, shard_of, drop)
+        check_request(self.path, self.manifest, batch_size, labels, shard_of, drop, one_source)
         self.check(worker_share(self.manifest, shard_of)[0])
         return build(
             self.path,
@@ -274,6 +277,7 @@ class Records:
             if packed
             else None,
             replicas=replicas,
+            one_source=one_source,
         )
 
     def obs(self) -> dict[str, np.ndarray]:
