@@ -16,7 +16,9 @@ from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.records import open_input
+from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.units import COUNTS, units_of
 from concerto_tf.tasks.comparison.composition import composition
 from concerto_tf.tasks.comparison.genes import (
     ENRICHMENT,
@@ -28,15 +30,18 @@ from concerto_tf.tasks.comparison.genes import (
     scores_of,
 )
 from concerto_tf.tasks.comparison.groups import Groups
+from concerto_tf.tasks.comparison.pseudobulk import T_TEST, test_between_samples
+from concerto_tf.tasks.comparison.ranked import GSEA, gsea
 from concerto_tf.tasks.score import find_genes, gene_sets, no_gene, values_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import scipy.sparse as sp
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
 SUMMARY = "compare.json"
-_TABLES = ("composition", "markers", "modules", "enrichment")
+_TABLES = ("composition", "markers", "modules", "enrichment", "gsea")
 _FIGURES = ("composition", "violin_modules", "violin_genes", "dots", "heatmap")
 _LABELS = ("concerto_label", "concerto_cluster")
 _ON_CELLS = (
@@ -69,14 +74,16 @@ def compare(
 
     Counts are log-normalized to 10,000 per cell; log-normalized input is used unchanged. With
     samples, two or more of a condition, tests are between samples; without, between cells, which
-    overstates significance where cells come from few samples. Of what each table calls
-    significant, a share `alpha` is expected to be false (Benjamini and Hochberg over its rows).
+    overstates significance where cells come from few samples. Genes are tested between samples by
+    PyDESeq2 on summed counts, where it is installed and there are counts, else by t-tests of means.
+    Of what a table calls significant in a type, a share `alpha` is expected to be false (Benjamini
+    and Hochberg).
 
     Args:
         cells: Anything that `convert` takes, with columns of obs.
         out: Folder for `composition.tsv`, `markers.tsv`, `modules.tsv`, `enrichment.tsv`,
-            `figures/*.png` and, last, `compare.json`. What of these is there is replaced; ``None``
-            writes nothing.
+            `gsea.tsv`, `figures/*.png` and, last, `compare.json`. What of these is there is
+            replaced; ``None`` writes nothing.
         condition: Column of obs with the conditions.
         control: The condition that the others are compared with.
         label_key: Column of obs with cell types; by default ``concerto_label``, or else
@@ -84,8 +91,8 @@ def compare(
         sample_key: Column of obs with samples (donors). A sample that was taken in several
             conditions counts as one of each.
         sets: Gene sets as `score` takes them, such as a GMT file. Modules are the mean over a
-            set's genes of their values, each scaled to 0..1 over the cells. Enrichment needs
-            gseapy.
+            set's genes of their values, each scaled to 0..1 over the cells. Enrichment among
+            significant genes, and along the ranking of all (`gsea`), need gseapy.
         layer: Layer that holds the counts.
         alpha: See above.
         log_fold_change: What the base 2 logarithm of a gene's fold change must reach.
@@ -119,14 +126,17 @@ def compare(
         found = {} if named is None else _sets_there(opened, named, notes)
         folder = None if out is None else _folder(out)
         values = values_of(opened, np.arange(len(opened.genes)))
+        counts = None if of_cells["samples"] is None else _counts(opened)
     values = values.tocsr()[keep].astype(np.float32)
-    groups = Groups(values, opened.genes.names, **of_cells)
+    counts = None if counts is None else counts[keep]
+    groups = Groups(values, opened.genes.names, **of_cells, counts=counts)
     _say_what_is_left_out(groups, min_cells, notes)
 
     tables = {"composition": composition(groups, alpha)}
     tables["markers"] = markers(groups, alpha, log_fold_change, min_cells)
     scores = None
     tables["modules"], tables["enrichment"] = _empty(MODULES), _empty(ENRICHMENT)
+    tables["gsea"] = _empty(GSEA)
     if found:
         scores = scores_of(values.tocsc(), found)
         sizes = {key: len(genes) for key, genes in found.items()}
@@ -134,6 +144,7 @@ def compare(
         if has_gseapy():
             known = {key: [groups.genes[i] for i in genes] for key, genes in found.items()}
             tables["enrichment"] = enrichment(tables["markers"], known, alpha)
+            tables["gsea"] = gsea(tables["markers"], known, alpha)
         else:
             notes.append(
                 "enrichment is left out: gseapy is not installed; run "
@@ -142,6 +153,13 @@ def compare(
     else:
         notes.append("no gene sets given: no module scores and no enrichment")
     notes.append(_ON_CELLS if groups.samples is None else _ON_SAMPLES)
+    between = None if groups.samples is None else test_between_samples(groups)
+    if between == T_TEST:
+        lacking = "no counts in the input" if groups.counts is None else "PyDESeq2 not installed"
+        notes.append(
+            f"genes are tested between samples by t-tests of their means ({lacking}); counts, and "
+            "pip install 'concerto_tf[enrichment]', give PyDESeq2's test of summed counts"
+        )
     for note in notes:
         _log.warning("%s: %s", name, note)
     if folder is not None:
@@ -162,7 +180,8 @@ def compare(
                     "alpha": alpha,
                     "log_fold_change": log_fold_change,
                     "min_cells": min_cells,
-                    "error_rate": "Benjamini-Hochberg over all rows of a table",
+                    "error_rate": "Benjamini-Hochberg within each cell type, of a table",
+                    "genes_between_samples": between,
                     "tested_on": "cells" if groups.samples is None else "samples",
                     "tested": {key: _tested(groups, table) for key, table in tables.items()},
                     "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
@@ -309,6 +328,18 @@ def _sets_there(
         shown = ", ".join(sorted(lost)[:5]) + (", ..." if len(lost) > 5 else "")
         notes.append(f"{len(lost)} genes of the gene sets are missing and left out: {shown}")
     return there
+
+
+def _counts(cells: Input) -> sp.csr_matrix | None:
+    """Raw counts [n, G] of all cells; None where the values are something else."""
+    import scipy.sparse as sp
+
+    if units_of(cells, [RNA])[RNA] != COUNTS:
+        return None
+    step = 4096
+    starts = range(0, cells.n_cells, step)
+    chunks = [cells.chunk(start, min(start + step, cells.n_cells))[RNA] for start in starts]
+    return sp.vstack(chunks).tocsr()
 
 
 def _tested(groups: Groups, table: pd.DataFrame) -> int:

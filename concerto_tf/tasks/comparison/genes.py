@@ -9,6 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from concerto_tf.tasks.comparison.groups import Groups, adjust, rank_skewness, skewed_p, t_test
+from concerto_tf.tasks.comparison.pseudobulk import p_between_samples
 
 # A gene is tested where this share of a type's cells, and this many of them, express it: of both
 # conditions together, so that the choice says nothing about the difference.
@@ -32,12 +33,13 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
 
     Scanpy's scores, with correction for ties; p values from them by a Pearson type III
     distribution with the rank sum's own skewness, since the normal one calls too many genes where
-    one of the groups is small. They take cells for independent. With samples,
-    `p_samples` is that of a t-test between the samples' means, which is what counts then.
+    one of the groups is small. They take cells for independent. With samples, `p_samples` is that
+    of a test between samples (`p_between_samples`), which is what counts then. A gene that a
+    condition has nowhere has no fold change; its p value alone decides.
 
     Args:
         groups: The cells.
-        alpha: Share of false findings, by Benjamini and Hochberg over all rows.
+        alpha: Share of false findings, by Benjamini and Hochberg within each type.
         log_fold_change: What the base 2 logarithm of the fold change must reach, up or down.
         min_cells: Cells of a type that a condition must have.
 
@@ -92,15 +94,16 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
                 "p_samples": np.nan,
             }
         )
+        # What is a gene times as high as where there is none of it?
+        absent = (table["share_control"] == 0) | (table["share_condition"] == 0)
+        table.loc[absent, "log_fold_change"] = np.nan
         if groups.samples is not None:
-            part = groups.values[:, tested]
-            table["p_samples"] = t_test(
-                groups.by_sample(part, cells), groups.by_sample(part, control)
-            )
+            table["p_samples"] = p_between_samples(groups, tested, cells, control)
         tables.append(table)
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=MARKERS)
     found = _judged(groups, whole, alpha)
-    found["significant"] &= found["log_fold_change"].abs() >= log_fold_change
+    change = found["log_fold_change"].astype(float)
+    found["significant"] &= change.isna() | (change.abs() >= log_fold_change)
     return found[MARKERS].sort_values(
         ["cell_type", "condition", "significant", "p"],
         ascending=[True, True, False, True],
@@ -176,7 +179,7 @@ def enrichment(
         known = {name: sorted(background & set(genes)) for name, genes in sets.items()}
         known = {name: genes for name, genes in known.items() if genes}
         for direction, sign in (("up", 1), ("down", -1)):
-            chosen = part[part["significant"] & (np.sign(part["log_fold_change"]) == sign)]
+            chosen = part[part["significant"] & (np.sign(part["score"]) == sign)]
             hits = set(chosen["gene"])
             # sets without any hit are tests that were made, too
             table = pd.DataFrame(
@@ -202,7 +205,7 @@ def enrichment(
                 tables.append(table)
     if not tables:
         return pd.DataFrame(columns=ENRICHMENT)
-    whole = adjust(pd.concat(tables, ignore_index=True), "p")
+    whole = adjust(pd.concat(tables, ignore_index=True), "p", by="cell_type")
     whole["significant"] = whole["p_adjusted"] <= alpha
     return whole[ENRICHMENT].sort_values(
         ["cell_type", "condition", "direction", "p"], kind="stable", ignore_index=True
@@ -229,7 +232,7 @@ def scores_of(values: sp.csc_matrix, sets: Mapping[str, Sequence[int]]) -> pd.Da
 
 def _judged(groups: Groups, table: pd.DataFrame, alpha: float) -> pd.DataFrame:
     """The table with adjusted p values, and what is significant by the test that counts."""
-    table = adjust(table, "p", "p_samples")
+    table = adjust(table, "p", "p_samples", by="cell_type")
     counts = "p_adjusted" if groups.samples is None else "p_samples_adjusted"
     table["significant"] = table[counts].astype(float) <= alpha
     return table

@@ -19,6 +19,7 @@ class Groups:
         genes: G names.
         types: [n] codes of `type_names`.
         conditions: [n] codes of `condition_names`, of which the first is the control.
+        counts: [n, G] CSR raw counts where there are any and samples are compared, or None.
         samples: [n] codes of samples, each of them of one condition, or None where the control and
             another condition have not two samples each.
         type_names: names of the types.
@@ -32,6 +33,7 @@ class Groups:
     samples: np.ndarray | None
     type_names: list[str]
     condition_names: list[str]
+    counts: sp.csr_matrix | None = None
 
     @property
     def cases(self) -> range:
@@ -66,16 +68,24 @@ class Groups:
         return sums / np.bincount(own).reshape(-1, *[1] * (sums.ndim - 1))
 
 
-def adjust(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Adds `<column>_adjusted`: Benjamini and Hochberg's over all rows; NaN stays NaN."""
+def adjust(table: pd.DataFrame, *columns: str, by: str | None = None) -> pd.DataFrame:
+    """Adds `<column>_adjusted`: Benjamini and Hochberg's over all rows; NaN stays NaN.
+
+    Args:
+        table: Rows of tests.
+        *columns: Their p values.
+        by: A column; each of its values is then a family of tests of its own.
+    """
     from scipy.stats import false_discovery_control
 
+    families = np.zeros(len(table), int) if by is None else pd.factorize(table[by])[0]
     for column in columns:
         p = table[column].to_numpy(float)
-        known = np.isfinite(p)
         adjusted = np.full(len(p), np.nan)
-        if known.any():
-            adjusted[known] = false_discovery_control(p[known])
+        for family in np.unique(families):
+            known = np.isfinite(p) & (families == family)
+            if known.any():
+                adjusted[known] = false_discovery_control(p[known])
         table[f"{column}_adjusted"] = adjusted
     return table
 
