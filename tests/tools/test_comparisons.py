@@ -34,6 +34,7 @@ from protocols.simulations import simulations, splat
 
 PROTOCOLS = (
     "ablation",
+    "annotated-ladders",
     "annotation",
     "batches",
     "clustering",

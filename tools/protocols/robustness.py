@@ -27,6 +27,31 @@ LADDER = (2000, 5000, 10000, 15000, 20000)
 SHOWN = {"ari_kmeans": "K-means, ARI", "ari_leiden": "Leiden, ARI"}
 
 
+def ladders(
+    de_scales: Sequence[float], dropout_mids: Sequence[float], n_cells: int, n_genes: int
+) -> list[tuple[str, float, SplatParams]]:
+    """Name, level and parameters of every simulated set of the two ladders.
+
+    Reference:
+        Concerto, Methods, "Robustness analysis".
+    """
+    base: dict[str, Any] = {
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "group_sizes": (1.0,) * 5,
+        "dropout_shape": -1.0,
+    }
+    by_scale = [SplatParams(**base, de_scale=s, dropout_mid=1.0) for s in de_scales]
+    by_dropout = [SplatParams(**base, de_scale=0.2, dropout_mid=m) for m in dropout_mids]
+    return [
+        *(("de_scale", scale, params) for scale, params in zip(de_scales, by_scale, strict=True)),
+        *(
+            ("dropout_mid", mid, params)
+            for mid, params in zip(dropout_mids, by_dropout, strict=True)
+        ),
+    ]
+
+
 def robustness(
     out: str | Path,
     *,
@@ -89,19 +114,7 @@ def robustness(
         raise InputError("name the column of the data's cell types (label key) to score with")
     if source_key is not None and not data:
         raise InputError("a source key belongs to data; name some, or leave the key out")
-    base = {
-        "n_cells": n_cells,
-        "n_genes": n_genes,
-        "group_sizes": (1.0,) * 5,
-        "dropout_shape": -1.0,
-    }
-    simulated = [
-        *(("de_scale", s, SplatParams(**base, de_scale=s, dropout_mid=1.0)) for s in de_scales),
-        *(
-            ("dropout_mid", m, SplatParams(**base, de_scale=0.2, dropout_mid=m))
-            for m in dropout_mids
-        ),
-    ]
+    simulated = ladders(de_scales, dropout_mids, n_cells, n_genes)
     if not simulated and not data:
         raise InputError("no ladder is left; name de scales, dropout mids, or data")
     out = check_folder(out)
