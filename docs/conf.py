@@ -5,6 +5,9 @@ import re
 from importlib.metadata import version as version_of
 from typing import Any
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
 project = "concerto_tf"
 author = "The concerto_tf developers"
 project_copyright = "2026, the concerto_tf developers"
@@ -13,7 +16,6 @@ version = release = version_of("concerto_tf")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
@@ -24,7 +26,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_timeout = 300
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # and a warning, so that one build tells of all that fail
 nb_execution_in_temp = True
 nb_output_stderr = "remove"  # of TensorFlow, about the machine
 nb_merge_streams = True
@@ -43,10 +45,15 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Call arguments", "params_style"), "Reference"]
 
 html_theme = "sphinx_book_theme"
+html_math_renderer = "mathml"  # below
 html_title = f"concerto_tf {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
+    "navbar_start": [],  # the theme has a search field in its side bar
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
@@ -90,7 +97,26 @@ def _include(app: Any, path: Any, parent: str, source: list[str]) -> None:
     source[0] = _within(source[0])
 
 
+def _math(page: Any, node: Any) -> None:
+    """A formula within a line, as MathML: pages ask for nothing from elsewhere."""
+    page.body.append(tex2mathml(node.astext()))
+    raise SkipNode
+
+
+def _equation(page: Any, node: Any) -> None:
+    """A formula of its own; several lines are aligned at their &."""
+    text = node.astext()
+    if "&" in text:
+        text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+    page.body.append(page.starttag(node, "div", CLASS="math"))
+    if node["number"]:
+        page.body.append(f'<span class="eqno">({node["number"]})</span>')
+    page.body.append(tex2mathml(text, as_block=True) + "</div>")
+    raise SkipNode
+
+
 def setup(app: Any) -> None:
     """Sphinx calls it."""
+    app.add_html_math_renderer("mathml", (_math, None), (_equation, None))
     app.connect("source-read", _read)
     app.connect("include-read", _include)

@@ -177,6 +177,7 @@ def test_commands_run(page: Path, here: Path) -> None:
             run_line(line)
 
 
+@pytest.mark.slow
 def test_snippets_run(here: Path) -> None:
     """README's is `examples/quickstart.py`, and the modules of extending.md are in examples/."""
     import tensorflow as tf
