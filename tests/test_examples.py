@@ -145,6 +145,14 @@ def test_to_onnx(simulated: tuple[Path, int], tmp_path: Path) -> None:
     assert float(difference.rsplit(" ", 1)[1]) < 1e-5
 
 
+def test_track_with_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("mlflow", "alembic")
+    # Of others: MLflow's own warnings are errors here otherwise.
+    monkeypatch.setattr(sys.modules[__name__], "KERAS_SAVING", f"{KERAS_SAVING},ignore")
+    told = run(str(EXAMPLES / "track_with_mlflow.py"), str(tmp_path)).splitlines()[-3:]
+    assert told[:2] == ["rounds: 5", "loss falls: True"] and "MODEL_CARD.md" in told[2]
+
+
 @pytest.mark.slow
 def test_annotate(tmp_path: Path) -> None:
     lines = run(str(EXAMPLES / "annotate.py"), str(tmp_path / "out.h5ad")).splitlines()
