@@ -238,7 +238,9 @@ def scores(z: np.ndarray, data: DataSet, obs: Any) -> dict[str, float]:
 
 
 def scib(z: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> dict[str, float]:
-    """scIB's bio-conservation, batch correction and their total (0.6 and 0.4) by scib-metrics.
+    """A part of scIB's total by scib-metrics: without isolated labels and PCR.
+
+    Bio-conservation and batch correction without these, and 0.6 and 0.4 of them together.
 
     Args:
         z: Embedding [n, d].

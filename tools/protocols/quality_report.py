@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 ARIS = ("ari_kmeans", "ari_leiden")
 SHOWN = {"ari_kmeans": "K-means ARI", "ari_leiden": "Leiden ARI", "knn_macro_f1": "kNN macro-F1"}
-SCIB = {"scib_total": "total", "scib_bio": "bio-conservation", "scib_batch": "batch correction"}
+SCIB = {
+    "scib_total": "partial total (without isolated labels and PCR)",
+    "scib_bio": "bio-conservation (without isolated labels)",
+    "scib_batch": "batch correction (without PCR)",
+}
 #: F1 of its Leiden cluster from which on a rare type counts as recovered.
 RECOVERED = 0.9
 #: Cells above which the spread between seeds is looked at.
