@@ -164,7 +164,16 @@ def _sources(bench: Bench, task: str) -> tuple[str, AnnData, AnnData]:
     return f"source {a}", bench.part(source == a, LABEL), bench.part(source == b, LABEL)
 
 
-def _measured(bench: Bench, task: str) -> tuple[str, AnnData, AnnData]:
+def measured(bench: Bench, task: str) -> tuple[str, AnnData, AnnData]:
+    """Halves of the cells, of which the query has fewer genes or fewer counts.
+
+    Args:
+        bench: The cells.
+        task: ``N genes``, or ``N% of the counts``.
+
+    Returns:
+        Name of the reference, the reference and the query, both with labels.
+    """
     name, reference, query = _halves(bench, WHOLE)
     number = int(re.match(r"\d+", task)[0])
     if task.endswith("genes"):
@@ -319,7 +328,7 @@ PARTS: dict[str, Part] = {
     ),
     "labels": Part(_label_tasks, _labels(_halves)),
     "shift": Part(_shift_tasks, _labels(_sources, "harmony", "scanvi")),
-    "panels": Part(_panel_tasks, _labels(_measured)),
+    "panels": Part(_panel_tasks, _labels(measured)),
     "impute": Part(
         lambda bench: _all_cells(bench) if PROTEIN in bench.cells.obsm else [],
         {OURS + "impute": _imputed, "knn": _imputed_by_pca},
