@@ -316,19 +316,19 @@ def test_run_clustered_as_it_was_is_as_it_was(out: Path) -> None:
     assert "concerto_cluster_agreement" in anndata.read_h5ad(out / "result.h5ad").obs
     cluster(out)
     after = content(out)
-    for name in ("result.h5ad", "report.html"):  # which tell of both clusterings
+    # Which tell of both clusterings.
+    for name in ("result.h5ad", "report.html", "run.json"):
         del before[name], after[name]
     assert after == before
     pd.testing.assert_frame_equal(anndata.read_h5ad(out / "result.h5ad").obs, old.obs)
 
 
-def test_clusters_are_not_scored_by_labels_that_are_gone(out: Path) -> None:
+def test_a_result_that_was_changed_is_not_clustered_over(out: Path) -> None:
     adata = anndata.read_h5ad(out / "result.h5ad")
     del adata.obs["type"]
     adata.write_h5ad(out / "result.h5ad")
-    cluster(out)
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert "ari_kmeans" in metrics and not {"ari_clusters", "nmi_clusters"} & set(metrics)
+    with pytest.raises(InputError, match="not finished, or damaged"):
+        cluster(out)
 
 
 def test_markers_of_other_clusters_go_where_no_records_are(out: Path, caplog) -> None:
@@ -358,7 +358,7 @@ def test_no_finished_run_is_refused(out: Path, tmp_path: Path) -> None:
         cluster(out, algorithm="kmeans", n_clusters=121)
     (out / "metrics.json").unlink()
     before = content(out)
-    with pytest.raises(InputError, match="out: the run there is not finished; call `run` again"):
+    with pytest.raises(InputError, match="out: the run there is not finished, or damaged; call `run` again"):
         cluster(out)
     assert content(out) == before
     (tmp_path / "mine").mkdir()
