@@ -109,6 +109,8 @@ def labelled(labels: Any, output: str) -> dict[str, Any]:
         found["labels"] = {str(name): int(n) for name, n in counts.items()}
         found["unknown"] = int(counts.get("unknown", 0))
         found["sets"] = labels.attrs["sets"]
+        if "expected" in labels.attrs:
+            found["expected"] = labels.attrs["expected"]
     if "label_coarse" in labels:
         counts = labels["label_coarse"].value_counts()
         found["labels_coarse"] = {str(name): int(n) for name, n in counts.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier
+from concerto_tf.models.classifier import Classifier, expected, in_words
 from concerto_tf.novelty import (
     UNKNOWN,
     Calibration,
@@ -96,7 +96,8 @@ def annotate(
         1 - alpha, see `add_sets`); where asked for ``vote`` and ``vote_share``, and the groups
         as ``attrs["vote"]``. Of a model that learned two levels also ``label_coarse`` and
         ``confidence_coarse``: a cell whose type is ``unknown`` may still be one of a known group.
-        ``attrs["report"]`` says how the cells were measured.
+        ``attrs["report"]`` says how the cells were measured, and ``attrs["expected"]`` what share
+        of known cells, and of cells of each type were it not known, is called unknown at alpha.
 
     Raises:
         InputError: The model tells no types, model and cells do not fit together, or one of them
@@ -301,8 +302,10 @@ def _report(model: Classifier, table: pd.DataFrame, alpha: float) -> None:
     else:
         share = float((table["label"] == UNKNOWN).mean())
         _log.info(
-            "%.1f%% of the cells are unknown; of known cells alpha %g rejects about %g%%",
+            "%.1f%% of the cells are unknown; alpha %g: %s",
             100 * share,
             alpha,
-            100 * alpha,
+            in_words(expected(model.stated, alpha) or {"known_lost": alpha}),
         )
+        if model.stated:
+            table.attrs["expected"] = expected(model.stated, alpha)

@@ -16,11 +16,20 @@ from concerto_tf._identity import identity_of_file, identity_of_model, identity_
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier, Coarse, Exemplars, chosen_rows, measure_types
+from concerto_tf.models.classifier import (
+    Classifier,
+    Coarse,
+    Exemplars,
+    chosen_rows,
+    expected,
+    in_words,
+    measure_types,
+    state_novelty,
+)
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
-from concerto_tf.novelty import rejection_rate
+from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
@@ -285,26 +294,31 @@ def _calibrate(
         return labelled_batches(data, model.label_key, table)
 
     found = measure_types(model, batches, codes, held_out)
+    state_novelty(model, batches, codes, held_out, found)
     n = len(model.calibration)
     summary: dict[str, Any] = {"cells": n}
     if n:
         told, truth = found["code"][held_out], codes[held_out]
         summary["accuracy"] = round(float(np.mean(told == truth)), 4)
         summary["macro_f1"] = round(float(f1_score(truth, told, average="macro")), 4)
-    share = float(model.rejected(found["novelty"][held_out], ALPHA).mean()) if n else 0.0
-    expected, low, high = rejection_rate(share, n)
-    summary["alpha"], summary["rejected"] = ALPHA, round(expected, 4)
+    said = expected(model.stated, ALPHA) if steps_below(ALPHA, n) else {}
+    lost, low, high = rejection_rate(said.get("known_lost", 0.0), n)
+    summary["alpha"], summary["rejected"] = ALPHA, round(lost, 4)
     summary["rejected_interval_95"] = [round(low, 4), round(high, 4)]
-    if expected:
+    if "new_caught" in said:
+        summary["new_caught"], summary["new_caught_by_type"] = said["new_caught"], said["by_type"]
+    if said:
+        _log.info("alpha %g: %s", ALPHA, in_words(said))
+    if lost:
         _log.info(
             "calibrated on %d held-out cells: alpha %g rejects %.1f%% of known cells (95%% of such "
             "calibrations: %.1f%% to %.1f%%)",
             n,
             ALPHA,
-            100 * expected,
+            100 * lost,
             100 * low,
             100 * high,
         )
-    elif n:
+    elif n and not steps_below(ALPHA, n):
         _log.warning("calibrated on %d held-out cells, too few to reject any at alpha %g", n, ALPHA)
     return summary

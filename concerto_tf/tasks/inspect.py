@@ -88,10 +88,12 @@ def _cells(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from concerto_tf.models.classifier import expected
     from concerto_tf.models.fingerprint import fingerprint
     from concerto_tf.models.modality import described
     from concerto_tf.models.saving import load_model, model_file, read_config
     from concerto_tf.reference.files import FOLDER, load_reference
+    from concerto_tf.tasks.annotate import ALPHA
 
     file = model_file(path)
     saved = read_config(file)
@@ -102,6 +104,7 @@ def _model(path: Path) -> dict[str, Any]:
             "labels": config["classes"],
             **({"labels_coarse": config["coarse"]["names"]} if "coarse" in config else {}),
             "held_out_cells": len(config["calibration"]),
+            **({"expected": expected(config["stated"], ALPHA)} if "stated" in config else {}),
         }
         config = config["encoder"]
     genes = config["genes"]

@@ -358,7 +358,9 @@ def test_no_finished_run_is_refused(out: Path, tmp_path: Path) -> None:
         cluster(out, algorithm="kmeans", n_clusters=121)
     (out / "metrics.json").unlink()
     before = content(out)
-    with pytest.raises(InputError, match="out: the run there is not finished, or damaged; call `run` again"):
+    with pytest.raises(
+        InputError, match="out: the run there is not finished, or damaged; call `run` again"
+    ):
         cluster(out)
     assert content(out) == before
     (tmp_path / "mine").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import anndata
@@ -83,6 +84,24 @@ def test_groups_are_kept_with_the_model(folder: Path) -> None:
     before = fingerprint(model)
     model.coarse = None
     assert fingerprint(model) != before
+
+
+def test_both_sides_are_stated_where_labels_are_told(folder: Path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        table = annotate(folder / "typed", folder / "query.h5ad")
+    told = table.attrs["expected"]
+    assert told == inspect(folder / "typed")["expected"]
+    assert "of known cells about" in caplog.text and "of cells of a type left out" in caplog.text
+    said = json.loads((folder / "typed" / "training.json").read_text())["calibration"]
+    assert said["new_caught_by_type"] == told["by_type"] and set(told["by_type"]) == {
+        "B",
+        "CD4",
+        "CD8",
+    }
+    query = anndata.read_h5ad(folder / "query.h5ad").obs.astype(str)
+    unknown = (table["label"] == "unknown").groupby(query["fine"]).mean()
+    assert abs(unknown[["B", "CD4", "CD8"]].mean() - told["known_lost"]) < 0.06
+    assert told["by_type"]["B"] > 0.9
 
 
 def test_map_tells_the_coarsest_level_by_that_name_too(folder: Path) -> None:

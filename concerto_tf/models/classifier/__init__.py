@@ -1,10 +1,16 @@
 """Cell types from a pre-trained encoder, and how far cells are from the known ones."""
 
-from concerto_tf.models.classifier.calibration import calibrate, learn_types, measure_types
+from concerto_tf.models.classifier.calibration import (
+    calibrate,
+    learn_types,
+    measure_types,
+    state_novelty,
+)
 from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
+from concerto_tf.models.classifier.stated import expected, in_words
 
 __all__ = [
     "Classifier",
@@ -13,8 +19,11 @@ __all__ = [
     "Relearned",
     "calibrate",
     "chosen_rows",
+    "expected",
+    "in_words",
     "learn_types",
     "measure_types",
     "relearned",
+    "state_novelty",
     "with_encoder",
 ]

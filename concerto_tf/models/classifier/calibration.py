@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from concerto_tf.models.classifier.left_out import own_type_left_out
 from concerto_tf.models.classifier.network import Classifier
+from concerto_tf.models.classifier.stated import MOST_LEARNED, stated_novelty
 from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty
 from concerto_tf.novelty import (
     calibrated_on_all,
@@ -71,10 +72,16 @@ def _left_out(
     model: Classifier, data: Iterable[Batch], found: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What is said of held-out cells whose own types are taken as unknown, and their types."""
+    y, label = _labelled_cells(model, data)
+    measure = [np.array(w) for w in (model.type_axes, model.type_mean, model.type_directions)]
+    return own_type_left_out(found, y, label, measure), label
+
+
+def _labelled_cells(model: Classifier, data: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Standardized values [n, F] and types [n] of the labelled cells, in the order of the input."""
     y, label, row = (np.concatenate(x) for x in zip(*_labelled_values(model, data)(), strict=True))
     order = np.argsort(row, kind="stable")
-    measure = [np.array(w) for w in (model.type_axes, model.type_mean, model.type_directions)]
-    return own_type_left_out(found, y[order], label[order], measure), label[order]
+    return y[order], label[order]
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -155,3 +162,31 @@ def measure_types(
         ):
             break
     return found
+
+
+def state_novelty(
+    model: Classifier,
+    batches: Callable[[np.ndarray], Iterable[Batch]],
+    codes: np.ndarray,
+    held_out: np.ndarray,
+    found: dict[str, np.ndarray],
+) -> None:
+    """Notes what is to be expected of other cells, known ones and of a new type.
+
+    Args:
+        model: The classifier, which notes it (`stated_novelty`).
+        batches, codes, held_out: As for `measure_types`.
+        found: What that gave.
+    """
+    if not held_out.any():
+        return
+    learned = np.flatnonzero(~held_out & (codes >= 0))
+    some = np.random.default_rng(model.seed).permutation(learned)[:MOST_LEARNED]
+    model.stated = stated_novelty(
+        {name: of[held_out] for name, of in found.items()},
+        _labelled_cells(model, batches(held_out)),
+        _labelled_cells(model, batches(np.isin(np.arange(len(codes)), some))),
+        model.classes,
+        int((np.array(model.type_axes) != 0).any(axis=0).sum()),
+        model.seed,
+    )

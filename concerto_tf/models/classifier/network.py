@@ -33,8 +33,7 @@ from concerto_tf.novelty import Scale, is_novel
 from concerto_tf.records.batch import Batch, Minibatch
 
 #: What the names of the encoder's weights begin with in a file.
-_ENCODER = "encoder."
-_EXEMPLARS = "exemplars"
+_ENCODER, _EXEMPLARS = "encoder.", "exemplars"
 _OWN_WEIGHTS = "class_weight type_axes type_mean type_directions score_mean score_width".split()
 
 
@@ -63,6 +62,7 @@ class Classifier(BatchModel):
         together: `concerto_tf.novelty.mean_together` of these cells, ascending.
         nonconformity: What speaks against their types (`of_truth`), ascending.
         coarse: Groups of the types (`Coarse`), or None.
+        stated: What `stated_novelty` tells of held-out cells.
         seed: Seed of the initial weights.
         **kwargs: Of `keras.Model`.
 
@@ -76,8 +76,7 @@ class Classifier(BatchModel):
     >>> counts = rng.poisson(1 + 5 * (label[:, None] == np.arange(20) % 2))
     >>> cells = {
     ...     "genes": np.tile(np.arange(20, dtype=np.int32), (64, 1)),
-    ...     "values": counts.astype(np.float32), "label/type": label,
-    ... }
+    ...     "values": counts.astype(np.float32), "label/type": label}
     >>> encoder = Concerto([f"gene{i}" for i in range(20)], hidden_units=8, components=0)
     >>> model = Classifier(encoder, ["B", "T"], label_key="type")
     >>> model.compile(learning_rate=0.01)
@@ -103,6 +102,7 @@ class Classifier(BatchModel):
         together: Sequence[float] = (),
         nonconformity: Sequence[float] = (),
         coarse: Coarse | Mapping[str, Any] | None = None,
+        stated: Mapping[str, Any] | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -113,6 +113,7 @@ class Classifier(BatchModel):
         self.classes = tuple(str(name) for name in classes)
         self.label_key = label_key
         self.consistency = float(consistency)
+        self.stated = dict(stated or {})
         self.coarse = Coarse.from_config(coarse) if isinstance(coarse, Mapping) else coarse
         self.seed = int(seed)
         # Small differences between probabilities matter: never in half precision.
@@ -350,6 +351,7 @@ class Classifier(BatchModel):
             "together": list(self.together),
             "nonconformity": list(self.nonconformity),
             **({"coarse": self.coarse.get_config()} if self.coarse else {}),
+            **({"stated": self.stated} if self.stated else {}),
             "seed": self.seed,
         }
 

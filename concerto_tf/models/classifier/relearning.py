@@ -96,7 +96,7 @@ def with_encoder(model: Classifier, encoder: Any) -> Classifier:
         new = Classifier(encoder, model.classes, label_key=model.label_key, seed=model.seed)
     for mine, its in zip(model.own_weights().values(), new.own_weights().values(), strict=True):
         its.assign(mine)
-    new.coarse = model.coarse
+    new.coarse, new.stated = model.coarse, model.stated
     new.note_known(None, model.calibration, model.directions, model.together, model.nonconformity)
     return new
 

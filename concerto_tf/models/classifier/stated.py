@@ -1,0 +1,147 @@
+"""What is to be expected of a classifier: known cells lost, and new types caught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models.classifier.type_distance import (
+    measured_types,
+    type_conformity,
+    type_novelty,
+)
+from concerto_tf.novelty import (
+    calibrated_on_all,
+    mean_together,
+    novelty_together,
+    scale_by_type,
+)
+
+#: Parts of the held-out cells; fewest of a type that say anything of it; most cells learned from.
+_PARTS, _FEWEST, MOST_LEARNED = 5, 5, 3_000
+#: Types that are named in a sentence, those that are caught least.
+_NAMED = 6
+
+
+def stated_novelty(
+    found: Mapping[str, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray],
+    learned: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str],
+    components: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Novelty p-values of held-out cells as other cells like them would have.
+
+    Of known cells: beside held-out cells of other parts than their own. Of cells of a new type:
+    each type is left out in turn, of the components, the covariance and the limits. The network is
+    not trained anew; the odds are those of linear discriminants along the components.
+
+    Args:
+        found: What `Classifier.annotate` says of the held-out cells.
+        held_out: Their standardized values [n, F] and types [n].
+        learned: Those of cells that were learned from.
+        classes: Names of the types.
+        components: Components in which types are compared.
+        seed: Seed of the parts.
+
+    Returns:
+        ``known``: p-values of all held-out cells; ``new``: by type, those of its held-out cells
+        were it not known. Types of fewer than five are left out, and all where there are but two.
+    """
+    y, label = held_out
+    part = np.random.default_rng(seed).permutation(len(label)) % _PARTS
+    z, nobody = found["embedding"], np.zeros(len(label), bool)
+    known = _p_values(found["scores"], found["code"], z, part, nobody)
+    new = {}
+    for code in range(len(classes)) if len(classes) > 2 else ():
+        own, rest = label == code, learned[1] != code
+        if own.sum() < _FEWEST or len(np.unique(learned[1][rest])) < 2:
+            continue
+        others = learned[0][rest], learned[1][rest]
+        measure = measured_types([others].copy, len(classes), seed, components)
+        count = np.bincount(others[1], minlength=len(classes))
+        log_p = np.full((len(y), len(classes)), -1e6, np.float32)
+        log_p[:, count > 0] = np.log(count[count > 0]) - 0.5 * np.square(
+            (y @ measure[0])[:, np.newaxis] - measure[1][count > 0]
+        ).sum(axis=-1)
+        told = log_p.argmax(axis=1).astype(np.int32)
+        arrays = (tf.constant(of, tf.float32) for of in measure)
+        scores = type_conformity(tf.constant(y), tf.constant(log_p), tf.constant(told), *arrays)
+        p_value = _p_values(scores.numpy(), told, z, part, own)
+        new[classes[code]] = _rounded(p_value[own])
+    return {"known": _rounded(known), "new": new}
+
+
+def expected(stated: Mapping[str, Any], alpha: float) -> dict[str, Any]:
+    """What is to be expected at an error rate.
+
+    Args:
+        stated: From `stated_novelty`; empty of a model that was not measured.
+        alpha: Novelty p-value below which a cell is unknown.
+
+    Returns:
+        ``known_lost``, the share of known cells that is called unknown, ``new_caught``, that of
+        cells of a type left out on the mean over the types, and ``by_type``. Empty for nothing.
+
+    Example:
+
+    >>> expected({"known": [0.01, 0.5], "new": {"B": [0.02], "NK": [0.03, 0.2]}}, 0.05)
+    {'known_lost': 0.5, 'new_caught': 0.75, 'by_type': {'NK': 0.5, 'B': 1.0}}
+    """
+    if not stated:
+        return {}
+    caught = {name: round(_below(p, alpha), 3) for name, p in stated["new"].items()}
+    caught = dict(sorted(caught.items(), key=lambda item: item[1]))
+    return {
+        "known_lost": round(_below(stated["known"], alpha), 3),
+        **({"new_caught": round(float(np.mean(list(caught.values()))), 3)} if caught else {}),
+        "by_type": caught,
+    }
+
+
+def in_words(rates: Mapping[str, Any]) -> str:
+    """What `expected` gives, as a sentence.
+
+    Example:
+
+    >>> print(in_words({"known_lost": 0.04, "by_type": {}}))
+    of known cells about 4% are called unknown
+    """
+    said = f"of known cells about {rates['known_lost']:.0%} are called unknown"
+    if "new_caught" not in rates:
+        return said
+    named = [f"{name} {share:.0%}" for name, share in rates["by_type"].items()]
+    more = ", ..." if len(named) > _NAMED else ""
+    return (
+        f"{said}; of cells of a type left out {rates['new_caught']:.0%} on average "
+        f"({', '.join(named[:_NAMED])}{more})"
+    )
+
+
+def _p_values(
+    scores: np.ndarray, code: np.ndarray, z: np.ndarray, part: np.ndarray, new: np.ndarray
+) -> np.ndarray:
+    """P-values [n] beside the cells of other parts that are not new, by company too."""
+    p_value = np.ones(len(scores), np.float32)
+    for of in np.unique(part):
+        limits, cells = (part != of) & ~new, part == of
+        if not limits.any():
+            continue
+        scale = scale_by_type(scores[limits], code[limits], int(code.max()) + 1)
+        beside = type_novelty(scores[limits], code[limits], scale, ((), ()))[0].numpy()
+        held = np.sort(beside, axis=0).T.tolist()
+        p_value[cells] = type_novelty(scores[cells], code[cells], scale, held)[1].numpy()
+    together = calibrated_on_all(mean_together(p_value[~new], z[~new]))
+    return novelty_together(p_value, z, together)
+
+
+def _rounded(p_value: np.ndarray) -> list[float]:
+    return [round(float(p), 4) for p in p_value]
+
+
+def _below(p_value: Sequence[float], alpha: float) -> float:
+    return float(np.mean(np.array(p_value) < alpha)) if len(p_value) else 0.0
