@@ -84,8 +84,10 @@ def compare(options: argparse.Namespace) -> Any:
     compare(options.input, options.output, **given.same(options, names))
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
     shown = ("cells", "conditions", "tested_on", "tested", "significant")
-    say(options, table({key: found[key] for key in shown}), f"tables: {options.output}")
-    return found
+    report = str(as_path(options.output) / "report.html")
+    told = {key: found[key] for key in shown} | {"report": report}
+    say(options, table(told), f"tables: {options.output}")
+    return found | {"report": report}
 
 
 def simulate(options: argparse.Namespace) -> Any:

@@ -36,8 +36,9 @@ def run(options: argparse.Namespace) -> Any:
         table(found),
         f"result: {as_path(options.output) / 'result.h5ad'}",
         f"figures: {as_path(options.output) / 'figures'}",
+        f"report: {as_path(options.output) / 'report.html'}",
     )
-    return found
+    return found | {"report": str(as_path(options.output) / "report.html")}
 
 
 def demo(options: argparse.Namespace) -> Any:
@@ -51,6 +52,7 @@ def demo(options: argparse.Namespace) -> Any:
         table(found),
         f"result: {out / 'result.h5ad'} (scanpy.read_h5ad opens it)",
         f"figures: {out / 'figures'}",
+        f"report: {out / 'report.html'} (any browser opens it)",
         "next:",
         "  concerto run YOUR.h5ad -o result --label-key cell_type --source-key batch",
         f"  concerto embed {out / 'model'} OTHER.h5ad -o embedded.h5ad",

@@ -116,7 +116,8 @@ def labelled(labels: Any, output: str) -> dict[str, Any]:
         found["labels_coarse"] = {str(name): int(n) for name, n in counts.items()}
     if "vote" in labels:
         found["votes"] = {str(name): int(n) for name, n in labels["vote"].value_counts().items()}
-    return {**found, "output": str(output)}
+    found["output"] = str(output)
+    return found | ({"report": labels.attrs["page"]} if "page" in labels.attrs else {})
 
 
 def rows(labels: Any) -> dict[str, Any]:

@@ -4,10 +4,11 @@ A `Page` is made of sections, these of parts: text, facts, tables, and figures t
 and asked. It is written by `write_page`. What is here knows arrays and text, and no task.
 """
 
-from concerto_tf.report.page import render, write_page
+from concerto_tf.report.page import about, render, write_page
 from concerto_tf.report.parts import (
     Bars,
     CellMap,
+    Code,
     Curve,
     Facts,
     Heat,
@@ -23,6 +24,7 @@ from concerto_tf.report.parts import (
 __all__ = [
     "Bars",
     "CellMap",
+    "Code",
     "Curve",
     "Facts",
     "Heat",
@@ -31,6 +33,7 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "about",
     "by_category",
     "by_number",
     "render",

@@ -5,24 +5,30 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 from concerto_tf._files import atomic
+from concerto_tf._paths import as_path
 from concerto_tf.pl.palette import MISSING_COLOR
-from concerto_tf.report.parts import Bars, CellMap, Curve, Heat, Page, Part, Table, Text
+from concerto_tf.report.parts import Bars, CellMap, Code, Curve, Heat, Page, Part, Table, Text
 
 _HERE = Path(__file__).parent
 _DRAWN = (CellMap, Curve, Bars, Heat)
+#: Bytes of a page that say what it is about.
+_HEAD = 4096
 
 
-def write_page(page: Page, path: str | Path) -> None:
+def write_page(page: Page, path: str | Path, about: str = "") -> None:
     """Writes a page, whole or not at all.
 
     Args:
         page: The page.
         path: The file.
+        about: The file of results that it is about, for `about`.
 
     Example:
         >>> import tempfile
@@ -34,10 +40,19 @@ def write_page(page: Page, path: str | Path) -> None:
         True
     """
     with atomic(path) as temporary:
-        temporary.write_text(render(page), "utf-8", newline="\n")
+        temporary.write_text(render(page, about), "utf-8", newline="\n")
 
 
-def render(page: Page) -> str:
+def about(path: str | Path) -> str:
+    """The file of results that a page is about; empty where it is none of ours, or says nothing."""
+    with as_path(path).open("rb") as file:
+        found = re.search(
+            r'<meta name="about" content="([^"]*)">', file.read(_HEAD).decode("utf-8", "replace")
+        )
+    return "" if found is None else unescape(found[1])
+
+
+def render(page: Page, about: str = "") -> str:
     """A page as HTML.
 
     Whatever text it is given is shown as text. The browser is told to make no request. Figures
@@ -45,6 +60,7 @@ def render(page: Page) -> str:
 
     Args:
         page: The page.
+        about: The file of results that it is about.
 
     Returns:
         The document.
@@ -57,6 +73,7 @@ def render(page: Page) -> str:
     data = json.dumps({"figures": figures, "missing": MISSING_COLOR}, separators=(",", ":"))
     return _template().render(
         page=page,
+        about=about,
         sections=sections,
         style=_read("style.css"),
         script=_read("script.js") if figures else "",
@@ -80,15 +97,17 @@ def _part(part: Part, figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {"kind": kind, "rows": part.rows}
 
 
-def _cell(value: Any) -> tuple[str, bool]:
-    """A cell of a table as text, and whether it is a number."""
+def _cell(value: Any) -> tuple[str, str]:
+    """A cell of a table as text, and what kind of text it is."""
     if value is None:
-        return "", False
+        return "", ""
+    if isinstance(value, Code):
+        return value, "code"
     if isinstance(value, str | bool):
-        return str(value), False
+        return str(value), ""
     if isinstance(value, int) or float(value).is_integer():
-        return f"{int(value):,}", True
-    return ("" if value != value else f"{value:.3g}"), True
+        return f"{int(value):,}", "number"
+    return ("" if value != value else f"{value:.3g}"), "number"
 
 
 def _packed(text: str) -> str:

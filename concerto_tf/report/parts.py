@@ -32,6 +32,10 @@ class Text:
     tone: str = "plain"
 
 
+class Code(str):
+    """Text to be typed into a terminal, for a `Table`."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """Names and values in two columns."""
@@ -45,7 +49,7 @@ class Table:
 
     Attributes:
         columns: Headings.
-        rows: Text and numbers; numbers are aligned to the right.
+        rows: Text, `Code` and numbers; numbers are aligned to the right.
         note: What to know when reading it.
     """
 

@@ -6,6 +6,7 @@ const LAYOUT = {
   margin: { l: 55, r: 15, t: 30, b: 45 },
   paper_bgcolor: "rgba(0,0,0,0)",
   plot_bgcolor: "rgba(0,0,0,0)",
+  modebar: { bgcolor: "rgba(0,0,0,0)", color: "#9aa3ac", activecolor: "#0072b2" },
   hoverlabel: { align: "left", bgcolor: "#ffffff", font: { color: "#1b1f24" } },
 };
 const OPTIONS = { displaylogo: false, responsive: true, scrollZoom: false };
@@ -182,8 +183,8 @@ function draw_heat(drawing, figure) {
     colorbar: { thickness: 12, outlinewidth: 0, title: { text: plain(figure.axis), side: "right" } },
   }], {
     ...LAYOUT, margin: { l: 190, r: 15, t: 10, b: 90 }, plot_bgcolor: "#eceef0",
-    xaxis: { tickvals: columns.map((_, i) => i), ticktext: columns, tickangle: -90, showgrid: false },
-    yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows, autorange: "reversed", showgrid: false },
+    xaxis: { tickvals: columns.map((_, i) => i), ticktext: columns, tickangle: -90, showgrid: false, zeroline: false },
+    yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows, autorange: "reversed", showgrid: false, zeroline: false },
   }, { ...OPTIONS, displayModeBar: false });
 }
 

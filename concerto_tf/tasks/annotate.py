@@ -29,6 +29,7 @@ from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import check_adapt
 from concerto_tf.tasks.relearn import tell
+from concerto_tf.tasks.reporting.labels import write_report
 from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
@@ -77,7 +78,8 @@ def annotate(
         model: A model that `finetune` made, or its path.
         cells: Records, or anything that `convert` takes; genes are matched by name.
         out: The `.h5ad` to write, with ``obs["concerto_label"]``, ``obs["concerto_confidence"]``
-            and the other columns below alike, and ``obsm["X_concerto"]``; ``None`` writes nothing.
+            and the other columns below alike, and ``obsm["X_concerto"]``, with ``report.html``
+            beside it, to be sent on; ``None`` writes nothing.
         alpha: Share of the cells of known types that may be rejected, between 0 and 1.
         adapt: What to do about cells that lie off as a whole from the labelled: ``align`` moves
             them by what they share with these, ``source`` normalizes them by statistics of their
@@ -129,6 +131,13 @@ def annotate(
             obs = {f"concerto_{name}": column.to_numpy() for name, column in table.items()}
             obsm = {KEY: found["embedding"]}
             write_found(cells, out, records, obsm=obsm, obs=obs, uns=uns, layer=layer)
+            facts = {
+                "cell types of the model": ", ".join(model.classes),
+                "cells held out to calibrate on": f"{len(model.calibration):,}",
+            }
+            notes, z = table.attrs["report"], found["embedding"]
+            page = write_report(out, table, z, facts=facts, notes=notes, seed=seed)
+            table.attrs["page"] = str(page)
     return table
 
 
@@ -182,7 +191,7 @@ def as_classifier(model: Any) -> Classifier:
             f"{where}: tells no cell types; teach it some with `finetune`, or transfer "
             "labels from a reference with `map`"
         )
-    uses_model(model.encoder)
+    uses_model(model)
     return model
 
 

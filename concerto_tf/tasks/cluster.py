@@ -1,4 +1,4 @@
-"""Clusters and a two-dimensional map of an embedding."""
+"""Clusters of an embedding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
-from concerto_tf.metrics.graph import leiden, umap_layout
+from concerto_tf.metrics.graph import leiden
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.provenance import reads, recorded, taken, write_h5ad
@@ -51,8 +51,6 @@ RUNS = 20
 SOFT_CELLS, SOFT_STEPS = 256, 300
 # Columns of `obs` that are written: the clusters, and of a consensus how sure each cell is.
 CLUSTER, AGREEMENT = "concerto_cluster", "concerto_cluster_agreement"
-# Cells up to which igraph maps them sooner than umap-learn, which compiles itself first.
-_FEW_ENOUGH = 10_000
 
 
 @recorded("cluster")
@@ -221,37 +219,6 @@ def resolution_of(resolution: float | str) -> float:
             f"resolution is {resolution!r}; it must be a positive number, or {AUTO!r}", "resolution"
         )
     return float(resolution)
-
-
-def umap(adata: AnnData, seed: int = 0) -> None:
-    """Maps `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
-
-    UMAP of the graph of 15 nearest neighbours by Euclidean distance, as in the Concerto paper.
-    Fewer than 3 cells are put on a line.
-
-    Args:
-        adata: Cells; changed in place.
-        seed: Seed of the layout.
-
-    Raises:
-        InputError: No such embedding, or it is not finite.
-
-    Reference:
-        McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
-    """
-    rep = "X_concerto"
-    z = embedding_of("AnnData", adata, rep)
-    if len(z) < 3:
-        adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
-        return
-    graph = neighbour_graph(adata, rep, z, seed)
-    if len(z) > _FEW_ENOUGH:
-        import scanpy as sc
-
-        sc.tl.umap(graph, random_state=seed)
-        adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
-    else:
-        adata.obsm["X_umap"] = umap_layout(graph, seed)
 
 
 def _leiden(

@@ -32,6 +32,8 @@ from concerto_tf.tasks.comparison.genes import (
 from concerto_tf.tasks.comparison.groups import Groups
 from concerto_tf.tasks.comparison.pseudobulk import T_TEST, test_between_samples
 from concerto_tf.tasks.comparison.ranked import GSEA, gsea
+from concerto_tf.tasks.io.provenance import current, recorded, taken
+from concerto_tf.tasks.reporting.comparison import write_report
 from concerto_tf.tasks.score import find_genes, gene_sets, no_gene, values_of
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ _ON_SAMPLES = (
 )
 
 
+@recorded("compare")
 @checked
 def compare(
     cells: str | Path | AnnData,
@@ -82,8 +85,8 @@ def compare(
     Args:
         cells: Anything that `convert` takes, with columns of obs.
         out: Folder for `composition.tsv`, `markers.tsv`, `modules.tsv`, `enrichment.tsv`,
-            `gsea.tsv`, `figures/*.png` and, last, `compare.json`. What of these is there is
-            replaced; ``None`` writes nothing.
+            `gsea.tsv`, `figures/*.png`, `report.html` to be sent on and, last, `compare.json`. What
+            of these is there is replaced, a table without rows left out; ``None`` writes nothing.
         condition: Column of obs with the conditions.
         control: The condition that the others are compared with.
         label_key: Column of obs with cell types; by default ``concerto_label``, or else
@@ -163,31 +166,31 @@ def compare(
     for note in notes:
         _log.warning("%s: %s", name, note)
     if folder is not None:
+        told = {
+            "package_version": __version__,
+            "input": name,
+            "cells": len(groups.types),
+            "genes": len(groups.genes),
+            "condition": condition,
+            "control": control,
+            "conditions": groups.condition_names,
+            "label_key": label_key,
+            "sample_key": sample_key,
+            "alpha": alpha,
+            "log_fold_change": log_fold_change,
+            "min_cells": min_cells,
+            "error_rate": "Benjamini-Hochberg within each cell type, of a table",
+            "genes_between_samples": between,
+            "tested_on": "cells" if groups.samples is None else "samples",
+            "tested": {key: _tested(groups, table) for key, table in tables.items()},
+            "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
+            "notes": notes,
+        }
+        taken(label_key=label_key)
         with FolderLock(folder):
             _write(folder, groups, tables, scores)
-            write_json(
-                folder / SUMMARY,
-                {
-                    "package_version": __version__,
-                    "input": name,
-                    "cells": len(groups.types),
-                    "genes": len(groups.genes),
-                    "condition": condition,
-                    "control": control,
-                    "conditions": groups.condition_names,
-                    "label_key": label_key,
-                    "sample_key": sample_key,
-                    "alpha": alpha,
-                    "log_fold_change": log_fold_change,
-                    "min_cells": min_cells,
-                    "error_rate": "Benjamini-Hochberg within each cell type, of a table",
-                    "genes_between_samples": between,
-                    "tested_on": "cells" if groups.samples is None else "samples",
-                    "tested": {key: _tested(groups, table) for key, table in tables.items()},
-                    "significant": {key: int(t["significant"].sum()) for key, t in tables.items()},
-                    "notes": notes,
-                },
-            )
+            write_report(folder, groups, tables, told, current())
+            write_json(folder / SUMMARY, told)
     return tables
 
 
@@ -360,6 +363,9 @@ def _write(
     from concerto_tf.tasks.comparison import figures
 
     for name in _TABLES:
+        if not len(tables[name]):  # nothing was asked for, or could be tested; the notes say so
+            remove(folder / f"{name}.tsv")
+            continue
         with atomic(folder / f"{name}.tsv") as temporary:
             tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     place, found = folder / "figures", tables["markers"]

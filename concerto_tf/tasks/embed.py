@@ -116,6 +116,7 @@ def encoder_of(model: Any) -> Encoder:
     """
     if isinstance(model, str | Path):
         model = load_model(model)
+    given = model
     if isinstance(model, Classifier):
         model = model.encoder
     if not isinstance(model, Encoder):
@@ -123,7 +124,7 @@ def encoder_of(model: Any) -> Encoder:
             f"a {type(model).__name__} does not embed cells; it needs the members of "
             "concerto_tf.models.encoder.Encoder"
         )
-    uses_model(model)
+    uses_model(given)
     return model
 
 

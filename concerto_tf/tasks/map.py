@@ -27,6 +27,7 @@ from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import Match, check_adapt, match, reopened
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
+from concerto_tf.tasks.reporting.labels import told_of, write_report
 from concerto_tf.tasks.sets import add_sets
 from concerto_tf.tasks.vote import VOTE, add_vote, column_of, fine_clusters, named_groups
 
@@ -91,7 +92,7 @@ def map(  # noqa: A001 - the command's name
             ``obs["concerto_confidence"]``, ``obs["concerto_novelty"]``, ``obs["concerto_set"]``,
             the label before rejection in ``obs["concerto_predicted"]``, and ``obsm["X_concerto"]``;
             of ``levels`` each also with the level's name behind, as in
-            ``obs["concerto_label_<level>"]``.
+            ``obs["concerto_label_<level>"]``. Beside it ``report.html``, to be sent on.
         reference: Reference cells, or a `Reference`; ``None`` for the one kept with the model.
         label_key: Column of the reference's obs to transfer.
         levels: Several such columns, the coarsest first. A cell is mapped to a coarse group first,
@@ -215,6 +216,9 @@ def map(  # noqa: A001 - the command's name
                 if name.startswith(("label", "confidence", "novelty", "predicted", "set", "vote"))
             }
             write_found(query, out, records, obsm={KEY: z}, obs=columns, uns=uns, layer=layer)
+            facts = {} if found is None else told_of(found, keys)
+            page = write_report(out, table, z, facts=facts, notes=lines, seed=seed)
+            table.attrs["page"] = str(page)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The neighbour graph of an embedding, kept with the cells so that it is computed once."""
+"""The neighbour graph of an embedding, kept so that it is computed once, and a map of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.metrics.graph import restore_graph, scanpy_graph
+from concerto_tf.metrics.graph import restore_graph, scanpy_graph, umap_layout
+from concerto_tf.tasks.io.embedded import embedding_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 GRAPH_KEY = "concerto_neighbors"
 # Key that scanpy looks at by default, and what a graph consists of.
 _SCANPYS, _MATRICES = "neighbors", ("connectivities", "distances")
+# Cells up to which igraph maps them sooner than umap-learn, which compiles itself first.
+_FEW_ENOUGH = 10_000
 
 
 def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnData:
@@ -57,3 +60,34 @@ def kept_graph(adata: AnnData) -> dict[str, dict[str, Any]]:
         "obsp": {matrix: adata.obsp[f"{GRAPH_KEY}_{matrix}"] for matrix in _MATRICES},
         "uns": {_SCANPYS: {**adata.uns[GRAPH_KEY], **names}},
     }
+
+
+def umap(adata: AnnData, seed: int = 0) -> None:
+    """Maps `obsm["X_concerto"]` to two dimensions, into `adata.obsm["X_umap"]` (float32 [n, 2]).
+
+    UMAP of the graph of 15 nearest neighbours by Euclidean distance, as in the Concerto paper.
+    Fewer than 3 cells are put on a line.
+
+    Args:
+        adata: Cells; changed in place.
+        seed: Seed of the layout.
+
+    Raises:
+        InputError: No such embedding, or it is not finite.
+
+    Reference:
+        McInnes, Healy and Melville, "UMAP", arXiv:1802.03426 (2018).
+    """
+    rep = "X_concerto"
+    z = embedding_of("AnnData", adata, rep)
+    if len(z) < 3:
+        adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
+        return
+    graph = neighbour_graph(adata, rep, z, seed)
+    if len(z) > _FEW_ENOUGH:
+        import scanpy as sc
+
+        sc.tl.umap(graph, random_state=seed)
+        adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
+    else:
+        adata.obsm["X_umap"] = umap_layout(graph, seed)

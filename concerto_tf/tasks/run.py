@@ -29,7 +29,6 @@ from concerto_tf.tasks.cluster import (
     cluster,
     cluster_scores,
     resolution_of,
-    umap,
 )
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe
 from concerto_tf.tasks.embed import KEY, embed_records
@@ -45,7 +44,7 @@ from concerto_tf.tasks.io.run_folder import (
     draw_maps,
 )
 from concerto_tf.tasks.markers import MARKERS, write_markers
-from concerto_tf.tasks.neighbours import kept_graph
+from concerto_tf.tasks.neighbours import kept_graph, umap
 from concerto_tf.tasks.reporting.run import write_report
 from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.arguments import check_arguments, check_cells

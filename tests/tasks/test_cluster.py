@@ -17,9 +17,10 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from concerto_tf.errors import InputError
 from concerto_tf.tasks import cluster as module
 from concerto_tf.tasks import neighbours
-from concerto_tf.tasks.cluster import cluster, umap
+from concerto_tf.tasks.cluster import cluster
 from concerto_tf.tasks.io.provenance import steps_in
 from concerto_tf.tasks.io.run_folder import finished_run
+from concerto_tf.tasks.neighbours import umap
 from concerto_tf.tasks.run import run
 
 

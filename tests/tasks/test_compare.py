@@ -399,3 +399,23 @@ def test_without_pydeseq2_the_t_test_is_made_and_said(tmp_path: Path, monkeypatc
 def test_adjusted_p_is_over_all_rows_that_have_one() -> None:
     table = adjust(pd.DataFrame({"p": [0.01, np.nan, 0.02, 0.5]}), "p")
     np.testing.assert_allclose(table["p_adjusted"], [0.03, np.nan, 0.03, 0.5])
+
+
+def test_report_tells_what_was_found_and_by_which_tests(tmp_path: Path) -> None:
+    run(cells(1500), tmp_path / "samples", sample_key="donor")
+    text = (tmp_path / "samples" / "report.html").read_text("utf-8")
+    for words in ("tests between samples", "ill compared with well", "g0", "log2 ratio", "planted"):
+        assert words in text, words
+    assert "sample_key = donor" in text and str(tmp_path) not in text
+    run(cells(300), tmp_path / "cells", sets=None)
+    text = (tmp_path / "cells" / "report.html").read_text("utf-8")
+    assert "tests are on cells, which are no replicates" in text
+    assert "no gene sets given" in text
+
+
+def test_table_without_rows_is_not_written(tmp_path: Path) -> None:
+    run(cells(300), tmp_path)
+    assert (tmp_path / "modules.tsv").exists()
+    run(cells(300), tmp_path, sets=None)
+    left = {path.name for path in tmp_path.glob("*.tsv")}
+    assert left == {"composition.tsv", "markers.tsv"}

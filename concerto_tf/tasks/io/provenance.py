@@ -37,7 +37,6 @@ from concerto_tf.tasks.io.checksums import sha256_of_cells
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from concerto_tf.models.encoder import Encoder
     from concerto_tf.reference.cells import Reference
 
 KEY, _EARLIER, _NONE = "concerto", "earlier", "none"
@@ -176,13 +175,14 @@ def reads(**cells: Any) -> None:
         step.arguments |= cells
 
 
-def uses_model(model: Encoder) -> None:
-    """Notes the model that embeds, by its fingerprint."""
+def uses_model(model: Any) -> None:
+    """Notes the model that is asked, by its fingerprint, as `inspect` prints it."""
     step = _now.get()
     if step is not None and "model" not in step.facts:
         from concerto_tf.models.fingerprint import fingerprint
 
-        step.facts["model"] = {"method": type(model).__name__, "fingerprint": fingerprint(model)}
+        method = type(getattr(model, "encoder", model)).__name__
+        step.facts["model"] = {"method": method, "fingerprint": fingerprint(model)}
 
 
 def uses_reference(reference: Reference) -> None:

@@ -10,8 +10,19 @@ import numpy as np
 
 from concerto_tf._version import __version__
 from concerto_tf.pl.naming import in_order
-from concerto_tf.report import CellMap, Facts, Page, Section, Table, Text, by_category, by_number
-from concerto_tf.report import write_page as write_page
+from concerto_tf.report import (
+    CellMap,
+    Code,
+    Facts,
+    Page,
+    Section,
+    Table,
+    Text,
+    about,
+    by_category,
+    by_number,
+    write_page,
+)
 from concerto_tf.tasks.io.provenance import as_read
 
 if TYPE_CHECKING:
@@ -23,12 +34,22 @@ _FEW_SOURCES = 4
 _FOOT = "Made by concerto_tf {}. This page loads nothing from elsewhere."
 
 
-def beside(out: str | Path) -> Path:
-    """Where the page about a file of results is: in its folder, under the file's own name."""
-    from concerto_tf._paths import as_path
+def write_beside(page: Page, out: Path) -> Path:
+    """Writes the page about a file of results into its folder.
 
-    path = as_path(out)
-    return path.with_name(f"{path.name.removesuffix('.h5ad')}.{REPORT}")
+    Args:
+        page: The page.
+        out: The file.
+
+    Returns:
+        The page's file: ``report.html``; where that is about another file, the name of ``out`` and
+        ``.report.html``, as in ``cells.report.html``.
+    """
+    path = out.with_name(REPORT)
+    if path.exists() and about(path) != out.name:
+        path = out.with_name(f"{out.name.removesuffix('.h5ad')}.{REPORT}")
+    write_page(page, path, about=out.name)
+    return path
 
 
 def page(title: str, lead: str, figures: Mapping[str, Any], sections: Sequence[Section]) -> Page:
@@ -145,6 +166,12 @@ def mixing(
             ),
         ],
     )
+
+
+def to_try(rows: Sequence[Sequence[str]]) -> Section:
+    """Questions, and the commands that answer them."""
+    told = [[question, Code(command)] for question, command in rows]
+    return Section("What to try next", [Table(["question", "command"], told)])
 
 
 def done(steps: Sequence[Mapping[str, Any]], seconds: Mapping[str, float] | None = None) -> Section:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf.records import Records
-from concerto_tf.report import Curve, Facts, Part, Section, Table, Text
+from concerto_tf.report import Curve, Facts, Part, Section, Table, Text, write_page
 from concerto_tf.tasks.io.embedded import open_embedded
 from concerto_tf.tasks.io.provenance import KEY, steps_in, without_places
 from concerto_tf.tasks.io.run_folder import RECORDS, RESULT
@@ -99,7 +99,7 @@ def write_report(
             Section("Scores", [Facts(found)] if found else []),
             Section("Training", _training(folder / "model")),
             Section("Cells and genes", _data(records, metrics, steps)),
-            Section("What to try next", [_next(folder.absolute().name, asked, label, source)]),
+            _next(folder.absolute().name, asked, label, source),
             common.done(steps, _seconds(metrics)),
         ]
         names = _names(steps)
@@ -115,7 +115,8 @@ def write_report(
             f"concerto run."
         )
         title = ", ".join(names) or "concerto run"
-        common.write_page(common.page(title, lead, figures, sections), folder / common.REPORT)
+        page = common.page(title, lead, figures, sections)
+        write_page(page, folder / common.REPORT, about=RESULT)
     finally:
         if adata.isbacked:
             adata.file.close()
@@ -233,7 +234,7 @@ def _data(
     return [Facts({name: told for name, told in rows.items() if told}), Text(lines)]
 
 
-def _next(name: str, asked: Mapping[str, Any], label: str | None, source: str | None) -> Table:
+def _next(name: str, asked: Mapping[str, Any], label: str | None, source: str | None) -> Section:
     """Commands that lead on from here."""
     rows = [
         ["Finer clusters, without training again", f"concerto cluster {name} --resolution 1.0"],
@@ -272,7 +273,7 @@ def _next(name: str, asked: Mapping[str, Any], label: str | None, source: str | 
         ],
         ["All of it in Python", f'scanpy.read_h5ad("{name}/result.h5ad")'],
     ]
-    return Table(["question", "command"], rows)
+    return common.to_try(rows)
 
 
 def _names(steps: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,7 +57,7 @@ def test_labels_tell_how_they_were_found(typed_cells: Path, tmp_path: Path) -> N
     assert told["options"]["alpha"] == 0.2 and not told["options"]["vote"]
     assert told["options"]["source_key"] == "none"
     assert told["inputs"] == {"query.h5ad": {"as": "cells", "sha256": checksum(query)}}
-    assert told["model"]["fingerprint"] == fingerprint(load_model(model).encoder)
+    assert told["model"]["fingerprint"] == fingerprint(load_model(model))
     assert {"concerto_tf", "tensorflow", "scanpy", "anndata", "numpy", "python"} <= set(
         told["versions"]
     )
