@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 
+from concerto_tf import _progress
 from concerto_tf.cli import given, spelling
 from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.output import DONE, FAULT, INTERRUPTED, UNSUITABLE
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _end_for_sure()
     try:
         if not options.debug and _needs_tensorflow(options):
-            _import_tensorflow()
+            _import_tensorflow(options.quiet)
         given.imports(options)
         given.expected(options)
         result = options.run(options)
@@ -204,14 +205,24 @@ def _needs_tensorflow(options: argparse.Namespace) -> bool:
     return not paths or options.like is not None or any("://" in path for path in paths)
 
 
-def _import_tensorflow() -> None:
+def _import_tensorflow(quiet: bool) -> None:
     """Imports TensorFlow without what it writes to stderr before it can be told not to."""
     sys.stderr.flush()
     kept = os.dup(2)
+    # The log goes to where nothing is heard meanwhile.
+    slow = threading.Timer(
+        _progress.FIRST, os.write, (kept, b"starting: TensorFlow is being loaded\n")
+    )
+    slow.daemon = True
+    if not quiet:
+        slow.start()
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
         finally:
+            slow.cancel()
             os.dup2(kept, 2)
+            if not quiet:
+                slow.join()
             os.close(kept)

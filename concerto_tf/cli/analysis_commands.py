@@ -81,6 +81,7 @@ def compare(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.compare import SUMMARY, compare
 
     names = "condition control label_key sample_key sets layer alpha log_fold_change min_cells"
+    names += " figure_format"
     compare(options.input, options.output, **given.same(options, names))
     found = json.loads((as_path(options.output) / SUMMARY).read_text("utf-8"))
     shown = ("cells", "conditions", "tested_on", "tested", "significant")

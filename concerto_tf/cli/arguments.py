@@ -12,6 +12,7 @@ from concerto_tf.cli.options import (
     adapt,
     embedding,
     expecting,
+    figures,
     importing,
     keys,
     layer,
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     training(made)
     skipping(made)
     resolution(made)
+    figures(made)
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
     made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
@@ -234,6 +236,7 @@ def make_parser() -> argparse.ArgumentParser:
     real(made, "--alpha", "share of false findings in each table (0.05)", 0.05)
     real(made, "--log-fold-change", "of a marker, base 2, at least (0.25)", 0.25)
     whole(made, "--min-cells", "cells of a type that each condition must have (10)", 10)
+    figures(made)
 
     made = command(
         "simulate", analysis_commands.simulate, "cells of known groups, batches or paths"

@@ -142,6 +142,16 @@ def resolution(made: argparse.ArgumentParser) -> None:
     )
 
 
+def figures(made: argparse.ArgumentParser) -> None:
+    """In which format figures are left."""
+    made.add_argument(
+        "--figure-format",
+        choices=["png", "pdf", "svg"],
+        default="png",
+        help="of the figures (png)",
+    )
+
+
 def output(
     made: argparse.ArgumentParser,
     what: str,

@@ -12,6 +12,7 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
+from concerto_tf.pl.naming import in_order, short_name
 from concerto_tf.pl.palette import MISSING_COLOR, PALETTE
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Formats of the figures that commands leave in a folder.
+FORMATS = ("png", "pdf", "svg")
 # Categories up to which colors alone are told apart with ease; more are numbered on the map.
 _FEW_CATEGORIES = 8
+# Share of the map's width and height that a mark takes.
+_MARK = 0.07
 # Categories named in the legend, the largest ones.
 _LEGEND_ENTRIES = 60
 
@@ -70,7 +75,9 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None 
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
-    codes, names = column.cat.codes.to_numpy(), [str(c) for c in column.cat.categories]
+    order = in_order(str(name) for name in column.cat.categories)
+    place = np.array([order.index(str(name)) for name in column.cat.categories] + [-1])
+    codes, names = place[column.cat.codes.to_numpy()], order
     xy = np.asarray(adata.obsm["X_umap"], float)[:, :2]
 
     # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
@@ -184,19 +191,23 @@ def _points(axes: Axes, xy: np.ndarray, codes: np.ndarray) -> None:
 
 
 def _marks(axes: Axes, xy: np.ndarray, codes: np.ndarray, marks: list[str]) -> None:
-    """The mark of each category at the cell nearest to the middle of its cells."""
+    """The mark of each category amid its cells, or above them where it would cover them."""
     from matplotlib.patheffects import withStroke
 
+    room = _MARK * np.maximum(np.ptp(xy, axis=0), 1e-9)
     for code, mark in enumerate(marks):
         own = xy[codes == code]
         # of a category in two pieces the median lies in neither: go to a cell of it
         x, y = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
-        axes.text(
-            x,
-            y,
+        near = own[(np.abs(own - (x, y)) < 2 * room).all(axis=1)]
+        small = (np.ptp(near, axis=0) < room).all() and len(near) > len(own) / 2
+        axes.annotate(
             mark,
+            (x, near[:, 1].max() if small else y),
+            (0, 4 if small else 0),
+            textcoords="offset points",
             ha="center",
-            va="center",
+            va="bottom" if small else "center",
             fontsize=8 if len(marks) <= 20 else 7,
             fontweight="bold",
             path_effects=[withStroke(linewidth=2.2, foreground="white")],
@@ -229,10 +240,6 @@ def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
     )
 
 
-def short_name(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
 def new_figure(
     width: float,
     height: float,
@@ -247,6 +254,15 @@ def new_figure(
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+
+
+def check_format(figure_format: str) -> None:
+    """Raises InputError if figures are asked for in a format that is none of ``FORMATS``."""
+    if figure_format not in FORMATS:
+        raise InputError(
+            f"figures cannot be drawn as {figure_format!r}; choose one of {', '.join(FORMATS)}",
+            "figure_format",
+        )
 
 
 def check_figure(path: str | Path) -> None:

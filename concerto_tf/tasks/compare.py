@@ -15,6 +15,7 @@ from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
+from concerto_tf.pl.figures import FORMATS, check_format
 from concerto_tf.records import open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input
@@ -72,6 +73,7 @@ def compare(
     alpha: float = 0.05,
     log_fold_change: float = 0.25,
     min_cells: int = 10,
+    figure_format: str = "png",
 ) -> dict[str, pd.DataFrame]:
     """Compares every condition with the control, cell type by cell type.
 
@@ -85,7 +87,7 @@ def compare(
     Args:
         cells: Anything that `convert` takes, with columns of obs.
         out: Folder for `composition.tsv`, `markers.tsv`, `modules.tsv`, `enrichment.tsv`,
-            `gsea.tsv`, `figures/*.png`, `report.html` to be sent on and, last, `compare.json`. What
+            `gsea.tsv`, `figures/`, `report.html` to be sent on and, last, `compare.json`. What
             of these is there is replaced, a table without rows left out; ``None`` writes nothing.
         condition: Column of obs with the conditions.
         control: The condition that the others are compared with.
@@ -100,6 +102,7 @@ def compare(
         alpha: See above.
         log_fold_change: What the base 2 logarithm of a gene's fold change must reach.
         min_cells: Cells of a type that both conditions must have for its genes to be compared.
+        figure_format: Of the figures: ``png``, ``pdf`` or ``svg``.
 
     Returns:
         The tables by name.
@@ -121,6 +124,7 @@ def compare(
         in COVID-19".
     """
     _check_options(alpha, log_fold_change, min_cells)
+    check_format(figure_format)
     named = None if sets is None else gene_sets(sets)
     notes: list[str] = []
     with open_input(cells, layer=layer) as opened:
@@ -188,7 +192,7 @@ def compare(
         }
         taken(label_key=label_key)
         with FolderLock(folder):
-            _write(folder, groups, tables, scores)
+            _write(folder, groups, tables, scores, figure_format)
             write_report(folder, groups, tables, told, current())
             write_json(folder / SUMMARY, told)
     return tables
@@ -358,7 +362,11 @@ def _empty(columns: list[str]) -> pd.DataFrame:
 
 
 def _write(
-    folder: Path, groups: Groups, tables: Mapping[str, pd.DataFrame], scores: pd.DataFrame | None
+    folder: Path,
+    groups: Groups,
+    tables: Mapping[str, pd.DataFrame],
+    scores: pd.DataFrame | None,
+    figure_format: str,
 ) -> None:
     from concerto_tf.tasks.comparison import figures
 
@@ -370,10 +378,12 @@ def _write(
             tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     place, found = folder / "figures", tables["markers"]
     for figure in _FIGURES:  # the folder may hold others' figures
-        remove(place / f"{figure}.png")
-    figures.composition_figure(groups, tables["composition"], place / "composition.png")
+        for suffix in FORMATS:
+            remove(place / f"{figure}.{suffix}")
+    drawn = {figure: place / f"{figure}.{figure_format}" for figure in _FIGURES}
+    figures.composition_figure(groups, tables["composition"], drawn["composition"])
     if scores is not None:
-        figures.violin_figure(groups, scores, "Module scores", place / "violin_modules.png")
+        figures.violin_figure(groups, scores, "Module scores", drawn["violin_modules"])
     if not len(found):
         return
     called = found[found["significant"]]
@@ -381,9 +391,9 @@ def _write(
     ordered = (called if len(called) else found).sort_values("p", kind="stable")
     genes = list(dict.fromkeys(ordered["gene"]))[:30]
     values = _columns(groups, genes[:6])
-    figures.violin_figure(groups, values, title, place / "violin_genes.png")
-    figures.dot_figure(groups, genes, title, place / "dots.png")
-    figures.heat_figure(found, genes, title, place / "heatmap.png")
+    figures.violin_figure(groups, values, title, drawn["violin_genes"])
+    figures.dot_figure(groups, genes, title, drawn["dots"])
+    figures.heat_figure(found, genes, title, drawn["heatmap"])
 
 
 def _columns(groups: Groups, genes: list[str]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._progress import stage
 from concerto_tf.errors import InputError
 from concerto_tf.jobs import Job
 from concerto_tf.numerics.support import cluster_support
@@ -46,7 +47,8 @@ def describe(adata: AnnData, clusters: str, records: CellSet, seed: int = 0) -> 
         records: The same cells, with their values.
         seed: Seed of what is drawn for the support.
     """
-    found = rank_markers(records, adata.obs[clusters])
+    with stage("markers of the clusters"):
+        found = rank_markers(records, adata.obs[clusters])
     if found:
         adata.uns[MARKERS] = found
     table = _supported(adata, clusters, records, seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf._progress import stage
 from concerto_tf.metrics.graph import restore_graph, scanpy_graph, umap_layout
 from concerto_tf.tasks.io.embedded import embedding_of
 
@@ -35,7 +36,8 @@ def neighbour_graph(adata: AnnData, rep: str, z: np.ndarray, seed: int) -> AnnDa
             )
             if connectivities is not None and distances is not None:
                 return restore_graph(z, connectivities, distances, stored["params"])
-    graph = scanpy_graph(z, seed=seed)
+    with stage(f"neighbours of {len(z):,} cells"):
+        graph = scanpy_graph(z, seed=seed)
     for matrix in _MATRICES:
         adata.obsp[f"{GRAPH_KEY}_{matrix}"] = graph.obsp[matrix]
     # in scanpy's own layout, so that its tools take it as neighbors_key
@@ -84,10 +86,12 @@ def umap(adata: AnnData, seed: int = 0) -> None:
         adata.obsm["X_umap"] = np.stack([np.arange(len(z)), np.zeros(len(z))], 1).astype("f4")
         return
     graph = neighbour_graph(adata, rep, z, seed)
-    if len(z) > _FEW_ENOUGH:
-        import scanpy as sc
+    with stage(f"UMAP of {len(z):,} cells"):
+        if len(z) > _FEW_ENOUGH:
+            import scanpy as sc
 
-        sc.tl.umap(graph, random_state=seed)
-        adata.obsm["X_umap"] = graph.obsm["X_umap"].astype(np.float32)
-    else:
-        adata.obsm["X_umap"] = umap_layout(graph, seed)
+            sc.tl.umap(graph, random_state=seed)
+            found = graph.obsm["X_umap"]
+        else:
+            found = umap_layout(graph, seed)
+    adata.obsm["X_umap"] = np.asarray(found, np.float32)

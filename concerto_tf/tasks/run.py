@@ -18,8 +18,10 @@ from concerto_tf._calls import checked
 from concerto_tf._files import write_json
 from concerto_tf._identity import identity_of_cells
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf.errors import Argument
 from concerto_tf.jobs import Job
+from concerto_tf.pl.figures import check_format
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.inputs.input import Input
@@ -76,6 +78,7 @@ def run(
     dask: Any = None,
     seed: int = 0,
     skip_damaged: bool = False,
+    figure_format: str = "png",
     progress: StageProgress | None = None,
     **training: Any,
 ) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def run(
         seed: Seed of everything.
         skip_damaged: Go on without the cells of ``records/`` that were damaged since they were
             converted, and say how many are lost.
+        figure_format: Of the figures: ``png``, ``pdf`` or ``svg``.
         progress: Called with the stage, the number of cells done and of all cells.
         **training: Further arguments of `train`.
 
@@ -131,6 +135,7 @@ def run(
     with Job(out, asked, LAYOUT) as job:
         # What is unsuitable shows before anything is written.
         check_arguments(**training)
+        check_format(figure_format)
         resolution_of(resolution)
         finished, trained = job.finished, job.kept
         with ExitStack() as stack:
@@ -177,7 +182,7 @@ def run(
                     progress=reporter("train"),
                     **training,
                 )
-            _finish(job, asked, inputs, records, model, reporter("embed"))
+            _finish(job, asked, inputs, records, model, figure_format, reporter("embed"))
     return json.loads((out / METRICS).read_text("utf-8"))
 
 
@@ -238,6 +243,7 @@ def _finish(
     inputs: Sequence[str | Path | AnnData],
     records: Records,
     model: ContrastiveModel,
+    figure_format: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Everything after training."""
@@ -275,12 +281,14 @@ def _finish(
         _log.warning("%s: fewer than two labels; nothing to score by them", label)
         labels = None
     if labels is not None or "source" in colors:
-        scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
-    draw_maps(adata, [*colors, CLUSTER], out, titles={"label": label})
+        with stage("scores of the embedding"):
+            scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
+    titles = {"label": label, "source": asked["source_key"] or "input"}
+    draw_maps(adata, [*colors, CLUSTER], out, titles, figure_format)
     log = out / "model" / "training.csv"
     rate = _training_rate(log)
     if rate:
-        training_curve(log, out / FIGURES / "training.png")
+        training_curve(log, out / FIGURES / f"training.{figure_format}")
     _log.info("writing %s", out / RESULT)
     graph = kept_graph(adata)
     write_result(

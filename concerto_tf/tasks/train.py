@@ -13,6 +13,7 @@ from typing import Any
 from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_file, identity_of_records
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import ContrastiveModel, Ensemble, load_model
@@ -263,9 +264,10 @@ def _train(
         # A checkpoint holds what the PCA initialization made, too.
         if not model.started.numpy() and not resumed and workers.first:
             cells = cell_batches(model, records, schedule.batch_size, packed=True)
-            model.initialize(cells)
-            if not schedule.rounds:  # training finds the statistics of sources otherwise
-                model.calibrate(cells)
+            with stage("statistics and PCA initialization"):
+                model.initialize(cells)
+                if not schedule.rounds:  # training finds the statistics of sources otherwise
+                    model.calibrate(cells)
         model.started.assign(1)
         workers.start_alike(lasting_weights(model))
         if schedule.rounds:

@@ -71,7 +71,7 @@ def test_many_categories_are_numbered(tmp_path: Path, drawn: list[Figure]) -> No
     assert [t.get_text() for t in axes.texts] == [str(i + 1) for i in range(30)]
     assert axes.get_legend().get_texts()[11].get_text() == "12  type 11"
     own = adata.obsm["X_umap"][(adata.obs["cell_type"] == "type 11").to_numpy()]
-    assert np.abs(np.subtract(axes.texts[11].get_position(), own.mean(0))).max() < 1
+    assert np.abs(np.subtract(axes.texts[11].xy, own.mean(0))).max() < 1
     colors = {h.get_color() for h in axes.get_legend().get_lines()}
     assert len(colors) == 30
 
@@ -204,3 +204,23 @@ def test_an_unknown_kind_of_image_is_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     for known in ("map.png", "map.PDF", "map.svg"):
         check_figure(known)
+
+
+def test_categories_stand_in_the_order_people_count_in(drawn: list[Figure], tmp_path: Path) -> None:
+    adata = AnnData(np.zeros((4, 1), "f4"), {"group": ["10", "2", "0", "T"]})
+    adata.obsm["X_umap"] = np.arange(8.0).reshape(-1, 2)
+    umap_figure(adata, "group", tmp_path / "a.png")
+    legend = drawn[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "2", "10", "T"]
+
+
+def test_marks_do_not_cover_small_groups(drawn: list[Figure], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    xy = rng.normal(size=(1000, 2)) + 20 * np.eye(2)[0] * (np.arange(1000) // 100)[:, None]
+    small = rng.normal(size=(10, 2)) / 100 + [90, 8]
+    names = [f"c{i // 100}" for i in range(1000)] + ["tiny"] * 10
+    adata = AnnData(np.zeros((1010, 1), "f4"), {"group": pd.Categorical(names)})
+    adata.obsm["X_umap"] = np.concatenate([xy, small])
+    umap_figure(adata, "group", tmp_path / "a.png")
+    *_, mark = drawn[0].axes[0].texts
+    assert mark.get_va() == "bottom" and mark.xy[1] == pytest.approx(small[:, 1].max())

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 
 from concerto_tf.errors import InputError
@@ -138,6 +140,7 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
         "enrichment.tsv",
         "gsea.tsv",
         "figures",
+        "report.html",
         "compare.json",
     }
     assert {p.name for p in (out / "figures").iterdir()} == {
@@ -228,7 +231,7 @@ def test_sets_without_a_gene_are_skipped(tmp_path: Path) -> None:
 def test_nothing_significant_is_drawn_all_the_same(tmp_path: Path) -> None:
     run(cells(300, planted=False), tmp_path / "out", sets=None, log_fold_change=9.0)
     assert (tmp_path / "out/figures/heatmap.png").stat().st_size > 0
-    assert len(pd.read_csv(tmp_path / "out/enrichment.tsv", sep="\t")) == 0
+    assert not (tmp_path / "out/enrichment.tsv").exists()  # it would be empty
 
 
 def test_enrichment_of_the_planted_set(tmp_path: Path) -> None:
@@ -419,3 +422,35 @@ def test_table_without_rows_is_not_written(tmp_path: Path) -> None:
     run(cells(300), tmp_path, sets=None)
     left = {path.name for path in tmp_path.glob("*.tsv")}
     assert left == {"composition.tsv", "markers.tsv"}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures that were saved, by name."""
+    figures: dict[str, Figure] = {}
+
+    def kept(figure: Figure, path: Path) -> None:
+        figures[path.name] = figure
+
+    monkeypatch.setattr("concerto_tf.tasks.comparison.figures.save_figure", kept)
+    return figures
+
+
+def said(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_figures_tell_what_they_rest_on(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    adata = cells(1500)
+    adata.X[:, 3] = adata.X[:, 3].multiply(np.where(adata.obs["state"] == "ill", 500, 1)[:, None])
+    run(adata, tmp_path, figure_format="svg")
+    assert "no replicates" in said(drawn["composition.svg"])
+    dots = said(drawn["dots.svg"])
+    assert all(share in dots for share in ("25%", "50%", "100%", "expressing"))
+    [image] = drawn["heatmap.svg"].axes[0].images
+    low, high = image.get_clim()
+    assert high == -low == np.nanmax(np.abs(image.get_array())) > 6
+    run(adata, tmp_path, sample_key="donor")
+    assert "no replicates" not in said(drawn["composition.png"])
+    with pytest.raises(InputError, match="cannot be drawn as 'gif'; choose one of png, pdf, svg"):
+        run(adata, tmp_path, figure_format="gif")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from concerto_tf.pl.figures import PALETTE, new_figure, save_figure, short_name
+from concerto_tf.pl.figures import new_figure, save_figure
+from concerto_tf.pl.naming import in_order, short_name
+from concerto_tf.pl.palette import PALETTE
 from concerto_tf.tasks.comparison.groups import Groups
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # What can be read: genes of the dots and the heatmap, panels of the violins, types along an axis.
 _GENES, _PANELS, _TYPES = 30, 6, 24
+# Area of a dot where all cells express a gene, and shares that the legend shows.
+_DOT, _SHARES = 90, (0.25, 0.5, 0.75, 1.0)
 
 
 def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
@@ -23,7 +27,7 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
     counts = np.zeros((len(groups.condition_names), len(groups.type_names)))
     np.add.at(counts, (groups.conditions, groups.types), 1)
     shares = 100 * counts / counts.sum(1, keepdims=True)
-    shown = np.sort(np.argsort(-shares.max(0), kind="stable")[:_TYPES])
+    shown = _named(groups, np.argsort(-shares.max(0), kind="stable")[:_TYPES])
     figure, [axes] = new_figure(1.5 + 0.5 * len(shown), 3.4)
     width = 0.8 / len(shares)
     starred = table[table["significant"]]
@@ -37,6 +41,17 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
     _names(axes, [groups.type_names[cell_type] for cell_type in shown])
     axes.set_ylabel("% of cells", fontsize=9)
     axes.set_title("Composition; * differs from the control", fontsize=10, loc="left")
+    if groups.samples is None:
+        axes.text(
+            0.0,
+            0.99,
+            "by tests between cells, which are no replicates",
+            transform=axes.transAxes,
+            va="top",
+            fontsize=8,
+            color="0.35",
+        )
+        axes.margins(y=0.15)
     axes.legend(frameon=False, fontsize=8)
     _bare(axes)
     save_figure(figure, path)
@@ -79,12 +94,22 @@ def violin_figure(groups: Groups, values: pd.DataFrame, title: str, path: Path) 
 def dot_figure(groups: Groups, genes: list[str], title: str, path: Path) -> None:
     """Mean (color) and share of expressing cells (size) of genes, by type and condition."""
     rows, means, shares = _summaries(groups, genes[:_GENES])
-    figure, [axes] = new_figure(2.5 + 0.27 * means.shape[1], 1.8 + 0.22 * len(rows))
+    figure, [axes] = new_figure(3.3 + 0.27 * means.shape[1], 1.8 + 0.22 * len(rows))
     y, x = np.divmod(np.arange(means.size), means.shape[1])
-    dots = axes.scatter(x, y, s=90 * shares.ravel(), c=means.ravel(), cmap="viridis", lw=0)
+    dots = axes.scatter(x, y, s=_DOT * shares.ravel(), c=means.ravel(), cmap="viridis", lw=0)
+    sizes = [axes.scatter([], [], s=_DOT * share, c="0.4", lw=0) for share in _SHARES]
+    figure.legend(
+        sizes,
+        [f"{share:.0%}" for share in _SHARES],
+        title="cells\nexpressing",
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+    )
     _table(axes, rows, genes[:_GENES], title)
     bar = figure.colorbar(dots, ax=axes, pad=0.01, fraction=0.05)
-    bar.set_label("mean; size: share of cells expressing", fontsize=8)
+    bar.set_label("mean", fontsize=8)
     save_figure(figure, path)
 
 
@@ -96,7 +121,9 @@ def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -
     )[[gene for gene in genes[:_GENES] if gene in set(part["gene"])]]
     figure, [axes] = new_figure(2.5 + 0.27 * grid.shape[1], 1.4 + 0.22 * len(grid))
     axes.set_facecolor("0.85")
-    limit = min(4.0, float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0)
+    order = in_order(f"{kind}|{case}" for kind, case in grid.index)
+    grid = grid.loc[sorted(grid.index, key=lambda row: order.index(f"{row[0]}|{row[1]}"))]
+    limit = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0  # so that no color stands for more
     masked = np.ma.masked_invalid(grid.to_numpy(float))
     image = axes.imshow(masked, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     several = table["condition"].nunique() > 1
@@ -128,7 +155,13 @@ def _summaries(groups: Groups, genes: list[str]) -> tuple[list[str], np.ndarray,
 def _largest(groups: Groups) -> np.ndarray:
     """The types that there is room for, in order."""
     sizes = np.bincount(groups.types, minlength=len(groups.type_names))
-    return np.sort(np.argsort(-sizes, kind="stable")[:_TYPES])
+    return _named(groups, np.argsort(-sizes, kind="stable")[:_TYPES])
+
+
+def _named(groups: Groups, types: np.ndarray) -> np.ndarray:
+    """Types in the order that people count in."""
+    places = {groups.type_names[code]: code for code in types}
+    return np.array([places[name] for name in in_order(places)], int)
 
 
 def _table(axes: Axes, rows: list[str], genes: list[str], title: str) -> None:

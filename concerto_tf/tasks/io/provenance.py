@@ -31,6 +31,7 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf._version import __version__
 from concerto_tf.tasks.io.checksums import sha256_of_cells
 
@@ -81,7 +82,8 @@ class Step:
         for role in _CELLS:
             given = self.arguments.get(role)
             for cells in given if isinstance(given, list | tuple) else [given]:
-                name, checksum = sha256_of_cells(cells)
+                with stage("checksum of what was read"):
+                    name, checksum = sha256_of_cells(cells)
                 if checksum:
                     taken, n = name, 1
                     while taken in found:

@@ -12,6 +12,7 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
+from concerto_tf._progress import stage
 from concerto_tf.errors import InputError
 from concerto_tf.records import CellSet, open_input
 from concerto_tf.records.batch import RNA, label_key
@@ -98,7 +99,7 @@ def write_result(
     """
     out = as_path(out)
     check_target(out)
-    with atomic(out) as temporary, ExitStack() as stack:
+    with stage(f"writing {out}"), atomic(out) as temporary, ExitStack() as stack:
         opened = [stack.enter_context(open_input(item, layer=layer)) for item in inputs]
         only = opened[0]
         whole = len(opened) == 1 and len(rows) == only.n_cells

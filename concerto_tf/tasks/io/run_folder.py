@@ -67,7 +67,11 @@ def finished_run(folder: str | Path) -> Iterator[Job]:
 
 
 def draw_maps(
-    adata: AnnData, colors: Iterable[str], folder: Path, titles: Mapping[str, str | None]
+    adata: AnnData,
+    colors: Iterable[str],
+    folder: Path,
+    titles: Mapping[str, str | None],
+    figure_format: str | None = None,
 ) -> None:
     """Draws the map of cells once for each column, into the figures of a run.
 
@@ -76,11 +80,16 @@ def draw_maps(
         colors: Columns of obs.
         folder: The folder of the run.
         titles: What to write above, where that is not the name of the column.
+        figure_format: ``png``, ``pdf`` or ``svg``; by default those that are there, or ``png``.
     """
-    from concerto_tf.pl.figures import umap_figure
+    from concerto_tf.pl.figures import FORMATS, umap_figure
 
     (folder / FIGURES).mkdir(exist_ok=True)
     for color in colors:
         name = color.removeprefix("concerto_")
-        path = folder / FIGURES / f"umap_{name}.png"
-        umap_figure(adata, color, path, title=titles.get(color, name))
+        paths = [folder / FIGURES / f"umap_{name}.{suffix}" for suffix in FORMATS]
+        there = [path for path in paths if path.exists()]
+        if figure_format is not None:
+            there = [folder / FIGURES / f"umap_{name}.{figure_format}"]
+        for path in there or paths[:1]:
+            umap_figure(adata, color, path, title=titles.get(color, name))

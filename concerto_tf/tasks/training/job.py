@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import atomic
 from concerto_tf._identity import identity_of_records
+from concerto_tf._progress import stage
 from concerto_tf.jobs import Job, Layout, read_note
 from concerto_tf.models import save_model
 from concerto_tf.models.card import FILE_NAME as CARD
@@ -94,7 +96,8 @@ def fit_in_rounds(
     clock = InputClock()
     log = Log(str(log_file), append=bool(first))
     board = keras.callbacks.TensorBoard(str(out / "tensorboard"), write_graph=False)
-    with closing_log(log):
+    with closing_log(log), ExitStack() as first_step:
+        first_step.enter_context(stage("compilation of the first training step"))
         model.fit(
             workers.distribute(clock.on(data_from(first * schedule.steps_per_round))),
             epochs=last,
@@ -103,6 +106,9 @@ def fit_in_rounds(
             verbose=0,
             callbacks=[
                 TrainingProgress(schedule, progress if workers.first else None, clock),
+                keras.callbacks.LambdaCallback(
+                    on_train_batch_end=lambda batch, logs: first_step.close()
+                ),
                 StopOnNaN(),
                 *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
