@@ -17,6 +17,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 
 if TYPE_CHECKING:
+    from concerto_tf import pl
     from concerto_tf.export import export
     from concerto_tf.layers import GeneAttention, LogNormalize, RandomMask, SourceBatchNormalization
     from concerto_tf.losses import Alignment, EffectiveRank, NTXent, Uniformity, nt_xent
@@ -73,6 +74,7 @@ __all__ = [
     "load_reference",
     "map",
     "nt_xent",
+    "pl",
     "pseudotime",
     "run",
     "save_model",
@@ -116,6 +118,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 if not TYPE_CHECKING:  # type checkers are to see a name that is not there
 
     def __getattr__(name: str) -> Any:
+        if name == "pl":  # as scanpy's
+            return import_module(f"{__name__}.pl")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

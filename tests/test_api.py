@@ -23,6 +23,7 @@ SUBPACKAGES = (
     "metrics",
     "models",
     "models.extending",
+    "pl",
     "records",
     "simulate",
 )

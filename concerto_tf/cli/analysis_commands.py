@@ -65,7 +65,10 @@ def pseudotime(options: argparse.Namespace) -> Any:
     from concerto_tf.tasks.pseudotime import PSEUDOTIME, pseudotime
 
     adata = pseudotime(
-        options.input, options.root, options.output, **given.same(options, "groupby rep seed")
+        options.input,
+        options.root,
+        options.output,
+        **given.same(options, "groupby rep figure seed"),
     )
     found = {
         "cells": adata.n_obs,

@@ -214,6 +214,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="obs column of the groups (concerto_cluster)",
     )
+    made.add_argument("--figure", metavar="FILE", help="figure of pseudotime and PAGA")
     embedding(made)
 
     made = command(

@@ -66,6 +66,14 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None 
         >>> path.exists()
         True
     """
+    # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
+    figure, [axes] = new_figure(5.0, 5.0, layout=None)
+    draw_umap(axes, adata, color, title)
+    save_figure(figure, path)
+
+
+def draw_umap(axes: Axes, adata: AnnData, color: str, title: str | None = None) -> None:
+    """Draws what `umap_figure` says on axes that are there."""
     import pandas as pd
 
     if color not in adata.obs:
@@ -80,8 +88,6 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None 
     codes, names = place[column.cat.codes.to_numpy()], order
     xy = np.asarray(adata.obsm["X_umap"], float)[:, :2]
 
-    # the legend lies outside of these 5 x 5 inches, which saving extends by what it needs
-    figure, [axes] = new_figure(5.0, 5.0, layout=None)
     _points(axes, xy, codes)
     entries = [short_name(name) for name in names]
     if len(names) > _FEW_CATEGORIES:
@@ -98,7 +104,6 @@ def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None 
     axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("0.6")
-    save_figure(figure, path)
 
 
 def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: str | Path) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 
 from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
+from concerto_tf.pl.figures import check_figure
+from concerto_tf.pl.trajectory import trajectory_figure
 from concerto_tf.records.inputs.observations import choices
 from concerto_tf.tasks.cluster import CLUSTER, cluster
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.provenance import recorded, taken, write_h5ad
 from concerto_tf.tasks.io.result import check_target
-from concerto_tf.tasks.neighbours import neighbour_graph
+from concerto_tf.tasks.neighbours import neighbour_graph, umap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,7 @@ def pseudotime(
     *,
     groupby: str | None = None,
     rep: str = "X_concerto",
+    figure: str | Path | None = None,
     seed: int = 0,
 ) -> AnnData:
     """Orders cells from a root, into ``obs["concerto_pseudotime"]``, with PAGA of their groups.
@@ -55,6 +58,8 @@ def pseudotime(
         groupby: Column of obs with the groups. By default ``concerto_cluster``, which is made (by
             Leiden) where it is not there.
         rep: Key of the embedding in obsm.
+        figure: File of a figure of both, on the UMAP that the cells have or on a new one; its
+            ending says the format.
         seed: Seed of the clusters, and of the start of the eigenvectors.
 
     Returns:
@@ -79,8 +84,11 @@ def pseudotime(
     import scanpy as sc
     from scipy.sparse.csgraph import connected_components
 
-    if out is not None:
-        check_target(out)
+    for path in (out, figure):
+        if path is not None:
+            check_target(path)
+    if figure is not None:
+        check_figure(figure)
     adata = open_embedded(cells, backed=False)
     name = cells if isinstance(cells, str | Path) else "AnnData"
     z = embedding_of(name, adata, rep)
@@ -117,10 +125,25 @@ def pseudotime(
     adata.uns["iroot"] = position
     adata.uns["paga"] = _paga(graph, groups, key)
     adata.uns[f"{key}_sizes"] = groups.value_counts(sort=False).to_numpy()
+    if figure is not None:
+        _draw(adata, z, figure, seed)
     if out is not None:
         taken(groupby=key, root=str(adata.obs_names[position]))
         write_h5ad(adata, out)
     return adata
+
+
+def _draw(adata: AnnData, z: np.ndarray, figure: str | Path, seed: int) -> None:
+    """Draws pseudotime and PAGA on the map that the cells have, or on a new one."""
+    from anndata import AnnData
+
+    shown = AnnData(obs=adata.obs, uns={key: adata.uns[key] for key in ("iroot", "paga")})
+    if "X_umap" in adata.obsm:
+        shown.obsm["X_umap"] = np.asarray(adata.obsm["X_umap"])
+    else:
+        shown.obsm["X_concerto"] = z
+        umap(shown, seed)
+    trajectory_figure(shown, figure, PSEUDOTIME)
 
 
 def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, seed: int) -> str:
