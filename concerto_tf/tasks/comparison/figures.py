@@ -40,19 +40,11 @@ def composition_figure(groups: Groups, table: pd.DataFrame, path: Path) -> None:
                 axes.text(at, share[cell_type], "*", ha="center", va="bottom", fontsize=10)
     _names(axes, [groups.type_names[cell_type] for cell_type in shown])
     axes.set_ylabel("% of cells", fontsize=9)
-    axes.set_title("Composition; * differs from the control", fontsize=10, loc="left")
+    title = "Composition; * differs from the control"
     if groups.samples is None:
-        axes.text(
-            0.0,
-            0.99,
-            "by tests between cells, which are no replicates",
-            transform=axes.transAxes,
-            va="top",
-            fontsize=8,
-            color="0.35",
-        )
-        axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=8)
+        title += "\nby tests between cells, which are no replicates"
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _bare(axes)
     save_figure(figure, path)
 
