@@ -390,15 +390,7 @@ def _write(
     title = "Strongest significant genes" if len(called) else "Strongest genes; none is significant"
     ordered = (called if len(called) else found).sort_values("p", kind="stable")
     genes = list(dict.fromkeys(ordered["gene"]))[:30]
-    values = _columns(groups, genes[:6])
+    values = figures.values_of(groups, genes[:6])
     figures.violin_figure(groups, values, title, drawn["violin_genes"])
     figures.dot_figure(groups, genes, title, drawn["dots"])
     figures.heat_figure(found, genes, title, drawn["heatmap"])
-
-
-def _columns(groups: Groups, genes: list[str]) -> pd.DataFrame:
-    """Values [n, genes] of some genes."""
-    import pandas as pd
-
-    places = [groups.genes.index(gene) for gene in genes]
-    return pd.DataFrame(groups.values[:, places].toarray(), columns=genes)

@@ -129,6 +129,12 @@ def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -
     save_figure(figure, path)
 
 
+def values_of(groups: Groups, genes: list[str]) -> pd.DataFrame:
+    """Values [n, genes] of some genes."""
+    places = [groups.genes.index(gene) for gene in genes]
+    return pd.DataFrame(groups.values[:, places].toarray(), columns=genes)
+
+
 def _summaries(groups: Groups, genes: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Rows "type | condition", and the genes' means and shares of expressing cells in each."""
     place = {gene: i for i, gene in reversed(list(enumerate(groups.genes)))}

@@ -46,6 +46,7 @@ def write_report(
         Section("Genes", _genes(tables["markers"], between, told)),
         Section("Gene sets", _sets(tables["modules"], "difference", between)),
         Section("Enrichment", _sets(tables["enrichment"], "odds_ratio", "Fisher's exact test")),
+        Section("Ranked gene sets", _sets(tables["gsea"], "score", "GSEA over ranked genes")),
         _next(told),
         common.done(steps),
     ]
@@ -83,7 +84,7 @@ def _composition(groups: Groups, table: pd.DataFrame, between: str) -> list[Part
             table.sort_values("p", kind="stable"),
             "cell_type condition cells_control cells_condition log2_ratio p_adjusted significant",
             "Shares are of all cells of a condition: where one type grows, others shrink; "
-            f"{between}. p values are adjusted by Benjamini and Hochberg over all rows.",
+            f"{between}. p values are adjusted by Benjamini and Hochberg.",
         ),
     ]
 
