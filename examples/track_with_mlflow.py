@@ -2,8 +2,8 @@
 
     python examples/track_with_mlflow.py FOLDER
 
-`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it. Any Keras callback works the same
-way, that of Weights & Biases too: `wandb.integration.keras.WandbMetricsLogger()` after
+`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it. Any Keras callback works in the
+same way, that of Weights & Biases too: `wandb.integration.keras.WandbMetricsLogger()` after
 `wandb.init(mode="offline")`.
 """
 
