@@ -1,5 +1,6 @@
 """How Sphinx builds the documentation; `tools/docs` calls it."""
 
+import inspect
 import os
 import re
 from importlib.metadata import version as version_of
@@ -115,8 +116,18 @@ def _equation(page: Any, node: Any) -> None:
     raise SkipNode
 
 
+def _signature(app: Any, what: str, name: str, object: Any, options: Any, *told: Any) -> Any:
+    """What a class of Keras takes: `__init__` tells it, `__new__` takes anything."""
+    if what != "class" or not (told[0] or "").startswith("(*args"):
+        return None
+    own = inspect.signature(object.__init__)
+    parameters = [p.replace(annotation=p.empty) for p in list(own.parameters.values())[1:]]
+    return str(own.replace(parameters=parameters, return_annotation=own.empty)), None
+
+
 def setup(app: Any) -> None:
     """Sphinx calls it."""
+    app.connect("autodoc-process-signature", _signature)
     app.add_html_math_renderer("mathml", (_math, None), (_equation, None))
     app.connect("source-read", _read)
     app.connect("include-read", _include)
