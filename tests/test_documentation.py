@@ -86,7 +86,7 @@ def test_every_floor_is_in_the_architecture() -> None:
     floors = re.findall(r"\w+", contracts["importlinter:contract:floors"]["layers"])
     page = (DOCS / "developer" / "architecture.md").read_text("utf-8")
     table = page.split("## Floors")[1].split("## ")[0]
-    assert set(floors) <= set(re.findall(r"`(\w+)`", table))
+    assert {name for name in floors if name[0] != "_"} <= set(re.findall(r"`(\w+)`", table))
 
 
 def test_every_command_is_listed() -> None:
