@@ -112,6 +112,7 @@ def make_cells(n: int, seed: int, proteins: bool = False) -> AnnData:
     obs = {
         "cell_type": np.array(["B", "NK", "T"])[kind],
         "coarse": np.where(kind == 0, "B", "other"),
+        "lineage": np.where(kind == 0, "B", "other"),
         "group": np.array(["Group1", "Group2", "Group3"])[kind],
         "path": np.array(["Path1", "Path2", "Path3"])[kind],
         "batch": np.array(["Batch1", "Batch2"])[donor % 2],
@@ -137,7 +138,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_cells(240, 9, proteins=True).write_h5ad(folder / "citeseq.h5ad")
     concerto_tf.run(folder / "cells.h5ad", folder / "result", label_key="cell_type")
     records = concerto_tf.convert(
-        folder / "cells.h5ad", folder / "records", label_keys=["cell_type", "coarse"]
+        folder / "cells.h5ad", folder / "records", label_keys=["cell_type", "coarse", "lineage"]
     )
     model = concerto_tf.train(records, folder / "model", genes="all")
     concerto_tf.finetune(model, records, folder / "model-types", label_key="cell_type", epochs=5)
@@ -157,6 +158,8 @@ def here(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def run_line(line: str) -> None:
     """Runs `concerto` as a line says; what it is to write is not there yet."""
     arguments = arguments_of(line)
+    if "--preset" in arguments:
+        arguments += ["--epochs", "1"]  # the papers take up to a thousand
     if "-o" in arguments:
         out = Path(arguments[arguments.index("-o") + 1])
         if out.is_dir():
