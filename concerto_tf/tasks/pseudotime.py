@@ -206,8 +206,10 @@ def _paga(graph: AnnData, groups: pd.Series, key: str) -> dict:
 
     known = graph[groups.notna().to_numpy()].copy()
     known.obs[key] = groups.dropna().array
-    if len(groups.cat.categories) == 1:  # nothing to connect, which scanpy cannot say
-        empty = csr_matrix((1, 1))
+    n, code = len(groups.cat.categories), known.obs[key].cat.codes.to_numpy()
+    one, other = known.obsp["connectivities"].nonzero()
+    if not (code[one] != code[other]).any():  # nothing is connected, which scanpy cannot say
+        empty = csr_matrix((n, n))
         return {"connectivities": empty, "connectivities_tree": empty.copy(), "groups": key}
     sc.tl.paga(known, groups=key)
     return dict(known.uns["paga"])

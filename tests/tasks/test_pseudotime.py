@@ -72,6 +72,14 @@ def test_cells_that_are_not_connected_have_no_pseudotime(caplog) -> None:
     assert "40 of 190 cells are not connected to the root; their pseudotime is NaN" in caplog.text
 
 
+def test_groups_that_nothing_connects_have_a_graph_without_edges() -> None:
+    cells = line(apart=40)
+    cells.obs["place"] = np.where(cells.obs["stage"] == "far", "far", "near")
+    pseudotime(cells, "near", groupby="place")
+    assert cells.uns["paga"]["connectivities"].shape == (2, 2)
+    assert cells.uns["paga"]["connectivities"].nnz == 0
+
+
 def test_cells_without_a_group_are_ordered_all_the_same() -> None:
     cells = line()
     cells.obs.loc[cells.obs_names[:30], "stage"] = None
