@@ -167,7 +167,9 @@ def test_run_leaves_what_it_promises(finished) -> None:
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.rglob(".*")] and not (out / "model/checkpoint").exists()
     metrics = json.loads((out / "metrics.json").read_text())
-    assert answer.last == metrics and answer.out.count("\n") == 1
+    report = str(out / "report.html")
+    assert answer.last == metrics | {"report": report} and answer.out.count("\n") == 1
+    assert Path(report).stat().st_size > 0
     assert not [key for key in [*METRICS, *COST] if key not in metrics]
     assert metrics["cells"] == 60 and metrics["genes"] == 40
     assert all(np.isfinite(value) and value >= 0 for value in metrics.values())
@@ -373,7 +375,8 @@ def test_reader_that_stops_early_is_no_fault(finished) -> None:
         text=True,
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stderr.replace("starting: TensorFlow is being loaded\n", "")  # where that is slow
+    assert (done.returncode, said) == (0, "")
 
 
 def test_plain_lines_come_now_and_then() -> None:

@@ -120,7 +120,12 @@ def test_report_tells_of_the_run(done: tuple) -> None:
     figures = json.loads(gzip.decompress(base64.b64decode(packed[1])))["figures"]
     drawn = figures[0]
     assert sorted(drawn["names"]) == sorted(f"cell{i}" for i in range(300))
-    assert [color["name"] for color in drawn["colors"]] == ["cluster", "type", "donor"]
+    assert [color["name"] for color in drawn["colors"]] == [
+        "cluster",
+        "type",
+        "donor",
+        "cluster support",
+    ]
     assert [of["title"] for of in figures[1:]] == [
         "Loss",
         "Alignment",

@@ -10,6 +10,7 @@ import numpy as np
 
 from concerto_tf._version import __version__
 from concerto_tf.pl.naming import in_order
+from concerto_tf.pl.palette import MISSING_COLOR
 from concerto_tf.report import (
     CellMap,
     Code,
@@ -65,7 +66,11 @@ def warned(lines: Sequence[str]) -> Section:
 
 
 def cell_map(
-    obs: pd.DataFrame, xy: np.ndarray, columns: Mapping[str, str], note: str = ""
+    obs: pd.DataFrame,
+    xy: np.ndarray,
+    columns: Mapping[str, str],
+    note: str = "",
+    gray: str | None = None,
 ) -> CellMap:
     """A map of cells by columns of obs.
 
@@ -75,6 +80,7 @@ def cell_map(
         columns: What a column is called on the page, by its name; those that are not there are left
             out. Numbers are colored by size, all else by category.
         note: What to know when looking at it.
+        gray: A category that is no group of its own.
     """
     colors = {}
     for column, name in columns.items():
@@ -82,6 +88,8 @@ def cell_map(
             values = obs[column]
             numeric = values.dtype.kind == "f"
             colors[name] = by_number(values.to_numpy()) if numeric else by_category(*coded(values))
+            if gray in colors[name].get("categories", ()):
+                colors[name]["shades"][colors[name]["categories"].index(gray)] = MISSING_COLOR
     return CellMap(xy, list(obs.index.astype(str)), colors, note)
 
 

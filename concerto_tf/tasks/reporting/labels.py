@@ -28,7 +28,7 @@ MOST_MAPPED = 20_000
 #: Share of unknown cells past which reasons are told.
 _MUCH_UNKNOWN = 0.2
 #: Groups of a vote that are told.
-_GROUPS = 60
+_GROUPS = 20
 _OWN = "concerto_"
 _MAP = (
     "Drag to move, scroll to zoom, double-click to see all; click names at the side to see them "
@@ -120,7 +120,7 @@ def _map(
     """The cells in two dimensions: as they came, or by UMAP of a part of them."""
     if own is not None and np.isfinite(own).all():
         note = f"The UMAP is the one that the cells came with. {_MAP}"
-        return common.cell_map(obs, own, titles, note)
+        return common.cell_map(obs, own, titles, note, UNKNOWN)
     from anndata import AnnData
 
     chosen = np.sort(np.random.default_rng(seed).permutation(len(z))[:MOST_MAPPED])
@@ -130,7 +130,7 @@ def _map(
     note = f"UMAP of the Concerto embedding. {_MAP}"
     if len(chosen) < len(z):
         note = f"{len(chosen):,} of the {len(z):,} cells, chosen at random. {note}"
-    return common.cell_map(obs.iloc[chosen], mapped.obsm["X_umap"], titles, note)
+    return common.cell_map(obs.iloc[chosen], mapped.obsm["X_umap"], titles, note, UNKNOWN)
 
 
 def _labels(table: pd.DataFrame, alpha: Any) -> list[Part]:
@@ -170,7 +170,7 @@ def _labels(table: pd.DataFrame, alpha: Any) -> list[Part]:
     columns = ["label", "cells", "share", "median confidence", "lowest tenth below"]
     parts: list[Part] = [Text(told), Table([*columns, "unknown, nearest to it"], rows, note)]
     sets = table.attrs.get("sets")
-    if sets:
+    if sets and sets["mean_size"]:
         parts.append(
             Text(
                 [

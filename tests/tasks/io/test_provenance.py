@@ -82,15 +82,15 @@ def test_reference_is_told_by_name_and_content(typed_cells: Path, tmp_path: Path
 
 
 def test_steps_follow_each_other(typed_cells: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cells.h5ad"
-    embed(typed_cells / "model", typed_cells / "query.h5ad", path)
-    first = checksum(path)
-    cluster(path, path)
-    pseudotime(path, "0", path)
-    score(path, ["AB1C", "AB2C"], path, name="two")
+    paths = [tmp_path / f"{n}.h5ad" for n in range(4)]
+    embed(typed_cells / "model", typed_cells / "query.h5ad", paths[0])
+    first = checksum(paths[0])
+    cluster(paths[0], paths[1])
+    pseudotime(paths[1], "0", paths[2])
+    score(paths[2], ["AB1C", "AB2C"], path := paths[3], name="two")
     steps = steps_in(entry(path))
     assert [step["command"] for step in steps] == ["embed", "cluster", "pseudotime", "score"]
-    assert steps[1]["inputs"] == {"cells.h5ad": {"as": "cells", "sha256": first}}
+    assert steps[1]["inputs"] == {"0.h5ad": {"as": "cells", "sha256": first}}
     assert steps[1]["options"]["resolution"] == 0.6  # what `auto` came to
     assert steps[2]["options"]["groupby"] == "concerto_cluster"
     assert steps[0]["seed"] == "none"  # draws nothing at random
@@ -103,10 +103,11 @@ def test_steps_follow_each_other(typed_cells: Path, tmp_path: Path) -> None:
 def test_more_than_nine_steps_stay_in_order(tmp_path: Path) -> None:
     adata = AnnData(np.zeros((30, 1), "f4"))
     adata.obsm["X_concerto"] = np.random.default_rng(0).normal(size=(30, 2)).astype("f4")
-    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_h5ad(tmp_path / "1.h5ad")
     for n in range(2, 13):
-        cluster(tmp_path / "a.h5ad", tmp_path / "a.h5ad", algorithm="kmeans", n_clusters=n)
-    steps = inspect(tmp_path / "a.h5ad")["steps"]
+        given, out = tmp_path / f"{n - 1}.h5ad", tmp_path / f"{n}.h5ad"
+        cluster(given, out, algorithm="kmeans", n_clusters=n)
+    steps = inspect(out)["steps"]
     assert [step["options"]["n_clusters"] for step in steps] == list(range(2, 13))
 
 

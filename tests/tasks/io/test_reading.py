@@ -132,7 +132,12 @@ def test_a_query_that_is_written_out_leaves_nothing_else(
         )
     assert anndata.io.read_h5ad(tmp_path / "out.h5ad").obs["concerto_label"].notna().all()
     assert not [path for path, *_ in opened if "tfrecord" in path]
-    assert {p.name for p in tmp_path.iterdir()} == {"query.h5ad", "out.h5ad", "temporary"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "query.h5ad",
+        "out.h5ad",
+        "report.html",
+        "temporary",
+    }
     assert not list((tmp_path / "temporary").glob("concerto-*"))
 
 
