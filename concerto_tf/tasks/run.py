@@ -45,6 +45,7 @@ from concerto_tf.tasks.io.run_folder import (
     RESULT,
     draw_maps,
 )
+from concerto_tf.tasks.io.unintegrated import variance_lost
 from concerto_tf.tasks.markers import MARKERS, write_markers
 from concerto_tf.tasks.neighbours import kept_graph, umap
 from concerto_tf.tasks.reporting.run import write_report
@@ -302,6 +303,8 @@ def _finish(
         uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
         obsp=graph["obsp"],
     )
+    if "source" in colors:
+        scores |= variance_lost(out / RESULT, z, colors["source"], seed)
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
     metrics = {
         "cells": records.n_cells,
