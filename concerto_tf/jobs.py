@@ -122,6 +122,8 @@ class Job:
         self._overwrite, self._writes = overwrite, writes
         self._same = self._began = self._fresh = False
         self._changed: list[str] = []
+        #: Results that are not as finished work left them, where all of them are there.
+        self.changed: tuple[str, ...] = ()
         self._lock = FolderLock(self.out)
 
     def __enter__(self) -> Job:
@@ -239,6 +241,7 @@ class Job:
         if self._same:
             was_finished = note is not None and _FILES in note
             self._changed = [name for name in lacking if was_finished and (out / name).exists()]
+            self.changed = tuple(lacking) if self._changed == lacking else ()
             return
         self.facts = {}
         if note == {} and not self._overwrite:

@@ -324,11 +324,19 @@ def test_run_clustered_as_it_was_is_as_it_was(out: Path) -> None:
     pd.testing.assert_frame_equal(anndata.read_h5ad(out / "result.h5ad").obs, old.obs)
 
 
-def test_a_result_that_was_changed_is_not_clustered_over(out: Path) -> None:
+def test_a_result_that_scanpy_changed_is_clustered_as_it_is(out: Path, caplog) -> None:
     adata = anndata.read_h5ad(out / "result.h5ad")
     del adata.obs["type"]
+    adata.obs["mine"] = "kept"
     adata.write_h5ad(out / "result.h5ad")
-    with pytest.raises(InputError, match="not finished, or damaged"):
+    cluster(out)
+    assert "result.h5ad: was changed since; it is taken as it is" in caplog.text
+    assert (anndata.read_h5ad(out / "result.h5ad").obs["mine"] == "kept").all()
+    # Clusters are not scored by labels that are gone.
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "ari_kmeans" in metrics and not {"ari_clusters", "nmi_clusters"} & set(metrics)
+    (out / "result.h5ad").write_bytes(b"")
+    with pytest.raises(InputError, match="result.h5ad"):
         cluster(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from concerto_tf.jobs import Job, Layout, read_note
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_log = logging.getLogger("concerto_tf")
 RESULT, METRICS, FIGURES = "result.h5ad", "metrics.json", "figures"
 RECORDS, MARKERS_TABLE = "records", "markers.tsv"
 LAYOUT = Layout(
@@ -58,7 +60,9 @@ def finished_run(folder: str | Path) -> Iterator[Job]:
     asked = note.get("asked")
     with Job(folder, asked, LAYOUT) as job:
         job.acquire()
-        if not job.finished:
+        if job.changed == (RESULT,):  # as by scanpy; what is damaged does not open
+            _log.warning("%s: was changed since; it is taken as it is", job.out / RESULT)
+        elif not job.finished:
             raise InputError(
                 f"{folder}: the run there is not finished, or damaged; call `run` again as it was "
                 "begun"
