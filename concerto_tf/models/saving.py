@@ -24,6 +24,7 @@ from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.methods import load_installed
 from concerto_tf.models.modality import described
 from concerto_tf.models.objects import is_ours, left_out, missing_class
+from concerto_tf.models.shipped import SHIPPED, shipped
 from concerto_tf.models.weights import lasting_weights
 
 FILE_NAME = "model.keras"
@@ -161,8 +162,11 @@ def _reason(error: BaseException) -> str:
 
 
 def model_file(path: str | Path) -> Path:
-    """The `.keras` file of a path: the file itself, or the one in the folder of a training."""
-    path = as_path(path)
+    """The `.keras` file of a path: the file itself, or the one in the folder of a training.
+
+    A name of `SHIPPED` is a model that comes with the package.
+    """
+    path = shipped(path) or as_path(path)
     if path.is_dir():
         path = path / FILE_NAME
         if not path.exists():
@@ -174,7 +178,10 @@ def model_file(path: str | Path) -> Path:
                 "(run the same `train` again to finish it), or a .keras file"
             )
     if not path.exists():
-        raise InputError(f"{path}: there is no such model; check the path")
+        raise InputError(
+            f"{path}: there is no such model; check the path (with the package come: "
+            f"{', '.join(SHIPPED)})"
+        )
     check_file(path)
     return path
 
@@ -187,7 +194,8 @@ def load_model(path: str | Path) -> ContrastiveModel:
     modules that have been imported.
 
     Args:
-        path: A `.keras` file, or the folder of a training.
+        path: A `.keras` file, the folder of a training, or ``human-blood``, which comes with the
+            package.
 
     Returns:
         The model, not compiled.
