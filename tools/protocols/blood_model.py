@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,9 @@ def resolved(embedding: np.ndarray, types: np.ndarray, seed: int = 0) -> np.ndar
         return found
     scaled = StandardScaler().fit_transform(embedding)
     told = LogisticRegression(max_iter=100, class_weight="balanced", random_state=seed)
-    told.fit(scaled[~open_], types[~open_].astype(str))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # near enough, after that many steps
+        told.fit(scaled[~open_], types[~open_].astype(str))
     p = pd.DataFrame(told.predict_proba(scaled[open_]), columns=told.classes_)
     for i, row in zip(np.flatnonzero(open_), p.to_numpy(), strict=True):
         among = [name for name in types[i].split(OR) if name in p.columns]

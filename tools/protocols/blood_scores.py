@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from concerto_tf.novelty import UNKNOWN
 from concerto_tf.tasks.annotate import annotate
 from protocols.blood_cells import OR, TYPES, group_of, joined
 from protocols.blood_model import build, resolved
+from protocols.lines import Lines, read_lines
+from protocols.quality_report import markdown
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 HELD_OUT = ("10x chemistries", "Ding Drop-seq", "Ding inDrops")
 #: Studies that are left out together: of one donor, or too small for a model of their own.
 FOLDS = {
-    "Zheng": ("Zheng",),
     "10x 3k": ("10x 3k", "10x 6k"),
     "BREM-SC": ("BREM-SC",),
     "ICA": ("ICA",),
     "Ding": ("Ding",),
+    "Zheng": ("Zheng",),
     "others": ("Freytag", "10x 8k", "SRR11038995", "SRR7244582"),
 }
+#: What the scores of left-out cell types are filed under.
+NEW = "new types"
 #: Cell types that are left out of a model, beside the study on which they are looked for.
 NEW_TYPES = {
     "NK": ("NK",),
@@ -50,11 +53,12 @@ def left_out(studies: dict[str, AnnData], results: Path, seed: int = 0) -> None:
         results: File that each score is appended to, as JSON.
         seed: Seed of everything.
     """
+    kept = _kept(results)
     for fold, names in FOLDS.items():
         others = _others(studies, names)
         # Of the same donors as the study by Ding et al., and so asked of no model that saw these.
         asked = [*names, *(HELD_OUT[1:] if fold == "Ding" else ())]
-        wanted = [study for study in asked if not _there(results, fold, study)]
+        wanted = [study for study in asked if (fold, study) not in kept]
         if not wanted:
             continue
         with tempfile.TemporaryDirectory() as work:
@@ -65,22 +69,26 @@ def left_out(studies: dict[str, AnnData], results: Path, seed: int = 0) -> None:
             table = annotate(model, query)
             seconds = time.perf_counter() - began
             row = {"fold": fold, "study": study, "seconds": round(seconds, 1)}
-            row |= _scores("concerto", studies[study], table["label"], table["label_coarse"])
+            row |= _scores(
+                "concerto", studies[study], table["label"], table["label_coarse"], others
+            )
             row |= _scores(
                 "concerto, never unknown",
                 studies[study],
                 table["predicted"],
                 _groups_by_type(table["predicted"]),
+                others,
             )
             for name, fine, coarse in peers(others, query, seed):
-                row |= _scores(name, studies[study], fine, coarse)
-            _append(results, row)
+                row |= _scores(name, studies[study], fine, coarse, others)
+            kept.add(row)
 
 
 def new_types(studies: dict[str, AnnData], results: Path, seed: int = 0) -> None:
     """Scores models without a cell type on a study that has it and that they have not seen."""
+    kept = _kept(results)
     for name, types in NEW_TYPES.items():
-        if _there(results, "new types", name):
+        if (NEW, name) in kept:
             continue
         names = FOLDS["10x 3k"]
         others = _others(studies, names)
@@ -90,12 +98,12 @@ def new_types(studies: dict[str, AnnData], results: Path, seed: int = 0) -> None
         study = studies[names[0]]
         table = annotate(model, _plain(study))
         new = np.array([set(of.split(OR)) <= set(types) for of in study.obs["types"]])
-        row: dict[str, Any] = {"fold": "new types", "study": name}
+        row: dict[str, Any] = {"fold": NEW, "study": name}
         for level, column in (("fine", "label"), ("coarse", "label_coarse")):
             unknown = (table[column] == UNKNOWN).to_numpy()
             row[f"{level}, new unknown"] = round(float(unknown[new].mean()), 4)
             row[f"{level}, known unknown"] = round(float(unknown[~new].mean()), 4)
-        _append(results, row)
+        kept.add(row)
 
 
 def peers(known: AnnData, query: AnnData, seed: int) -> Iterator[tuple[str, Any, Any]]:
@@ -142,21 +150,14 @@ def peers(known: AnnData, query: AnnData, seed: int) -> Iterator[tuple[str, Any,
 
 def table_of(results: Path) -> str:
     """All scores as tables in Markdown."""
-    rows = pd.DataFrame([json.loads(line) for line in results.read_text().splitlines()])
-    left = rows[rows["fold"] != "new types"].dropna(axis=1, how="all").set_index("study")
-    lines = []
+    rows = pd.DataFrame(read_lines(results)).set_index("study")
+    tables = []
     for level in ("coarse", "fine"):
+        left = rows[rows["fold"] != NEW].dropna(axis=1, how="all")
         columns = [column for column in left if column.startswith(f"{level}, ")]
-        part = left[["cells", *columns]].sort_index()
-        part.columns = [column.removeprefix(f"{level}, ") for column in part]
-        part.loc["mean"] = part.mean()
-        lines += [f"**{level}**", "", part.round(3).to_markdown(), ""]
-    new = rows[rows["fold"] == "new types"].dropna(axis=1, how="all")
-    if len(new):
-        new = new.drop(columns="fold").set_index("study")
-        new.loc["mean"] = new.mean()
-        lines += ["**new types**", "", new.round(3).to_markdown(), ""]
-    return "\n".join(lines)
+        tables.append(_markdown(level, left[["cells", *columns]].sort_index()))
+    new = rows[rows["fold"] == NEW].drop(columns="fold").dropna(axis=1, how="all")
+    return "\n\n".join([*tables, *([_markdown(NEW, new)] if len(new) else [])])
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -177,36 +178,48 @@ def _groups_by_type(labels: pd.Series) -> pd.Series:
     return labels.map(TYPES["group"]).fillna(UNKNOWN)
 
 
-def _scores(name: str, study: AnnData, fine: Any, coarse: Any) -> dict[str, float]:
-    """Accuracy and macro-F1 at both levels, the fine one of cells whose label tells one type."""
+def _scores(name: str, study: AnnData, fine: Any, coarse: Any, known: AnnData) -> dict[str, float]:
+    """Accuracy and macro-F1 at both levels, of cells whose type the model could know.
+
+    At the fine level of those whose label tells one type. Of the others, which are new to the
+    model, the share that is unknown.
+    """
     from sklearn.metrics import f1_score
 
     types = study.obs["types"].astype(str).to_numpy()
-    one = np.array([OR not in of for of in types])
+    learned = {one for of in known.obs["types"].astype(str) for one in of.split(OR)}
+    seen = np.array([bool(set(of.split(OR)) & learned) for of in types])
+    one = seen & np.array([OR not in of for of in types])
     groups = group_of(study.obs["types"].astype(str)).to_numpy().astype(str)
-    found: dict[str, float] = {"cells": len(types)}
-    for level, truth, told in (
-        ("coarse", groups, np.asarray(coarse).astype(str)),
-        ("fine", types[one], np.asarray(fine).astype(str)[one]),
+    found: dict[str, float] = {"cells": int(seen.sum())}
+    for level, truth, answer, asked in (
+        ("coarse", groups, coarse, seen),
+        ("fine", types, fine, one),
     ):
-        if not len(truth):
-            continue
-        names = sorted(set(truth))
-        f1 = f1_score(truth, told, labels=names, average="macro", zero_division=0.0)
-        found[f"{level}, {name}: accuracy"] = round(float(np.mean(truth == told)), 4)
-        found[f"{level}, {name}: macro-F1"] = round(float(f1), 4)
-        if (told == UNKNOWN).any():
-            found[f"{level}, {name}: unknown"] = round(float(np.mean(told == UNKNOWN)), 4)
+        told = np.asarray(answer).astype(str)
+        unknown = told == UNKNOWN
+        if asked.any():
+            names = sorted(set(truth[asked]))
+            f1 = f1_score(
+                truth[asked], told[asked], labels=names, average="macro", zero_division=0.0
+            )
+            found[f"{level}, {name}: accuracy"] = round(float(np.mean((truth == told)[asked])), 4)
+            found[f"{level}, {name}: macro-F1"] = round(float(f1), 4)
+        if unknown.any():
+            found[f"{level}, {name}: unknown"] = round(float(unknown[asked].mean()), 4)
+            if not seen.all():
+                found[f"{level}, {name}: new unknown"] = round(float(unknown[~seen].mean()), 4)
     return found
 
 
-def _there(results: Path, fold: str, study: str) -> bool:
-    if not results.exists():
-        return False
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    return any(row["fold"] == fold and row["study"] == study for row in rows)
+def _kept(results: Path) -> Lines:
+    return Lines(results, lambda row: (row["fold"], row["study"]))
 
 
-def _append(results: Path, row: dict[str, Any]) -> None:
-    with results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _markdown(about: str, table: pd.DataFrame) -> str:
+    """A table with the means of its columns."""
+    table = pd.concat([table, table.mean().to_frame("mean").T]).round(3)
+    rows = [
+        [str(name), *map(str, row)] for name, row in zip(table.index, table.values, strict=True)
+    ]
+    return markdown(about, ["study", *map(str, table)], rows)
