@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LABEL, GROUP = "cell_type", "group"
 #: Share held out; cells in a mixture; mixtures of cells of one type, study and use.
 _CALIBRATION, _MIXED, _PER_PART = 0.2, 3, 40
-#: What `train` and `finetune` are told; chosen by leaving studies out (docs/benchmarks.md).
+#: What `train` and `finetune` are told; not tuned.
 RECIPE: dict[str, Any] = {"genes": "hvg:2000", "finetuning_epochs": 10}
 
 
