@@ -12,8 +12,8 @@ import sys
 import tempfile
 
 import concerto_tf
-from concerto_tf.tasks.cluster import umap
 from concerto_tf.tasks.demo import demo_cells
+from concerto_tf.tasks.neighbours import umap
 
 folder = tempfile.mkdtemp()
 out = sys.argv[1] if len(sys.argv) > 1 else f"{folder}/quickstart.h5ad"

@@ -51,7 +51,11 @@ folder = pathlib.Path(sys.argv[1])
 names = [found.name for found in pkgutil.walk_packages(["concerto_tf"], "concerto_tf.")]
 for name in names:
     if name.rpartition(".")[2] != "__main__":
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            if error.name.split(".")[0] in unix | {"concerto_tf"}:
+                raise
 
 from concerto_tf._files import write_json
 from concerto_tf.cli import main

@@ -103,11 +103,16 @@ def left_out(made: Any) -> set[str]:
     return asked - set(made.get_config()) - makes - {"self", "name", "dtype"}
 
 
+#: What Keras 2 calls objects of some classes.
+_KERAS_2 = {"Functional": "model", "InputLayer": r"(\w+_)?input"}
+
+
 def is_automatic(name: Any, class_name: str) -> bool:
     """Whether Keras gave this name to an object of a class: ``dense``, ``dense_7``."""
     words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", class_name))
     own = re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
-    return isinstance(name, str) and re.fullmatch(rf"{re.escape(own)}(_\d+)?", name) is not None
+    own = f"({re.escape(own)}|{_KERAS_2.get(class_name, own)})"
+    return isinstance(name, str) and re.fullmatch(rf"{own}(_\d+)?", name) is not None
 
 
 def without_automatic_names(config: Any) -> Any:

@@ -153,12 +153,17 @@ def padded_together(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
         arrays = [part[name] for part in parts]
         if arrays[0].ndim == 2:
             width = max(array.shape[1] for array in arrays)
-            fill: Any = "" if arrays[0].dtype == object else 0
-            arrays = [
-                np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=fill) for a in arrays
-            ]
+            arrays = [_padded(array, width) for array in arrays]
         merged[name] = np.concatenate(arrays)
     return merged
+
+
+def _padded(array: np.ndarray, width: int) -> np.ndarray:
+    """Rows of a width, filled up with 0 or with no text."""
+    fill: Any = "" if array.dtype == object else 0
+    padded = np.full((len(array), width), fill, array.dtype)
+    padded[:, : array.shape[1]] = array
+    return padded
 
 
 def _empty(name: str, n_cells: int) -> np.ndarray:

@@ -162,13 +162,13 @@ def test_an_input_that_changed_without_a_trace(tmp_path: Path) -> None:
 def test_a_zarr_that_lost_a_chunk(cells, tmp_path: Path, caplog) -> None:
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what its next version will do
-        cells.write_zarr(tmp_path / "cells.zarr", chunks=(30, 30))
+        cells.write_zarr(tmp_path / "lost.zarr", chunks=(30, 30))
     caplog.set_level("INFO")
     expected = values_of(cells)
-    np.testing.assert_array_equal(values_of(tmp_path / "cells.zarr"), expected)
+    np.testing.assert_array_equal(values_of(tmp_path / "lost.zarr"), expected)
     assert "has no checksums" in caplog.text
     for name in ("data", "indices"):
-        store = Path(shutil.copytree(tmp_path / "cells.zarr", tmp_path / name))
+        store = Path(shutil.copytree(tmp_path / "lost.zarr", tmp_path / name))
         chunk = next(path for path in (store / "X" / name / "c").rglob("*") if path.is_file())
         chunk.unlink()
         with pytest.raises(InputError, match=f"1 chunks of X/{name} are missing"):

@@ -34,7 +34,7 @@ from protocols.simulations import simulations, splat
 
 PROTOCOLS = (
     "ablation",
-    "annotated-ladders",
+    "annotated_ladders",
     "annotation",
     "batches",
     "clustering",
@@ -252,12 +252,12 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
         label_key="kind",
         preset="paper",
         seeds=(0,),
-        options={"units": 8},
+        options={"components": 8},
     )
     left(tmp_path / "out", result)
     assert [given["options"] for given in asked] == [
-        {"units": 8},
-        *({"units": 8, name: 0.0} for name in AUGMENTATIONS),
+        {"components": 8},
+        *({"components": 8, name: 0.0} for name in AUGMENTATIONS),
     ]
     assert {given["preset"] for given in asked} == {"paper"}
     assert list(result["data"]["data1"]) == [

@@ -10,9 +10,10 @@ from typing import Any
 
 from concerto_tf.errors import InputError
 from concerto_tf.simulate import simulate_cells
+from concerto_tf.tasks.finetune import finetune
 from protocols.annotation import MEASURES, METHODS, annotation
 from protocols.charts import curves
-from protocols.embeddings import check_numbers
+from protocols.embeddings import check_numbers, check_training
 from protocols.report import check_folder, leave, plain
 from protocols.robustness import ladders
 from protocols.scores import summary
@@ -55,6 +56,8 @@ def annotated_ladders(
     """
     import pandas as pd
 
+    check_training(training)
+    check_training(finetuning, "label_key", "end_to_end", of=finetune)
     check_numbers(n_cells=n_cells, n_genes=n_genes, whole=True, least=2)
     simulated = ladders(de_scales, dropout_mids, n_cells, n_genes)
     if not simulated or not seeds:

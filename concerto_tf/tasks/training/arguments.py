@@ -80,5 +80,5 @@ def check_arguments(
     if strategy not in STRATEGIES:
         known = ", ".join((*STRATEGIES, MULTIWORKER))
         raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")
-    make_optimizer(optimizer or "adam", 1e-3)
+    make_optimizer("adam" if optimizer is None else optimizer, 1e-3)
     check_options(method, preset, options or {})
