@@ -148,7 +148,10 @@ def test_command_is_installed(tmp_path: Path) -> None:
         [command, "inspect", tmp_path / "nowhere"], capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("concerto: ") and done.stderr.count("\n") == 1
+    lines = done.stderr.splitlines()
+    if lines[0].startswith("starting: "):  # on a slow machine
+        lines = lines[1:]
+    assert len(lines) == 1 and lines[0].startswith("concerto: ")
 
 
 def test_run_leaves_what_it_promises(finished) -> None:

@@ -125,7 +125,6 @@ def test_report_tells_of_the_run(done: tuple) -> None:
         "type",
         "donor",
         "cluster support",
-        "cluster support",
     ]
     assert [of["title"] for of in figures[1:]] == [
         "Loss",
