@@ -9,7 +9,6 @@ from typing import Any
 from concerto_tf._calls import checked
 from concerto_tf._paths import as_path, is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
-from concerto_tf.models.shipped import shipped
 from concerto_tf.records import Records
 from concerto_tf.records.manifest import FILE_NAME
 from concerto_tf.tasks.io.provenance import as_read, steps_in
@@ -34,7 +33,11 @@ def inspect(
     Raises:
         InputError: It is none of these.
     """
-    path = shipped(path) or as_path(path)
+    name, path = path, as_path(path)
+    if not path.exists():
+        from concerto_tf.models.shipped import shipped  # which brings TensorFlow
+
+        path = shipped(name) or path
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; check the path")
     if path.suffix == ".keras" or (path / "model.keras").exists():
