@@ -72,7 +72,7 @@ class Draw:
 
         A cell turns one random order by a number of its own, takes the result through a second
         random order, and turns that. So the genes chosen in a cell are exactly as many as wanted
-        and a uniformly random set of that size, and those chosen in two cells overlap as two
+        and a uniformly random set of that size, and those chosen in two cells overlap nearly as two
         independent sets do; sorting random numbers for every cell would cost ten times as much.
 
         Args:

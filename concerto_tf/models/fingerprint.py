@@ -57,7 +57,8 @@ def fingerprint(model: Encoder | Classifier) -> str:
         if np.issubdtype(values.dtype, np.floating):
             digest.update(np.ascontiguousarray(values).tobytes())
     if isinstance(model, Classifier) and model.exemplars is not None:
-        digest.update(model.exemplars.pack().tobytes())
+        for name, values in model.exemplars.arrays().items():
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from concerto_tf.models.encoder import (
     modality_input,
 )
 from concerto_tf.numerics.offset import MOST_CELLS, query_offset
+from concerto_tf.numerics.turns import place_in_group
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import ROW, Batch
 from concerto_tf.records.lens import Lens
@@ -240,12 +241,7 @@ def _some(reference: Reference, n_cells: int, seed: int) -> np.ndarray:
     if not reference.labels:
         return np.sort(order[:_MOST_CELLS])
     codes = next(iter(reversed(reference.labels.values()))).codes[order]
-    # The place of each cell among those of its label: the first of all labels come first.
-    place = np.empty(n_cells, np.int64)
-    for code in np.unique(codes):
-        own = codes == code
-        place[own] = np.arange(own.sum())
-    return np.sort(order[np.argsort(place, kind="stable")[:_MOST_CELLS]])
+    return np.sort(order[np.argsort(place_in_group(codes), kind="stable")[:_MOST_CELLS]])
 
 
 # --- shift ----------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from concerto_tf.models.modality import ModalityInput
+from concerto_tf.numerics.turns import place_in_group
 from concerto_tf.records.batch import ROW, SOURCE, Batch, Minibatch, ModalityBatch, label_key
+from concerto_tf.records.conversion.writer import smallest_dtype
 
 #: Cells kept, at most: of each type to learn from, of all types, and of those held out.
 _OF_TYPE, _LEARNED, _HELD_OUT = 300, 3_000, 1_000
@@ -96,7 +98,8 @@ class Exemplars:
         for name, found in parts.items():
             genes, values, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
             start = np.concatenate([[0], np.cumsum(sizes)])
-            counts[name] = Counts(_smallest(genes), _smallest(values), start)
+            genes, values = (x.astype(smallest_dtype(x)) for x in (genes, values))
+            counts[name] = Counts(genes, values, start)
         return cls(codes[row], held_out[row], np.concatenate(sources), counts)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -118,15 +121,16 @@ class Exemplars:
                 batch |= padded.entries(name)
             yield batch
 
-    def pack(self) -> np.ndarray:
-        """All of it as bytes, compressed; uint8."""
-        held: dict[str, Any] = {
-            "label": self.label,
-            "held_out": self.held_out,
-            "source": self.source,
-        }
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it holds, by name."""
+        held = {"label": self.label, "held_out": self.held_out, "source": self.source}
         for name, of in self.counts.items():
             held |= {f"{name}/{field}": value for field, value in vars(of).items()}
+        return held
+
+    def pack(self) -> np.ndarray:
+        """All of it as bytes, compressed; uint8."""
+        held: dict[str, Any] = self.arrays()
         file = io.BytesIO()
         np.savez_compressed(file, **held)
         return np.frombuffer(file.getvalue(), np.uint8)
@@ -174,12 +178,9 @@ def chosen_rows(codes: np.ndarray, held_out: np.ndarray, seed: int = 0) -> np.nd
     """
     order = np.random.default_rng(seed).permutation(len(codes))
     learned = order[(codes[order] >= 0) & ~held_out[order]]
-    # The place of each cell among those of its type: all types come first, then their second cells.
-    place = np.empty(len(learned), np.int64)
-    for code in np.unique(codes[learned]):
-        own = codes[learned] == code
-        place[own] = np.arange(own.sum())
-    few = learned[place < _OF_TYPE][np.argsort(place[place < _OF_TYPE], kind="stable")][:_LEARNED]
+    place = place_in_group(codes[learned])
+    turns = np.argsort(place, kind="stable")
+    few = learned[turns[place[turns] < _OF_TYPE]][:_LEARNED]
     both = np.concatenate([few, order[held_out[order]][:_HELD_OUT]])
     return np.random.default_rng(seed).permutation(both)
 
@@ -203,12 +204,3 @@ class Labelled:
             row = batch[ROW]
             label = np.where(row >= 0, self.codes[np.maximum(row, 0)], -1)
             yield {**batch, label_key(self.label_key): np.maximum(label, -1)}
-
-
-def _smallest(x: np.ndarray) -> np.ndarray:
-    """Values in the smallest type that holds them."""
-    if np.array_equal(x, np.rint(x)):
-        for dtype in (np.uint8, np.uint16, np.uint32):
-            if x.max(initial=0) <= np.iinfo(dtype).max:
-                return x.astype(dtype)
-    return x.astype(np.float32)

@@ -30,6 +30,8 @@ class Relearned(Classifier):
 
     Attributes:
         seen: Minibatches of the exemplars as the query shows them.
+        kernel, bias: Weights of the types [F, C] and [C].
+        shift: How far cells are taken to lie off, in standardized values [F]; see `move`.
     """
 
     def __init__(self, encoder: Teachable, like: Classifier, seen: list[Batch]) -> None:
@@ -42,24 +44,20 @@ class Relearned(Classifier):
         )
         self.seen = seen
         features = self.type_axes.shape[0]
-        self._shift = np.zeros(features, np.float32)
-        self._kernel = np.zeros((features, len(like.classes)), np.float32)
-        self._bias = np.zeros(len(like.classes), np.float32)
-
-    def take(self, other: Relearned) -> None:
-        """Tells types as another one does."""
-        self._shift, self._kernel, self._bias = other._shift, other._kernel, other._bias
+        self.shift = np.zeros(features, np.float32)
+        self.kernel = np.zeros((features, len(like.classes)), np.float32)
+        self.bias = np.zeros(len(like.classes), np.float32)
 
     def move(self, shift: np.ndarray) -> None:
         """Takes cells to lie off by a shift of the standardized values [F]."""
-        self._shift = shift.astype(np.float32)
+        self.shift = shift.astype(np.float32)
         self.forget_steps()
 
     def standardized(self, batch: Batch) -> tf.Tensor:
-        return super().standardized(batch) - self._shift
+        return super().standardized(batch) - self.shift
 
     def log_probabilities(self, batch: Batch) -> tf.Tensor:
-        return tf.nn.log_softmax(tf.matmul(self.standardized(batch), self._kernel) + self._bias)
+        return tf.nn.log_softmax(tf.matmul(self.standardized(batch), self.kernel) + self.bias)
 
     def learn(self, y: np.ndarray, label: np.ndarray) -> None:
         """Learns the types.
@@ -76,8 +74,8 @@ class Relearned(Classifier):
         if len(found.classes_) == 2:  # scikit-learn gives the odds of the second one
             kernel, bias = np.concatenate([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
         # Types that no exemplar shows are never told.
-        self._bias = np.full(len(self.classes), -1e9, np.float32)
-        self._bias[found.classes_], self._kernel[:, found.classes_] = bias, kernel.T
+        self.bias = np.full(len(self.classes), -1e9, np.float32)
+        self.bias[found.classes_], self.kernel[:, found.classes_] = bias, kernel.T
         self.forget_steps()
 
 
@@ -91,7 +89,7 @@ def with_encoder(model: Classifier, encoder: Any) -> Classifier:
     new: Classifier
     if isinstance(model, Relearned):
         new = Relearned(encoder, model, model.seen)
-        new.take(model)
+        new.kernel, new.bias, new.shift = model.kernel, model.bias, model.shift
     else:
         new = Classifier(encoder, model.classes, label_key=model.label_key, seed=model.seed)
     for mine, its in zip(model.own_weights().values(), new.own_weights().values(), strict=True):
