@@ -136,6 +136,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(["cells", "new-cells", "day0", "day7", "rna-only"]):
         make_cells(240, seed).write_h5ad(folder / f"{name}.h5ad")
     make_cells(240, 9, proteins=True).write_h5ad(folder / "citeseq.h5ad")
+    genes = concerto_tf.load_model("human-blood").encoder.modality_inputs[0].symbols
+    counts = np.random.default_rng(5).poisson(0.1, (50, len(genes))).astype("f4")
+    AnnData(counts, var=pd.DataFrame(index=list(genes))).write_h5ad(folder / "blood.h5ad")
     concerto_tf.run(folder / "cells.h5ad", folder / "result", label_key="cell_type")
     records = concerto_tf.convert(
         folder / "cells.h5ad", folder / "records", label_keys=["cell_type", "coarse", "lineage"]

@@ -134,7 +134,7 @@ def test_half_precision_stays_near() -> None:
 
 
 def test_trains_in_a_keras_model_and_survives_saving(tmp_path) -> None:
-    keras.utils.set_random_seed(0)
+    tf.random.set_seed(0)
     rng = np.random.default_rng(0)
     genes = np.tile(np.arange(8, dtype=np.int32), (64, 1))
     values = rng.random((64, 8)).astype("float32")
