@@ -215,7 +215,11 @@ def expecting(made: argparse.ArgumentParser) -> None:
 
 def layer(made: argparse.ArgumentParser) -> None:
     """Where the counts lie."""
-    made.add_argument("--layer", metavar="NAME", help="layer with the counts, or raw")
+    made.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="layer with the counts, raw or X; by default X, or raw if only that holds counts",
+    )
 
 
 def embedding(made: argparse.ArgumentParser) -> None:

@@ -196,6 +196,22 @@ def _are_same(totals: np.ndarray) -> bool:
     return bool(_spread(totals) <= _TOTAL_TOLERANCE)
 
 
+def are_counts(values: np.ndarray) -> bool:
+    """Whether some values of a matrix, zeros included or not, are counts, as `detect_units` says.
+
+    Unlike it, needs no whole cells, so that a matrix stored gene by gene can be looked at as it is.
+
+    Args:
+        values: Of any shape and numeric dtype.
+
+    Example:
+        >>> are_counts(np.array([3.0, 1.0, 2.0])), are_counts(np.array([0.7, 1.1]))
+        (True, False)
+    """
+    whole = (values >= 0) & (values == np.rint(values))
+    return bool((~whole).sum() <= _ODD_VALUES * values.size)
+
+
 def scales_with_depth(units: str) -> bool:
     """Whether values add up to a total per cell that is to be scaled out, then log1p taken.
 

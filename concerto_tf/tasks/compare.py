@@ -33,7 +33,7 @@ from concerto_tf.tasks.comparison.genes import (
 from concerto_tf.tasks.comparison.groups import Groups
 from concerto_tf.tasks.comparison.pseudobulk import T_TEST, test_between_samples
 from concerto_tf.tasks.comparison.ranked import GSEA, gsea
-from concerto_tf.tasks.io.provenance import current, recorded, taken
+from concerto_tf.tasks.io.provenance import current, reads_matrix, recorded, taken
 from concerto_tf.tasks.reporting.comparison import write_report
 from concerto_tf.tasks.score import find_genes, gene_sets, no_gene, values_of
 
@@ -98,7 +98,7 @@ def compare(
         sets: Gene sets as `score` takes them, such as a GMT file. Modules are the mean over a
             set's genes of their values, each scaled to 0..1 over the cells. Enrichment among
             significant genes, and along the ranking of all (`gsea`), need gseapy.
-        layer: Layer that holds the counts.
+        layer: Layer that holds the counts; by default as in `convert`.
         alpha: See above.
         log_fold_change: What the base 2 logarithm of a gene's fold change must reach.
         min_cells: Cells of a type that both conditions must have for its genes to be compared.
@@ -128,6 +128,7 @@ def compare(
     named = None if sets is None else gene_sets(sets)
     notes: list[str] = []
     with open_input(cells, layer=layer) as opened:
+        reads_matrix(opened, say=True)
         name, label_key = opened.name, label_key or _label_key(opened)
         keep, of_cells = _groups(opened, condition, control, label_key, sample_key, notes)
         found = {} if named is None else _sets_there(opened, named, notes)

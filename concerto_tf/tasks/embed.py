@@ -54,7 +54,7 @@ def embed(
             model does not know is left out.
         out: The `.h5ad` to write; ``None`` writes nothing.
         source_key: Column of obs that names the source of each cell.
-        layer: Layer that holds the counts.
+        layer: Layer that holds the counts; by default as in `convert`.
         drop_empty: Leave out cells without any count instead of raising an error.
         modalities: Where the model's further modalities lie, as `convert` takes it; by default
             each is looked for in obsm under its own name.

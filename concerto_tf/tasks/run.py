@@ -34,7 +34,7 @@ from concerto_tf.tasks.cluster import (
 )
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe
 from concerto_tf.tasks.embed import KEY, embed_records
-from concerto_tf.tasks.io.provenance import recorded, taken, uses_model
+from concerto_tf.tasks.io.provenance import reads_matrix, recorded, taken, uses_model
 from concerto_tf.tasks.io.result import write_result
 from concerto_tf.tasks.io.run_folder import (
     FIGURES,
@@ -95,7 +95,7 @@ def run(
         out: Folder of the result.
         source_key: Column of obs that names batches, donors or technologies.
         label_key: Column of obs with cell types, to score and color by. Training never sees it.
-        layer: Layer that holds the counts.
+        layer: Layer that holds the counts; by default as in `convert`.
         genes: ``all``, ``hvg:N`` or a file with one gene per line.
         resolution: Resolution of the Leiden clusters; see `cluster`.
         drop_empty: Leave out cells without any count instead of refusing them.
@@ -147,6 +147,8 @@ def run(
                 )
                 for item in inputs
             ]
+            for cells in opened:
+                reads_matrix(cells)
             _check_inputs(opened, source_key, label_key)
             if not finished:
                 job.begin()

@@ -17,7 +17,7 @@ from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.units import TARGET_SUM, scales_with_depth, units_of
-from concerto_tf.tasks.io.provenance import recorded
+from concerto_tf.tasks.io.provenance import reads_matrix, recorded
 from concerto_tf.tasks.io.result import check_target, write_result
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def score(
         out: The `.h5ad` to write, with ``obs["concerto_score_<name>"]``; ``None`` writes nothing.
         name: What to call the set of a list or of a file with one gene per line; by default
             ``set``, or the file's name. Of several sets: the one to score.
-        layer: Layer that holds the counts.
+        layer: Layer that holds the counts; by default as in `convert`.
 
     Returns:
         Scores [cells, sets], float64, indexed by cell. ``attrs["missing"]`` holds by set the genes
@@ -84,6 +84,7 @@ def score(
         check_target(out)
     sets = gene_sets(genes, name)
     with open_input(cells, layer=layer) as opened:
+        reads_matrix(opened, say=True)
         found, missing = _match(opened, sets)
         union = sorted({index for indices in found.values() for index in indices})
         values = values_of(opened, np.array(union))

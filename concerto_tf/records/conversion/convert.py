@@ -76,7 +76,8 @@ def convert(
             AnnData, or an open `Input`. Several are joined over the union of their genes.
         out: Folder to write, or an address of an object store (`gs://bucket/records`); must not
             exist, be empty, or hold an earlier conversion.
-        layer: None for X, a name in `layers`, or "raw".
+        layer: "X", a name in `layers`, or "raw". None: X, or where X holds no counts, the counts in
+            `.raw` or else in a layer "counts", which is said.
         source_key: Column of obs that tells batches, donors or studies apart. None: each input is
             one source.
         source_name: What to call the source of a single input without such a column.

@@ -93,7 +93,7 @@ def join(
     Raises:
         InputError: Keys, units or genes do not fit, or barcodes are not unique.
     """
-    report: dict = {"lines": []}
+    report: dict = {"lines": [note for cells in inputs for note in cells.notes]}
     vocabularies, places = _genes(inputs, like, orthologs, report)
     units, own_units = _units(inputs, list(vocabularies))
     alone = source_name or ("all" if not like else None)

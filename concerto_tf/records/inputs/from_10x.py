@@ -55,6 +55,7 @@ def open_10x_h5(path: Path, file: Any, layer: str | None, modalities: dict[str, 
         )
         types = read_text(features["feature_type"], 0, n) if "feature_type" in features else None
     else:
+        layer = None if layer == "X" else layer
         if layer is None and len(groups) > 1:
             raise InputError(f"holds several genomes; name one as layer: {', '.join(groups)}")
         if layer is not None and layer not in groups:
@@ -139,7 +140,7 @@ def _parts(
 
 
 def _no_layer(layer: str | None) -> None:
-    if layer is not None:
+    if layer not in (None, "X"):
         raise InputError(f"no layer {layer!r}: a 10x matrix has none; leave it out")
 
 

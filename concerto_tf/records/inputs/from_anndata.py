@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
@@ -27,12 +29,26 @@ from concerto_tf.records.inputs.observations import (
     StoredFrame,
     choices,
 )
-from concerto_tf.records.inputs.rows import CompressedRows, DenseRows, FrameRows, Rows, ViewRows
+from concerto_tf.records.inputs.rows import (
+    CompressedRows,
+    DenseRows,
+    FrameRows,
+    Rows,
+    ViewRows,
+    check_numeric,
+    sample_rows,
+    spread,
+)
+from concerto_tf.records.units import are_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from concerto_tf.records.inputs.by_cell import Scratch
+
+_PLACES = {"X": "X", "raw": "raw/X"}
+# Values that are looked at in each of several places to tell whether a matrix holds counts.
+_SAMPLE = 4096
 
 # Names of the genes, names of var's columns, and a function that gives a column.
 Var = tuple[Sequence[str], Sequence[str], Callable[[str], Any]]
@@ -67,6 +83,9 @@ class _Elements(Protocol):
     def rows(self, element: str, key: str | None = None) -> Rows:
         """The matrix "X", "raw", or a member of "layers" or "obsm"."""
 
+    def sample(self, element: str, key: str | None = None) -> np.ndarray | None:
+        """Some values from all over one of these matrices; None where there is none."""
+
     def var(self, element: str) -> Var:
         """var, or that of "raw"."""
 
@@ -78,16 +97,13 @@ def _assemble(
     name: str, elements: _Elements, layer: str | None, modalities: dict[str, str], path: Path | None
 ) -> Input:
     there = [*elements.layers, *(["raw"] if elements.has_raw else [])]
-    if layer is not None and layer not in there:
+    if layer is not None and layer not in ("X", *there):
         raise InputError(f"no layer {layer!r}; {choices(layer, there)}")
     if layer == "raw" and elements.has_raw and "raw" in elements.layers:
         raise InputError("has a layer 'raw' beside .raw; rename one of them to say which is meant")
-    element = "X" if layer is None else "raw" if layer == "raw" and elements.has_raw else "layers"
-    key = layer if element == "layers" else None
+    element, key, note = _element(elements, layer) if layer else _where_counts_are(elements)
     where = f"layers/{key}" if key else element
-    names, columns, values = elements.var(element)
-    genes = vocabulary_of(names, columns, values)
-    types = as_texts(values("feature_types")) if "feature_types" in columns else None
+    genes, types = _genes(elements, element)
     rows = elements.rows(element, key)
     chosen = rna_features(types, name)
     parts = {RNA: InputPart(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
@@ -116,8 +132,63 @@ def _assemble(
                     f"obsm/{key}: two of its columns have one name; make them differ and save again"
                 )
             parts[modality] = InputPart(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
-    others = [other for other in there if other != layer]
-    return Input(name, elements.n_cells, parts, elements.obs, path=path, layers=others)
+    taken = key or element
+    others = [other for other in there if other != taken]
+    return Input(
+        name,
+        elements.n_cells,
+        parts,
+        elements.obs,
+        path=path,
+        layers=others,
+        layer=taken,
+        notes=[f"{name}: {note}"] if note else [],
+    )
+
+
+def _element(elements: _Elements, layer: str) -> tuple[str, str | None, str]:
+    """The element that a layer is in, its name within that, and nothing to say of it."""
+    return ("layers", layer, "") if layer in elements.layers else (layer, None, "")
+
+
+def _where_counts_are(elements: _Elements) -> tuple[str, str | None, str]:
+    """The element to read where no layer is named, its name within that, what to say of it.
+
+    X, unless it holds no counts (or is not there) and one of the places does where the field's
+    tools leave them: `raw`, as in CELLxGENE's files, with all its genes, or a layer "counts".
+    """
+    places: list[tuple[str, str | None, str]] = []
+    places += [("raw", None, "raw.X")] if elements.has_raw else []
+    places += [("layers", "counts", "the layer 'counts'")] if "counts" in elements.layers else []
+    held = elements.sample("X", None) if places else None
+    if held is not None and are_counts(held):
+        return "X", None, ""
+    for element, key, told in places:
+        found = elements.sample(element, key)
+        if found is not None and are_counts(found):
+            if held is None:
+                return element, key, f"there is no X; the counts in {told} are taken"
+            return (
+                element,
+                key,
+                (f"X holds no counts; those in {told} are taken (name 'X' as the layer to take X)"),
+            )
+    return "X", None, ""
+
+
+def _genes(elements: _Elements, element: str) -> tuple[Vocabulary, list[str] | None]:
+    """The genes of an element, and their feature types where var tells them."""
+    names, columns, values = elements.var(element)
+    genes = vocabulary_of(names, columns, values)
+    if element == "raw" and genes.symbols is None and genes.ensembl is None:
+        # What var knows of its genes, raw.var need not repeat.
+        known = vocabulary_of(*elements.var("X"))
+        for kind in ("symbols", "ensembl"):
+            others = getattr(known, kind)
+            if others is not None:
+                of = dict(zip(known.ids, others, strict=True))
+                genes = replace(genes, **{kind: tuple(of.get(name, "") for name in names)})
+    return genes, as_texts(values("feature_types")) if "feature_types" in columns else None
 
 
 class _StoredElements:
@@ -139,7 +210,7 @@ class _StoredElements:
         self.obsm = sorted(root["obsm"].keys()) if "obsm" in root else []
 
     def rows(self, element: str, key: str | None = None) -> Rows:
-        place = {"X": "X", "raw": "raw/X"}.get(element, f"{element}/{key}")
+        place = _PLACES.get(element, f"{element}/{key}")
         if place not in self._root or self._root[place].attrs.get("encoding-type") == "null":
             hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
             raise InputError(f"there is no {place}{hint}")
@@ -164,6 +235,16 @@ class _StoredElements:
             arrays[0].dtype,
             column_entries(*arrays, n_genes),
         )
+
+    def sample(self, element: str, key: str | None = None) -> np.ndarray | None:
+        place = _PLACES.get(element, f"{element}/{key}")
+        stored = self._root.get(place)
+        if stored is None or stored.attrs.get("encoding-type") == "null":
+            return None
+        if "data" in getattr(stored, "keys", tuple)():  # sparse, by cell or by gene
+            check_numeric(stored["data"].dtype)
+            return spread(stored["data"].shape[0], _SAMPLE, stored["data"].__getitem__)
+        return sample_rows(self.rows(element, key))
 
     def var(self, element: str) -> Var:
         frame = StoredFrame(self._root["raw/var" if element == "raw" else "var"])
@@ -211,6 +292,11 @@ class _MemoryElements:
             columns = [matrix.iloc[:, i].array for i in range(matrix.shape[1])]
             return FrameRows([_plain(column) for column in columns], matrix.shape[0])
         return DenseRows(matrix)
+
+    def sample(self, element: str, key: str | None = None) -> np.ndarray | None:
+        if element == "X" and self._adata.X is None:
+            return None
+        return sample_rows(self.rows(element, key))
 
     def var(self, element: str) -> Var:
         frame = self._adata.raw.var if element == "raw" else self._adata.var

@@ -60,12 +60,15 @@ class Input:
         n_cells: number of cells.
         modalities: genes of each modality by its name, in the order of the input; RNA first.
         layers: names that `layer` could have had ("counts", "raw"), for hints.
+        layer: the one that is read ("X", "counts", "raw"), asked for or not; None for what has one
+            matrix only.
+        notes: what to say of how it was opened.
         columns: names of the columns of obs.
         opened: path as it was given, layer and places of modalities, as `open_input` was asked;
             None for what it did not open from a path.
 
     Args:
-        name, n_cells, path, layers: as the attributes.
+        name, n_cells, path, layers, layer, notes: as the attributes.
         parts: the modalities, RNA first.
         observations: barcodes and obs.
 
@@ -98,12 +101,16 @@ class Input:
         *,
         path: Path | None = None,
         layers: Sequence[str] = (),
+        layer: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.path = path
         self.n_cells = n_cells
         self.modalities = {name: part.vocabulary for name, part in parts.items()}
         self.layers = list(layers)
+        self.layer = layer
+        self.notes = list(notes)
         self.columns = list(observations.columns)
         self._parts = dict(parts)
         self._observations = observations

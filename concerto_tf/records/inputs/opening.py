@@ -42,8 +42,9 @@ def open_input(
     Args:
         source: path of an `.h5ad`, `.zarr`, 10x `.h5`, 10x `mtx` folder (or the `.mtx` within), or
             an AnnData (in memory, view or backed). An Input is taken as it is, open already.
-        layer: None for X, a name in `layers`, or "raw" for `.raw` with its own genes. For a 10x
-            `.h5` of Cell Ranger 2 with several genomes: which genome.
+        layer: "X", a name in `layers`, or "raw" for `.raw` with its own genes. None: X, or where X
+            holds no counts, the counts in `.raw` or else in a layer "counts", which `notes` then
+            say. For a 10x `.h5` of Cell Ranger 2 with several genomes: which genome.
         modalities: name -> where it lies: "obsm:KEY" (a data frame, array or sparse matrix),
             "layer:NAME", or "feature_types:TYPE" such as "feature_types:Antibody Capture" (10x, and
             AnnData with `var["feature_types"]`). Where features have types, the RNA is those of

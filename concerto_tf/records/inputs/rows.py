@@ -7,7 +7,7 @@ or zero; `Input.chunk` puts that right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from concerto_tf.errors import InputError
 _BLOCK_BYTES = 64 * 2**20
 # Values of a cell that need no explanation; how often, on average, a gene may be repeated in one.
 _FREE_VALUES, _MOST_REPEATED = 2**20, 4
+# Where a matrix is looked at, and how many rows there.
+_SAMPLE_PLACES, _SAMPLE_ROWS = 16, 8
 
 
 class Rows(Protocol):
@@ -153,6 +155,32 @@ class ViewRows:
         if self.element == "raw":
             return _as_csr(part.raw.X)
         return _as_csr(getattr(part, self.element)[self.key])
+
+
+def sample_rows(rows: Rows) -> np.ndarray:
+    """Some values of a matrix, from rows all over it."""
+
+    def read(part: slice) -> np.ndarray:
+        return rows.read(part.start, part.stop).data
+
+    return spread(rows.shape[0], _SAMPLE_ROWS, read)
+
+
+def spread(length: int, size: int, read: Callable[[slice], Any]) -> np.ndarray:
+    """What is read in up to 16 places all over something.
+
+    Args:
+        length: of it.
+        size: of what is read in a place.
+        read: reads a slice.
+
+    Example:
+        >>> spread(100, 2, np.arange(100).__getitem__)[:6].tolist()
+        [0, 1, 6, 7, 13, 14]
+    """
+    starts = np.unique(np.linspace(0, max(0, length - size), _SAMPLE_PLACES).astype(int))
+    parts = [slice(int(start), min(int(start) + size, length)) for start in starts]
+    return np.concatenate([np.asarray(read(part)) for part in parts])
 
 
 def _as_csr(block: Any) -> sp.csr_matrix:

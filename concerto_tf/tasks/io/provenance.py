@@ -38,6 +38,7 @@ from concerto_tf.tasks.io.checksums import sha256_of_cells
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from concerto_tf.records.inputs.input import Input
     from concerto_tf.reference.cells import Reference
 
 KEY, _EARLIER, _NONE = "concerto", "earlier", "none"
@@ -67,6 +68,7 @@ class Step:
         options: What options came to that were left open.
         facts: Models, references and the like, each a dictionary.
         warnings: What was warned of so far.
+        matrices: Which matrix of a file was read, by the file's name, where it is not X.
     """
 
     def __init__(self, command: str, arguments: Mapping[str, Any]) -> None:
@@ -74,6 +76,7 @@ class Step:
         self.options: dict[str, Any] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.warnings: list[str] = []
+        self.matrices: dict[str, str] = {}
 
     @functools.cached_property
     def inputs(self) -> dict[str, dict[str, str]]:
@@ -89,6 +92,8 @@ class Step:
                     while taken in found:
                         taken, n = f"{name} ({n + 1})", n + 1
                     found[taken] = {"as": "input" if role == "inputs" else role, "sha256": checksum}
+                    if name in self.matrices:
+                        found[taken]["matrix"] = self.matrices[name]
         return found
 
     def entry(self) -> dict[str, Any]:
@@ -177,6 +182,20 @@ def reads(**cells: Any) -> None:
         step.arguments |= cells
 
 
+def reads_matrix(cells: Input, say: bool = False) -> None:
+    """Notes which matrix of an input is read, where it is another than X.
+
+    Args:
+        cells: The open input.
+        say: Whether to log what there is to say of how it was opened, too.
+    """
+    for note in cells.notes if say else ():
+        _log.info(note)
+    step = _now.get()
+    if step is not None and cells.layer not in (None, "X"):
+        step.matrices[cells.name] = "raw.X" if cells.layer == "raw" else f"layers/{cells.layer}"
+
+
 def uses_model(model: Any) -> None:
     """Notes the model that is asked, by its fingerprint, as `inspect` prints it."""
     step = _now.get()
@@ -252,7 +271,8 @@ def in_words(step: Mapping[str, Any]) -> list[str]:
     """
     lines = [f"{step['command']}, {step['date']}"]
     for name, of in step.get("inputs", {}).items():
-        lines.append(f"{of['as']}: {name}, sha256 {of['sha256']}")
+        matrix = f", {of['matrix']}" if "matrix" in of else ""
+        lines.append(f"{of['as']}: {name}{matrix}, sha256 {of['sha256']}")
     for name in ("model", "reference"):
         if name in step:
             told = [f"{key} {value}" for key, value in step[name].items()]

@@ -22,6 +22,7 @@ from concerto_tf.records.input_cells import HELD_BYTES, InputCells
 from concerto_tf.records.inputs.features import MissingModality
 from concerto_tf.records.inputs.input import Input
 from concerto_tf.tasks.io.agreement import vocabularies_of
+from concerto_tf.tasks.io.provenance import reads_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,6 +104,7 @@ def open_cells(
         if not several:
             opened, places = _open(model, cells, reading, lenient)
             stack.enter_context(opened)
+            reads_matrix(opened)
         if isinstance(opened, Input) and not trained:
             joined = join(
                 [opened],
@@ -159,9 +161,12 @@ def _open(
         name: f"obsm:{name}" for name in looks_at(model) if name != RNA and name not in asked
     }
     places = {**asked, **guessed}
+    # A model of log-normalized values is not to be given the counts beside them.
+    normalized = any(one.name == RNA and one.target_sum is None for one in model.modality_inputs)
+    layer = reading.layer or ("X" if normalized else None)
     while True:
         try:
-            opened = open_input(cells, layer=reading.layer, modalities=places)
+            opened = open_input(cells, layer=layer, modalities=places)
             break
         except MissingModality as error:
             if not (lenient if error.modality in asked else RNA in looks_at(model)):

@@ -48,6 +48,12 @@ def make(x: Any = None, **more: Any) -> ad.AnnData:
     return ad.AnnData(x, obs=obs, var=var, **more)
 
 
+def normalized() -> ad.AnnData:
+    """Those cells log-normalized to 10,000 per cell."""
+    totals = counts().sum(axis=1, keepdims=True)
+    return make(sp.csr_matrix(np.log1p(1e4 * counts() / totals)))
+
+
 @pytest.fixture
 def stored(tmp_path: Path) -> Iterator[Callable[[ad.AnnData, str], Any]]:
     """Puts an AnnData where it can be opened: in memory, as a view, backed, or in a file."""
@@ -273,7 +279,7 @@ def test_unsuitable_values_name_cell_and_gene(
     adata = make()
     if layer is None:
         adata.X = sp.csr_matrix(bad)
-        adata.layers["counts"] = sp.csr_matrix(counts())
+        adata.layers["spliced"] = sp.csr_matrix(counts())
     else:
         adata.layers[layer] = sp.csr_matrix(bad)
     path = tmp_path / "in.h5ad"
@@ -284,7 +290,7 @@ def test_unsuitable_values_name_cell_and_gene(
         with pytest.raises(InputError, match="in.h5ad: " + message.format(where)) as error:
             cells.chunk(10, 20)
     if value == -1.5 and layer is None:
-        assert str(error.value).endswith("; choose another layer: counts")
+        assert str(error.value).endswith("; choose another layer: spliced")
 
 
 def test_gaps_in_a_protein_frame_are_named() -> None:
@@ -347,13 +353,98 @@ def test_one_cell_or_one_gene_is_read(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("how", ["memory", "h5ad"])
 def test_no_x(stored: Any, how: str) -> None:
     adata = make()
-    adata.layers["counts"] = adata.X
+    adata.layers["spliced"] = adata.X
     adata.X = None
     source = stored(adata, how)
-    with pytest.raises(InputError, match="there is no X; choose a layer: counts"):
+    with pytest.raises(InputError, match="there is no X; choose a layer: spliced"):
         open_input(source)
-    with open_input(source, layer="counts") as cells:
+    with open_input(source, layer="spliced") as cells:
         np.testing.assert_array_equal(dense(cells), counts())
+    adata.layers["counts"] = adata.layers.pop("spliced")
+    with open_input(stored(adata, how)) as cells:
+        np.testing.assert_array_equal(dense(cells), counts())
+        assert cells.layer == "counts"
+        assert cells.notes == [
+            f"{cells.name}: there is no X; the counts in the layer 'counts' are taken"
+        ]
+
+
+class TestCountsElsewhere:
+    """X holds no counts, as in CELLxGENE's files; where they are is found."""
+
+    @pytest.mark.parametrize("how", SAVE)
+    @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+    def test_raw_is_taken_with_its_own_genes(self, stored: Any, how: str, form: Any) -> None:
+        adata = normalized()
+        raw = make(form(counts(15, seed=1)))
+        raw.var_names = [f"ENSG{i:011d}" for i in range(15)]
+        raw.var["feature_name"] = [f"G{i}X" for i in range(15)]
+        adata.raw = raw
+        with open_input(stored(adata, how)) as cells:
+            assert (cells.layer, cells.layers) == ("raw", [])
+            if how != "view":  # whose making leaves out columns of var
+                assert cells.genes.names == tuple(raw.var["feature_name"])
+            np.testing.assert_array_equal(dense(cells), counts(15, seed=1))
+            assert cells.notes == [
+                f"{cells.name}: X holds no counts; those in raw.X are taken (name 'X' as the layer "
+                "to take X)"
+            ]
+
+    @pytest.mark.parametrize("how", ["memory", "h5ad"])
+    def test_what_is_asked_for_decides(self, stored: Any, how: str) -> None:
+        adata = normalized()
+        adata.raw = make()
+        adata.layers["spliced"] = sp.csr_matrix(counts(seed=2))
+        source = stored(adata, how)
+        for layer, values in {"X": normalized().X.toarray(), "spliced": counts(seed=2)}.items():
+            with open_input(source, layer=layer) as cells:
+                assert (cells.layer, cells.notes) == (layer, [])
+                np.testing.assert_array_equal(dense(cells), values)
+
+    @pytest.mark.parametrize("how", ["memory", "h5ad"])
+    def test_a_layer_counts_is_taken_where_raw_holds_none(self, stored: Any, how: str) -> None:
+        adata = normalized()
+        adata.raw = normalized()
+        adata.layers["counts"] = sp.csr_matrix(counts())
+        with open_input(stored(adata, how)) as cells:
+            assert cells.layer == "counts"
+            np.testing.assert_array_equal(dense(cells), counts())
+
+    @pytest.mark.parametrize("how", ["memory", "h5ad"])
+    def test_scaled_x(self, stored: Any, how: str) -> None:
+        adata = make(counts() - counts().mean(axis=0))
+        adata.raw = make()
+        with open_input(stored(adata, how)) as cells:
+            assert cells.layer == "raw"
+            np.testing.assert_array_equal(dense(cells), counts())
+
+    def test_x_stays_where_it_holds_counts_or_nothing_does(self) -> None:
+        adata = make()
+        adata.raw = make(sp.csr_matrix(counts(15, seed=1)))
+        with open_input(adata) as cells:
+            assert (cells.layer, cells.notes) == ("X", [])
+        adata = normalized()
+        adata.raw = normalized()
+        with open_input(adata) as cells:
+            assert (cells.layer, cells.notes, cells.layers) == ("X", [], ["raw"])
+
+    def test_symbols_that_only_var_has(self) -> None:
+        adata = normalized()
+        adata.raw = make(sp.csr_matrix(counts(15, seed=1)))
+        ids = [f"ENSG{i:011d}" for i in range(15)]
+        adata.var_names, adata.raw.var.index = ids[:N_GENES], ids
+        adata.var["feature_name"] = [f"G{i}X" for i in range(N_GENES)]
+        with open_input(adata) as cells:
+            assert cells.genes.ids == tuple(ids)
+            assert cells.genes.names == (*adata.var["feature_name"], *ids[N_GENES:])
+
+    def test_another_process_reads_the_same(self, tmp_path: Path) -> None:
+        adata = normalized()
+        adata.raw = make()
+        adata.write_h5ad(tmp_path / "in.h5ad")
+        with open_input(tmp_path / "in.h5ad") as cells:
+            with pickle.loads(pickle.dumps(cells)) as copy:
+                np.testing.assert_array_equal(dense(copy), counts())
 
 
 def test_a_matrix_of_text(tmp_path: Path) -> None:

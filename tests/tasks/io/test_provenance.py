@@ -123,6 +123,19 @@ def test_imputed_values_have_units(typed_cells: Path, tmp_path: Path) -> None:
     assert anndata.read_h5ad(tmp_path / "i.h5ad").uns["concerto_imputed"] == told["imputed"]
 
 
+def test_the_matrix_that_was_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts = np.random.default_rng(0).poisson(2, (30, 8)).astype(np.float32)
+    cells = AnnData(np.log1p(counts / (1 + counts.sum(axis=1, keepdims=True))))
+    cells.raw = AnnData(counts)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with caplog.at_level(logging.INFO, "concerto_tf"):
+        score(tmp_path / "cells.h5ad", ["1", "2"], tmp_path / "out.h5ad")
+    assert entry(tmp_path / "out.h5ad")["inputs"]["cells.h5ad"]["matrix"] == "raw.X"
+    assert "cells.h5ad: X holds no counts; those in raw.X are taken" in caplog.text
+    score(tmp_path / "cells.h5ad", ["1", "2"], tmp_path / "x.h5ad", layer="X")
+    assert "matrix" not in entry(tmp_path / "x.h5ad")["inputs"]["cells.h5ad"]
+
+
 def test_simulated_cells_tell_their_parameters(tmp_path: Path) -> None:
     simulate(SplatParams.droplet(n_cells=40, n_genes=30, seed=4), tmp_path / "s.h5ad")
     told = entry(tmp_path / "s.h5ad")

@@ -184,3 +184,16 @@ def test_an_input_is_opened_once(model: Concerto, tmp_path: Path, opened_files: 
         embed(model, tmp_path / "cells.h5ad", source_key="donor")
     path = str(tmp_path / "cells.h5ad")
     assert sum(name == path and "_open_hdf5" in names for name, _, names in opened) == 1
+
+
+def test_a_model_of_normalized_values_is_given_x(tmp_path: Path) -> None:
+    cells = make_cells()
+    cells.raw = cells.copy()
+    cells.X = np.log1p(1e4 * cells.X / cells.X.sum(axis=1, keepdims=True))
+    records = convert(cells, tmp_path / "r", layer="X")
+    assert records.units == "lognorm"
+    made = Concerto.from_records(records, units=8, hidden_units=8, attention_units=4)
+    made.calibrate(records.dataset(50))
+    alone = cells.copy()
+    alone.raw = None
+    np.testing.assert_array_equal(embed(made, cells), embed(made, alone))
