@@ -238,5 +238,7 @@ def test_process_ends_with_the_code_and_no_traceback(started, tmp_path: Path) ->
     process: subprocess.Popen = started("run", tmp_path / "zero.h5ad", "-o", tmp_path / "out")
     out, err = process.communicate()
     assert process.returncode == 2
-    assert out == "" and err.count("\n") == 1 and err.startswith("concerto: zero.h5ad: ")
+    # On a busy machine it says that it is starting.
+    lines = [line for line in err.splitlines() if not line.startswith("starting: ")]
+    assert out == "" and len(lines) == 1 and lines[0].startswith("concerto: zero.h5ad: ")
     assert not (tmp_path / "out").exists()

@@ -87,6 +87,7 @@ def trained(cells: Path, installed: Path) -> Path:
     return cells
 
 
+@pytest.mark.slow
 def test_an_installed_method_is_used_by_the_command_line(trained: Path) -> None:
     import anndata
     import tensorflow as tf
@@ -100,6 +101,7 @@ def test_an_installed_method_is_used_by_the_command_line(trained: Path) -> None:
     assert answer["label"].shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["run/model", "fine"])
 def test_a_missing_import_is_named(trained: Path, folder: str) -> None:
     assert "barlow-twins" not in METHODS
@@ -107,6 +109,7 @@ def test_a_missing_import_is_named(trained: Path, folder: str) -> None:
         load_model(trained / folder)
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_what_it_is_told(trained: Path, concerto) -> None:
     answer = concerto("inspect", trained / "fine")
     answer.mendable("import its module first (--import barlow_twins)")

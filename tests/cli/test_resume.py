@@ -86,6 +86,7 @@ def test_stopped_conversion_is_resumed(
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.xla  # as in the processes that are stopped
 def test_stopped_run_ends_as_an_undisturbed_one(
     cells_file: Path, concerto, started, leftover, tmp_path: Path
