@@ -43,8 +43,10 @@ def expected(options: argparse.Namespace) -> None:
     if given is None or (as_path(given) / "manifest.json").exists():
         raise InputError("a fingerprint is expected, but no model is named; name one", "expect")
     from concerto_tf.models.fingerprint import load_expected
+    from concerto_tf.models.saving import of_run
 
-    load_expected(given, options.expect)
+    # What serves takes the folder of a run, too.
+    load_expected(of_run(given) if options.command == "serve" else given, options.expect)
 
 
 def same(options: argparse.Namespace, names: str) -> dict[str, Any]:

@@ -170,9 +170,8 @@ def model_file(path: str | Path) -> Path:
     if path.is_dir():
         path = path / FILE_NAME
         if not path.exists():
-            of_run = path.parent / "model"
-            if (of_run / FILE_NAME).exists():
-                raise InputError(f"{path.parent}: holds no {FILE_NAME}; its model is {of_run}")
+            if (folder := of_run(path.parent)) != path.parent:
+                raise InputError(f"{path.parent}: holds no {FILE_NAME}; its model is {folder}")
             raise InputError(
                 f"{path.parent}: holds no {FILE_NAME}; name a folder that `train` finished "
                 "(run the same `train` again to finish it), or a .keras file"
@@ -184,6 +183,12 @@ def model_file(path: str | Path) -> Path:
         )
     check_file(path)
     return path
+
+
+def of_run(path: str | Path) -> Path:
+    """The folder of a run's model where that of the run is given, else the path itself."""
+    folder = as_path(path) / "model"
+    return folder if (folder / FILE_NAME).exists() else as_path(path)
 
 
 def load_model(path: str | Path) -> ContrastiveModel:

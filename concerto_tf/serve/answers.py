@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.export import export
 from concerto_tf.export.answer import kept_reference
-from concerto_tf.models.saving import FILE_NAME
+from concerto_tf.models.saving import of_run
 from concerto_tf.reference.cells import Reference
 
 #: Names of the signatures: what a request may ask for.
@@ -61,9 +60,7 @@ class Answers:
     """
 
     def __init__(self, model: str | Path, k: int = 5) -> None:
-        folder = as_path(model)
-        if (folder / "model" / FILE_NAME).exists():  # of a run
-            folder = folder / "model"
+        folder = of_run(model)
         self._reference: Reference | None = None
         if (folder / "saved_model.pb").exists():
             self._load(str(folder))
