@@ -59,7 +59,7 @@ for name in names:
 
 from concerto_tf._files import write_json
 from concerto_tf.cli import main
-from concerto_tf.records.conversion.workers import processors
+from concerto_tf._threads import processors
 from concerto_tf.tasks.run import _peak_memory
 said = []
 listener = logging.Handler()

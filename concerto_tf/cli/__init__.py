@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 
 from concerto_tf import _progress
+from concerto_tf._threads import limit_threads
 from concerto_tf.cli import given, spelling
 from concerto_tf.cli.arguments import make_parser
 from concerto_tf.cli.output import DONE, FAULT, INTERRUPTED, UNSUITABLE
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     _quiet_libraries(options)
+    limit_threads(options.threads)
     if arguments is None:  # A cluster that takes a machine back says so as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         _end_for_sure()

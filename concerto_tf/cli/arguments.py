@@ -38,6 +38,12 @@ def _shared() -> argparse.ArgumentParser:
     shared.add_argument(
         "--seed", type=parsing.seed, default=0, help="seed of everything (default 0)"
     )
+    shared.add_argument(
+        "--threads",
+        type=parsing.threads,
+        metavar="N",
+        help="threads to compute with (as many as processors are given to this process)",
+    )
     shared.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     shared.add_argument("--quiet", action="store_true", help="only errors")
     shared.add_argument("--debug", action="store_true", help="tracebacks and library messages")

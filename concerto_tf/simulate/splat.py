@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from concerto_tf._threads import processors
 from concerto_tf.errors import InputError
 from concerto_tf.simulate.counts import CellBlock, draw_cells, draw_counts
 from concerto_tf.simulate.genes import draw_genes
@@ -47,7 +47,7 @@ class Experiment:
 
     def __init__(self, params: SplatParams, workers: int | None = None) -> None:
         self.params = params
-        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        self.workers = min(4, processors()) if workers is None else workers
         if self.workers < 1:
             raise InputError(f"workers is {workers}: it must be at least 1.")
         self.genes = draw_genes(params)

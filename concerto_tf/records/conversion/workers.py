@@ -20,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from concerto_tf._files import remove
+from concerto_tf._threads import processors
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 
@@ -27,17 +28,6 @@ from concerto_tf.errors import InputError
 _WORTH_CELLS = 50_000
 _DASK_SECONDS = 10
 _POLL_SECONDS = 0.1
-
-
-def processors() -> int:
-    """Number of processors that this process may use."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    number = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):  # a container's share: microseconds of every so many
-        share, of = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        number = max(1, min(number, round(int(share) / int(of))))
-    return number
 
 
 class WorkersError(Exception):

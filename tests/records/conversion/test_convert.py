@@ -257,17 +257,6 @@ def test_missing_sources_duplicate_barcodes_and_mixed_units(make_cells, tmp_path
     assert not (tmp_path / "r").exists()
 
 
-def test_a_container_s_share_of_processors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Path.read_text
-    for share, number in (("100000 100000", 1), ("max 100000", len(os.sched_getaffinity(0)))):
-        monkeypatch.setattr(
-            Path,
-            "read_text",
-            lambda path, *a, s=share: s if path.name == "cpu.max" else known(path, *a),
-        )
-        assert workers.processors() == number
-
-
 def test_processes_are_started_where_they_pay(
     content, file: Path, tmp_path: Path, monkeypatch
 ) -> None:
