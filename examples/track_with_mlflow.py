@@ -2,11 +2,7 @@
 
     python examples/track_with_mlflow.py FOLDER
 
-<<<<<<< HEAD
-`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it. Any Keras callback works in the
-=======
 `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it. Any Keras callback works the
->>>>>>> bdd1826 (A line of an example is as long as the linter allows)
 same way, that of Weights & Biases too: `wandb.integration.keras.WandbMetricsLogger()` after
 `wandb.init(mode="offline")`.
 """

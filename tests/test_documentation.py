@@ -6,9 +6,11 @@ Tutorials (blocks that begin with ```{code-cell}) are executed by `tools/docs`.
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,35 @@ def test_commands_are_understood(page: Path) -> None:
     for line in lines(page):
         # ends the test with SystemExit where it is not
         make_parser().parse_args(arguments_of(line))
+
+
+def test_batch_script_is_understood() -> None:
+    script = ROOT / "examples" / "slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    called = [line for line in script.read_text("utf-8").splitlines() if "concerto run" in line]
+    line = called[-1].rpartition("||")[0].replace('"$1"', "cells.h5ad").replace('"$2"', "result")
+    assert make_parser().parse_args(arguments_of(line)).output == "result"
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, ""), (2, ""), (130, "requeue 7")])
+def test_batch_script_is_queued_again(code: int, queued: str, tmp_path: Path) -> None:
+    """With stand-ins for SLURM's programs and for `concerto`."""
+    stand_ins = {
+        "srun": 'shift; exec "$@"',
+        "concerto": f'test "$*" = "run cells.h5ad -o result" && exit {code}',
+        "scontrol": 'echo "$@"',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_ID": "7"}
+    ran = subprocess.run(
+        ["bash", ROOT / "examples" / "slurm.sh", "cells.h5ad", "result"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **slurm},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (code, queued), ran.stderr
 
 
 @every_page
