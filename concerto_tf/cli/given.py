@@ -56,8 +56,9 @@ def same(options: argparse.Namespace, names: str) -> dict[str, Any]:
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `train` that were given."""
-    names = "method preset ensemble epochs batch_size learning_rate optimizer strategy".split()
-    given = {name: getattr(options, name, None) for name in names}
+    names = "method preset ensemble epochs batch_size learning_rate optimizer strategy"
+    names += " validation_share patience"
+    given = {name: getattr(options, name, None) for name in names.split()}
     own = getattr(options, "options", None)
     if own:
         twice = [name for name, count in Counter(name for name, _ in own).items() if count > 1]

@@ -112,6 +112,8 @@ def training(made: argparse.ArgumentParser) -> None:
         help="an argument of the method's model, as clusters=8; may be given several times",
     )
     whole(made, "--ensemble", "networks with seeds of their own whose embeddings are joined")
+    real(made, "--validation-share", "of the cells, to end by their loss and not to train on")
+    whole(made, "--patience", "rounds to wait for a smaller loss of these (10)")
     steps(made)
 
 

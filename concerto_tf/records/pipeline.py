@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import (
     CELL,
     RNA,
@@ -29,6 +28,7 @@ from concerto_tf.records.batch import (
 from concerto_tf.records.manifest import Manifest, ModalityInfo, ShardInfo
 from concerto_tf.records.packing import pack
 from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
+from concerto_tf.records.share import WHOLE, Share, worker_share
 
 #: For functions of tensors without Python's control flow, which AutoGraph takes seconds to rewrite.
 _as_written = tf.autograph.experimental.do_not_convert
@@ -38,8 +38,6 @@ _BLOCK_CELLS = 64
 #: TensorFlow's names of the manifest's compressions.
 _COMPRESSIONS = {"none": "", "gzip": "GZIP"}
 _ENDLESS = np.iinfo(np.int64).max
-#: A shard that one worker reads alone, as (index, count) of what it reads.
-_WHOLE = (0, 1)
 
 
 def build(
@@ -56,7 +54,7 @@ def build(
     sources: Sequence[str] | None,
     labels: Sequence[str],
     cells: bool,
-    shard_of: tuple[int, int],
+    shard_of: tuple[int, ...],
     drop_remainder: bool,
     pad_last: bool,
     gene_cells: Mapping[str, np.ndarray] | None,
@@ -80,9 +78,9 @@ def build(
             )
             files = tf.random.experimental.stateless_shuffle(files, fold)
         paths = tf.gather(tf.constant([str(folder / shard.file) for shard in shards]), files)
-        divided = any(part != _WHOLE for part in parts)
+        divided = any(part != WHOLE for part in parts)
         part_of = tf.gather(tf.constant(parts, tf.int64), files) if divided else None
-        cells_of = _read(paths, part_of, manifest.compression, interleaved=shuffle)
+        cells_of = _read(paths, part_of, manifest.compression, shuffle, Share(*shard_of).every)
         if shuffle:
             cells_of = _shuffle(cells_of, n_cells, fold)
         if one_source:
@@ -109,7 +107,9 @@ def build(
         return parse(serialized)
 
     dataset = dataset.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    whole = shard_of[1] == 1  # of a share it is not known how many cells of a source it has
+    whole = (
+        Share(*shard_of) == Share()
+    )  # of a share it is not known how many cells of a source it has
     filled = [*manifest.cells_per_source] if one_source else [n_cells]
     n_batches = sum(n // batch_size if drop_remainder else -(-n // batch_size) for n in filled)
     size = tf.data.INFINITE_CARDINALITY if repeat else n_batches
@@ -122,82 +122,27 @@ def build(
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def check_request(
-    folder: Path,
-    manifest: Manifest,
-    batch_size: int,
-    labels: Sequence[str],
-    shard_of: tuple[int, int],
-    drop_remainder: bool,
-    one_source: bool = False,
-) -> None:
-    """Raises InputError where records cannot be read as `Records.dataset` was asked to."""
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}; it must be at least 1")
-    for name in labels:
-        if name not in manifest.labels:
-            known = ", ".join(manifest.labels) or "none"
-            raise InputError(
-                f"{folder}: has no label {name!r} (there are: {known}); convert with it",
-                Argument("label_keys", [name], of="convert"),
-            )
-    index, count = shard_of
-    if not 0 <= index < count:
-        raise InputError(f"share {index} of {count} is none; count from 0")
-    if one_source and drop_remainder:
-        for name, n in zip(manifest.sources, manifest.cells_per_source, strict=True):
-            if n < batch_size:
-                raise InputError(
-                    f"{folder}: source {name!r} has {n} cells, which do not fill a batch of "
-                    f"{batch_size} of one source; make the batch smaller",
-                    "batch_size",
-                )
-    if drop_remainder and batch_size > worker_share(manifest, shard_of)[2]:
-        raise InputError(
-            f"{folder}: {manifest.n_cells} cells for {count} workers do not fill a batch of "
-            f"{batch_size}; make the batch smaller"
-        )
-
-
-def worker_share(
-    manifest: Manifest, shard_of: tuple[int, int]
-) -> tuple[list[ShardInfo], list[tuple[int, int]], int]:
-    """What one of several workers reads: as many shards as the others, and a part of those left.
-
-    Args:
-        manifest: What there is.
-        shard_of: (index, count) of the worker.
-
-    Returns:
-        Its shards, for each of them (index, count) of the part of its cells that is read, and the
-        number of cells in all.
-    """
-    index, count = shard_of
-    divisible = len(manifest.shards) // count * count
-    own, left = manifest.shards[index:divisible:count], manifest.shards[divisible:]
-    # Nobody is always the first, who gets the cell that is left when a shard is divided.
-    parts = [_WHOLE] * len(own) + [((index + i) % count, count) for i in range(len(left))]
-    shards = [*own, *left]
-    cells = [
-        len(range(first, shard.n_cells, step))
-        for shard, (first, step) in zip(shards, parts, strict=True)
-    ]
-    return shards, parts, sum(cells)
-
-
 def _read(
-    paths: tf.Tensor, parts: tf.Tensor | None, compression: str, interleaved: bool
+    paths: tf.Tensor, parts: tf.Tensor | None, compression: str, interleaved: bool, every: int
 ) -> tf.data.Dataset:
     """Serialized cells, in small batches as that costs less than one by one."""
+    step = abs(every)
 
     @_as_written
     def read(path: tf.Tensor, part: tf.Tensor | None = None) -> tf.data.Dataset:
         cells = tf.data.TFRecordDataset(path, _COMPRESSIONS[compression])
         if part is not None:
             cells = cells.shard(part[1], part[0])
-        return cells.batch(_BLOCK_CELLS)
+        if every > 0:
+            cells = cells.shard(step, 0)
+        if every >= 0:
+            return cells.batch(_BLOCK_CELLS)
+        # Blocks begin with a cell that is held out.
+        return cells.batch(-(-_BLOCK_CELLS // step) * step).map(
+            lambda block: tf.boolean_mask(block, tf.range(tf.shape(block)[0]) % step > 0)
+        )
 
-    if parts is None and not interleaved:
+    if parts is None and not interleaved and not every:
         return read(paths)
     at_once = _INTERLEAVED_SHARDS if interleaved else 1
     files = tf.data.Dataset.from_tensor_slices(paths if parts is None else (paths, parts))

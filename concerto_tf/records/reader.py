@@ -27,6 +27,7 @@ from concerto_tf.records.shards import (
     reading_errors,
     size_problem,
 )
+from concerto_tf.records.share import check_request, worker_share
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -88,11 +89,9 @@ class Records:
         """Number of cells."""
         return self.manifest.n_cells
 
-    def n_cells_of(self, index: int, count: int) -> int:
-        """Number of cells that worker `index` of `count` reads; see `shard_of` of `dataset`."""
-        from concerto_tf.records.pipeline import worker_share
-
-        return worker_share(self.manifest, (index, count))[2]
+    def n_cells_of(self, index: int, count: int, every: int = 0) -> int:
+        """Number of cells that are read of a `Share`; see `shard_of` of `dataset`."""
+        return worker_share(self.manifest, (index, count, every))[2]
 
     @property
     def n_genes(self) -> int:
@@ -203,7 +202,7 @@ class Records:
         sources: Sequence[str] | None = None,
         labels: Sequence[str] = (),
         cells: bool = False,
-        shard_of: tuple[int, int] = (0, 1),
+        shard_of: tuple[int, ...] = (0, 1),
         drop_remainder: bool | None = None,
         pad_last: bool = True,
         packed: bool = False,
@@ -227,7 +226,8 @@ class Records:
             labels: Keys of the labels to emit.
             cells: Whether to emit barcodes.
             shard_of: (index, count) of this worker, each of which gets its share of the cells; give
-                it in a `fit` of your own under MultiWorkerMirroredStrategy.
+                it in a `fit` of your own under MultiWorkerMirroredStrategy. A `Share` of
+                `records.share` also holds cells out.
             drop_remainder: Whether an incomplete last batch of an epoch is dropped. By default it
                 is when shuffling, as training wants whole batches.
             pad_last: Whether an incomplete last batch is filled up with cells of row -1, source -1
@@ -249,7 +249,7 @@ class Records:
                 shard: the first call reads those of this worker against their checksums, 0.6 s per
                 GB. What is damaged later shows while reading, see `naming_damage`.
         """
-        from concerto_tf.records.pipeline import build, check_request, worker_share
+        from concerto_tf.records.pipeline import build
 
         names = list(self.manifest.modalities) if modalities is None else modalities
         if not isinstance(genes, Mapping):

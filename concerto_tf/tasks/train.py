@@ -26,10 +26,11 @@ from concerto_tf.models.saving import check_saving, copied, model_file
 from concerto_tf.models.weights import lasting_weights
 from concerto_tf.records import Records, resolve_genes
 from concerto_tf.records.batch import RNA
+from concerto_tf.records.share import Share
 from concerto_tf.tasks.io.agreement import cell_batches, check_agreement
 from concerto_tf.tasks.training.arguments import DEFAULT_METHOD, check_arguments, check_cells
-from concerto_tf.tasks.training.batches import training_batches
-from concerto_tf.tasks.training.callbacks import saved_rounds
+from concerto_tf.tasks.training.batches import training_batches, validation_batches
+from concerto_tf.tasks.training.callbacks import saved_rounds, take_best
 from concerto_tf.tasks.training.distribution import (
     MULTIWORKER,
     TrainingProcesses,
@@ -57,6 +58,8 @@ def train(
     learning_rate: float | None = None,
     optimizer: str | None = None,
     strategy: str = "auto",
+    validation_share: float | None = None,
+    patience: int | None = None,
     start: str | Path | None = None,
     model: ContrastiveModel | None = None,
     seed: int = 0,
@@ -93,6 +96,10 @@ def train(
             mirrored where there are several. ``multiworker``: this call is one of several alike,
             in processes that ``TF_CONFIG`` names and that see the same folders; each reads its
             own shards, and the first of them writes.
+        validation_share: Share of the cells, at most .5, that is not trained on: one in
+            round(1 / share). Once their loss has not fallen for ``patience`` rounds the training
+            ends, and the model has the weights of its smallest value.
+        patience: Rounds (lines of ``training.csv``) to wait for a smaller loss on these; 10.
         start: A model to continue from, on the same or on other cells of the same genes.
         model: A model to train, made by `from_records` or of the same genes. It stays as it is;
             a new one with its configuration and weights is trained. Called again to continue, it
@@ -122,6 +129,8 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        validation_share=validation_share,
+        patience=patience,
         start=start,
         model=model,
         seed=seed,
@@ -138,6 +147,11 @@ def train(
         if job.finished:
             return load_model(model_file(job.out))
         request.check("one" if strategy == MULTIWORKER else strategy)
+        if validation_share is not None and workers.count > 1:
+            raise InputError(
+                "a validation share is for trainings on one machine; leave it out",
+                "validation_share",
+            )
         settled: dict[str, Any] = {"method": method, "preset": preset, "genes": genes}
         settled |= {"options": options or None, "ensemble": ensemble}
         settled |= {} if model is None else {"modalities": modalities, "start": start}
@@ -171,6 +185,8 @@ class _Request:
     batch_size: int | None
     learning_rate: float | None
     optimizer: str | None
+    validation_share: float | None
+    patience: int | None
     start: str | Path | None
     model: ContrastiveModel | None
     seed: int
@@ -187,6 +203,9 @@ class _Request:
             if path and as_path(path).is_file()
         }
         own = {**vars(self), **files, "options": plain(self.options)}
+        for name in ("validation_share", "patience"):  # which earlier versions did not have
+            if own[name] is None:
+                del own[name]
         given = own.pop("model")
         told = {} if given is None else {"model": identity_of(given)}
         return {**own, **told, "records": identity_of_records(records)}
@@ -197,9 +216,14 @@ class _Request:
 
     def leaves_it_to(self, model: ContrastiveModel) -> bool:
         """Whether nothing asks for training, and the model is new and does not need any."""
-        asked = (self.start, self.epochs, self.learning_rate)
+        asked = (self.start, self.epochs, self.learning_rate, self.validation_share)
         new = not int(model.started.numpy())
         return new and all(given is None for given in asked) and not model.needs_training
+
+    @property
+    def held_out(self) -> int:
+        """One in so many cells is held out; 0 for none."""
+        return 0 if self.validation_share is None else round(1 / self.validation_share)
 
     @property
     def training(self) -> Training | None:
@@ -219,7 +243,8 @@ def _train(
 ) -> ContrastiveModel:
     """Makes the model, trains it round by round and leaves it in the job's folder."""
     # No worker has less to read than this in an epoch; what others have more waits for the next.
-    shares = [records.n_cells_of(index, workers.count) for index in range(workers.count)]
+    held_out, count = request.held_out, workers.count
+    shares = [records.n_cells_of(index, count, -held_out) for index in range(count)]
     n_cells = workers.count * min(shares)
     replicas = scope.num_replicas_in_sync if scope else 1
     began = time.perf_counter()
@@ -258,12 +283,25 @@ def _train(
             request.batch_size,
             records.n_cells,
         )
+    found: dict[str, Any] = {}
+    validation = patience = None
+    if held_out:
+        validation = validation_batches(model, records, schedule, held_out)
+        patience = request.patience or _PATIENCE
+    elif not epochs:
+        patience = _PATIENCE * schedule.rounds_per_epoch
     resumed = schedule.rounds > 0 and saved_rounds(job.out / "checkpoint") > 0
     job.begin()
     with records.naming_damage(), workers.naming_loss():
         # A checkpoint holds what the PCA initialization made, too.
         if not model.started.numpy() and not resumed and workers.first:
-            cells = cell_batches(model, records, schedule.batch_size, packed=True)
+            cells = cell_batches(
+                model,
+                records,
+                schedule.batch_size,
+                packed=True,
+                shard_of=Share(every=-held_out),
+            )
             with stage("statistics and PCA initialization"):
                 model.initialize(cells)
                 if not schedule.rounds:  # training finds the statistics of sources otherwise
@@ -274,18 +312,26 @@ def _train(
             fit_in_rounds(
                 model,
                 lambda step: training_batches(
-                    model, records, schedule, step, request.seed, workers
+                    model, records, schedule, step, request.seed, workers, held_out
                 ),
                 job.out,
                 schedule,
-                patience=None if epochs else _PATIENCE * schedule.rounds_per_epoch,
+                patience=patience,
+                validation=validation,
                 workers=workers,
                 **how,
             )
+        if validation is not None:
+            rounds, loss = take_best(model, job.out / "checkpoint")
+            found["validation"] = {
+                "cells": records.n_cells_of(*Share(every=held_out)),
+                "loss": loss,
+                "epochs": round(schedule.passes(rounds), 2),
+            }
     if workers.first:
-        genes_used = model.modality_inputs[0].n_inputs
+        found["genes"] = model.modality_inputs[0].n_inputs
         seconds = time.perf_counter() - began
-        finish_training(job, model, schedule, seconds, records, genes=genes_used)
+        finish_training(job, model, schedule, seconds, records, **found)
     with workers.naming_loss():
         workers.agree(0, "")  # nobody leaves before all is written
     return model

@@ -80,5 +80,22 @@ def check_arguments(
     if strategy not in STRATEGIES:
         known = ", ".join((*STRATEGIES, MULTIWORKER))
         raise InputError(f"there is no strategy {strategy!r}; choose one of {known}")
+    _check_stopping(**{name: others.get(name) for name in ("validation_share", "patience")})
     make_optimizer("adam" if optimizer is None else optimizer, 1e-3)
     check_options(method, preset, options or {})
+
+
+def _check_stopping(validation_share: Any, patience: Any) -> None:
+    if validation_share is not None and not (
+        isinstance(validation_share, int | float) and 0 < validation_share <= 0.5
+    ):
+        raise InputError(
+            f"validation share is {validation_share}; it must be above 0 and at most 0.5",
+            "validation_share",
+        )
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise InputError(f"patience is {patience}; it must be a whole number, 1 or more")
+    if patience is not None and validation_share is None:
+        raise InputError(
+            "patience is of the loss on a validation share; give that", "validation_share"
+        )

@@ -25,7 +25,7 @@ from concerto_tf.models.fitting.schedule import Schedule
 from concerto_tf.models.objects import without_automatic_names
 from concerto_tf.models.weights import lasting_weights
 
-_FILE = "training.npz"
+_FILE, _BEST = "training.npz", "best.npz"
 _DAMAGED = (zipfile.BadZipFile, zlib.error)
 _log = logging.getLogger("concerto_tf")
 
@@ -185,6 +185,46 @@ class Checkpoint(keras.callbacks.Callback):
         }
         with atomic(self._path) as temporary, open(temporary, "wb") as file:
             np.savez(file, early_stopping=json.dumps(state), **counts, **arrays)
+
+
+class Best(keras.callbacks.Callback):
+    """Keeps the weights of the round with the smallest loss on held-out cells, also over a stop.
+
+    Args:
+        folder: Folder of the checkpoint; must exist.
+        early_stopping: Keras' callback of that name in the same training. List it before this one,
+            and this one before `Checkpoint`.
+    """
+
+    def __init__(self, folder: str | Path, early_stopping: keras.callbacks.EarlyStopping) -> None:
+        super().__init__()
+        self._path = as_path(folder) / _BEST
+        self._early_stopping = early_stopping
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # Rounds that do not compare yet do not count as waiting: the last of them is kept.
+        if self._early_stopping.wait:
+            return
+        arrays = {f"v{i}": w.numpy() for i, w in enumerate(lasting_weights(self.model))}
+        loss = (logs or {})[self._early_stopping.monitor]
+        with atomic(self._path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, rounds=epoch + 1, loss=loss, **arrays)
+
+
+def take_best(model: Any, folder: str | Path) -> tuple[int, float]:
+    """Gives a model the weights that `Best` has kept.
+
+    Args:
+        model: The model that was trained.
+        folder: Folder of the checkpoint.
+
+    Returns:
+        The number of rounds behind them, and their loss on the held-out cells.
+    """
+    with (as_path(folder) / _BEST).open("rb") as file, np.load(file, allow_pickle=False) as saved:
+        for i, weight in enumerate(lasting_weights(model)):
+            weight.assign(saved[f"v{i}"])
+        return int(saved["rounds"]), float(saved["loss"])
 
 
 class InputClock:

@@ -47,6 +47,7 @@ def fit_in_rounds(
     schedule: Schedule,
     *,
     patience: int | None = None,
+    validation: tf.data.Dataset | None = None,
     callbacks: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
     workers: TrainingProcesses | None = None,
@@ -60,12 +61,15 @@ def fit_in_rounds(
         out: Folder of the model.
         schedule: The plan of the training.
         patience: Rounds without a smaller loss after which it ends; None for never.
+        validation: Batches of cells that are held out. Their loss is the one that is looked at, and
+            the model has the weights of its smallest one in the end.
         callbacks: Further Keras callbacks.
         progress: Called with the number of cells seen and to be seen.
         workers: The processes that train together; None for this one alone.
     """
     from concerto_tf._keras import keras
     from concerto_tf.tasks.training.callbacks import (
+        Best,
         Checkpoint,
         InputClock,
         Log,
@@ -88,8 +92,8 @@ def fit_in_rounds(
     stopping = None
     if patience is not None:
         stopping = keras.callbacks.EarlyStopping(
-            "loss",
-            min_delta=1e-3,
+            "loss" if validation is None else "val_loss",
+            min_delta=1e-3 if validation is None else 0.0,
             patience=patience,
             start_from_epoch=math.ceil(model.recipe.settling_steps / schedule.steps_per_round),
         )
@@ -104,6 +108,7 @@ def fit_in_rounds(
             initial_epoch=first,
             steps_per_epoch=schedule.steps_per_round,
             verbose=0,
+            validation_data=validation,
             callbacks=[
                 TrainingProgress(schedule, progress if workers.first else None, clock),
                 keras.callbacks.LambdaCallback(
@@ -112,6 +117,7 @@ def fit_in_rounds(
                 StopOnNaN(),
                 *([log, board] if workers.first else []),
                 *([] if stopping is None else [stopping]),
+                *([] if stopping is None or validation is None else [Best(checkpoint, stopping)]),
                 *callbacks,
                 Checkpoint(checkpoint, stopping, workers.first, schedule.steps_per_round),
             ],
