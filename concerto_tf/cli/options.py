@@ -169,11 +169,12 @@ def vote(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--vote",
         nargs="?",
+        type=parsing.vote,
         const=True,
         default=False,
         metavar="KEY",
-        help="also the label that most cells of a group have: of this obs column, or of small "
-        "clusters (without KEY, to be put last)",
+        help="also the label that most cells of a group have: of this obs column, or without KEY "
+        "of small clusters",
     )
 
 

@@ -29,6 +29,33 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
         self.register("action", None, _Once)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._values_told_apart(given), namespace)
+
+    def _values_told_apart(self, given: list[str]) -> list[str]:
+        """Leaves the words that a command needs to it, where an option may go without its value.
+
+        argparse gives ``--vote model cells.h5ad`` the model as its value, and misses the cells.
+        """
+        named = self._option_string_actions
+        words = sum(not action.option_strings for action in self._actions)
+        open_ended, takes = None, 0
+        for i, text in enumerate(given):
+            option = named.get(text)
+            if text == "--":
+                break
+            if option is not None:
+                takes = 1 if option.nargs is None else 0
+                if option.nargs == "?":
+                    open_ended = i
+            elif takes:
+                takes -= 1
+            elif not text.startswith("-"):
+                words -= 1
+        bare = open_ended is not None and words >= 0
+        return [f"{text}=" if bare and i == open_ended else text for i, text in enumerate(given)]
+
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(UNSUITABLE)
@@ -39,6 +66,11 @@ def modality(text: str) -> tuple[str, str]:
     if not equals or not name or not place:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE, as in protein=obsm:protein")
     return name, place
+
+
+def vote(text: str) -> str | bool:
+    """Name of a column; True without one."""
+    return text or True
 
 
 def option(text: str) -> tuple[str, Any]:
