@@ -181,6 +181,12 @@ def make_parser() -> argparse.ArgumentParser:
     model_and_reference(made)
     about_cells(made, "OUT.h5ad", labels=None)
     whole(made, "--k", "neighbours that are averaged")
+    made.add_argument(
+        "--scale",
+        choices=["log", "clr", "counts"],
+        help="of values from counts: log1p of 10,000 per cell (the default), centered log ratio, "
+        "or as counted",
+    )
 
     help_ = "genes that place cells or groups in the embedding, as a table"
     made = command("explain", commands.explain, help_)

@@ -215,7 +215,7 @@ def impute(options: argparse.Namespace) -> Any:
             options.model,
             options.query,
             options.output,
-            **given.same(options, "reference reference_source_key reference_layer k"),
+            **given.same(options, "reference reference_source_key reference_layer k scale"),
             progress=progress.stage("impute"),
             **given.reading(options),
         )

@@ -36,7 +36,8 @@ class Values:
     Attributes:
         matrix: float32 [N, F], dense or CSR.
         features: Names of the F features.
-        units: "log1p of counts scaled to 10,000 per cell", or "as given" where they were no counts.
+        units: What the values are, as "log1p of counts scaled to 10,000 per cell"; "as given" where
+            they were no counts.
         place: Where they lay in the cells, as in ``obsm:protein``; empty where that is not known.
     """
 

@@ -52,6 +52,7 @@ def impute(
     reference: Reference | Records | str | Path | AnnData | None = None,
     modalities: Mapping[str, str] | None = None,
     k: int | None = None,
+    scale: str | None = None,
     source_key: str | None = None,
     layer: str | None = None,
     reference_source_key: str | None = None,
@@ -63,8 +64,8 @@ def impute(
     """Gives query cells a modality that only the reference was measured for.
 
     Each value is the mean over the k most similar reference cells that have the modality, nearer
-    ones counting for more. The values are in the units of the reference: of counts log1p of what
-    is scaled to 10,000 per cell; otherwise as they were given. Neighbours are found without that
+    ones counting for more. Of counts the values are on the scale that is asked for; otherwise they
+    are as they were given. Neighbours are found without that
     modality, even where the query was measured for it and the model looks at it.
 
     Args:
@@ -79,6 +80,9 @@ def impute(
             ``{"protein": "obsm:protein"}``. ``None``: all that the reference holds, or if there is
             only a file the tables in its obsm.
         k: Number of neighbours to average; by default 30, or all where fewer cells have it.
+        scale: Of counts: ``log`` for log1p of what is scaled to 10,000 per cell, ``clr`` for the
+            centered log ratio (of antibodies: log1p of the counts less its mean in the cell),
+            ``counts`` for what was counted. By default ``log``, or what the kept reference holds.
         reference_source_key: As ``source_key``, of the reference; by default the same where the
             reference has it.
         reference_layer: As ``layer``, of the reference.
@@ -112,7 +116,7 @@ def impute(
         drop_empty,
         modalities,
     )
-    held = find_reference(model, folder, reference, of_reference, progress=progress)
+    held = find_reference(model, folder, reference, of_reference, scale=scale, progress=progress)
     wanted = list(modalities or held.values)
     if not wanted:
         raise InputError(

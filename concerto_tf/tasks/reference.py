@@ -27,14 +27,18 @@ from concerto_tf.reference.files import FOLDER, is_reference, load_reference, sa
 from concerto_tf.tasks.embed import Progress, embed_records
 from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
-from concerto_tf.tasks.io.values import normalized_parts
+from concerto_tf.tasks.io.values import (
+    DENSE_FEATURES,
+    SCALES,
+    centered_log_ratio,
+    normalized_parts,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("concerto_tf")
-#: Features up to which the values of a modality are kept dense.
-_DENSE_FEATURES = 1000
 
 
 def model_folder(model: Any) -> Path | None:
@@ -57,6 +61,7 @@ def find_reference(
     reading: Reading | None = None,
     *,
     label_keys: Sequence[str] = (),
+    scale: str | None = None,
     progress: Progress | None = None,
 ) -> Reference:
     """The reference to compare with: the one kept beside the model where it fits, or a new one.
@@ -72,6 +77,8 @@ def find_reference(
         cells: The reference's cells, or a `Reference`; ``None`` for the one that is kept.
         reading: How to read them; its modalities are those whose values are needed.
         label_keys: Keys of the labels that are needed.
+        scale: Scale of the modalities' values, see `read_values`; ``None`` for ``log``, or where
+            no cells are given for what is kept.
         progress: Called with the number of cells embedded and of all cells.
 
     Returns:
@@ -96,7 +103,7 @@ def find_reference(
                 "the reference has another origin or spread than the model; make it with "
                 "Reference(..., origin=model.geometry.origin, spread=model.geometry.spread)"
             )
-        return _with_all(cells, label_keys, modalities)
+        return _with_all(cells, label_keys, modalities, scale)
     # In records every modality has one place.
     wanted = {name: "" if is_records(cells) else of for name, of in modalities.items()}
     kept = None if folder is None else folder / FOLDER
@@ -115,7 +122,7 @@ def find_reference(
             )
         # Those that the model looks at itself are in the embeddings, and may lie elsewhere here.
         others = {name: of for name, of in wanted.items() if name not in looks_at(model)}
-        return _with_all(found, label_keys, others)
+        return _with_all(found, label_keys, others, scale)
     # Embeddings rest on where the model's own modalities lie, too.
     own_places = {
         f"modality {name}": of
@@ -136,7 +143,11 @@ def find_reference(
             if found.model == own and found.cells == identity:
                 made = found
                 label_keys = [key for key in label_keys if key not in found.labels]
-                held = {name: of.place for name, of in found.values.items()}
+                held = {
+                    name: of.place
+                    for name, of in found.values.items()
+                    if of.units not in SCALES.values() or of.units == SCALES.get(scale or "log")
+                }
                 wanted = {name: of for name, of in wanted.items() if held.get(name) != of}
                 if not label_keys and not wanted:
                     _log.info("%s: %d reference cells, embedded before", kept, found.n_cells)
@@ -146,10 +157,10 @@ def find_reference(
         model, cells, replace(reading, modalities=wanted), label_keys=label_keys, further=True
     ) as records:
         if made is None:
-            made = make_reference(model, records, label_keys, list(wanted), progress)
+            made = make_reference(model, records, label_keys, list(wanted), scale, progress)
         else:
             made.labels.update(_read_labels(records, label_keys))
-            made.values.update({name: read_values(records, name) for name in wanted})
+            made.values.update({name: read_values(records, name, scale) for name in wanted})
     for name, place in wanted.items():
         made.values[name] = replace(made.values[name], place=place)
     made.cells = identity
@@ -169,6 +180,7 @@ def make_reference(
     records: CellSet,
     label_keys: Sequence[str] = (),
     modalities: Sequence[str] = (),
+    scale: str | None = None,
     progress: Progress | None = None,
 ) -> Reference:
     """Embeds cells as a reference.
@@ -178,6 +190,7 @@ def make_reference(
         records: Cells with the model's genes.
         label_keys: Keys of the labels to keep. Cells labelled ``unknown`` count as unlabelled.
         modalities: Further modalities whose values to keep.
+        scale: Their scale, see `read_values`.
         progress: Called with the number of cells embedded and of all cells.
 
     Returns:
@@ -190,7 +203,7 @@ def make_reference(
     return Reference(
         embed_records(model, records, progress),
         labels,
-        {name: read_values(records, name) for name in modalities},
+        {name: read_values(records, name, scale) for name in modalities},
         model=fingerprint(model),
         depth=mean_depth(cell_batches(model, records), seen_modalities(model, records)[0]),
         **geometry_of(model)._asdict(),
@@ -213,32 +226,41 @@ def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:
     return labels
 
 
-def read_values(records: CellSet, modality: str) -> Values:
+def read_values(records: CellSet, modality: str, scale: str | None = None) -> Values:
     """Normalized values of a further modality of all cells.
 
     Args:
         records: Cells that have it.
         modality: Its name.
+        scale: Of counts: ``log`` (the default) for log1p of what is scaled to 10,000 per cell,
+            ``clr`` for the centered log ratio, ``counts`` for what was counted. What is no counts
+            is taken as stored.
 
     Returns:
-        The values in the order of the cells: of counts log1p of what is scaled to 10,000 per cell,
-        of anything else what is stored.
+        The values in the order of the cells.
+
+    Raises:
+        InputError: There is no such scale, or it does not suit the modality.
     """
-    info = records.modalities[modality]
-    dense = info.n_genes <= _DENSE_FEATURES
+    scale = scale or "log"
+    units = units_of(records, modality, scale)
+    dense = records.modalities[modality].n_genes <= DENSE_FEATURES
     rows, parts = [], []
-    for row, part in normalized_parts(records, modality):
-        parts.append(part.toarray() if dense else part)
+    for row, part in normalized_parts(records, modality, scaled=scale == "log"):
+        held = part.toarray() if dense else part
+        parts.append(centered_log_ratio(held) if scale == "clr" else held)
         rows.append(row)
     order = np.argsort(np.concatenate(rows))
     matrix = np.concatenate(parts) if dense else sp.vstack(parts, "csr")
-    units = "log1p of counts scaled to 10,000 per cell" if info.scales_with_depth else "as given"
     vocabulary = records.vocabulary_of(modality)
     return Values(matrix[order], tuple(vocabulary.symbols or vocabulary.ids), units)
 
 
 def _with_all(
-    reference: Reference, label_keys: Sequence[str], modalities: Mapping[str, str]
+    reference: Reference,
+    label_keys: Sequence[str],
+    modalities: Mapping[str, str],
+    scale: str | None,
 ) -> Reference:
     for key in label_keys:
         reference.labels_of(key)
@@ -248,6 +270,14 @@ def _with_all(
             raise InputError(
                 f"the reference holds modality {name!r} of {held}, not of {place}; name that "
                 "place, or give the reference's cells again",
+                "reference",
+            )
+    for name, of in reference.values.items():
+        asked = scale is not None and (not modalities or name in modalities)
+        if asked and of.units != SCALES.get(scale or ""):
+            raise InputError(
+                f"the reference holds modality {name!r} as {of.units}; leave out the scale, or "
+                "give the reference's cells again",
                 "reference",
             )
     return reference

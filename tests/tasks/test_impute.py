@@ -107,6 +107,47 @@ def test_values_are_normalized_and_in_the_order_of_the_cells(tmp_path: Path) -> 
     assert values.features == tuple(PROTEINS) and "10,000 per cell" in values.units
 
 
+@pytest.mark.parametrize("scale", ["clr", "counts"])
+def test_values_are_on_the_scale_that_is_asked_for(
+    model: Concerto, tmp_path: Path, scale: str
+) -> None:
+    cells = make_cells()
+    counts = cells.obsm["protein"].to_numpy(float)
+    ratio = np.log((1 + counts) / np.exp(np.log(1 + counts).mean(1, keepdims=True)))
+    want = ratio if scale == "clr" else counts
+    records = convert(cells, tmp_path / "r", modalities={"protein": "obsm:protein"}, shards=3)
+    np.testing.assert_allclose(read_values(records, "protein", scale).matrix, want, atol=1e-5)
+    # Each query cell is a reference cell; its nearest is itself.
+    make_cells(protein=False).write_h5ad(tmp_path / "query.h5ad")
+    save_model(model, tmp_path / "model.keras")
+    given = {"query": tmp_path / "query.h5ad", "out": tmp_path / "out.h5ad"}
+    found = impute(tmp_path, **given, reference=records, k=1, scale=scale)["protein"]
+    near = np.abs(found.to_numpy() - want).mean(axis=0)
+    assert (near < 0.15 * want.std(axis=0)).all(), near
+    written = anndata.io.read_h5ad(tmp_path / "out.h5ad")
+    told = {"clr": "centered log ratio", "counts": "counts"}[scale]
+    assert written.uns["concerto_imputed"]["protein"].startswith(told)
+    assert written.uns["concerto"]["imputed"]["protein"].startswith(told)
+    # What is kept has that scale, and is told from another.
+    again = impute(tmp_path, tmp_path / "query.h5ad", k=1)["protein"]
+    np.testing.assert_allclose(again, found, atol=1e-6)
+    with pytest.raises(InputError, match="leave out the scale, or give the reference's cells"):
+        impute(tmp_path, tmp_path / "query.h5ad", scale="log")
+    log = impute(tmp_path, tmp_path / "query.h5ad", reference=records, k=1)["protein"]
+    assert "10,000 per cell" in log.attrs["units"] and log.to_numpy().max() > 8
+    with pytest.raises(InputError, match="no scale 'ln'; choose one of log, clr, counts"):
+        impute(tmp_path, tmp_path / "query.h5ad", reference=make_cells(), scale="ln")
+
+
+def test_what_is_no_counts_has_no_other_scale(model: Concerto) -> None:
+    reference = make_cells()
+    reference.obsm["protein"] = np.log1p(reference.obsm["protein"])
+    query = make_cells(30, seed=2, protein=False)
+    assert impute(model, query, reference=reference)["protein"].attrs["units"] == "as given"
+    with pytest.raises(InputError, match="protein: holds no counts, so there is no clr"):
+        impute(model, query, reference=reference, scale="clr")
+
+
 def test_protein_of_cells_that_were_given_only_rna(model: Concerto, tmp_path: Path) -> None:
     make_cells().write_h5ad(tmp_path / "reference.h5ad")
     measured = make_cells(80, seed=1)
