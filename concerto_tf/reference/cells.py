@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -171,6 +171,7 @@ class Reference:
         index: Search for the nearest of them.
         calibrations: How much the cells of each label are like each other, by key; see
             `calibrated`.
+        stated: What is to be expected of a query, by key; see `concerto_tf.reference.stated`.
 
     Example:
 
@@ -209,6 +210,7 @@ class Reference:
         self.values = dict(values or {})
         self.model, self.cells, self.depth = model, cells, depth
         self.calibrations: dict[str, Conformity] = {}
+        self.stated: dict[str, dict[str, Any]] = {}
         held = [(key, len(of.codes)) for key, of in self.labels.items()]
         held += [(name, of.matrix.shape[0]) for name, of in self.values.items()]
         for name, rows in held:

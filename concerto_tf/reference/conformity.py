@@ -14,7 +14,7 @@ from concerto_tf.novelty import (
     scale_by_type,
 )
 from concerto_tf.numerics.unit_rows import unit_rows
-from concerto_tf.reference.cells import Conformity, Reference
+from concerto_tf.reference.cells import Conformity, Embedded, Reference
 from concerto_tf.reference.votes import calibrate_votes, voted
 
 #: Neighbours whose mean cosine tells how near a cell lies to the reference.
@@ -98,6 +98,11 @@ def nearness(
     return tf.reduce_mean(between, axis=1)
 
 
+def query_like(embedded: Embedded, own: np.ndarray) -> np.ndarray:
+    """Reference cells as they would lie, were they of a query: seen from the middle [n, d]."""
+    return own * embedded.factor ** (_QUERY_LIKE - 1)
+
+
 def calibrated(reference: Reference, key: str) -> Conformity:
     """How much the reference's own cells conform to their labels, each against all the others.
 
@@ -123,7 +128,7 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     chosen = [order[held.codes[order] == code][:_CALIBRATION_CELLS] for code in range(n_labels)]
     rows = np.sort(np.concatenate(chosen))
     own, true = embedded.from_middle(rows), held.codes[rows]
-    as_query = own * embedded.factor ** (_QUERY_LIKE - 1)
+    as_query = query_like(embedded, own)
     query = as_query + embedded.middle
     index, cosine = _nearest_others(reference, rows, query)
     near = np.ones(1, np.float32)  # of a single cell, which has no other

@@ -105,6 +105,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                             "key": key,
                             "names": list(held.names),
                             "calibrated": key in reference.calibrations,
+                            "stated": reference.stated.get(key, {}),
                         }
                         for key, held in reference.labels.items()
                     ],
@@ -154,9 +155,11 @@ def load_reference(folder: str | Path) -> Reference:
         )
 
     try:
-        labels, values, calibrations = {}, {}, {}
+        labels, values, calibrations, stated = {}, {}, {}, {}
         for i, held in enumerate(content["labels"]):
             labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
+            if held.get("stated"):
+                stated[held["key"]] = held["stated"]
             if held["calibrated"]:
                 found: dict[str, Any] = {
                     name: array(f"labels-{i}-{name}")
@@ -189,6 +192,7 @@ def load_reference(folder: str | Path) -> Reference:
             depth=content["depth"],
         )
         reference.calibrations.update(calibrations)
+        reference.stated.update(stated)
         return reference
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error

@@ -12,7 +12,7 @@ import numpy as np
 from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier, expected, in_words
+from concerto_tf.models.classifier import Classifier
 from concerto_tf.novelty import (
     UNKNOWN,
     Calibration,
@@ -28,6 +28,7 @@ from concerto_tf.tasks.io.provenance import recorded, uses_model
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import check_adapt
+from concerto_tf.tasks.rates import add_expected
 from concerto_tf.tasks.relearn import tell
 from concerto_tf.tasks.reporting.labels import write_report
 from concerto_tf.tasks.sets import add_sets
@@ -309,12 +310,9 @@ def _report(model: Classifier, table: pd.DataFrame, alpha: float) -> None:
             int(np.ceil(1 / alpha - 1)),
         )
     else:
-        share = float((table["label"] == UNKNOWN).mean())
         _log.info(
             "%.1f%% of the cells are unknown; alpha %g: %s",
-            100 * share,
+            100 * float((table["label"] == UNKNOWN).mean()),
             alpha,
-            in_words(expected(model.stated, alpha) or {"known_lost": alpha}),
+            add_expected(table, model.stated, alpha),
         )
-        if model.stated:
-            table.attrs["expected"] = expected(model.stated, alpha)

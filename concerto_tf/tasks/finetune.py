@@ -21,15 +21,13 @@ from concerto_tf.models.classifier import (
     Coarse,
     Exemplars,
     chosen_rows,
-    expected,
-    in_words,
     measure_types,
     state_novelty,
 )
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
-from concerto_tf.novelty import rejection_rate, steps_below
+from concerto_tf.novelty import expected, in_words, rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of

@@ -92,12 +92,13 @@ def _cells(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    from concerto_tf.models.classifier import expected
     from concerto_tf.models.fingerprint import fingerprint
     from concerto_tf.models.modality import described
     from concerto_tf.models.saving import load_model, model_file, read_config
+    from concerto_tf.novelty import expected
     from concerto_tf.reference.files import FOLDER, load_reference
     from concerto_tf.tasks.annotate import ALPHA
+    from concerto_tf.tasks.map import ALPHA as MAPPED_ALPHA
 
     file = model_file(path)
     saved = read_config(file)
@@ -135,5 +136,9 @@ def _model(path: Path) -> dict[str, Any]:
         found["reference"] = {
             "cells": reference.n_cells,
             **{key: len(held.names) for key, held in reference.labels.items()},
+            **{
+                f"expected ({key})": expected(of, MAPPED_ALPHA)
+                for key, of in reference.stated.items()
+            },
         }
     return found

@@ -20,12 +20,14 @@ from concerto_tf.pl.figures import check_figure
 from concerto_tf.records import Records
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import Finest, label_levels
+from concerto_tf.reference.stated import stated
 from concerto_tf.tasks.adapt import trained_further
 from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
 from concerto_tf.tasks.io.provenance import recorded, uses_reference
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import Match, check_adapt, match, reopened
+from concerto_tf.tasks.rates import add_expected
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
 from concerto_tf.tasks.reporting.labels import told_of, write_report
 from concerto_tf.tasks.sets import add_sets
@@ -125,7 +127,9 @@ def map(  # noqa: A001 - the command's name
         cannot be excluded at a coverage of 1 - alpha, see `add_sets`) and where asked for ``vote``
         and ``vote_share``.
         ``attrs["relatives"]`` holds the rows of `relatives` where asked for, ``attrs["vote"]``
-        those of `add_vote`, ``attrs["report"]`` how the genes were matched.
+        those of `add_vote`, ``attrs["report"]`` how the genes were matched, ``attrs["expected"]``
+        what share of known cells, and of cells of each label were it not known, is called unknown
+        at alpha (of ``levels``: of the coarsest).
 
     Raises:
         InputError: Model, query and reference do not fit together, or an argument is unsuitable.
@@ -195,8 +199,10 @@ def map(  # noqa: A001 - the command's name
         lines = [*records.report.get("lines", ()), *seen.lines]
         table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
-        if keys:
+        if keys and found is not None:
             _say_unknown(records.name, table["label"])
+            if alpha:
+                _say_expected(table, found, keys, alpha)
         if finest is not None:
             add_sets(table, finest.shares, finest.names, finest.known, alpha)
         uns = {}
@@ -234,6 +240,16 @@ def _say_unknown(name: str, labels: pd.Series) -> None:
             UNKNOWN,
             Argument("adapt"),
         )
+
+
+def _say_expected(
+    table: pd.DataFrame, reference: Reference, keys: Sequence[str], alpha: float
+) -> None:
+    """Says what share of known cells, and of cells of a type left out, is called unknown."""
+    of = f"{keys[0]}: " if len(keys) > 1 else ""  # the level that all cells are compared at
+    words = add_expected(table, stated(reference, keys[0]), alpha)
+    less = "; fewer where the model has not seen the type" if "left out" in words else ""
+    _log.info("alpha %g: %s%s%s", alpha, of, words, less)
 
 
 # --- labels ---------------------------------------------------------------------------------

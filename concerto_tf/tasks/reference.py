@@ -24,6 +24,7 @@ from concerto_tf.records.cell_set import is_records
 from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
+from concerto_tf.reference.stated import stated
 from concerto_tf.tasks.embed import Progress, embed_records
 from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
@@ -168,6 +169,7 @@ def find_reference(
         for key in made.labels:
             if (made.labels[key].codes >= 0).all():
                 calibrated(made, key)
+            stated(made, key)
         try:
             save_reference(made, kept)
         except OSError as error:

@@ -19,6 +19,7 @@ from concerto_tf.records import convert
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import check_levels
 from concerto_tf.tasks.embed import embed
+from concerto_tf.tasks.inspect import inspect
 from concerto_tf.tasks.map import map, relatives
 from concerto_tf.tasks.train import train
 
@@ -370,3 +371,29 @@ def test_a_query_without_any_gene_that_the_model_looks_at_is_refused(
     others = [i for i in range(N_GENES) if i not in model.modality_inputs[0].genes]
     with pytest.raises(InputError, match="none of the 15 genes that the model looks at"):
         map(model, make_cells(seed=4)[:, others].copy(), reference=records, label_key="fine")
+
+
+def test_what_is_to_be_expected_is_told_where_labels_are(
+    folder: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "concerto_tf")
+    out, given = tmp_path / "out.h5ad", {"reference": folder / "reference.h5ad"}
+    query = folder / "query.h5ad"
+    table = map(model, query, out, label_key="fine", **given)
+    rates = table.attrs["expected"]
+    assert set(rates["by_type"]) == {"B1", "B2", "T1", "T2"}
+    assert 0.02 < rates["known_lost"] < 0.25 and rates["new_caught"] > 0.5
+    said = f"of known cells about {rates['known_lost']:.0%} are called unknown"
+    assert f"alpha 0.1: {said}" in caplog.text and "where the model has not seen" in caplog.text
+    step = anndata.io.read_h5ad(out).uns["concerto"]
+    assert step["expected"]["in_words"].startswith(said)
+    assert step["expected"]["new_caught"] == rates["new_caught"]
+    assert said in (tmp_path / "report.html").read_text("utf-8")
+    # It is kept with the reference, and follows the error rate.
+    told = inspect(model)["reference"]["expected (fine)"]
+    assert told == rates
+    strict = map(model, query, label_key="fine", alpha=0.02).attrs["expected"]
+    assert strict["known_lost"] < rates["known_lost"]
+    assert "expected" not in map(model, query, label_key="fine", alpha=0).attrs
+    levels = map(model, query, levels=("coarse", "fine"), **given).attrs["expected"]
+    assert levels["by_type"] == {}  # B and T: no type can be left out of two

@@ -10,7 +10,6 @@ from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
-from concerto_tf.models.classifier.stated import expected, in_words
 
 __all__ = [
     "Classifier",
@@ -19,8 +18,6 @@ __all__ = [
     "Relearned",
     "calibrate",
     "chosen_rows",
-    "expected",
-    "in_words",
     "learn_types",
     "measure_types",
     "relearned",

@@ -17,13 +17,12 @@ from concerto_tf.novelty import (
     calibrated_on_all,
     mean_together,
     novelty_together,
+    rounded,
     scale_by_type,
 )
 
 #: Parts of the held-out cells; fewest of a type that say anything of it; most cells learned from.
 _PARTS, _FEWEST, MOST_LEARNED = 5, 5, 3_000
-#: Types that are named in a sentence, those that are caught least.
-_NAMED = 6
 
 
 def stated_novelty(
@@ -72,54 +71,8 @@ def stated_novelty(
         arrays = (tf.constant(of, tf.float32) for of in measure)
         scores = type_conformity(tf.constant(y), tf.constant(log_p), tf.constant(told), *arrays)
         p_value = _p_values(scores.numpy(), told, z, part, own)
-        new[classes[code]] = _rounded(p_value[own])
-    return {"known": _rounded(known), "new": new}
-
-
-def expected(stated: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    """What is to be expected at an error rate.
-
-    Args:
-        stated: From `stated_novelty`; empty of a model that was not measured.
-        alpha: Novelty p-value below which a cell is unknown.
-
-    Returns:
-        ``known_lost``, the share of known cells that is called unknown, ``new_caught``, that of
-        cells of a type left out on the mean over the types, and ``by_type``. Empty for nothing.
-
-    Example:
-
-    >>> expected({"known": [0.01, 0.5], "new": {"B": [0.02], "NK": [0.03, 0.2]}}, 0.05)
-    {'known_lost': 0.5, 'new_caught': 0.75, 'by_type': {'NK': 0.5, 'B': 1.0}}
-    """
-    if not stated:
-        return {}
-    caught = {name: round(_below(p, alpha), 3) for name, p in stated["new"].items()}
-    caught = dict(sorted(caught.items(), key=lambda item: item[1]))
-    return {
-        "known_lost": round(_below(stated["known"], alpha), 3),
-        **({"new_caught": round(float(np.mean(list(caught.values()))), 3)} if caught else {}),
-        "by_type": caught,
-    }
-
-
-def in_words(rates: Mapping[str, Any]) -> str:
-    """What `expected` gives, as a sentence.
-
-    Example:
-
-    >>> print(in_words({"known_lost": 0.04, "by_type": {}}))
-    of known cells about 4% are called unknown
-    """
-    said = f"of known cells about {rates['known_lost']:.0%} are called unknown"
-    if "new_caught" not in rates:
-        return said
-    named = [f"{name} {share:.0%}" for name, share in rates["by_type"].items()]
-    more = ", ..." if len(named) > _NAMED else ""
-    return (
-        f"{said}; of cells of a type left out {rates['new_caught']:.0%} on average "
-        f"({', '.join(named[:_NAMED])}{more})"
-    )
+        new[classes[code]] = rounded(p_value[own])
+    return {"known": rounded(known), "new": new}
 
 
 def _p_values(
@@ -137,11 +90,3 @@ def _p_values(
         p_value[cells] = type_novelty(scores[cells], code[cells], scale, held)[1].numpy()
     together = calibrated_on_all(mean_together(p_value[~new], z[~new]))
     return novelty_together(p_value, z, together)
-
-
-def _rounded(p_value: np.ndarray) -> list[float]:
-    return [round(float(p), 4) for p in p_value]
-
-
-def _below(p_value: Sequence[float], alpha: float) -> float:
-    return float(np.mean(np.array(p_value) < alpha)) if len(p_value) else 0.0

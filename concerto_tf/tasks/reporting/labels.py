@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import as_path, open_hdf5
-from concerto_tf.novelty import UNKNOWN
+from concerto_tf.novelty import UNKNOWN, in_words
 from concerto_tf.report import Facts, Part, Section, Table, Text
 from concerto_tf.tasks.io.provenance import steps_in, without_places
 from concerto_tf.tasks.io.result import what_was_done
@@ -155,8 +155,9 @@ def _labels(table: pd.DataFrame, alpha: Any) -> list[Part]:
         f"{int(unknown.sum()):,} of {len(table):,} cells ({100 * share:.1f}%) are unknown: no "
         "known type is like them."
     ]
-    if isinstance(alpha, float):
-        told[0] += f" Of cells of known types about {100 * alpha:g}% come out so (alpha)."
+    rates = table.attrs.get("expected") or {"known_lost": alpha}
+    if isinstance(rates["known_lost"], float):
+        told.append(f"To be expected at this alpha: {in_words(rates)}.")
     if share > _MUCH_UNKNOWN:
         told.append(
             "That is many. Either there are cell types that are not known, or these cells differ "

@@ -34,7 +34,7 @@ def test_labels_unknown_and_confidence_are_told(typed_cells: Path, tmp_path: Pat
     assert table.attrs["page"] == str(path) and about(path) == "a.h5ad"
     text = path.read_text("utf-8")
     unknown = int((table["label"] == "unknown").sum())
-    assert f"{unknown} of 300 cells" in text and "about 20% come out so" in text
+    assert f"{unknown} of 300 cells" in text and "of known cells about" in text
     for words in ("<h1>query.h5ad</h1>", "Votes of groups", "cells held out", "alpha = 0.2"):
         assert words in text, words
     assert str(tmp_path) not in text and str(typed_cells) not in text
