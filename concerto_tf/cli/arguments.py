@@ -72,6 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     training(made)
     skipping(made)
     resolution(made)
+    real(
+        made,
+        "--merge",
+        "how far clusters that stay apart by source are drawn together, 0 to 1",
+        0.0,
+    )
     figures(made)
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> Any:
             options.input,
             options.output,
             **given.same(options, "source_key label_key layer drop_empty workers dask seed"),
-            **given.same(options, "genes resolution skip_damaged figure_format"),
+            **given.same(options, "genes resolution merge skip_damaged figure_format"),
             modalities=given.places(options),
             progress=progress,
             **given.training(options),

@@ -47,6 +47,7 @@ from concerto_tf.tasks.io.run_folder import (
 )
 from concerto_tf.tasks.io.unintegrated import variance_lost
 from concerto_tf.tasks.markers import MARKERS, write_markers
+from concerto_tf.tasks.merging import check_merge, merge_sources
 from concerto_tf.tasks.neighbours import kept_graph, umap
 from concerto_tf.tasks.reporting.run import write_report
 from concerto_tf.tasks.train import train
@@ -73,6 +74,7 @@ def run(
     layer: str | None = None,
     genes: str | None = None,
     resolution: float | str = AUTO,
+    merge: float = 0.0,
     drop_empty: bool = False,
     modalities: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -98,6 +100,9 @@ def run(
         layer: Layer that holds the counts; by default as in `convert`.
         genes: ``all``, ``hvg:N`` or a file with one gene per line.
         resolution: Resolution of the Leiden clusters; see `cluster`.
+        merge: How far clusters of one source each that seem to be one cell type are drawn together
+            in ``X_concerto``, from 0 to 1; see `islands`. The model does not learn of it. They are
+            warned of where it is 0.
         drop_empty: Leave out cells without any count instead of refusing them.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}.
         workers, dask: As in `convert`.
@@ -126,6 +131,7 @@ def run(
         "resolution": resolution,
         "drop_empty": drop_empty,
         "seed": seed,
+        **({"merge": merge} if merge else {}),
         **({"modalities": dict(modalities)} if modalities else {}),
         "training": {key: str(_told(value)) for key, value in training.items()},
     }
@@ -138,6 +144,7 @@ def run(
         check_arguments(**training)
         check_format(figure_format)
         resolution_of(resolution)
+        check_merge(merge)
         finished, trained = job.finished, job.kept
         with ExitStack() as stack:
             # `convert` tells if none of several has a modality.
@@ -271,6 +278,10 @@ def _finish(
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
     cluster(adata, resolution=asked["resolution"], seed=seed)
+    if "source" in colors:
+        merge = asked.get("merge", 0.0)
+        merge_sources(adata, known["source"], merge, asked["resolution"], seed)
+        z = adata.obsm[KEY]
     umap(adata, seed=seed)
     _log.info("markers and support of the clusters")
     describe(adata, CLUSTER, records, seed)
