@@ -165,6 +165,7 @@ class Reference:
         depth: Mean number of molecules of the cells; 0 where it is not known.
         origin: `Geometry.origin` [d]; ``None`` for 0.
         spread: `Geometry.spread` [2, d]; ``None`` where it is not known.
+        built: `Index.built` of these embeddings as they are compared, if it is there already.
 
     Attributes:
         embedded: The embeddings as they are compared.
@@ -201,11 +202,12 @@ class Reference:
         depth: float = 0.0,
         origin: np.ndarray | None = None,
         spread: np.ndarray | None = None,
+        built: np.ndarray | None = None,
     ) -> None:
         if not isinstance(embeddings, Embedded):
             embeddings = Embedded.of(embeddings, origin, spread)
         self.embedded = embeddings
-        self.index = Index(embeddings.unit)
+        self.index = Index(embeddings.unit, built)
         self.labels = dict(labels or {})
         self.values = dict(values or {})
         self.model, self.cells, self.depth = model, cells, depth

@@ -16,6 +16,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import Calibration, Scale
 from concerto_tf.reference.cells import Conformity, Embedded, Labels, Reference, Values
+from concerto_tf.reference.index import EXACT_CELLS
 
 FOLDER = "reference"
 FILE_NAME = "reference.json"
@@ -38,6 +39,8 @@ _CONFORMITY: dict[str, Any] = dict.fromkeys(Conformity._fields) | {
     "votes": Calibration,
 }
 _CSR = ("data", "indices", "indptr")
+#: The index of many cells, which is built once.
+_INDEX = "index"
 
 
 def is_reference(folder: str | Path) -> bool:
@@ -74,6 +77,9 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
         for name, attribute in _EMBEDDED.items():
             if getattr(reference.embedded, attribute) is not None:
                 keep(name, getattr(reference.embedded, attribute))
+        built = reference.index.built
+        if built is not None:
+            keep(_INDEX, built)
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
             if key in reference.calibrations:
@@ -144,6 +150,9 @@ def load_reference(folder: str | Path) -> Reference:
         path = folder / f"{name}.npy"
         try:
             whole = _files.sha256(path) == content["files"][path.name]
+            if whole and name == "embeddings" and content["n_cells"] > EXACT_CELLS:
+                # Those of millions of cells stay on disk: what is looked at is read.
+                return np.load(path, mmap_mode="r", allow_pickle=False)
             if whole:
                 with path.open("rb") as file:
                     return np.load(file, allow_pickle=False)
@@ -190,11 +199,13 @@ def load_reference(folder: str | Path) -> Reference:
             model=content["model"],
             cells=content["cells"],
             depth=content["depth"],
+            # A reference that an earlier version kept is without; the search builds it then.
+            built=array(_INDEX) if f"{_INDEX}.npy" in content["files"] else None,
         )
         reference.calibrations.update(calibrations)
         reference.stated.update(stated)
         return reference
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / FILE_NAME}: does not say what it should ({error})") from error
 
 

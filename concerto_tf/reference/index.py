@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.reference.approximate import ApproximateSearch
+from concerto_tf.metrics.approximate import ApproximateSearch
 
-_log = logging.getLogger("concerto_tf")
-#: Reference cells past which the search is approximate, where faiss is installed, and query cells
-#: up to which it is exact all the same: an index would take longer to build than it saves.
+#: Reference cells past which the search is approximate, and query cells up to which it is exact all
+#: the same where no index is there: it would take longer to build than it saves.
 EXACT_CELLS = 200_000
 FEW_CELLS = 2_000
 #: Reference cells that are compared at once: their similarities stay in the processor's cache.
@@ -107,22 +105,31 @@ def nearest(z: tf.Tensor, blocks: tf.Tensor, n_cells: int, k: int) -> tuple[tf.T
 class Index:
     """Search for the nearest of reference cells: exact in TensorFlow, of many cells by faiss.
 
-    The search is exact up to 200,000 reference cells, and for 2,000 cells or fewer. Beyond that
-    faiss searches where it is installed, and finds at least 0.98 of the true neighbours
-    (`ApproximateSearch`).
+    The search is exact up to 200,000 reference cells, and for 2,000 cells or fewer where the index
+    of more would have to be built. Beyond that it finds at least 0.98 of the true neighbours
+    (`ApproximateSearch`), and looks at cells that may stay on disk.
 
     Args:
         unit: Embeddings of the reference at unit length [N, d], float32.
+        built: What `built` gave for the same embeddings, if it is there already.
     """
 
-    def __init__(self, unit: np.ndarray) -> None:
+    def __init__(self, unit: np.ndarray, built: np.ndarray | None = None) -> None:
         self._unit = unit
         self._exact: dict[int, tf.types.experimental.PolymorphicFunction] = {}
+        self._approximate: ApproximateSearch | None = None
+        if built is not None:
+            self._approximate = ApproximateSearch(unit, cosine=True, built=built)
 
     @cached_property
     def blocks(self) -> tf.Tensor:
         """The embeddings as `nearest` takes them."""
         return tf.constant(in_blocks(self._unit))
+
+    @property
+    def built(self) -> np.ndarray | None:
+        """The index as bytes, to be kept beside the embeddings; None where none is needed."""
+        return self._built().saved() if len(self._unit) > EXACT_CELLS else None
 
     def search(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar reference cells of each cell.
@@ -135,9 +142,9 @@ class Index:
             Indices int32 [n, k] and cosines float32 [n, k], the most similar first.
         """
         n_cells = len(self._unit)
-        if n_cells > EXACT_CELLS and len(z) > FEW_CELLS and self._approximate is not None:
+        if n_cells > EXACT_CELLS and (self._approximate is not None or len(z) > FEW_CELLS):
             length = np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-            return self._approximate.search(np.ascontiguousarray(z / length), k)
+            return self._built().search(np.ascontiguousarray(z / length, np.float32), k)
         if k not in self._exact:
             blocks = self.blocks
             # Not under XLA: its matrix product takes several times as long on CPUs.
@@ -152,15 +159,8 @@ class Index:
             index[rows], cosine[rows] = (x.numpy() for x in self._exact[k](z[rows]))
         return index, cosine
 
-    @cached_property
-    def _approximate(self) -> ApproximateSearch | None:
-        """The search among many cells; None where faiss is not installed."""
-        try:
-            return ApproximateSearch(self._unit)
-        except ImportError:
-            _log.warning(
-                "%d reference cells: pip install faiss-cpu makes the search many times faster; it "
-                "continues in TensorFlow",
-                len(self._unit),
-            )
-            return None
+    def _built(self) -> ApproximateSearch:
+        """The search among many cells."""
+        if self._approximate is None:
+            self._approximate = ApproximateSearch(self._unit, cosine=True)
+        return self._approximate

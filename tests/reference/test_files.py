@@ -43,6 +43,38 @@ def test_a_saved_reference_comes_back_whole(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name != "reference"]
 
 
+def test_many_cells_stay_on_disk_with_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels, novelty and shares are as by exact neighbours, and nothing is built again."""
+    rng = np.random.default_rng(1)
+    names = tuple("abcdefgh")
+    codes = rng.choice(8, 5000, p=[0.3, 0.25, 0.2, 0.1, 0.1, 0.04, 0.005, 0.005]).astype(np.int32)
+    group = rng.integers(0, 8, 900)
+    of_groups = 3 * rng.normal(size=(8, 16))
+    z = of_groups[codes] + rng.normal(size=(5000, 16))
+    query = of_groups[group] + rng.normal(size=(900, 16))
+    reference = Reference(z, {"type": Labels(codes, names)})
+    calibrated(reference, "type")
+    want = transfer(reference, query, "type", 5)
+    for module in ("index", "files"):
+        monkeypatch.setattr(f"concerto_tf.reference.{module}.EXACT_CELLS", 1000)
+    save_reference(reference, folder := tmp_path / "reference")
+    again = load_reference(folder)
+    assert isinstance(again.embedded.unit, np.memmap)
+    assert (again.index.built == np.load(folder / "index.npy")).all()
+    found = transfer(again, query, "type", 5)
+    exact = Reference(z).neighbours(query, 15)[0]
+    assert (again.neighbours(query, 15)[0] != exact).any()  # or it was not approximate
+    assert (found["code"] == want["code"]).mean() >= 0.99
+    assert np.abs(found["novelty"] - want["novelty"]).mean() < 0.01
+    assert ((found["novelty"] < 0.1) == (want["novelty"] < 0.1)).mean() >= 0.99
+    assert np.abs(found["shares"] - want["shares"]).max(axis=1).mean() < 0.01
+    _flip(folder / "index.npy")
+    with pytest.raises(InputError, match=r"index\.npy: is missing, damaged"):
+        load_reference(folder)
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
