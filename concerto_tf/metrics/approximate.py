@@ -14,7 +14,7 @@ _log = logging.getLogger("concerto_tf")
 #: promised is 0.98; the rest is room for the error of measuring.
 _RECALL = 0.99
 _MEASURED_CELLS = 256
-_CELLS_PER_CENTROID, _ROUNDS = 64, 10
+_CELLS_PER_CENTROID, _ROUNDS = 40, 8
 #: Dimensions that share a code of 4 bits: 2 keep the ranks well enough for a second look at
 #: `_WIDE` times as many cells as are asked for.
 _DIMENSIONS, _WIDE = 2, 8
@@ -79,7 +79,7 @@ class ApproximateSearch:
                 raise ValueError("the index is of other cells")
             return
         width = d + self._padding[1][1]
-        lists = max(1, min(int(4 * math.sqrt(n)), n // 4))
+        lists = max(1, min(int(2 * math.sqrt(n)), n // 4))
         self._index = faiss.index_factory(
             width, f"IVF{lists},PQ{width // _DIMENSIONS}x4fs", faiss.METRIC_L2
         )
