@@ -3,8 +3,7 @@
     python examples/track_with_mlflow.py FOLDER
 
 `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows it. Any Keras callback works the
-same way, that of Weights & Biases too: `wandb.integration.keras.WandbMetricsLogger()` after
-`wandb.init(mode="offline")`.
+same way.
 """
 
 from __future__ import annotations

@@ -153,6 +153,23 @@ def test_track_with_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert told[:2] == ["rounds: 5", "loss falls: True"] and "MODEL_CARD.md" in told[2]
 
 
+def test_track_with_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("wandb")
+    monkeypatch.setattr(sys.modules[__name__], "KERAS_SAVING", f"{KERAS_SAVING},ignore")
+    rounds, loss, kept = run(str(EXAMPLES / "track_with_wandb.py"), str(tmp_path)).splitlines()[-3:]
+    assert rounds == "rounds: 5" and numbers(loss)[0] > 0 and kept == "kept: 1"
+
+
+@pytest.mark.slow
+def test_tune_with_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("optuna")
+    monkeypatch.setattr(sys.modules[__name__], "KERAS_SAVING", f"{KERAS_SAVING},ignore")
+    for trials in ("1", "2"):  # the second call adds to the first
+        told = run(str(EXAMPLES / "tune_with_optuna.py"), str(tmp_path), trials)
+    total, default, best = told.splitlines()[-3:]
+    assert total == "trials: 3" and 0.5 < numbers(default)[0] <= numbers(best)[0] <= 1
+
+
 @pytest.mark.slow
 def test_annotate(tmp_path: Path) -> None:
     lines = run(str(EXAMPLES / "annotate.py"), str(tmp_path / "out.h5ad")).splitlines()
