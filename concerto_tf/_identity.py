@@ -46,6 +46,8 @@ def identity_of_cells(cells: str | Path | AnnData, without: Path | None = None) 
         if not path.exists():
             raise InputError(f"{cells}: there is no such file or folder; check the path")
         return json_checksum(_marks(path, without))
+    if hasattr(cells, "mod"):  # a MuData
+        return json_checksum([identity_of_cells(one) for one in cells.mod.values()])
     import joblib
 
     x = _marks(Path(cells.filename), None) if cells.isbacked else cells.X

@@ -71,7 +71,12 @@ def is_hdf5(path: str | Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        # Before it a file may hold something of its own, as MuData and R's writers put there.
+        for place in (0, 512, 1024, 2048, 4096):
+            file.seek(place)
+            if file.read(8) == b"\x89HDF\r\n\x1a\n":
+                return True
+    return False
 
 
 def is_zarr(path: Path) -> bool:

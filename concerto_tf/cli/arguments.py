@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         return made
 
     made = command("run", commands.run, "convert, train, embed, cluster, score and draw; resumes")
-    made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    made.add_argument("input", nargs="+", help=".h5ad, .h5mu, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "DIR")
     keys(made)
     reading(made)
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     figures(made)
 
     made = command("convert", commands.convert, "cells to shards of TFRecords; resumes")
-    made.add_argument("input", nargs="+", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    made.add_argument("input", nargs="+", help=".h5ad, .h5mu, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "RECORDS")
     keys(made, labels="several")
     reading(made)
@@ -203,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--figure", metavar="FILE", help="heatmap of the groups' strongest genes")
 
     made = command("score", analysis_commands.score, "gene-set signature scores of cells")
-    made.add_argument("input", help=".h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    made.add_argument("input", help=".h5ad, .h5mu, .zarr, 10x .h5 or 10x mtx folder")
     output(made, "OUT.h5ad")
     made.add_argument(
         "--set",

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> Any:
             options.output,
             **given.same(options, "source_key label_key layer drop_empty workers dask seed"),
             **given.same(options, "genes resolution merge skip_damaged figure_format"),
-            modalities=given.places(options),
+            modalities=given.places(options) or None,
             progress=progress,
             **given.training(options),
         )
@@ -73,7 +73,7 @@ def convert(options: argparse.Namespace) -> Any:
             **given.same(options, "shards compression overwrite"),
             label_keys=options.label_key or [],
             like=given.like(options.like),
-            modalities=given.places(options),
+            modalities=given.places(options) or None,
             progress=progress.stage("convert"),
         )
     found = inspect(records.path)

@@ -69,7 +69,7 @@ def skipping(made: argparse.ArgumentParser) -> None:
 def model_and_input(made: argparse.ArgumentParser) -> None:
     """A model, and cells for it."""
     model(made)
-    made.add_argument("input", help="records, .h5ad, .zarr, 10x .h5 or 10x mtx folder")
+    made.add_argument("input", help="records, .h5ad, .h5mu, .zarr, 10x .h5 or 10x mtx folder")
     skipping(made)
 
 

@@ -15,7 +15,7 @@ from concerto_tf._files import atomic
 from concerto_tf._paths import is_hdf5, open_hdf5
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder
-from concerto_tf.records import Records
+from concerto_tf.records import Records, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.reference.cells import Reference
@@ -236,7 +236,8 @@ def _modalities_of(
         names = [name for name in records.modalities if name != RNA]
         found = {name: "" for name in names}
     else:
-        found = {name: f"obsm:{name}" for name in _tables(reference)}
+        names = _tables(reference) or _of_a_mudata(reference)
+        found = {name: f"obsm:{name}" for name in names}
     if not found:
         raise InputError(
             f"{reference if isinstance(reference, str | Path) else 'the reference'}: holds no "
@@ -259,6 +260,12 @@ def _tables(cells: str | Path | AnnData) -> list[str]:
     return [name for name, kind in kinds.items() if kind == "dataframe"]
 
 
+def _of_a_mudata(cells: str | Path | AnnData) -> list[str]:
+    """Modalities beside the RNA that cells have by themselves, as those of a MuData."""
+    with open_input(cells) as opened:
+        return [name for name in opened.modalities if name != RNA]
+
+
 def _check_unmeasured(query: Any, modalities: Collection[str]) -> None:
     """Raises InputError where imputed values would take the place of measured ones."""
     measured, imputed = _names_in(query)
@@ -274,11 +281,15 @@ def _names_in(query: Any) -> tuple[set[str], set[str]]:
     """Keys of a query's obsm, and those of them that `impute` wrote earlier."""
     if is_records(query):
         return set(), set()  # the file that is written holds nothing of them
+    if hasattr(query, "mod"):
+        return set(), set()  # nor of its other modalities
     if not isinstance(query, str | Path):
         return set(query.obsm.keys()), set(query.uns.get(_IMPUTED, ()))
     if not is_hdf5(query):
         return set(), set()
     with open_hdf5(query) as file:
+        if "mod" in file:
+            return set(), set()
         imputed = f"uns/{_IMPUTED}"
         return set(file.get("obsm", ())), set(file[imputed] if imputed in file else ())
 

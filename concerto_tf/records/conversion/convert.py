@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,8 +72,9 @@ def convert(
     and the options, not on the number of workers nor on interruptions.
 
     Args:
-        inputs: One or several of: path of an `.h5ad`, `.zarr`, 10x `.h5` or 10x `mtx` folder, or an
-            AnnData, or an open `Input`. Several are joined over the union of their genes.
+        inputs: One or several of: path of an `.h5ad`, `.h5mu`, `.zarr`, 10x `.h5` or 10x `mtx`
+            folder, or an AnnData or MuData, or an open `Input`. Several are joined over the union
+            of their genes.
         out: Folder to write, or an address of an object store (`gs://bucket/records`); must not
             exist, be empty, or hold an earlier conversion.
         layer: "X", a name in `layers`, or "raw". None: X, or where X holds no counts, the counts in
@@ -86,7 +87,8 @@ def convert(
             genes, in this order.
         orthologs: CSV or TSV with two columns named by species, for inputs of another species.
         modalities: Further modalities, name to place: {"protein": "obsm:protein"}. Of several
-            inputs only some need to have one; the cells of the others then lack it.
+            inputs only some need to have one; the cells of the others then lack it. None: none, but
+            of a MuData its protein; see `open_input`.
         shards: Number of files; by default one per 16,384 cells.
         compression: "none" or "gzip" (a third of the size, half the reading speed).
         workers: Number of processes, each of which takes about 250 MB. None: one per processor, if
@@ -120,7 +122,7 @@ def convert(
     out = as_path(out)
     if isinstance(label_keys, str):
         label_keys = [label_keys]
-    modalities = dict(modalities or {})
+    modalities = None if modalities is None else dict(modalities)
     label_keys = list(dict.fromkeys(label_keys))
     _check_options(inputs, shards, compression, workers, dask, chunk_cells, modalities)
     vocabularies = _given_vocabularies(like)
@@ -219,12 +221,14 @@ def _check_options(
             raise InputError(f"{name} is {number}; it must be at least 1")
     if dask is not None and workers not in (None, 1):
         raise InputError("give one of workers and dask: the cluster has its own")
-    check_modality_names(modalities or ())
+    check_modality_names(modalities or {})
 
 
-def check_modality_names(names: Iterable[str]) -> None:
+def check_modality_names(modalities: Mapping[str, str]) -> None:
     """Raises InputError where a further modality cannot be called so."""
-    for name in names:
+    for name, place in modalities.items():
+        if name == RNA and place.startswith("mod:"):  # which one of a MuData that is
+            continue
         if name in (RNA, LABEL) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise InputError(
                 f"{name!r} cannot be the name of a further modality; use letters and digits, "
@@ -261,7 +265,7 @@ def _identities(
     inputs: Sequence[Path | AnnData | Input],
     out: Path,
     layer: str | None,
-    modalities: Mapping[str, str],
+    modalities: Mapping[str, str] | None,
 ) -> list[str] | None:
     """What tells the inputs apart; None if one is in memory: to hash it would take as long as to
     convert it."""

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
     from concerto_tf.records.inputs.by_cell import Scratch
 
-_PLACES = {"X": "X", "raw": "raw/X"}
+#: The kinds of place of a modality.
+PLACES = ("obsm:KEY", "layer:NAME", "feature_types:TYPE")
+_GROUPS = {"X": "X", "raw": "raw/X"}
 # Values that are looked at in each of several places to tell whether a matrix holds counts.
 _SAMPLE = 4096
 
@@ -63,16 +65,16 @@ def open_stored(
     path: Path, root: Any, layer: str | None, modalities: dict[str, str], scratch: Scratch
 ) -> Input:
     """An `.h5ad` or `.zarr` that is open; see `open_input`."""
-    return _assemble(path.name, _StoredElements(path, root, scratch), layer, modalities, path)
+    return assemble(path.name, StoredElements(path, root, scratch), layer, modalities, path)
 
 
 def open_adata(adata: AnnData, layer: str | None, modalities: dict[str, str]) -> Input:
     """An AnnData object; see `open_input`."""
-    return _assemble("AnnData", _MemoryElements(adata), layer, modalities, None)
+    return assemble("AnnData", MemoryElements(adata), layer, modalities, None)
 
 
-class _Elements(Protocol):
-    """What `_assemble` asks of an AnnData, be it in memory or on disk."""
+class Elements(Protocol):
+    """What `assemble` asks of an AnnData, be it in memory or on disk."""
 
     obs: Observations
     n_cells: int
@@ -93,23 +95,37 @@ class _Elements(Protocol):
         """Column names of a data frame in obsm; None for an array."""
 
 
-def _assemble(
-    name: str, elements: _Elements, layer: str | None, modalities: dict[str, str], path: Path | None
+def part_of(elements: Elements) -> tuple[InputPart, list[str]]:
+    """The matrix of counts of an AnnData, all its features, and what to say of it."""
+    element, key, note = where_counts_are(elements)
+    part = InputPart(_genes(elements, element)[0], elements.rows(element, key), key or element)
+    return part, [note] if note else []
+
+
+def assemble(
+    name: str, elements: Elements, layer: str | None, modalities: dict[str, str], path: Path | None
 ) -> Input:
+    """An input of an AnnData.
+
+    Args:
+        name: for messages.
+        elements: of the AnnData.
+        layer, modalities: as in `open_input`.
+        path: of the file, or None.
+    """
     there = [*elements.layers, *(["raw"] if elements.has_raw else [])]
     if layer is not None and layer not in ("X", *there):
         raise InputError(f"no layer {layer!r}; {choices(layer, there)}")
     if layer == "raw" and elements.has_raw and "raw" in elements.layers:
         raise InputError("has a layer 'raw' beside .raw; rename one of them to say which is meant")
-    element, key, note = _element(elements, layer) if layer else _where_counts_are(elements)
+    element, key, note = _element(elements, layer) if layer else where_counts_are(elements)
     where = f"layers/{key}" if key else element
     genes, types = _genes(elements, element)
     rows = elements.rows(element, key)
     chosen = rna_features(types, name)
     parts = {RNA: InputPart(genes if chosen is None else genes.take(chosen), rows, where, chosen)}
-    accepted = ("obsm:KEY", "layer:NAME", "feature_types:TYPE")
     for modality, place in modalities.items():
-        kind, key = split_place(modality, place, accepted)
+        kind, key = split_place(modality, place, PLACES)
         if kind == "feature_types":
             chosen = typed_features(types, key, modality)
             parts[modality] = InputPart(genes.take(chosen), rows, where, chosen)
@@ -146,12 +162,12 @@ def _assemble(
     )
 
 
-def _element(elements: _Elements, layer: str) -> tuple[str, str | None, str]:
+def _element(elements: Elements, layer: str) -> tuple[str, str | None, str]:
     """The element that a layer is in, its name within that, and nothing to say of it."""
     return ("layers", layer, "") if layer in elements.layers else (layer, None, "")
 
 
-def _where_counts_are(elements: _Elements) -> tuple[str, str | None, str]:
+def where_counts_are(elements: Elements) -> tuple[str, str | None, str]:
     """The element to read where no layer is named, its name within that, what to say of it.
 
     X, unless it holds no counts (or is not there) and one of the places does where the field's
@@ -176,7 +192,7 @@ def _where_counts_are(elements: _Elements) -> tuple[str, str | None, str]:
     return "X", None, ""
 
 
-def _genes(elements: _Elements, element: str) -> tuple[Vocabulary, list[str] | None]:
+def _genes(elements: Elements, element: str) -> tuple[Vocabulary, list[str] | None]:
     """The genes of an element, and their feature types where var tells them."""
     names, columns, values = elements.var(element)
     genes = vocabulary_of(names, columns, values)
@@ -191,7 +207,7 @@ def _genes(elements: _Elements, element: str) -> tuple[Vocabulary, list[str] | N
     return genes, as_texts(values("feature_types")) if "feature_types" in columns else None
 
 
-class _StoredElements:
+class StoredElements:
     """Elements of an AnnData on disk; nothing but var and the offsets of a matrix is read whole."""
 
     def __init__(self, path: Path, root: Any, scratch: Scratch) -> None:
@@ -210,7 +226,7 @@ class _StoredElements:
         self.obsm = sorted(root["obsm"].keys()) if "obsm" in root else []
 
     def rows(self, element: str, key: str | None = None) -> Rows:
-        place = _PLACES.get(element, f"{element}/{key}")
+        place = _GROUPS.get(element, f"{element}/{key}")
         if place not in self._root or self._root[place].attrs.get("encoding-type") == "null":
             hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
             raise InputError(f"there is no {place}{hint}")
@@ -237,7 +253,7 @@ class _StoredElements:
         )
 
     def sample(self, element: str, key: str | None = None) -> np.ndarray | None:
-        place = _PLACES.get(element, f"{element}/{key}")
+        place = _GROUPS.get(element, f"{element}/{key}")
         stored = self._root.get(place)
         if stored is None or stored.attrs.get("encoding-type") == "null":
             return None
@@ -257,7 +273,7 @@ class _StoredElements:
         return None
 
 
-class _MemoryElements:
+class MemoryElements:
     """Elements of an AnnData object."""
 
     def __init__(self, adata: AnnData) -> None:

@@ -27,7 +27,7 @@ _NAMELESS = (
     "sample_raw_feature_bc_matrix filtered_gene_bc_matrices raw_gene_bc_matrices "
     "filtered_gene_bc_matrices_h5 raw_gene_bc_matrices_h5 outs count matrix"
 ).split()
-_SUFFIXES = (".gz", ".h5ad", ".zarr", ".h5", ".mtx")
+_SUFFIXES = (".gz", ".h5ad", ".h5mu", ".zarr", ".h5", ".mtx")
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,15 @@ class Input:
         layer: the one that is read ("X", "counts", "raw"), asked for or not; None for what has one
             matrix only.
         notes: what to say of how it was opened.
+        group: where in the file the AnnData is that it was read as, "mod/rna"; "" for the file
+            itself.
+        parts, observations: as the arguments.
         columns: names of the columns of obs.
         opened: path as it was given, layer and places of modalities, as `open_input` was asked;
             None for what it did not open from a path.
 
     Args:
-        name, n_cells, path, layers, layer, notes: as the attributes.
+        name, n_cells, path, group, layers, layer, notes: as the attributes.
         parts: the modalities, RNA first.
         observations: barcodes and obs.
 
@@ -100,6 +103,7 @@ class Input:
         observations: Observations,
         *,
         path: Path | None = None,
+        group: str = "",
         layers: Sequence[str] = (),
         layer: str | None = None,
         notes: Sequence[str] = (),
@@ -110,11 +114,12 @@ class Input:
         self.modalities = {name: part.vocabulary for name, part in parts.items()}
         self.layers = list(layers)
         self.layer = layer
+        self.group = group
         self.notes = list(notes)
         self.columns = list(observations.columns)
-        self._parts = dict(parts)
-        self._observations = observations
-        self.opened: tuple[Path, str | None, dict[str, str]] | None = None
+        self.parts = dict(parts)
+        self.observations = observations
+        self.opened: tuple[Path, str | None, dict[str, str] | None] | None = None
         self._on_close: Callable[[], None] | None = None
         self._reopen: Callable[[], Input] | None = None
         if n_cells == 0:
@@ -158,7 +163,7 @@ class Input:
         if key not in self.columns:
             raise InputError(f"{self.name}: no column {key!r} in obs; {choices(key, self.columns)}")
         codes, categories = self._reading(
-            f"obs/{key}", lambda: codes_and_names(self._observations.values(key))
+            f"obs/{key}", lambda: codes_and_names(self.observations.values(key))
         )
         if len(codes) != self.n_cells:
             raise InputError(
@@ -169,16 +174,16 @@ class Input:
 
     def values(self, key: str) -> Any:
         """A column of obs as it is stored, [n_cells]; `column` gives codes of it."""
-        return self._reading(f"obs/{key}", lambda: self._observations.values(key))
+        return self._reading(f"obs/{key}", lambda: self.observations.values(key))
 
     def barcodes(self, start: int, stop: int) -> list[str]:
         """Names of the cells start to stop, in the order of the input."""
-        return self._reading("barcodes", lambda: self._observations.barcodes(start, stop))
+        return self._reading("barcodes", lambda: self.observations.barcodes(start, stop))
 
     def check_barcodes(self) -> None:
         """Raises InputError if two cells have the same barcode."""
         repeated = self._reading(
-            "barcodes", lambda: barcode_repeated(self._observations, self.n_cells)
+            "barcodes", lambda: barcode_repeated(self.observations, self.n_cells)
         )
         if repeated is not None:
             raise InputError(
@@ -204,7 +209,7 @@ class Input:
         """
         if not 0 <= start <= stop <= self.n_cells:
             raise IndexError(f"cells {start} to {stop} of {self.n_cells}")
-        return {key: self._read(part, start, stop) for key, part in self._parts.items()}
+        return {key: self._read(part, start, stop) for key, part in self.parts.items()}
 
     def close(self) -> None:
         """Closes the file and removes temporary files; may be called again."""

@@ -22,6 +22,8 @@ _BLOCK_BYTES = 64 * 2**20
 _FREE_VALUES, _MOST_REPEATED = 2**20, 4
 # Where a matrix is looked at, and how many rows there.
 _SAMPLE_PLACES, _SAMPLE_ROWS = 16, 8
+# Rows that are read with those beside them rather than by themselves.
+_READ_TOGETHER = 64
 
 
 class Rows(Protocol):
@@ -155,6 +157,36 @@ class ViewRows:
         if self.element == "raw":
             return _as_csr(part.raw.X)
         return _as_csr(getattr(part, self.element)[self.key])
+
+
+class PlacedRows:
+    """Rows of a matrix in another order; a row that it lacks is empty.
+
+    Args:
+        rows: the matrix.
+        order: which of its rows each is, int64 [cells]; -1 for none.
+
+    Example:
+        >>> rows = PlacedRows(DenseRows(np.array([[1, 2], [3, 4]])), np.array([1, -1, 0]))
+        >>> rows.read(0, 3).toarray().tolist()
+        [[3, 4], [0, 0], [1, 2]]
+    """
+
+    def __init__(self, rows: Rows, order: np.ndarray) -> None:
+        self.shape = (len(order), rows.shape[1])
+        self._rows, self._order = rows, order
+
+    def read(self, start: int, stop: int) -> sp.csr_matrix:
+        order = self._order[start:stop]
+        wanted = np.unique(order[order >= 0])
+        # Rows that lie near each other are read at once.
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _READ_TOGETHER) + 1)
+        blocks = [
+            self._rows.read(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)
+        ]
+        nothing = sp.csr_matrix((1, self.shape[1]), dtype=blocks[0].dtype if blocks else np.uint8)
+        place = np.where(order < 0, len(wanted), np.searchsorted(wanted, order))
+        return sp.vstack([*blocks, nothing], format="csr")[place]
 
 
 def sample_rows(rows: Rows) -> np.ndarray:

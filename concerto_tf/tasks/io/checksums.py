@@ -21,12 +21,12 @@ def sha256_of_cells(cells: Any) -> tuple[str, str]:
     """The name of cells without its folder, and a checksum of what they hold.
 
     Args:
-        cells: Records, a file or folder, an AnnData, or None.
+        cells: Records, a file or folder, an AnnData, a MuData, or None.
 
     Returns:
         Name and SHA-256 in hexadecimal: of a file's bytes, as `sha256sum` tells it; of the files
-        of a folder by their names; of the shards of records by theirs; of an AnnData of names and
-        values. Both empty where there is nothing to tell.
+        of a folder by their names; of the shards of records by theirs; of an AnnData or MuData of
+        names and values. Both empty where there is nothing to tell.
     """
     if isinstance(cells, Input) and cells.path is not None:
         cells = cells.path
@@ -40,6 +40,9 @@ def sha256_of_cells(cells: Any) -> tuple[str, str]:
         return path.name, _of_path(path)
     if getattr(cells, "isbacked", False):
         return Path(cells.filename).name, sha256(cells.filename)
+    if hasattr(cells, "mod"):
+        parts = [_of_anndata(one) for one in cells.mod.values()]
+        return "MuData", json_checksum(parts)
     if hasattr(cells, "obs_names"):
         return "AnnData", _of_anndata(cells)
     return "", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from concerto_tf.records import CellSet, open_input
 from concerto_tf.records.batch import RNA, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.genes.overlap import union
-from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.inputs.input import Input, first_line
 from concerto_tf.tasks.io import provenance
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+_log = logging.getLogger("concerto_tf")
 _CHUNK_CELLS = 4096
 
 
@@ -83,8 +85,9 @@ def write_result(
 ) -> None:
     """Writes the cells of the inputs with what was found about them, whole or not at all.
 
-    A single `.h5ad` is copied as it is, all layers and annotation included; of anything else the
-    values, the genes and the columns of obs are written. Memory does not grow with the values.
+    A single AnnData, in an `.h5ad`, in memory or the RNA of a MuData, is kept as it is, all layers
+    and annotation included; of anything else the values, the genes and the columns of obs are
+    written. Memory does not grow with the values.
 
     Args:
         inputs: What was converted, in order.
@@ -104,12 +107,11 @@ def write_result(
         only = opened[0]
         whole = len(opened) == 1 and len(rows) == only.n_cells
         path = only.path if len(opened) == 1 and only.path and _is_h5ad(only.path) else None
-        if path is not None and whole:
-            copy_tree(path, temporary)
-        if not (path is not None and whole and _append(temporary, obsm, obs, uns, obsp)):
+        copied = whole and _copied(only, inputs[0], temporary)
+        if not (copied and _append(temporary, obsm, _lacking(only, temporary, obs), uns, obsp)):
             assemble(opened, temporary, obsm, obs, names, rows, uns)
             _append(temporary, {}, {}, {}, obsp)
-        stamp(temporary, path)
+        stamp(temporary, temporary if copied else path)
 
 
 def replace_found(path: str | Path, obs: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
@@ -202,7 +204,48 @@ def _is_h5ad(path: Path) -> bool:
     if not is_hdf5(path):
         return False
     with open_hdf5(path) as file:
-        return "obs" in file and "column-order" in file["obs"].attrs
+        return "obs" in file and "column-order" in file["obs"].attrs and "mod" not in file
+
+
+def _copied(cells: Input, given: Any, path: Path) -> bool:
+    """Writes the AnnData that cells were read from; False where they are of something else."""
+    import h5py
+
+    if cells.path is not None:
+        if _is_h5ad(cells.path):
+            copy_tree(cells.path, path)
+            return True
+        if not cells.group or not is_hdf5(cells.path):
+            return False
+        with open_hdf5(cells.path) as source, h5py.File(path, "w") as target:
+            group = source[cells.group]
+            target.attrs.update(group.attrs)
+            for name in group:
+                source.copy(group[name], target, name)
+        return True
+    adata = given.mod[cells.group.removeprefix("mod/")] if cells.group else given
+    if isinstance(adata, Input) or adata.isbacked:
+        return False
+    try:
+        adata.write_h5ad(path, convert_strings_to_categoricals=False)
+    except Exception as error:  # noqa: BLE001 - whatever it holds that cannot be written
+        _log.info(
+            "%s: cannot be written whole (%s); its values and obs are",
+            cells.name,
+            first_line(error),
+        )
+        return False
+    return True
+
+
+def _lacking(cells: Input, path: Path, obs: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of obs to add to a copy: those given, and those that the cells have and it lacks."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        order = file["obs"].attrs.get("column-order", cells.columns)
+        known = {*map(str, order), *obs}
+    return {**{key: cells.values(key) for key in cells.columns if key not in known}, **obs}
 
 
 def _append(

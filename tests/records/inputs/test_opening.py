@@ -63,7 +63,7 @@ def test_values_damaged_within(tmp_path: Path) -> None:
         (b"", "the file is empty; copy or download it again"),
         (
             b"gene,cell\n",
-            "not a file of a known format; give an .h5ad, a .zarr, a 10x .h5 or a 10x",
+            "not a file of a known format; give an .h5ad, an .h5mu, a .zarr, a 10x .h5",
         ),
         (gzip.compress(b"x", mtime=0), "not a file of a known format; gunzip it first"),
     ],
@@ -78,9 +78,15 @@ def test_not_hdf5(tmp_path: Path, content: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["X", "Y"], r"neither an AnnData nor a 10x file \(it holds: X, Y\); give an .h5ad"),
-        ([], r"neither an AnnData nor a 10x file \(it holds: nothing\)"),
-        (["mod", "obs_x"], "a MuData with several modalities; write one of them"),
+        (
+            ["X", "Y"],
+            r"neither an AnnData, a MuData nor a 10x file \(it holds: X, Y\); give an .h5ad",
+        ),
+        ([], r"neither an AnnData, a MuData nor a 10x file \(it holds: nothing\)"),
+        (
+            ["mod", "obs_x"],
+            "a MuData, none of whose modalities is called rna or gex .there are: none",
+        ),
     ],
 )
 def test_hdf5_of_something_else(tmp_path: Path, names: list[str], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,33 @@ def test_a_model_of_normalized_values_is_given_x(tmp_path: Path) -> None:
     alone = cells.copy()
     alone.raw = None
     np.testing.assert_array_equal(embed(made, cells), embed(made, alone))
+
+
+def test_a_mudata_is_read_as_its_rna_with_protein(model: Concerto, tmp_path: Path) -> None:
+    mudata = pytest.importorskip("mudata")
+    cells = make_cells()
+    protein = AnnData(cells.obsm["protein"])[::-1].copy()
+    rna = cells.copy()
+    rna.obs = rna.obs[["donor"]]
+    del rna.obsm["protein"]
+    rna.layers["kept"] = rna.X
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what mudata is going to change
+        mdata = mudata.MuData({"rna": rna, "prot": protein})
+        mdata.obs["type"] = cells.obs["type"].reindex(mdata.obs_names)
+        mdata.write(tmp_path / "cells.h5mu")
+    places = {"protein": "obsm:protein"}
+    records = convert(cells, tmp_path / "r", modalities=places)
+    both = Concerto.from_records(records, units=8, hidden_units=8, attention_units=4)
+    both.calibrate(records.dataset(50))
+    for number, given in enumerate([mdata, tmp_path / "cells.h5mu"]):
+        out = tmp_path / f"{number}.h5ad"
+        for one in (model, both):
+            np.testing.assert_array_equal(embed(one, given, out), embed(one, cells))
+        written = anndata.read_h5ad(out)
+        np.testing.assert_array_equal(written.layers["kept"], cells.X)
+        assert written.obs["type"].tolist() == cells.obs["type"].tolist()
+        assert written.uns["concerto"]["command"] == "embed"
+    found = impute(model, make_cells(5), reference=tmp_path / "cells.h5mu")
+    ours = impute(model, make_cells(5), reference=cells)
+    np.testing.assert_array_equal(found["protein"], ours["protein"])
