@@ -23,6 +23,7 @@ from concerto_tf.records.conversion.passes import (
     SHARD_CELLS,
     CellCount,
     check_parts,
+    check_quality,
     first_pass,
     second_pass,
     write_manifest,
@@ -152,6 +153,7 @@ def convert(
         ):
             finished = _finished(job, skip_damaged)
             if finished is not None:
+                _warn(finished.report)
                 return finished
             job.begin()
             # What cannot be told apart is of this call alone.
@@ -189,7 +191,9 @@ def convert(
                 done = CellCount(joined.n_cells, progress)
                 pool.prepare(joined.n_cells)
                 parts = first_pass(joined, spool, chunk_cells, seed, plan, pool, done)
-            check_parts([part.summary for part in parts], joined, drop_empty)
+            summaries = [part.summary for part in parts]
+            check_parts(summaries, joined, drop_empty)
+            check_quality(summaries, joined)
             n_shards = shards or -(-joined.n_cells // SHARD_CELLS)
             job.check()
             infos = second_pass(out, spool, parts, joined, n_shards, compression, plan, pool, done)
@@ -200,7 +204,13 @@ def convert(
         raise InputError(str(error)) from error
     for line in joined.report["lines"]:
         _log.info(line)
+    _warn(joined.report)
     return Records(out)
+
+
+def _warn(report: Mapping[str, Any]) -> None:
+    for line in report.get("warnings", ()):
+        _log.warning(line)
 
 
 def _check_options(

@@ -18,6 +18,7 @@ from concerto_tf._version import __version__
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.records.batch import RNA, SOURCE, label_key
 from concerto_tf.records.conversion.joining import Joined
+from concerto_tf.records.conversion.quality import unfiltered
 from concerto_tf.records.conversion.spool import (
     Damaged,
     Part,
@@ -162,6 +163,18 @@ def check_parts(summaries: Sequence[Mapping[str, Any]], joined: Joined, drop_emp
                 f"between cells {start} and {stop} are whole numbers of at most "
                 "4,294,967,295; name the layer with the counts"
             )
+
+
+def check_quality(summaries: Sequence[Mapping[str, Any]], joined: Joined) -> None:
+    """Adds to the report which inputs look unfiltered."""
+    input_of = _inputs_of(summaries, joined)
+    for number, cells in enumerate(joined.inputs):
+        own = [summary for summary, of in zip(summaries, input_of, strict=True) if of == number]
+        told = None
+        if all("quality" in summary for summary in own):
+            told = unfiltered(cells, [summary["quality"] for summary in own])
+        if told:
+            joined.report.setdefault("warnings", []).append(told)
 
 
 def second_pass(

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from concerto_tf._files import atomic
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, STORED, key
+from concerto_tf.records.conversion.quality import cell_figures
 from concerto_tf.records.conversion.spool import Part, random_keys, write_part
 from concerto_tf.records.example import BytesColumn, encode
 from concerto_tf.records.genes.overlap import Match
@@ -178,6 +179,9 @@ def spool_chunk(
         plan: Tells the conversion apart.
     """
     found = arrange(chunk, targets, seed)
+    if scales_with_depth(targets[RNA].units):
+        genes = targets[RNA].match.query.names
+        found.summary["quality"] = cell_figures(chunk.matrices[RNA], genes)
     order = found.order
     names = [chunk.barcodes[i].encode() for i in order.tolist()]
     arrays = {
