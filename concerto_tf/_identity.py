@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Places of a file that are looked at, their size, and in how many files of a folder.
 _BLOCKS, _BLOCK_BYTES, _SAMPLED_FILES = 33, 64 * 2**10, 256
+#: Rows of a lazy matrix that are in memory at once.
+_LAZY_ROWS = 4096
 
 
 def json_checksum(asked: Any) -> str:
@@ -53,7 +55,22 @@ def identity_of_cells(cells: str | Path | AnnData, without: Path | None = None) 
     x = _marks(Path(cells.filename), None) if cells.isbacked else cells.X
     raw = None if cells.raw is None else (cells.raw.X, cells.raw.var)
     parts = [cells.obs, cells.var, x, dict(cells.layers), dict(cells.obsm), raw]
-    return str(joblib.hash(parts, hash_name="sha1"))
+    return str(joblib.hash(_content(parts), hash_name="sha1"))
+
+
+def _content(part: Any) -> Any:
+    """The same with what is lazy replaced by checksums of its values, some rows at a time."""
+    import joblib
+
+    if isinstance(part, dict):
+        return {key: _content(of) for key, of in part.items()}
+    if isinstance(part, list | tuple):
+        return [_content(of) for of in part]
+    if hasattr(part, "compute"):
+        starts = range(0, part.shape[0], _LAZY_ROWS)
+        return [joblib.hash(part[i : i + _LAZY_ROWS].compute(), hash_name="sha1") for i in starts]
+    lazy = hasattr(part, "to_memory") and not hasattr(part, "iterrows")
+    return part.to_memory() if lazy else part
 
 
 def identity_of_file(path: str | Path) -> str:

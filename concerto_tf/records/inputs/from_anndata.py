@@ -27,7 +27,9 @@ from concerto_tf.records.inputs.observations import (
     FrameObservations,
     Observations,
     StoredFrame,
+    as_text,
     choices,
+    index_name,
 )
 from concerto_tf.records.inputs.rows import (
     CompressedRows,
@@ -36,6 +38,7 @@ from concerto_tf.records.inputs.rows import (
     Rows,
     ViewRows,
     check_numeric,
+    held,
     sample_rows,
     spread,
 )
@@ -120,6 +123,7 @@ def assemble(
         raise InputError("has a layer 'raw' beside .raw; rename one of them to say which is meant")
     element, key, note = _element(elements, layer) if layer else where_counts_are(elements)
     where = f"layers/{key}" if key else element
+    taken = key or element
     genes, types = _genes(elements, element)
     rows = elements.rows(element, key)
     chosen = rna_features(types, name)
@@ -148,7 +152,6 @@ def assemble(
                     f"obsm/{key}: two of its columns have one name; make them differ and save again"
                 )
             parts[modality] = InputPart(Vocabulary(tuple(own_names)), own_rows, f"obsm/{key}")
-    taken = key or element
     others = [other for other in there if other != taken]
     return Input(
         name,
@@ -212,7 +215,8 @@ class StoredElements:
 
     def __init__(self, path: Path, root: Any, scratch: Scratch) -> None:
         for element in ("obs", "var"):
-            if element not in root or "_index" not in getattr(root[element], "attrs", ()):
+            group = root.get(element)
+            if not hasattr(group, "keys") or index_name(group) is None:
                 raise InputError(
                     f"{element} is missing or of a format before anndata 0.7; read it with "
                     "anndata.read_h5ad and save it again"
@@ -227,19 +231,22 @@ class StoredElements:
 
     def rows(self, element: str, key: str | None = None) -> Rows:
         place = _GROUPS.get(element, f"{element}/{key}")
-        if place not in self._root or self._root[place].attrs.get("encoding-type") == "null":
+        if place not in self._root or _encoding(self._root[place]) == "null":
             hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
             raise InputError(f"there is no {place}{hint}")
         stored = self._root[place]
         if not hasattr(stored, "keys"):
             return DenseRows(stored)
-        encoding = stored.attrs.get("encoding-type")
+        encoding = _encoding(stored)
         if encoding == "dataframe":
             frame = StoredFrame(stored)
             return FrameRows([stored[name] for name in frame.columns], len(frame))
         if encoding not in ("csr_matrix", "csc_matrix"):
             raise InputError(f"{place} is stored as {encoding!r}; a matrix is needed")
-        n_cells, n_genes = (int(size) for size in stored.attrs["shape"])
+        shape = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
+        if shape is None:
+            shape = self.n_cells, len(self.var(element)[0])
+        n_cells, n_genes = (int(size) for size in shape)
         arrays = stored["data"], stored["indices"], stored["indptr"]
         if encoding == "csr_matrix":
             return CompressedRows(*arrays, (n_cells, n_genes))
@@ -255,7 +262,7 @@ class StoredElements:
     def sample(self, element: str, key: str | None = None) -> np.ndarray | None:
         place = _GROUPS.get(element, f"{element}/{key}")
         stored = self._root.get(place)
-        if stored is None or stored.attrs.get("encoding-type") == "null":
+        if stored is None or _encoding(stored) == "null":
             return None
         if "data" in getattr(stored, "keys", tuple)():  # sparse, by cell or by gene
             check_numeric(stored["data"].dtype)
@@ -268,9 +275,16 @@ class StoredElements:
 
     def obsm_names(self, key: str) -> list[str] | None:
         stored = self._root["obsm"][key]
-        if stored.attrs.get("encoding-type") == "dataframe":
+        if _encoding(stored) == "dataframe":
             return StoredFrame(stored).columns
         return None
+
+
+def _encoding(stored: Any) -> str:
+    """What a group or array is; h5sparse said it otherwise, as SeuratDisk and old anndata do."""
+    told = as_text(stored.attrs.get("encoding-type"))
+    h5sparse = as_text(stored.attrs.get("h5sparse_format"))
+    return told or (f"{h5sparse}_matrix" if h5sparse else "")
 
 
 class MemoryElements:
@@ -278,7 +292,7 @@ class MemoryElements:
 
     def __init__(self, adata: AnnData) -> None:
         self._adata = adata
-        self.obs: Observations = FrameObservations(adata.obs)
+        self.obs: Observations = FrameObservations(held(adata.obs))
         self.n_cells = adata.n_obs
         self.has_raw = adata.raw is not None
         # anndata 0.13 lists X among the layers, under the key None.
@@ -301,6 +315,7 @@ class MemoryElements:
         if matrix is None:
             hint = f"; choose a layer: {', '.join(self.layers)}" if self.layers else ""
             raise InputError(f"there is no X{hint}")
+        matrix = held(matrix)
         if sp.issparse(matrix):
             matrix = matrix.tocsr()
             return CompressedRows(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
@@ -315,12 +330,12 @@ class MemoryElements:
         return sample_rows(self.rows(element, key))
 
     def var(self, element: str) -> Var:
-        frame = self._adata.raw.var if element == "raw" else self._adata.var
+        frame = held(self._adata.raw.var if element == "raw" else self._adata.var)
         columns = list(map(str, frame.columns))
         return list(map(str, frame.index)), columns, lambda name: frame.iloc[:, columns.index(name)]
 
     def obsm_names(self, key: str) -> list[str] | None:
-        value = self._adata.obsm[key]
+        value = held(self._adata.obsm[key])
         return list(map(str, value.columns)) if hasattr(value, "columns") else None
 
 

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from concerto_tf.errors import InputError
+from concerto_tf.records.inputs.rows import native
 
+_CATEGORIES = "__categories"
 # Values that need no explanation, and the most that a byte of a compressed file may stand for.
 _FREE_VALUES, _MOST_PER_BYTE = 2**20, 8
 
@@ -74,12 +76,15 @@ class StoredFrame:
 
     def __init__(self, group: Any) -> None:
         self._group = group
-        self._index = group[group.attrs["_index"]]
+        index = index_name(group)
+        if index is None:
+            raise InputError(f"{group.name} names no rows; read the file and save it again")
+        self._index = group[index]
         if hasattr(self._index, "keys"):
             # Newer anndata may write text as a group of values and mask.
             self._index = self._index["values"]
         check_stored(self._index)
-        self.columns = [str(name) for name in group.attrs["column-order"]]
+        self.columns = column_names(group, index)
 
     def __len__(self) -> int:
         return int(self._index.shape[0])
@@ -99,23 +104,66 @@ class StoredFrame:
                 check_stored(part)
         # Text, alone or as categories, is what is mostly asked for, and quicker read than anndata
         # is imported.
-        kind = column.attrs.get("encoding-type")
+        kind = as_text(column.attrs.get("encoding-type"))
         if kind == "string-array":
             return np.array(read_text(column, 0, column.shape[0]), object)
-        if kind == "categorical" and _is_text(column["categories"]):
-            ordered = bool(column.attrs.get("ordered", False))
+        names = column.get("categories") if hasattr(column, "keys") else None
+        if names is not None and not hasattr(names, "keys"):
+            ordered = bool(np.any(column.attrs.get("ordered", False)))
             return _categorical(column["codes"], column["categories"], ordered)
-        if "categories" in column.attrs and not hasattr(column, "keys"):
-            return self._old_categories(column)
+        if not hasattr(column, "keys"):
+            categories = self._old_categories(key, column)
+            if categories is not None:
+                return _categorical(column, categories)
+            if column.shape != self._index.shape and column.size == len(self):
+                return np.ravel(column[:])  # a column that R wrote as a matrix
+        elif kind in ("nullable-integer", "nullable-boolean"):
+            return _nullable(column, kind)
         from anndata.io import read_elem
 
         return read_elem(column)
 
-    def _old_categories(self, column: Any) -> Any:
-        """A categorical as anndata 0.7 wrote it: codes that refer to names stored elsewhere."""
-        reference = column.attrs["categories"]
-        stored = self._group[reference] if isinstance(reference, str) else column.file[reference]
-        return _categorical(column, stored)
+    def _old_categories(self, key: str, column: Any) -> Any:
+        """The names of codes that lie elsewhere, as anndata 0.7 and, without a word of it on the
+        column, SeuratDisk wrote them; None of a column that is no codes."""
+        if "categories" in column.attrs:
+            reference = column.attrs["categories"]
+            named = isinstance(reference, str)
+            return self._group[reference] if named else column.file[reference]
+        place = f"{_CATEGORIES}/{key}"
+        return self._group[place] if place in self._group and column.dtype.kind in "iu" else None
+
+
+def as_text(value: Any) -> str:
+    """An attribute as text: R's writers leave bytes, or an array of one; "" where there is none."""
+    if isinstance(value, np.ndarray):
+        value = value.ravel()[0] if value.size else None
+    if value is None:
+        return ""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def index_name(group: Any) -> str | None:
+    """Which member of a stored data frame names its rows; None where none does."""
+    names = (as_text(group.attrs.get("_index")), "_index", "index")
+    return next((name for name in names if name and name in group), None)
+
+
+def column_names(group: Any, index: str | None = None) -> list[str]:
+    """Columns of a stored data frame, of which some writers note no order."""
+    if "column-order" in group.attrs:
+        return [as_text(name) for name in np.ravel(group.attrs["column-order"])]
+    return [name for name in group if name not in (_CATEGORIES, index)]
+
+
+def _nullable(column: Any, kind: str) -> Any:
+    """Numbers with gaps, whose mask R's writers store as whole numbers."""
+    import pandas as pd
+
+    mask, values = np.asarray(column["mask"][:], bool), np.asarray(column["values"][:])
+    if kind == "nullable-boolean":
+        return pd.arrays.BooleanArray(values.astype(bool), mask)
+    return pd.arrays.IntegerArray(native(values), mask)
 
 
 def _is_text(stored: Any) -> bool:
@@ -129,7 +177,9 @@ def _categorical(codes: Any, categories: Any, ordered: bool = False) -> Any:
         names = read_text(categories, 0, categories.shape[0])
     else:
         names = categories[:]
-    return pd.Categorical.from_codes(np.asarray(codes[:], np.int64), names, ordered=ordered)
+    # R's NA is the smallest of its whole numbers.
+    numbers = np.maximum(np.ravel(codes[:]).astype(np.int64), -1)
+    return pd.Categorical.from_codes(numbers, names, ordered=ordered)
 
 
 def check_stored(array: Any) -> None:

@@ -146,7 +146,7 @@ def _open_hdf5(path: Path) -> Any:
         start = file.read(8)
     if not start:
         raise InputError("the file is empty; copy or download it again")
-    if not is_hdf5(path):
+    if start != b"\x89HDF\r\n\x1a\n" and not is_hdf5(path):
         hint = "gunzip it first" if start[:2] == b"\x1f\x8b" else f"give {_ACCEPTED}"
         raise InputError(f"not a file of a known format; {hint}")
     try:

@@ -83,7 +83,7 @@ class CompressedRows:
 
 
 class DenseRows:
-    """Rows of a dense matrix (NumPy, h5py or zarr array).
+    """Rows of a dense matrix (NumPy, h5py or zarr array), or of a dask array of any blocks.
 
     Args:
         array: [cells, genes].
@@ -159,6 +159,12 @@ class ViewRows:
         return _as_csr(getattr(part, self.element)[self.key])
 
 
+def held(table: Any) -> Any:
+    """A table of a lazy AnnData in memory; anything else as it is."""
+    lazy = hasattr(table, "to_memory") and not hasattr(table, "iterrows")
+    return table.to_memory() if lazy and hasattr(table, "columns") else table
+
+
 class PlacedRows:
     """Rows of a matrix in another order; a row that it lacks is empty.
 
@@ -216,7 +222,9 @@ def spread(length: int, size: int, read: Callable[[slice], Any]) -> np.ndarray:
 
 
 def _as_csr(block: Any) -> sp.csr_matrix:
-    """A CSR matrix, in memory of its own, of anything with rows and columns that is in memory."""
+    """A CSR matrix, in memory of its own, of anything with rows and columns, lazy or not."""
+    if hasattr(block, "compute"):
+        block = block.compute()
     if sp.issparse(block):
         check_numeric(block.dtype)
         block = sp.csr_matrix(block, copy=True)

@@ -20,6 +20,7 @@ from concerto_tf.records.batch import RNA, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.genes.overlap import union
 from concerto_tf.records.inputs.input import Input, first_line
+from concerto_tf.records.inputs.observations import column_names
 from concerto_tf.tasks.io import provenance
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
 
@@ -243,8 +244,8 @@ def _lacking(cells: Input, path: Path, obs: Mapping[str, Any]) -> dict[str, Any]
     import h5py
 
     with h5py.File(path, "r") as file:
-        order = file["obs"].attrs.get("column-order", cells.columns)
-        known = {*map(str, order), *obs}
+        plain = "column-order" not in file["obs"].attrs  # one array, as anndata once wrote it
+        known = set(cells.columns if plain else column_names(file["obs"])) | set(obs)
     return {**{key: cells.values(key) for key in cells.columns if key not in known}, **obs}
 
 
@@ -277,7 +278,7 @@ def _append(
                 write_elem(file["uns"], key, value)
             elif key in file["uns"]:
                 del file["uns"][key]
-        order = [str(key) for key in file["obs"].attrs["column-order"]]
+        order = column_names(file["obs"])
         for key, values in obs.items():
             if values is not None:
                 write_elem(file["obs"], key, _storable(values))
