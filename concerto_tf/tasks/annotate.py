@@ -12,14 +12,8 @@ import numpy as np
 from concerto_tf._calls import checked
 from concerto_tf.errors import InputError
 from concerto_tf.models import load_model
-from concerto_tf.models.classifier import Classifier
-from concerto_tf.novelty import (
-    UNKNOWN,
-    Calibration,
-    calibrated_on_all,
-    novelty_together,
-    steps_below,
-)
+from concerto_tf.models.classifier import Classifier, novelty_of_query
+from concerto_tf.novelty import UNKNOWN, Calibration, steps_below
 from concerto_tf.records import Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
@@ -117,14 +111,15 @@ def annotate(
         groups, uns = named_groups(cells, vote, records.obs()), {}
         told = tell(model, records, adapt, seed, progress)
         model, found = told.model, told.found
-        together = calibrated_on_all(model.together)
-        novelty = novelty_together(found["novelty"], found["embedding"], together)
-        found = found | {"novelty": novelty}
+        if model.calibration:
+            held_out = (model.calibration, model.directions)
+            place = (found["score"], found["code"], found["embedding"])
+            found = found | {"novelty": novelty_of_query(*place, held_out, model.together)}
         table = _table(model, found, records.obs()["cell"], alpha)
         table.attrs["report"] = [*records.report.get("lines", ()), *told.lines]
         _report(model, table, alpha)
-        held_out = Calibration(np.array(model.nonconformity), len(model.nonconformity))
-        add_sets(table, found["probabilities"], model.classes, held_out, alpha)
+        against = Calibration(np.array(model.nonconformity), len(model.nonconformity))
+        add_sets(table, found["probabilities"], model.classes, against, alpha)
         if vote:
             groups = fine_clusters(found["embedding"], seed) if groups is None else groups
             uns[VOTE] = add_vote(table, groups, found["probabilities"], model.classes)

@@ -10,6 +10,7 @@ from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
+from concerto_tf.models.classifier.type_distance import novelty_of_query
 
 __all__ = [
     "Classifier",
@@ -20,6 +21,7 @@ __all__ = [
     "chosen_rows",
     "learn_types",
     "measure_types",
+    "novelty_of_query",
     "relearned",
     "state_novelty",
     "with_encoder",

@@ -8,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from concerto_tf.models.classifier.type_distance import type_novelty
-from concerto_tf.novelty import (
-    Scale,
-    calibrated_on_all,
-    mean_together,
-    novelty_together,
-    scale_by_type,
-)
+from concerto_tf.models.classifier.type_distance import novelty_of_query, type_novelty
+from concerto_tf.novelty import Scale, mean_together, scale_by_type
 
 _LEAST_PROBABILITY = 1e-30
 
@@ -79,9 +73,9 @@ class Coarse:
         novelty = found["novelty"]
         if len(self.known[0]):
             scale = Scale(np.array(self.mean, "f4"), np.array(self.width, "f4"))
-            alone = type_novelty(scores, code, scale, self.known)[1].numpy()
-            known = calibrated_on_all(self.together)
-            novelty = np.maximum(novelty, novelty_together(alone, found["embedding"], known))
+            score = type_novelty(scores, code, scale, ((), ()))[0].numpy()
+            own = novelty_of_query(score, code, found["embedding"], self.known, self.together)
+            novelty = np.maximum(novelty, own)
         return {"code": code, "probability": probability, "novelty": novelty}
 
     def calibrated(

@@ -8,7 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.batches import SAMPLE_VALUES
-from concerto_tf.novelty import Scale, by_type, calibrated_on_all, novelty
+from concerto_tf.novelty import (
+    Scale,
+    by_type,
+    calibrated_on_all,
+    lying_off,
+    novelty,
+    novelty_together,
+)
 from concerto_tf.numerics.unit_rows import unit_rows
 
 #: Principal components in which cell types are compared, at most.
@@ -155,8 +162,40 @@ def type_novelty(
     """
     measured = by_type(scores, code, scale)
     both = tf.stack([tf.reduce_min(measured[:, :2], axis=-1), measured[:, 2]], axis=-1)
+    return both, _p_value(both, known)
+
+
+def novelty_of_query(
+    score: np.ndarray,
+    code: np.ndarray,
+    z: np.ndarray,
+    known: Sequence[Sequence[float]],
+    together: Sequence[float],
+) -> np.ndarray:
+    """How novel the cells of one query are, by themselves and by their company.
+
+    How far the query lies off as a whole does not count; see `lying_off`.
+
+    Args:
+        score: Both scores of the cells [n, 2], from `type_novelty`.
+        code: Cell type that each cell is taken for [n].
+        z: Embeddings [n, d].
+        known: Both scores of held-out cells, each ascending; of none, nothing is novel.
+        together: `mean_together` of the held-out cells, ascending.
+
+    Returns:
+        P-values [n], float32.
+    """
+    if not known[0]:
+        return np.ones(len(score), np.float32)
+    score = (score - lying_off(score, code, known)).astype(np.float32)
+    alone = _p_value(tf.constant(score), known).numpy()
+    return novelty_together(alone, z, calibrated_on_all(together))
+
+
+def _p_value(both: tf.Tensor, known: Sequence[Sequence[float]]) -> tf.Tensor:
     p_value = tf.ones_like(both[:, 0])
     for i, times in enumerate(_TIMES if known[0] else ()):
         alone = novelty(both[:, i], calibrated_on_all(known[i]), interpolate=True)
         p_value = tf.minimum(p_value, times * alone)
-    return both, p_value
+    return p_value
