@@ -62,6 +62,29 @@ def test_one_input_of_any_kind(tmp_path: Path, kind: str, sparse: bool) -> None:
     np.testing.assert_array_equal(table["share"], [0.5, np.nan])
 
 
+def test_what_an_anndata_in_memory_holds_is_kept(tmp_path: Path) -> None:
+    cells = make_cells(20, GENES, "c")
+    cells.obsm["protein"] = pd.DataFrame({"CD3": np.arange(20.0)}, cells.obs_names)
+    cells.layers["spliced"] = cells.X.copy()
+    cells.raw = cells.copy()
+    cells.uns["note"] = "mine"
+    kind = cells.obs["type"].dtype
+    names = list(cells.obs_names)
+    write_result([cells], tmp_path / "out.h5ad", **found(20), names=names, rows=np.arange(20))
+    written = anndata.io.read_h5ad(tmp_path / "out.h5ad")
+    assert list(written.obsm) == ["X_concerto", "protein"] and written.raw is not None
+    pd.testing.assert_frame_equal(written.obsm["protein"], cells.obsm["protein"])
+    assert "spliced" in written.layers and written.uns["note"] == "mine"
+    # What was given is as it was.
+    assert cells.obs["type"].dtype == kind and list(cells.obsm) == ["protein"]
+    # What no file can hold does not stand in the way of the rest.
+    cells.uns["note"] = object()
+    write_result([cells], tmp_path / "out.h5ad", **found(20), names=names, rows=np.arange(20))
+    written = anndata.io.read_h5ad(tmp_path / "out.h5ad")
+    assert list(written.obsm) == ["X_concerto"]
+    np.testing.assert_array_equal(written.X.toarray(), cells.X.toarray())
+
+
 def test_several_inputs_over_the_union_of_their_genes(tmp_path: Path) -> None:
     a, b = make_cells(8, GENES[:50], "a"), make_cells(7, GENES[10:], "b", sparse=False)
     names = [*a.obs_names, *b.obs_names]
