@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     real(
         made,
         "--merge",
-        "how far clusters that stay apart by source are drawn together, 0 to 1",
+        "how far clusters that stay apart by source are moved together, 0 to 1",
         0.0,
     )
     figures(made)

@@ -49,15 +49,15 @@ def merge_sources(
         for pair in pairs
     )
     if merge:
-        _log.info("clusters that stayed apart by source are drawn together: %s", told)
+        _log.info("clusters that stayed apart by source are merged: %s", told)
         found_out(merged={"before": told})
         of = adata.obs[CLUSTER].cat.codes.to_numpy()
         adata.obsm[KEY] = drawn_together(adata.obsm[KEY], of, pairs, merge)
         cluster(adata, resolution=resolution, seed=seed)
     else:
         _log.warning(
-            "clusters that stay apart by source and may be one cell type each: %s; compare their "
-            "markers, and if they are, draw them together (%s)",
+            "clusters that stay apart by source, though each pair may be one cell type: %s; "
+            "compare the markers of each pair, and merge them if they agree (%s)",
             told,
             Argument("merge", 1),
         )

@@ -14,7 +14,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.metrics import cilisi
 from concerto_tf.tasks.run import run
 
-WARNED = "clusters that stay apart by source and may be one cell type"
+WARNED = "clusters that stay apart by source, though each pair may be one cell type"
 
 
 def make_cells(response: bool) -> AnnData:
