@@ -206,7 +206,7 @@ def done(steps: Sequence[Mapping[str, Any]], seconds: Mapping[str, float] | None
         parts.append(Facts({"time by stage": times}))
     if parts:
         parts.append(
-            Text(["Options are told as they were taken, defaults included; none is not given."])
+            Text(["Options are the values used, defaults included; none marks one not given."])
         )
     return Section("What was done", parts)
 

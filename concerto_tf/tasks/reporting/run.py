@@ -163,6 +163,11 @@ def _clusters(
             means = obs[key].groupby(obs[_CLUSTER].astype(str)).mean()
             columns[key.removeprefix(f"{_CLUSTER}_")] = [float(means[name]) for name in names]
     notes = ["Clusters are numbered by size."]
+    if "support" in columns:
+        notes.append(
+            "Support says how well a cluster differs from its nearest one in held-out genes: near "
+            "1 it does, about 0.5 to 0.65 both are pieces of one cell type."
+        )
     if label:
         columns[f"mostly ({label})"] = common.composition(clusters, common.coded(obs[label]))
     if markers is not None:
@@ -173,7 +178,7 @@ def _clusters(
         notes.append(
             "Markers are genes that are higher there than in all other cells (scanpy's t-test with "
             "overestimated variance), the best first; more are in markers.tsv. The clusters were "
-            "found in the same values, so p-values order genes and test nothing."
+            "found in the same values, so p-values order genes and are no tests."
         )
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Section("Clusters", [Table(list(columns), rows, " ".join(notes))])
