@@ -1,5 +1,5 @@
 """Figures, drawn with matplotlib; what is listed here is called as scanpy's ``pl`` is."""
 
-from concerto_tf.pl.calls import paga, pseudotime, umap
+from concerto_tf.pl.calls import explained, paga, pseudotime, sankey, training, umap
 
-__all__ = ["paga", "pseudotime", "umap"]
+__all__ = ["explained", "paga", "pseudotime", "sankey", "training", "umap"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    History = str | Path | Mapping[str, Sequence[float]]
+    Drawn = tuple[Figure, np.ndarray]  # with the axes, row by row
 
 #: Formats of the figures that commands leave in a folder.
 FORMATS = ("png", "pdf", "svg")
@@ -36,6 +39,30 @@ _CURVES = (
     ("uniformity", "Uniformity", "lower is more evenly spread"),
     ("effective_rank", "Effective rank", "dimensions used; 1 is collapse"),
 )
+
+
+def new_figure(
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    layout: Literal["constrained"] | None = "constrained",
+    width_ratios: Sequence[float] | None = None,
+    of: Callable[..., Figure] | None = None,
+) -> Drawn:
+    """A figure of its own and its axes, row by row, without pyplot's global state or a display.
+
+    Unless ``of`` makes it, as `matplotlib.pyplot.figure` does.
+    """
+    if of is not None:
+        figure = of(figsize=(width, height), layout=layout)
+    else:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout=layout)
+        FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=width_ratios).ravel()
 
 
 def umap_figure(adata: AnnData, color: str, path: str | Path, title: str | None = None) -> None:
@@ -106,13 +133,23 @@ def draw_umap(axes: Axes, adata: AnnData, color: str, title: str | None = None) 
     axes.spines[["left", "bottom"]].set_color("0.6")
 
 
-def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Draws loss, alignment, uniformity and effective rank over the epochs.
+def training_curve(history: History, path: str | Path) -> None:
+    """Draws loss, alignment, uniformity and effective rank over the epochs; see `draw_training`.
 
     Args:
         history: CSV file as `keras.callbacks.CSVLogger` writes it, or a dict of lists as
-            `History.history` is. Columns `val_<name>` are drawn dashed.
+            `History.history` is.
         path: File to write; its folder must exist.
+    """
+    save_figure(draw_training(history), path)
+
+
+def draw_training(history: History, new: Callable[..., Drawn] = new_figure) -> Figure:
+    """Loss, alignment, uniformity and effective rank over the epochs, a panel each.
+
+    Args:
+        history: As for `training_curve`. Columns `val_<name>` are drawn dashed.
+        new: Makes the figure, as `new_figure` does.
 
     Raises:
         InputError: No such file, nothing in it that can be drawn, or lengths that differ.
@@ -134,7 +171,7 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         epochs = columns["epoch"] + 1  # Keras counts from 0, people from 1
 
     rows, across = -(-len(drawn) // 2), min(2, len(drawn))
-    figure, panels = new_figure(7.5 if across > 1 else 4.2, 2.6 * rows, rows, across)
+    figure, panels = new(7.5 if across > 1 else 4.2, 2.6 * rows, rows, across)
     for axes, (name, title, hint) in zip(panels, drawn, strict=False):
         few = {"marker": "o", "markersize": 3} if n <= 20 else {}
         axes.plot(epochs, columns[name], color=PALETTE[0], lw=1.6, label="training", **few)
@@ -153,10 +190,10 @@ def training_curve(history: str | Path | Mapping[str, Sequence[float]], path: st
         axes.set_xlabel("epoch", fontsize=8, color="0.35")
     for axes in panels[len(drawn) :]:
         axes.set_visible(False)
-    save_figure(figure, path)
+    return figure
 
 
-def _columns(history: str | Path | Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+def _columns(history: History) -> dict[str, np.ndarray]:
     """A history as float columns; what is not a number becomes NaN."""
     if isinstance(history, Mapping):
         return {k: np.array([_number(x) for x in v]) for k, v in history.items()}
@@ -243,22 +280,6 @@ def _legend(axes: Axes, codes: np.ndarray, names: list[str]) -> None:
         columnspacing=0.8,
         labelspacing=0.45,
     )
-
-
-def new_figure(
-    width: float,
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    layout: Literal["constrained"] | None = "constrained",
-) -> tuple[Figure, np.ndarray]:
-    """A figure of its own and its axes, row by row, without pyplot's global state or a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 def check_format(figure_format: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concerto_tf.errors import InputError
-from concerto_tf.pl.figures import save_figure, short_name
+from concerto_tf.pl.figures import new_figure, save_figure, short_name
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+    from concerto_tf.pl.figures import Drawn
 
 _log = logging.getLogger("concerto_tf")
 #: Columns (genes of all modalities) and rows (groups) of a heatmap at most: what can be read.
@@ -20,20 +24,28 @@ _GENES = 5
 
 
 def heatmap(table: pd.DataFrame, path: str | Path) -> None:
-    """Draws the five strongest genes of each group, one panel for each modality.
+    """Draws the strongest genes of each group; see `draw_heatmap`.
+
+    Args:
+        table: What `explain` gives with ``groupby``.
+        path: Image file to write.
+    """
+    save_figure(draw_heatmap(table), path)
+
+
+def draw_heatmap(table: pd.DataFrame, new: Callable[..., Drawn] = new_figure) -> Figure:
+    """The five strongest genes of each group, one panel for each modality.
 
     They are fewer where there would be more than 150 columns. Of more than 80 groups the first are
     drawn.
 
     Args:
         table: What `explain` gives with ``groupby``.
-        path: Image file to write.
+        new: Makes the figure, as `new_figure` does.
 
     Raises:
         InputError: The table has no groups.
     """
-    from matplotlib.figure import Figure
-
     if "group" not in table:
         raise InputError("this table has no groups; call explain with groupby")
     n_modalities = table["modality"].nunique()
@@ -42,8 +54,7 @@ def heatmap(table: pd.DataFrame, path: str | Path) -> None:
     most = max(1, min(_GENES, _MOST_COLUMNS // (len(shown) * n_modalities)))
     if len(shown) < len(groups) or most < _GENES:
         _log.info(
-            "%s: shows %d of %d groups, by %d genes each, to be readable; the table has all",
-            path,
+            "the figure shows %d of %d groups, by %d genes each, to be readable; the table has all",
             len(shown),
             len(groups),
             most,
@@ -59,8 +70,8 @@ def heatmap(table: pd.DataFrame, path: str | Path) -> None:
         panels.append((modality, grid.fillna(0.0)))
     sizes = [grid.shape[1] for _, grid in panels]
     rows = max(len(grid) for _, grid in panels)
-    figure = Figure((2.2 + 0.2 * sum(sizes), 1.7 + 0.24 * rows), layout="constrained")
-    axes = figure.subplots(1, len(panels), width_ratios=sizes, squeeze=False)[0]
+    width, height = 2.2 + 0.2 * sum(sizes), 1.7 + 0.24 * rows
+    figure, axes = new(width, height, 1, len(panels), width_ratios=sizes)
     for ax, (modality, grid) in zip(axes, panels, strict=True):
         low, high = grid.min(), grid.max()
         scaled = ((grid - low) / (high - low).where(high > low, 1.0)).to_numpy()
@@ -72,4 +83,4 @@ def heatmap(table: pd.DataFrame, path: str | Path) -> None:
     bar = figure.colorbar(image, ax=axes.tolist(), pad=0.01, fraction=0.05)
     bar.set_label("weight, scaled\nby gene", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    save_figure(figure, path)
+    return figure

@@ -335,7 +335,7 @@ def _groups(
 def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None) -> None:
     """Writes the table of groups and its figure."""
     from concerto_tf._files import atomic
-    from concerto_tf.pl.sankey import sankey_figure
+    from concerto_tf.pl.flows import sankey_figure
 
     if figure is None:
         return

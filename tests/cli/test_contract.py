@@ -10,7 +10,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anndata
@@ -124,14 +123,14 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from concerto_tf.cli import main; main(['run', '--help']); "
         "heavy = {'tensorflow', 'keras', 'scanpy', 'anndata', 'h5py', 'sklearn', 'numpy', 'rich'}; "
+        "import time; print(time.process_time(), file=sys.stderr); "
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     times = []
     for _ in range(3):
-        began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - began)
-        assert done.returncode == 0 and done.stderr == ""
+        assert done.returncode == 0, done.stderr
+        times.append(float(done.stderr))  # on the processor, whatever else the machine is doing
     assert min(times) < 0.5
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 
@@ -42,6 +43,29 @@ def test_axes_are_returned_unless_shown(
         assert draw(line, save=tmp_path / "a.svg") is not None and not shown
         assert (tmp_path / "a.svg").exists()
         (tmp_path / "a.svg").unlink()
+
+
+@pytest.mark.parametrize("name", ["sankey", "explained", "training"])
+def test_figures_of_tables_are_shown_saved_or_returned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[int]] = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    groups = {"group": ["1", "1", "2"], "cells": 9, "modality": "rna", "rank": [1, 2, 1]}
+    of = {
+        "sankey": groups | {"label": ["B", "T", "T"], "share": [0.7, 0.3, 1.0]},
+        "explained": groups | {"gene": ["a", "b", "b"], "weight": [3.0, 2.0, 4.0]},
+        "training": {"loss": [3.0, 2.0], "alignment": [1.0, 0.5]},
+    }
+    given = of[name] if name == "training" else pd.DataFrame(of[name])
+    draw = getattr(ct.pl, name)
+    assert draw(given, show=False) and not shown
+    assert draw(given) is None and shown.pop()  # a figure that pyplot knows
+    assert draw(given, save=tmp_path / "a.svg") and not shown
+    assert (tmp_path / "a.svg").stat().st_size > 1000
+    nothing = {"training": {}, "sankey": pd.DataFrame(of["sankey"]).iloc[:0]}
+    with pytest.raises(ct.InputError):
+        draw(nothing.get(name, pd.DataFrame()))
 
 
 def test_pseudotime_colors_cells_and_marks_the_root(line: AnnData) -> None:

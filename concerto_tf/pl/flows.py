@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from concerto_tf.pl.figures import Drawn
+
 OTHER = "other"
 #: Flows smaller than this share of their group run together into "other".
 _SMALLEST_SHARE = 0.05
@@ -23,6 +25,20 @@ _BAR = 0.035
 
 
 def sankey_figure(table: pd.DataFrame, path: str | Path, *, left: str, right: str) -> None:
+    """Writes the figure that `draw_sankey` draws.
+
+    Args:
+        table, left, right: As for `draw_sankey`.
+        path: File to write; its folder must exist.
+    """
+    figure = draw_sankey(table, left, right).get_figure(root=True)
+    assert figure is not None  # axes are of one
+    save_figure(figure, path)
+
+
+def draw_sankey(
+    table: pd.DataFrame, left: str, right: str, new: Callable[..., Drawn] = new_figure
+) -> Axes:
     """Draws groups on the left, labels on the right, and flows as wide as their share of cells.
 
     Every group is as high as any other, so that small ones can be read; its number of cells
@@ -30,9 +46,9 @@ def sankey_figure(table: pd.DataFrame, path: str | Path, *, left: str, right: st
 
     Args:
         table: Columns ``group``, ``label``, ``cells`` and ``share``, as `relatives` gives it.
-        path: File to write; its folder must exist.
         left: Title of the groups.
         right: Title of the labels.
+        new: Makes the figure, as `new_figure` does.
 
     Raises:
         InputError: There is nothing to draw.
@@ -49,7 +65,7 @@ def sankey_figure(table: pd.DataFrame, path: str | Path, *, left: str, right: st
     colors = _colors(labels)
 
     rows = max(len(groups), len(labels))
-    figure, [axes] = new_figure(8.0, float(np.clip(0.34 * rows + 0.8, 2.6, 24.0)), layout=None)
+    _, [axes] = new(8.0, float(np.clip(0.34 * rows + 0.8, 2.6, 24.0)), layout=None)
     starts_left = _stack(weight.sum(axis=1))
     starts_right = _stack(weight.sum(axis=0))
     at_left, at_right = starts_left.copy(), starts_right.copy()
@@ -93,7 +109,7 @@ def sankey_figure(table: pd.DataFrame, path: str | Path, *, left: str, right: st
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.axis("off")
-    save_figure(figure, path)
+    return axes
 
 
 def merge_small(table: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +124,7 @@ def merge_small(table: pd.DataFrame) -> pd.DataFrame:
     Example:
 
     >>> import pandas as pd
-    >>> from concerto_tf.pl.sankey import merge_small
+    >>> from concerto_tf.pl.flows import merge_small
     >>> shares = {"T": 0.9, "B": 0.04, "NK": 0.04, "DC": 0.02}
     >>> flows = pd.DataFrame({"group": "a", "label": list(shares), "share": list(shares.values())})
     >>> merged = merge_small(flows)

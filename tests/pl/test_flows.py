@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.pl import sankey
+from concerto_tf.pl import flows
 from concerto_tf.tasks.map import relatives
 
 
@@ -21,33 +21,33 @@ def make_table(n_groups: int, n_labels: int, n: int = 4000, seed: int = 0) -> pd
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    sankey.sankey_figure(table, path, left="query", right="reference")
+    flows.sankey_figure(table, path, left="query", right="reference")
 
 
 def test_shares_survive_the_merging_of_small_flows() -> None:
     table = make_table(12, 30)
-    merged = sankey.merge_small(table)
+    merged = flows.merge_small(table)
     np.testing.assert_allclose(merged.groupby("group")["share"].sum(), 1.0)
     named = merged[merged["label"] != "other"]
     assert (named["share"] >= 0.05).all() and len(merged) < len(table) / 2
     # One small flow alone keeps its name.
     alone = pd.DataFrame({"group": "a", "label": ["T", "B"], "share": [0.98, 0.02]})
-    assert set(sankey.merge_small(alone)["label"]) == {"T", "B"}
+    assert set(flows.merge_small(alone)["label"]) == {"T", "B"}
 
 
 def test_flows_leave_and_reach_the_whole_of_their_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     table = make_table(5, 4)
     drawn = []
-    draw = sankey._flow
+    draw = flows._flow
     monkeypatch.setattr(
-        sankey, "_flow", lambda axes, *flow: (drawn.append(flow), draw(axes, *flow))[1]
+        flows, "_flow", lambda axes, *flow: (drawn.append(flow), draw(axes, *flow))[1]
     )
     saved = {}
-    monkeypatch.setattr(sankey, "save_figure", lambda figure, path: saved.update(figure=figure))
-    sankey.sankey_figure(table, "x.png", left="query", right="reference")
+    monkeypatch.setattr(flows, "save_figure", lambda figure, path: saved.update(figure=figure))
+    flows.sankey_figure(table, "x.png", left="query", right="reference")
     assert len(drawn) == len(table)
     high, low = sum(flow[1] for flow in drawn), sum(flow[3] for flow in drawn)
-    gap = sankey._gap(5)
+    gap = flows._gap(5)
     np.testing.assert_allclose([high, low], [1 - 4 * gap, 1 - 3 * gap])
     written = [text.get_text() for text in saved["figure"].axes[0].texts]
     sizes = table.groupby("group")["cells"].sum()
@@ -57,7 +57,7 @@ def test_flows_leave_and_reach_the_whole_of_their_bars(monkeypatch: pytest.Monke
 def test_groups_stand_beside_where_they_lead() -> None:
     table = relatives(list("aabbccdd"), ["T", "T", "B", "B", "T", "T", "B", "M"])
     weight = table.pivot_table(index="group", columns="label", values="share", fill_value=0.0)
-    groups, labels = sankey._orders(weight)
+    groups, labels = flows._orders(weight)
     assert abs(groups.index("a") - groups.index("c")) == 1  # both lead to T
     assert set(labels) == {"T", "B", "M"}
 
