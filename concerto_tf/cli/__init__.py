@@ -159,6 +159,8 @@ def _quiet_libraries(options: argparse.Namespace) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         warnings.filterwarnings("ignore")
+        # TensorFlow warns, in several long lines, that a step is traced for another shape.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
         # dask tells at length, with tracebacks, of a cluster that is lost; we say so in a line.
         logging.getLogger("distributed.client").addFilter(lambda record: False)
         # HDF5 raises again, by the dozen, while what could not be written is cleared away.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from concerto_tf._progress import stage
 from concerto_tf.novelty import novelty_together, rounded
 from concerto_tf.reference.cells import Labels, Reference
 from concerto_tf.reference.conformity import calibrated, query_like
@@ -37,7 +38,8 @@ def stated(reference: Reference, key: str) -> dict[str, Any]:
         `concerto_tf.novelty.expected`.
     """
     if key not in reference.stated:
-        reference.stated[key] = _stated(reference.labelled(key), key)
+        with stage("each label left out of the reference in turn"):
+            reference.stated[key] = _stated(reference.labelled(key), key)
     return reference.stated[key]
 
 

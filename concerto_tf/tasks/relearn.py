@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf._progress import stage
 from concerto_tf.models.batches import by_batch
 from concerto_tf.models.classifier import Classifier, Exemplars, Relearned, relearned, with_encoder
 from concerto_tf.models.encoder import geometry_of
@@ -81,7 +82,8 @@ def tell(
             lines.append("the query was not moved, as the model keeps no cells of its reference")
             _log.warning("%s: %s", records.name, lines[-1])
         return Told(model, found, tuple(lines))
-    then = _moved(model, exemplars, records, found, how, seed, lines)
+    with stage("what the query shares with the reference"):
+        then = _moved(model, exemplars, records, found, how, seed, lines)
     return Told(*(then or (model, found)), tuple(lines))
 
 
@@ -112,7 +114,8 @@ def _measured_alike(model: Classifier, records: CellSet, seed: int, lines: list[
         f"{', '.join(reasons)}; types are told from labelled cells looked at in the same way"
     )
     _log.info("%s: %s", records.name, lines[-1])
-    return relearned(model, exemplars, lens.look(exemplars))
+    with stage("cell types learned anew"):
+        return relearned(model, exemplars, lens.look(exemplars))
 
 
 def _moved(

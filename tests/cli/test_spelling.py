@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -108,3 +110,12 @@ def test_command_logs_its_options(concerto, cells_file, tmp_path) -> None:
     answer = concerto("run", cells_file, "-o", tmp_path / "file" / "out")
     assert answer.code == 2 and "another folder (-o DIR)" in answer.err
     assert "--source-key batch would normalize each" in answer.err
+
+
+def test_tensorflow_does_not_tell_users_of_its_traces() -> None:
+    code = (
+        "import tensorflow as tf; from concerto_tf.cli import main; main(['inspect', 'nowhere']); "
+        "tf.get_logger().warning('5 out of the last 5 calls'); tf.get_logger().error('an error')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "an error" in done.stderr and "5 out of" not in done.stderr

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from concerto_tf._progress import stage
 from concerto_tf.tasks.comparison.groups import Groups, t_test
 
 _log = logging.getLogger("concerto_tf")
@@ -44,7 +45,8 @@ def p_between_samples(
             for side in (cells, control)
         ]
         try:
-            return _deseq2(*sums)
+            with stage(f"PyDESeq2 on {len(genes):,} genes of {sum(map(len, sums))} samples"):
+                return _deseq2(*sums)
         except Exception as error:  # noqa: BLE001 - whatever a fit of others fails with
             _log.warning("PyDESeq2 fails (%s); t-tests of means instead", str(error)[:200])
     part = groups.values[:, genes]
