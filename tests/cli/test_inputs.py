@@ -81,9 +81,11 @@ def test_layer_is_read_instead_of_x(make_cells, concerto, tmp_path: Path) -> Non
     adata.X = normalized(adata)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     convert = ["convert", tmp_path / "cells.h5ad", "-o"]
-    assert concerto(*convert, tmp_path / "x", "--json").last["units"] == "lognorm"
-    answer = concerto(*convert, tmp_path / "counts", "--layer", "counts", "--json")
-    assert answer.last["units"] == "counts"
+    for layer, units in (("X", "lognorm"), ("counts", "counts")):
+        answer = concerto(*convert, tmp_path / layer, "--layer", layer, "--json")
+        assert answer.last["units"] == units
+    # Left to itself it looks for counts.
+    assert concerto(*convert, tmp_path / "found", "--json").last["units"] == "counts"
 
 
 def test_normalized_input_and_a_list_of_genes(make_cells, concerto, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def edits(cells: Any) -> dict[str, Callable[[h5py.File], Any]]:
         "a gene beyond": put("X/indices", wrong),
         "text": put("X/data", np.array([b"a"] * nnz)),
         "complex": put("X/data", data.astype("c8")),
-        "no index": lambda file: file["obs"].attrs.pop("_index"),
+        "no index": lambda file: file["obs"].move(file["obs"].attrs.pop("_index"), "names"),
         "a shape of text": lambda file: file["X"].attrs.__setitem__("shape", "large"),
         "a shape beyond": lambda file: file["X"].attrs.__setitem__("shape", [2**40, 2**40]),
         "an unknown encoding": lambda file: file["X"].attrs.__setitem__("encoding-type", "x"),

@@ -13,6 +13,8 @@ from concerto_tf.errors import InputError
 from concerto_tf.records.inputs.rows import native
 
 _CATEGORIES = "__categories"
+#: The smallest whole number of R, which is its NA.
+_R_NA = -(2**31)
 # Values that need no explanation, and the most that a byte of a compressed file may stand for.
 _FREE_VALUES, _MOST_PER_BYTE = 2**20, 8
 
@@ -108,7 +110,7 @@ class StoredFrame:
         if kind == "string-array":
             return np.array(read_text(column, 0, column.shape[0]), object)
         names = column.get("categories") if hasattr(column, "keys") else None
-        if names is not None and not hasattr(names, "keys"):
+        if kind in ("categorical", "") and names is not None and not hasattr(names, "keys"):
             ordered = bool(np.any(column.attrs.get("ordered", False)))
             return _categorical(column["codes"], column["categories"], ordered)
         if not hasattr(column, "keys"):
@@ -145,8 +147,8 @@ def as_text(value: Any) -> str:
 
 def index_name(group: Any) -> str | None:
     """Which member of a stored data frame names its rows; None where none does."""
-    names = (as_text(group.attrs.get("_index")), "_index", "index")
-    return next((name for name in names if name and name in group), None)
+    told = as_text(group.attrs.get("_index"))
+    return next((name for name in ([told] if told else ["_index", "index"]) if name in group), None)
 
 
 def column_names(group: Any, index: str | None = None) -> list[str]:
@@ -177,8 +179,9 @@ def _categorical(codes: Any, categories: Any, ordered: bool = False) -> Any:
         names = read_text(categories, 0, categories.shape[0])
     else:
         names = categories[:]
-    # R's NA is the smallest of its whole numbers.
-    numbers = np.maximum(np.ravel(codes[:]).astype(np.int64), -1)
+    numbers = np.ravel(codes[:])
+    if numbers.dtype.kind == "i":
+        numbers = np.where(numbers == _R_NA, -1, numbers)
     return pd.Categorical.from_codes(numbers, names, ordered=ordered)
 
 
