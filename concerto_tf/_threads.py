@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def processors() -> int:
 def limit_threads(number: int | None = None) -> None:
     """Holds libraries to a number of threads, in this process and in those that it starts.
 
-    To be called before any of them is imported, as they read it then.
+    To be called before any of them is imported, as they read it then. Where numba runs already, it
+    keeps its threads: it reads its variable again and again, and fails over another number.
 
     Args:
         number: Threads; None for as many as there are `processors`, where the environment does not
@@ -50,6 +52,8 @@ def limit_threads(number: int | None = None) -> None:
     global _asked
     _asked = number
     for name in _VARIABLES:
+        if name.startswith("NUMBA") and "numba" in sys.modules:
+            continue
         if number is None:
             os.environ.setdefault(name, str(processors()))
         else:

@@ -90,3 +90,10 @@ def test_what_is_asked_for_counts_before_the_environment(free: pytest.MonkeyPatc
 def test_what_is_no_number_is_said(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--threads", number]) == 2
     assert "1 or more" in capsys.readouterr().err
+
+
+def test_numba_that_runs_already_keeps_its_threads(free: pytest.MonkeyPatch) -> None:
+    free.setenv("NUMBA_NUM_THREADS", "3")
+    free.setitem(sys.modules, "numba", sys)  # whatever it is
+    _threads.limit_threads(1)
+    assert os.environ["NUMBA_NUM_THREADS"] == "3" and os.environ["OMP_NUM_THREADS"] == "1"
