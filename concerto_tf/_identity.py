@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._files import sha256
+from concerto_tf._lazy import held, row_blocks
 from concerto_tf._paths import as_path, is_remote
 from concerto_tf.errors import InputError
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 #: Places of a file that are looked at, their size, and in how many files of a folder.
 _BLOCKS, _BLOCK_BYTES, _SAMPLED_FILES = 33, 64 * 2**10, 256
-#: Rows of a lazy matrix that are in memory at once.
-_LAZY_ROWS = 4096
 
 
 def json_checksum(asked: Any) -> str:
@@ -67,10 +66,8 @@ def _content(part: Any) -> Any:
     if isinstance(part, list | tuple):
         return [_content(of) for of in part]
     if hasattr(part, "compute"):
-        starts = range(0, part.shape[0], _LAZY_ROWS)
-        return [joblib.hash(part[i : i + _LAZY_ROWS].compute(), hash_name="sha1") for i in starts]
-    lazy = hasattr(part, "to_memory") and not hasattr(part, "iterrows")
-    return part.to_memory() if lazy else part
+        return [joblib.hash(block, hash_name="sha1") for block in row_blocks(part)]
+    return held(part)
 
 
 def identity_of_file(path: str | Path) -> str:

@@ -36,7 +36,7 @@ _TIMES, _MOST_DOUBT, _FORGIVEN, _NOVEL = 1.5, 5.0, 0.5, 0.1
 _NAMED = 6
 #: Cells by which a type tells how far a query lies off, the least number of such types, and how far
 #: a query of known cells lies off at most, in standard deviations. Studies of blood by other
-#: technologies lie up to 1.2 off, cells of other tissues and noise 2.2 and more (tools/trials).
+#: technologies lie up to 1.2 off, cells of other tissues and noise 2.1 and more (tools/trials).
 _ENOUGH, _TYPES, _MOST_OFF = 20, 2, 1.5
 
 
@@ -364,11 +364,10 @@ def in_words(rates: Mapping[str, Any]) -> str:
 
     >>> from concerto_tf.novelty import in_words
     >>> print(in_words({"known_lost": 0.04, "by_type": {}}))
-    of known cells about 4% are called unknown, more of another study
+    of known cells about 4% are called unknown (more in another study)
     """
-    said = (
-        f"of known cells about {rates['known_lost']:.0%} are called unknown, more of another study"
-    )
+    lost = rates["known_lost"]
+    said = f"of known cells about {lost:.0%} are called unknown (more in another study)"
     if "new_caught" not in rates:
         return said
     named = [f"{name} {share:.0%}" for name, share in rates["by_type"].items()]

@@ -58,6 +58,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(_threads, "_asked", None)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)  # as if nothing were loaded yet
     return monkeypatch
 
 
@@ -92,8 +93,17 @@ def test_what_is_no_number_is_said(number: str, capsys: pytest.CaptureFixture[st
     assert "1 or more" in capsys.readouterr().err
 
 
-def test_numba_that_runs_already_keeps_its_threads(free: pytest.MonkeyPatch) -> None:
-    free.setenv("NUMBA_NUM_THREADS", "3")
-    free.setitem(sys.modules, "numba", sys)  # whatever it is
-    _threads.limit_threads(1)
-    assert os.environ["NUMBA_NUM_THREADS"] == "3" and os.environ["OMP_NUM_THREADS"] == "1"
+def test_numba_that_runs_already_keeps_its_threads() -> None:
+    """As where two commands are called in one process: it fails over another number."""
+    code = """
+import os
+from concerto_tf._threads import limit_threads
+limit_threads(2)
+import numba
+numba.set_num_threads(1)  # its threads are started
+limit_threads(1)
+told = [os.environ[name] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
+print(numba.njit(lambda x: x + 1)(1), *told)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.split() == ["2", "2", "1"], ran.stderr

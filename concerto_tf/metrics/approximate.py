@@ -23,8 +23,8 @@ _DIMENSIONS, _WIDE = 2, 8
 _STEP, _LITTLE = 1.4, 0.1
 #: Squared distances closer than this share of a squared length are the same.
 _SAME = 2e-6
-#: Cells that are added at once, compared exactly at once, and numbers looked at again at once.
-_ADDED, _BLOCK, _NUMBERS = 100_000, 16_384, 2**22
+#: Cells that are added at once, and numbers looked at again at once.
+_ADDED, _NUMBERS = 100_000, 2**22
 
 
 class ApproximateSearch:
@@ -181,20 +181,11 @@ class ApproximateSearch:
 
     def _exact(self, z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest cells by comparing with all: indices int64 [n, k] and nearness [n, k]."""
-        z = np.asarray(z, np.float32)
-        index: np.ndarray = np.empty((len(z), 0), np.int64)
-        rank: np.ndarray = np.empty((len(z), 0), np.float32)
-        for start in range(0, len(self._cells), _BLOCK):
-            block = np.asarray(self._cells[start : start + _BLOCK])
-            value = z @ block.T
-            if not self._cosine:
-                value -= np.einsum("nd,nd->n", block, block) / 2
-            best = np.argpartition(-value, min(k, len(block)) - 1, axis=1)[:, :k]
-            index = np.concatenate([index, start + best], axis=1)
-            rank = np.concatenate([rank, np.take_along_axis(value, best, 1)], axis=1)
-            if index.shape[1] > k:
-                best = np.argpartition(-rank, k - 1, axis=1)[:, :k]
-                index, rank = (np.take_along_axis(of, best, 1) for of in (index, rank))
+        import faiss
+
+        z = np.ascontiguousarray(z, np.float32)
+        metric = faiss.METRIC_INNER_PRODUCT if self._cosine else faiss.METRIC_L2
+        index = faiss.knn(z, self._cells, k, metric=metric)[1]
         near = np.empty(index.shape, np.float32)
         for rows in self._parts(len(z), k):
             near[rows] = self._nearness(self._cells[index[rows]], z[rows, np.newaxis])

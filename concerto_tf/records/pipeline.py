@@ -107,9 +107,8 @@ def build(
         return parse(serialized)
 
     dataset = dataset.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    whole = (
-        Share(*shard_of) == Share()
-    )  # of a share it is not known how many cells of a source it has
+    # Of a share it is not known how many cells of a source it has.
+    whole = Share(*shard_of) == Share()
     filled = [*manifest.cells_per_source] if one_source else [n_cells]
     n_batches = sum(n // batch_size if drop_remainder else -(-n // batch_size) for n in filled)
     size = tf.data.INFINITE_CARDINALITY if repeat else n_batches

@@ -199,7 +199,7 @@ def load_reference(folder: str | Path) -> Reference:
             model=content["model"],
             cells=content["cells"],
             depth=content["depth"],
-            # A reference that an earlier version kept is without; the search builds it then.
+            # Only many cells have one.
             built=array(_INDEX) if f"{_INDEX}.npy" in content["files"] else None,
         )
         reference.calibrations.update(calibrations)

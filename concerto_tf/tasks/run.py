@@ -131,7 +131,7 @@ def run(
         "resolution": resolution,
         "drop_empty": drop_empty,
         "seed": seed,
-        **({"merge": merge} if merge else {}),
+        "merge": merge,
         **({"modalities": dict(modalities)} if modalities else {}),
         "training": {key: str(_told(value)) for key, value in training.items()},
     }
@@ -279,8 +279,7 @@ def _finish(
     _log.info("clusters and UMAP")
     cluster(adata, resolution=asked["resolution"], seed=seed)
     if "source" in colors:
-        merge = asked.get("merge", 0.0)
-        merge_sources(adata, known["source"], merge, asked["resolution"], seed)
+        merge_sources(adata, known["source"], asked["merge"], asked["resolution"], seed)
         z = adata.obsm[KEY]
     umap(adata, seed=seed)
     _log.info("markers and support of the clusters")

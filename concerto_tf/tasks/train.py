@@ -203,9 +203,6 @@ class _Request:
             if path and as_path(path).is_file()
         }
         own = {**vars(self), **files, "options": plain(self.options)}
-        for name in ("validation_share", "patience"):  # which earlier versions did not have
-            if own[name] is None:
-                del own[name]
         given = own.pop("model")
         told = {} if given is None else {"model": identity_of(given)}
         return {**own, **told, "records": identity_of_records(records)}

@@ -180,14 +180,12 @@ def novelty_of_query(
         score: Both scores of the cells [n, 2], from `type_novelty`.
         code: Cell type that each cell is taken for [n].
         z: Embeddings [n, d].
-        known: Both scores of held-out cells, each ascending; of none, nothing is novel.
+        known: Both scores of held-out cells, each ascending; at least one cell.
         together: `mean_together` of the held-out cells, ascending.
 
     Returns:
         P-values [n], float32.
     """
-    if not known[0]:
-        return np.ones(len(score), np.float32)
     score = (score - lying_off(score, code, known)).astype(np.float32)
     alone = _p_value(tf.constant(score), known).numpy()
     return novelty_together(alone, z, calibrated_on_all(together))

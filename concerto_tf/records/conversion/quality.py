@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,19 @@ def cell_figures(matrix: sp.csr_matrix, names: Sequence[str]) -> dict[str, Any]:
         "empty": int((filled & (genes < _EMPTY)).sum()),
         "usual": int((genes >= _USUAL).sum()),
     }
-    own = np.array([_MITOCHONDRIAL.match(name) is not None for name in names])
+    own = _mitochondrial(tuple(names))
     if own.any():
         inside = matrix @ own.astype(np.float64)
         share = inside[filled] / np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()[filled]
         bins = np.floor(100 * share + 1e-9).astype(int)
         found["mitochondrial"] = np.bincount(bins, minlength=101).tolist()
     return found
+
+
+@lru_cache(maxsize=4)
+def _mitochondrial(names: tuple[str, ...]) -> np.ndarray:
+    """Which genes are of the mitochondrion, bool [genes]; kept, as each chunk asks anew."""
+    return np.array([_MITOCHONDRIAL.match(name) is not None for name in names])
 
 
 def unfiltered(cells: Input, figures: Sequence[Mapping[str, Any]]) -> str | None:

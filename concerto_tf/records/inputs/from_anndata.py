@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from concerto_tf._lazy import held
 from concerto_tf.errors import InputError
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
@@ -38,7 +39,6 @@ from concerto_tf.records.inputs.rows import (
     Rows,
     ViewRows,
     check_numeric,
-    held,
     sample_rows,
     spread,
 )
@@ -179,19 +179,16 @@ def where_counts_are(elements: Elements) -> tuple[str, str | None, str]:
     places: list[tuple[str, str | None, str]] = []
     places += [("raw", None, "raw.X")] if elements.has_raw else []
     places += [("layers", "counts", "the layer 'counts'")] if "counts" in elements.layers else []
-    held = elements.sample("X", None) if places else None
-    if held is not None and are_counts(held):
+    x = elements.sample("X", None) if places else None
+    if x is not None and are_counts(x):
         return "X", None, ""
     for element, key, told in places:
         found = elements.sample(element, key)
         if found is not None and are_counts(found):
-            if held is None:
+            if x is None:
                 return element, key, f"there is no X; the counts in {told} are taken"
-            return (
-                element,
-                key,
-                (f"X holds no counts; those in {told} are taken (name 'X' as the layer to take X)"),
-            )
+            note = f"X holds no counts; those in {told} are taken (name 'X' as the layer to take X)"
+            return element, key, note
     return "X", None, ""
 
 

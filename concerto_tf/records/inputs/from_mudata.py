@@ -165,8 +165,7 @@ def _placed(name: str, elements: Elements, barcodes: Sequence[str]) -> tuple[Inp
     """A modality with its cells where the RNA has them, and what to say."""
     part, notes = part_of(elements)
     own = elements.obs.barcodes(0, elements.n_cells)
-    place = _places(own, f"modality {name!r}")
-    order = np.array([place.get(barcode, -1) for barcode in barcodes], np.int64)
+    order = _order_of(own, barcodes, f"modality {name!r}")
     shared = int((order >= 0).sum())
     if not shared:
         raise InputError(
@@ -179,11 +178,12 @@ def _placed(name: str, elements: Elements, barcodes: Sequence[str]) -> tuple[Inp
     return replace(part, rows=rows, where=f"mod/{name}/{part.where}"), notes
 
 
-def _places(names: Sequence[str], what: str) -> dict[str, int]:
-    place = {barcode: i for i, barcode in enumerate(names)}
+def _order_of(names: Sequence[str], barcodes: Sequence[str], what: str) -> np.ndarray:
+    """Where cells are among some names, int64 [cells]; -1 for those that are not."""
+    place = {name: i for i, name in enumerate(names)}
     if len(place) < len(names):
         raise InputError(f"{what}: two of its cells have one name; make them differ")
-    return place
+    return np.array([place.get(barcode, -1) for barcode in barcodes], np.int64)
 
 
 class _Both:
@@ -198,6 +198,7 @@ class _Both:
 
     def __init__(self, own: Observations, whole: Any, rna: str, barcodes: Sequence[str]) -> None:
         self._own, self._whole, self._barcodes = own, whole, barcodes
+        self._order: np.ndarray | None = None
         known = {*own.columns, *(f"{rna}:{column}" for column in own.columns)}
         self.columns = [*own.columns, *(key for key in whole.columns if key not in known)]
 
@@ -210,6 +211,7 @@ class _Both:
         if key in self._own.columns:
             return self._own.values(key)
         values = pd.Series(self._whole.values(key)).reset_index(drop=True)
-        place = _places(self._whole.barcodes(0, len(values)), "obs")
-        order = np.array([place.get(barcode, -1) for barcode in self._barcodes], np.int64)
-        return values.reindex(order) if (order < 0).any() else values.iloc[order]
+        if self._order is None:  # the same for all columns
+            self._order = _order_of(self._whole.barcodes(0, len(values)), self._barcodes, "obs")
+        lacking = (self._order < 0).any()
+        return values.reindex(self._order) if lacking else values.iloc[self._order]

@@ -159,12 +159,6 @@ class ViewRows:
         return _as_csr(getattr(part, self.element)[self.key])
 
 
-def held(table: Any) -> Any:
-    """A table of a lazy AnnData in memory; anything else as it is."""
-    lazy = hasattr(table, "to_memory") and not hasattr(table, "iterrows")
-    return table.to_memory() if lazy and hasattr(table, "columns") else table
-
-
 class PlacedRows:
     """Rows of a matrix in another order; a row that it lacks is empty.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import scipy.sparse as sp
 
 from concerto_tf._files import sha256
 from concerto_tf._identity import identity_of_records, json_checksum
+from concerto_tf._lazy import row_blocks
 from concerto_tf._paths import as_path
 from concerto_tf.records import Records
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.inputs.input import Input
-
-#: Rows of a lazy matrix that are in memory at once.
-_LAZY_ROWS = 4096
 
 
 def sha256_of_cells(cells: Any) -> tuple[str, str]:
@@ -65,15 +62,7 @@ def _of_anndata(cells: Any) -> str:
     digest = hashlib.sha256()
     for names in (cells.obs_names, cells.var_names):
         digest.update("\n".join(map(str, names)).encode())
-    for x in _blocks(cells.X):
+    for x in row_blocks(cells.X):
         for part in [x.data, x.indices, x.indptr] if sp.issparse(x) else [np.asarray(x)]:
             digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
-
-
-def _blocks(x: Any) -> Iterator[Any]:
-    """A matrix, or what a lazy one has in some rows at a time."""
-    if hasattr(x, "compute"):
-        yield from (x[i : i + _LAZY_ROWS].compute() for i in range(0, x.shape[0], _LAZY_ROWS))
-    elif x is not None:
-        yield x

@@ -163,11 +163,11 @@ def test_normalized_values_stay_as_they_are(make_cells, counts_of, tmp_path: Pat
 
 def test_normalized_values_say_where_counts_could_be(make_cells, tmp_path: Path) -> None:
     cells = make_cells(40)
-    cells.layers["counts"] = cells.X.copy()
+    cells.layers["umis"] = cells.X.copy()  # "counts" would be taken by itself
     cells.X = cells.X.multiply(1e4 / cells.X.sum(1)).log1p().tocsr()
     [line] = convert(cells, tmp_path / "r").manifest.report["lines"]
-    assert "one of counts, name that layer" in line
-    assert not convert(cells, tmp_path / "counts", layer="counts").manifest.report["lines"]
+    assert "one of umis, name that layer" in line
+    assert not convert(cells, tmp_path / "counts", layer="umis").manifest.report["lines"]
 
 
 def test_fractions_on_the_scale_of_counts_are_scaled_as_counts_are(

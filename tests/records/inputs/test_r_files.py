@@ -1,4 +1,4 @@
-"""`.h5ad` as R's writers leave it: SeuratDisk, zellkonverter, anndataR, MuData, sceasy."""
+"""`.h5ad` as R's writers leave it: SeuratDisk, zellkonverter, anndataR and MuData."""
 
 from __future__ import annotations
 
