@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _log = logging.getLogger("concerto_tf")
@@ -14,13 +14,13 @@ FIRST = 5.0
 
 
 @contextmanager
-def stage(what: str) -> Iterator[None]:
+def stage(what: str | Callable[[], str]) -> Iterator[None]:
     """Names a piece of work in the log once it takes more than 5 s, and again as it goes on.
 
     For what has no number of cells done to be told; short work leaves no line.
 
     Args:
-        what: The work: "UMAP of 2,638 cells".
+        what: The work: "UMAP of 2,638 cells"; or a call that tells it, where it says how far it is.
 
     Example:
         >>> with stage("a sum"):
@@ -34,7 +34,7 @@ def stage(what: str) -> Iterator[None]:
         wait = FIRST
         while not done.wait(wait):
             passed = time.monotonic() - began
-            _log.info("%s: at work for %.0f s", what, passed)
+            _log.info("%s: at work for %.0f s", what() if callable(what) else what, passed)
             wait = passed
 
     teller = threading.Thread(target=tell, name="concerto-stage", daemon=True)

@@ -25,6 +25,17 @@ def test_long_work_is_named_and_short_work_is_not(
     assert 2 <= len(said) <= 4 and all(line.startswith("long: at work for") for line in said)
 
 
+def test_how_far_it_is_is_asked_when_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_progress, "FIRST", 0.05)
+    done = 0
+    with caplog.at_level(logging.INFO, "concerto_tf"), stage(lambda: f"{done} of 7"):
+        done = 3
+        time.sleep(0.1)
+    assert caplog.records[0].getMessage().startswith("3 of 7: at work for")
+
+
 def test_nothing_is_left_behind_by_an_error() -> None:
     with pytest.raises(ValueError, match="mine"), stage("work"):
         raise ValueError("mine")

@@ -372,6 +372,21 @@ def test_power_and_false_discoveries_between_samples(wobble: float) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=1e-12)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are counted in /proc")
+def test_pydeseq2_starts_no_processes() -> None:
+    """They take longer to start than the fits take, and `--threads` would not hold them."""
+    pytest.importorskip("pydeseq2")
+
+    def children() -> set[str]:
+        return set().union(
+            *(f.read_text().split() for f in Path("/proc/self/task").glob("*/children"))
+        )
+
+    before = children()
+    assert run(cells(200, 20), sample_key="donor", sets=None)["markers"]["p_samples"].notna().any()
+    assert children() <= before
+
+
 def test_ranked_sets_are_found_without_any_significant_gene() -> None:
     pytest.importorskip("gseapy")
     adata = cells(700, genes=200, planted=False, seed=3)

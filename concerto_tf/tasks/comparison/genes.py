@@ -49,7 +49,7 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     import scanpy as sc
     from anndata import AnnData
 
-    tables = []
+    tables, compared = [], []
     for cell_type, case, cells, control in groups.pairs(min_cells):
         both = np.concatenate([cells, control])
         values = groups.values[both].tocsc()
@@ -97,9 +97,11 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
         # What is a gene times as high as where there is none of it?
         absent = (table["share_control"] == 0) | (table["share_condition"] == 0)
         table.loc[absent, "log_fold_change"] = np.nan
-        if groups.samples is not None:
-            table["p_samples"] = p_between_samples(groups, tested, cells, control)
         tables.append(table)
+        compared.append((tested, cells, control))
+    if groups.samples is not None:
+        for table, p_samples in zip(tables, p_between_samples(groups, compared), strict=True):
+            table["p_samples"] = p_samples
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=MARKERS)
     found = _judged(groups, whole, alpha)
     change = found["log_fold_change"].astype(float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -23,18 +24,32 @@ def test_between_samples(groups: Groups) -> str:
 
 
 def p_between_samples(
-    groups: Groups, genes: np.ndarray, cells: np.ndarray, control: np.ndarray
-) -> np.ndarray:
-    """P values of some genes of a type, condition against control, samples being replicates.
+    groups: Groups, compared: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> list[np.ndarray]:
+    """P values of genes of each type, condition against control, samples being replicates.
 
     Args:
         groups: The cells, whose samples are known.
-        genes: Positions of the genes tested.
-        cells, control: Positions of the type's cells in the condition and in the control.
+        compared: Of each type, positions of the genes tested, and of its cells in the condition and
+            in the control.
 
     Returns:
-        [genes] float64; NaN where a side has fewer than two samples, or a gene cannot be tested.
+        Of each type [genes] float64; NaN where a side has fewer than two samples, or a gene cannot
+        be tested.
     """
+    done, of = 0, sum(len(genes) for genes, *_ in compared)
+    test = "PyDESeq2" if test_between_samples(groups) == PSEUDOBULK else "t-tests"
+    found = []
+    with stage(lambda: f"{test} between samples: {done:,} of {of:,} genes done"):
+        for genes, cells, control in compared:
+            found.append(_of_type(groups, genes, cells, control))
+            done += len(genes)
+    return found
+
+
+def _of_type(
+    groups: Groups, genes: np.ndarray, cells: np.ndarray, control: np.ndarray
+) -> np.ndarray:
     if min(groups.n_samples(cells), groups.n_samples(control)) < 2:
         return np.full(len(genes), np.nan)
     if test_between_samples(groups) == PSEUDOBULK:
@@ -45,8 +60,7 @@ def p_between_samples(
             for side in (cells, control)
         ]
         try:
-            with stage(f"PyDESeq2 on {len(genes):,} genes of {sum(map(len, sums))} samples"):
-                return _deseq2(*sums)
+            return _deseq2(*sums)
         except Exception as error:  # noqa: BLE001 - whatever a fit of others fails with
             _log.warning("PyDESeq2 fails (%s); t-tests of means instead", str(error)[:200])
     part = groups.values[:, genes]
@@ -63,12 +77,15 @@ def _deseq2(case: np.ndarray, control: np.ndarray) -> np.ndarray:
     import pandas as pd
     from pydeseq2.dds import DeseqDataSet
     from pydeseq2.ds import DeseqStats
+    from threadpoolctl import threadpool_limits
 
     sums = np.rint(np.concatenate([case, control])).astype(int)
     names = [f"s{i}" for i in range(len(sums))]
     side = ["case"] * len(case) + ["control"] * len(control)
     counts = pd.DataFrame(sums, names, [str(i) for i in range(sums.shape[1])])
-    with warnings.catch_warnings():
+    # Each gene is a fit of a few numbers: threads of BLAS wait for each other five times as long as
+    # the fits take, and processes of their own take longer to start.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = DeseqDataSet(
             counts=counts,
@@ -79,7 +96,11 @@ def _deseq2(case: np.ndarray, control: np.ndarray) -> np.ndarray:
         )
         data.deseq2()
         told = DeseqStats(
-            data, contrast=["side", "case", "control"], independent_filter=False, quiet=True
+            data,
+            contrast=["side", "case", "control"],
+            independent_filter=False,
+            quiet=True,
+            n_cpus=1,
         )
         told.summary()
     return told.results_df["pvalue"].reindex(counts.columns).to_numpy(float)
