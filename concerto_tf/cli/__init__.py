@@ -107,13 +107,24 @@ def _explain(error: Exception, options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return UNSUITABLE
-    print(f"concerto: a fault of ours: {type(error).__name__}: {text}", file=sys.stderr)
+    package = _of_a_method(error)
+    whose, to = ("ours", "us") if package is None else (f"the package {package}", "its authors")
+    print(f"concerto: a fault of {whose}: {type(error).__name__}: {text}", file=sys.stderr)
     if not options.debug:
         print(
-            "concerto: run again with --debug for the details, and please report them",
+            f"concerto: run again with --debug for the details, and please report them to {to}",
             file=sys.stderr,
         )
     return FAULT
+
+
+def _of_a_method(error: Exception) -> str | None:
+    """The package of a method of others, if the error arose within it."""
+    methods = getattr(sys.modules.get("concerto_tf.models.methods"), "METHODS", {})
+    others = {cls.__module__.partition(".")[0] for cls in methods.values()} - {"concerto_tf"}
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    packages = (frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames)
+    return next((package for package in packages if package in others), None)
 
 
 def _of_the_system(error: Exception) -> str | None:

@@ -157,7 +157,10 @@ def _scores(told: Mapping[str, Any]) -> dict[str, float]:
 def _metrics(told: Mapping[str, Any]) -> str:
     held = told.get("calibration") or {}
     if not _scores(told):
-        return "None: the embedding was trained without labels, and none were scored."
+        return (
+            "None with the model, which was trained without labels. `metrics.json` of its run, or "
+            "`concerto evaluate`, tells those of its cells."
+        )
     names = {
         "cells": "held-out cells",
         "accuracy": "accuracy on these",

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from concerto_tf.errors import InputError
-from concerto_tf.models import METHODS, load_model
+from concerto_tf.models import METHODS, DenseModel, load_model
+from concerto_tf.records import convert
 from concerto_tf.simulate import SplatParams, simulate_cells
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +132,22 @@ def test_the_example_passes_its_own_test(installed: Path) -> None:
         text=True,
     )
     assert ran.returncode == 0, ran.stdout
+
+
+def test_a_fault_of_a_method_is_not_said_to_be_ours(
+    cells: Path, concerto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(DenseModel):
+        def __init__(self, vocabulary, **kwargs):
+            super().__init__(vocabulary, backbone=(4,), **kwargs)
+            raise ValueError("too late")
+
+    monkeypatch.setitem(METHODS, "late", Late)
+    convert(cells / "cells.h5ad", cells / "records")
+    answer = concerto("train", cells / "records", "-o", cells / "late", "--method", "late")
+    assert answer.code == 1
+    whose = __name__.partition(".")[0]
+    assert f"concerto: a fault of the package {whose}: ValueError: too late" in answer.err
 
 
 def test_the_documentation_shows_the_example() -> None:
