@@ -116,7 +116,6 @@ class Index:
 
     def __init__(self, unit: np.ndarray, built: np.ndarray | None = None) -> None:
         self._unit = unit
-        self._exact: dict[int, tf.types.experimental.PolymorphicFunction] = {}
         self._approximate: ApproximateSearch | None = None
         if built is not None:
             self._approximate = ApproximateSearch(unit, cosine=True, built=built)
@@ -145,18 +144,13 @@ class Index:
         if n_cells > EXACT_CELLS and (self._approximate is not None or len(z) > FEW_CELLS):
             length = np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
             return self._built().search(np.ascontiguousarray(z / length, np.float32), k)
-        if k not in self._exact:
-            blocks = self.blocks
-            # Not under XLA: its matrix product takes several times as long on CPUs.
-            self._exact[k] = tf.function(
-                lambda batch: nearest(batch, blocks, n_cells, k),
-                input_signature=[tf.TensorSpec([None, z.shape[1]], tf.float32)],
-            )
         index = np.empty((len(z), k), np.int32)
         cosine = np.empty((len(z), k), np.float32)
         for start in range(0, len(z), BATCH_CELLS):
             rows = slice(start, start + BATCH_CELLS)
-            index[rows], cosine[rows] = (x.numpy() for x in self._exact[k](z[rows]))
+            # No graph, which takes longer to make than most queries do; nor XLA, whose matrix
+            # product takes several times as long on CPUs.
+            index[rows], cosine[rows] = nearest(z[rows], self.blocks, n_cells, k)
         return index, cosine
 
     def _built(self) -> ApproximateSearch:

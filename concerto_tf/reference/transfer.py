@@ -33,7 +33,7 @@ def transfer(reference: Reference, z: np.ndarray, key: str, k: int) -> dict[str,
     Reference:
         Concerto, "NN-voting classifier", equations 14 to 16.
     """
-    judge = tf.function(_judge(reference, key, k), reduce_retracing=True)
+    judge = _judge(reference, key, k)
     index, cosine = reference.neighbours(z, _width(reference, k))
     seen = tf.constant(reference.embedded.seen)
     parts = []
@@ -84,12 +84,13 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
         neighbours, and `Embedded.seen`.
     """
     held, conformity = reference.labels_of(key), calibrated(reference, key)
+    code_of = tf.constant(held.codes)
     n_near, middle = min(NEAR_CELLS, reference.n_cells), reference.embedded.middle
 
     def judge(
         z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor, seen: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        codes = tf.gather(tf.constant(held.codes), index[:, :k])
+        codes = tf.gather(code_of, index[:, :k])
         p = vote(codes, cosine[:, :k], len(held.names))
         probability = tf.reduce_max(p, axis=1)
         code = tf.where(probability > 0, tf.argmax(p, axis=1, output_type=tf.int32), -1)
@@ -99,9 +100,7 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
             "probability": probability,
             "novelty": novelty_of_labels(z - middle, near, code, conformity),
             "shares": vote(
-                tf.gather(tf.constant(held.codes), index[:, :n_near]),
-                cosine[:, :n_near],
-                len(held.names),
+                tf.gather(code_of, index[:, :n_near]), cosine[:, :n_near], len(held.names)
             ),
         }
 
