@@ -84,12 +84,12 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
         neighbours, and `Embedded.seen`.
     """
     held, conformity = reference.labels_of(key), calibrated(reference, key)
-    code_of = tf.constant(held.codes)
     n_near, middle = min(NEAR_CELLS, reference.n_cells), reference.embedded.middle
 
     def judge(
         z: tf.Tensor, index: tf.Tensor, cosine: tf.Tensor, seen: tf.Tensor
     ) -> dict[str, tf.Tensor]:
+        code_of = tf.constant(held.codes)  # of the graph where this is exported
         codes = tf.gather(code_of, index[:, :k])
         p = vote(codes, cosine[:, :k], len(held.names))
         probability = tf.reduce_max(p, axis=1)
