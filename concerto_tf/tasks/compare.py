@@ -13,6 +13,7 @@ from concerto_tf._calls import checked
 from concerto_tf._files import atomic, remove, remove_temporaries, write_json
 from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf._version import __version__
 from concerto_tf.errors import InputError
 from concerto_tf.pl.figures import FORMATS, check_format
@@ -193,7 +194,8 @@ def compare(
         }
         taken(label_key=label_key)
         with FolderLock(folder):
-            _write(folder, groups, tables, scores, figure_format)
+            with stage("writing tables and figures"):
+                _write(folder, groups, tables, scores, figure_format)
             write_report(folder, groups, tables, told, current())
             write_json(folder / SUMMARY, told)
     return tables

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from concerto_tf._progress import stage
 from concerto_tf.tasks.comparison.groups import Groups, adjust, rank_skewness, skewed_p, t_test
 from concerto_tf.tasks.comparison.pseudobulk import p_between_samples
 
@@ -46,59 +47,18 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     Returns:
         One row per type, condition and gene tested, with `MARKERS`; the strongest first.
     """
-    import scanpy as sc
-    from anndata import AnnData
-
     tables, compared = [], []
-    for cell_type, case, cells, control in groups.pairs(min_cells):
-        both = np.concatenate([cells, control])
-        values = groups.values[both].tocsc()
-        expressing = np.diff(values.indptr)
-        least = max(_EXPRESSING_CELLS, _EXPRESSING_SHARE * len(both))
-        tested = np.flatnonzero(expressing >= least)
-        if not len(tested):
-            continue
-        values = values[:, tested]
-        side = pd.Categorical.from_codes(np.repeat([0, 1], [len(cells), len(control)]), ["1", "0"])
-        index = [str(i) for i in range(len(both))]
-        adata = AnnData(
-            values.tocsr(),
-            pd.DataFrame({"side": side}, index),
-            pd.DataFrame(index=[str(i) for i in range(len(tested))]),
-        )
-        adata.uns["log1p"] = {"base": None}
-        sc.tl.rank_genes_groups(
-            adata,
-            "side",
-            groups=["1"],
-            reference="0",
-            method="wilcoxon",
-            tie_correct=True,
-            use_raw=False,
-        )
-        found = sc.get.rank_genes_groups_df(adata, group="1")
-        found.index = found["names"].astype(int)
-        found = found.sort_index()
-        score = found["scores"].to_numpy(float)
-        p = skewed_p(score, rank_skewness(values, len(cells)))
-        table = pd.DataFrame(
-            {
-                "cell_type": groups.type_names[cell_type],
-                "condition": groups.condition_names[case],
-                "gene": [groups.genes[i] for i in tested],
-                "log_fold_change": found["logfoldchanges"].to_numpy(float),
-                "share_control": (values[len(cells) :] > 0).mean(0).A1,
-                "share_condition": (values[: len(cells)] > 0).mean(0).A1,
-                "score": score,
-                "p": p,
-                "p_samples": np.nan,
-            }
-        )
-        # What is a gene times as high as where there is none of it?
-        absent = (table["share_control"] == 0) | (table["share_condition"] == 0)
-        table.loc[absent, "log_fold_change"] = np.nan
-        tables.append(table)
-        compared.append((tested, cells, control))
+    pairs = list(groups.pairs(min_cells))
+    with stage(lambda: f"rank sum tests: {len(compared)} of {len(pairs)} cell types done"):
+        for cell_type, case, cells, control in pairs:
+            tested = _expressed(groups, cells, control)
+            if not len(tested):
+                continue
+            table = _rank_sums(groups, tested, cells, control)
+            table.insert(0, "cell_type", groups.type_names[cell_type])
+            table.insert(1, "condition", groups.condition_names[case])
+            tables.append(table)
+            compared.append((tested, cells, control))
     if groups.samples is not None:
         for table, p_samples in zip(tables, p_between_samples(groups, compared), strict=True):
             table["p_samples"] = p_samples
@@ -230,6 +190,60 @@ def scores_of(values: sp.csc_matrix, sets: Mapping[str, Sequence[int]]) -> pd.Da
     return pd.DataFrame(
         {name: scaled_by_gene(values[:, list(genes)]).mean(1).A1 for name, genes in sets.items()}
     )
+
+
+def _expressed(groups: Groups, cells: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Positions of the genes that enough of these cells express to be tested."""
+    expressing = np.bincount(
+        groups.values[np.concatenate([cells, control])].indices, minlength=len(groups.genes)
+    )
+    least = max(_EXPRESSING_CELLS, _EXPRESSING_SHARE * (len(cells) + len(control)))
+    return np.flatnonzero(expressing >= least)
+
+
+def _rank_sums(
+    groups: Groups, tested: np.ndarray, cells: np.ndarray, control: np.ndarray
+) -> pd.DataFrame:
+    """Columns of `MARKERS` between the cells of one type, a row per gene of `tested`."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    values = groups.values[np.concatenate([cells, control])].tocsc()[:, tested]
+    side = pd.Categorical.from_codes(np.repeat([0, 1], [len(cells), len(control)]), ["1", "0"])
+    adata = AnnData(
+        values.tocsr(),
+        pd.DataFrame({"side": side}, [str(i) for i in range(len(side))]),
+        pd.DataFrame(index=[str(i) for i in range(len(tested))]),
+    )
+    adata.uns["log1p"] = {"base": None}
+    sc.tl.rank_genes_groups(
+        adata,
+        "side",
+        groups=["1"],
+        reference="0",
+        method="wilcoxon",
+        tie_correct=True,
+        use_raw=False,
+    )
+    found = sc.get.rank_genes_groups_df(adata, group="1")
+    found.index = found["names"].astype(int)
+    found = found.sort_index()
+    score = found["scores"].to_numpy(float)
+    table = pd.DataFrame(
+        {
+            "gene": [groups.genes[i] for i in tested],
+            "log_fold_change": found["logfoldchanges"].to_numpy(float),
+            "share_control": (values[len(cells) :] > 0).mean(0).A1,
+            "share_condition": (values[: len(cells)] > 0).mean(0).A1,
+            "score": score,
+            "p": skewed_p(score, rank_skewness(values, len(cells))),
+            "p_samples": np.nan,
+        }
+    )
+    # What is a gene times as high as where there is none of it?
+    absent = (table["share_control"] == 0) | (table["share_condition"] == 0)
+    table.loc[absent, "log_fold_change"] = np.nan
+    return table
 
 
 def _judged(groups: Groups, table: pd.DataFrame, alpha: float) -> pd.DataFrame:
