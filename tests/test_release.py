@@ -88,6 +88,12 @@ def test_sdist_and_wheel(tmp_path: Path) -> None:
     beside = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
     top = {name.partition("/")[0] for name in files}
     assert top == {"", "concerto_tf", "concerto_tf.egg-info", *beside}
+    with tarfile.open(tmp_path / f"concerto_tf-{__version__}.tar.gz") as sdist:
+        told = sdist.extractfile(f"concerto_tf-{__version__}/PKG-INFO")
+        page = told.read().decode() if told else ""
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert links and all("://" in link for link in links), "an index has no files beside README"
+    assert "What next" in page and "docs/" in page
     with zipfile.ZipFile(tmp_path / f"concerto_tf-{__version__}-py3-none-any.whl") as wheel:
         installed = set(wheel.namelist())
     tracked = subprocess.run(

@@ -214,10 +214,13 @@ def _end_for_sure() -> None:
 def _needs_tensorflow(options: argparse.Namespace) -> bool:
     """Whether a command comes to need it, as umap does, which scanpy's neighbours need.
 
-    Conversion does not, unless paths are remote or genes are those of a model.
+    Neither conversion nor a comparison does, unless paths are remote or genes are those of a model.
     """
-    paths = [options.output, *options.input] if options.command == "convert" else []
-    return not paths or options.like is not None or any("://" in path for path in paths)
+    if options.command not in ("convert", "compare"):
+        return True
+    inputs = options.input if isinstance(options.input, list) else [options.input]
+    like = getattr(options, "like", None)
+    return like is not None or any("://" in path for path in [options.output, *inputs])
 
 
 def _import_tensorflow(quiet: bool) -> None:

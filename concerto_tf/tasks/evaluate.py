@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from concerto_tf._calls import checked
+from concerto_tf._progress import stage
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.unintegrated import source_variance
@@ -53,14 +54,15 @@ def evaluate(
                 raise InputError(
                     f"{name}: no column {key!r} in obs (there: {known}); name one of these"
                 )
-        scores = embedding_scores(
-            z,
-            None if label_key is None else adata.obs[label_key].to_numpy(),
-            None if source_key is None else adata.obs[source_key].to_numpy(),
-            seed=seed,
-        )
-        if source_key is not None:
-            scores |= source_variance(adata, z, adata.obs[source_key].to_numpy(), seed)
+        with stage("scores of the embedding"):
+            scores = embedding_scores(
+                z,
+                None if label_key is None else adata.obs[label_key].to_numpy(),
+                None if source_key is None else adata.obs[source_key].to_numpy(),
+                seed=seed,
+            )
+            if source_key is not None:
+                scores |= source_variance(adata, z, adata.obs[source_key].to_numpy(), seed)
         return {"cells": adata.n_obs, "genes": adata.n_vars, **scores}
     finally:
         if adata is not cells and adata.isbacked:

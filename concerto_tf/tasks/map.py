@@ -199,7 +199,10 @@ def map(  # noqa: A001 - the command's name
         lines = [*records.report.get("lines", ()), *seen.lines]
         table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
-        if keys and found is not None:
+        if not keys:
+            told = "%s: no column of labels is named; its cells are placed, not labelled (%s)"
+            _log.warning(told, records.name, Argument("label_key"))
+        elif found is not None:
             _say_unknown(records.name, table["label"])
             if alpha:
                 _say_expected(table, found, keys, alpha)

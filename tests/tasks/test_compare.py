@@ -22,6 +22,8 @@ from scipy import stats
 
 from concerto_tf.errors import InputError
 from concerto_tf.tasks.compare import compare
+from concerto_tf.tasks.comparison.figures import heat_figure
+from concerto_tf.tasks.comparison.genes import fold_changes
 from concerto_tf.tasks.comparison.groups import adjust, rank_skewness, skewed_p, t_test
 
 PLANTED = [f"g{i}" for i in range(5)]
@@ -336,6 +338,22 @@ def test_a_gene_that_is_nowhere_in_a_condition_has_no_fold_change() -> None:
     assert found["log_fold_change"].isna().all() and (found["share_control"] == 0).all()
     assert found["significant"].all(), "the p value alone decides"
     assert (found["score"] > 0).all()
+
+
+def test_gene_without_fold_change_keeps_its_place(tmp_path: Path) -> None:
+    """As genes of the Y chromosome between women and men."""
+    adata = cells(300, 20)
+    counts = adata.X.toarray()
+    counts[:, 7] = np.where(adata.obs["state"] == "well", 0, 3)
+    adata.X = sp.csr_matrix(counts)
+    found = run(adata, tmp_path, sets=None)["markers"]
+    assert found.query("gene == 'g7'")["log_fold_change"].isna().all()
+    assert (tmp_path / "figures/heatmap.png").exists()
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "g7" in text
+    none = fold_changes(found, ["g7"])
+    assert list(none) == ["g7"] and none.isna().all(axis=None)
+    heat_figure(found, ["g7"], "none", tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("wobble", [0.0, 0.4])

@@ -11,7 +11,7 @@ KINDS = {
     "ensembl": "Ensembl ids",
     "ensembl_version": "Ensembl ids with version",
     "entrez": "numeric (Entrez) ids",
-    "unnamed": "running numbers instead of names",
+    "unnamed": "running numbers (no names)",
 }
 
 _SPECIES_OF_ENSEMBL = {

@@ -11,6 +11,7 @@ import pandas as pd
 from concerto_tf.pl.figures import new_figure, save_figure
 from concerto_tf.pl.naming import in_order, short_name
 from concerto_tf.pl.palette import PALETTE
+from concerto_tf.tasks.comparison.genes import fold_changes
 from concerto_tf.tasks.comparison.groups import Groups
 
 if TYPE_CHECKING:
@@ -107,16 +108,14 @@ def dot_figure(groups: Groups, genes: list[str], title: str, path: Path) -> None
 
 def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -> None:
     """Log fold change of genes, by type and condition; what was not tested is gray."""
-    part = table[table["gene"].isin(genes[:_GENES])]
-    grid = part.pivot_table(
-        "log_fold_change", ["cell_type", "condition"], "gene", "first", observed=True
-    )[[gene for gene in genes[:_GENES] if gene in set(part["gene"])]]
+    known = set(table["gene"])
+    grid = fold_changes(table, [gene for gene in genes[:_GENES] if gene in known])
     figure, [axes] = new_figure(2.5 + 0.27 * grid.shape[1], 1.4 + 0.22 * len(grid))
     axes.set_facecolor("0.85")
     order = in_order(f"{kind}|{case}" for kind, case in grid.index)
     grid = grid.loc[sorted(grid.index, key=lambda row: order.index(f"{row[0]}|{row[1]}"))]
-    limit = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0  # so that no color stands for more
     masked = np.ma.masked_invalid(grid.to_numpy(float))
+    limit = float(abs(masked).filled(0).max()) or 1.0  # so that no color stands for more
     image = axes.imshow(masked, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     several = table["condition"].nunique() > 1
     rows = [

@@ -74,6 +74,16 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     )
 
 
+def fold_changes(table: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
+    """Log fold changes of `markers` by type and condition (rows) and gene; NaN where there is none.
+
+    A gene that has none anywhere, as a condition lacks it, keeps its column.
+    """
+    rows = ["cell_type", "condition"]
+    part = table[table["gene"].isin(genes)].drop_duplicates([*rows, "gene"])
+    return part.pivot(index=rows, columns="gene", values="log_fold_change")[list(genes)]
+
+
 def modules(
     groups: Groups, scores: pd.DataFrame, sizes: Mapping[str, int], alpha: float, min_cells: int
 ) -> pd.DataFrame:

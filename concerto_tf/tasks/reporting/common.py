@@ -216,7 +216,7 @@ def _told(value: Any) -> str:
         return ", ".join(f"{name}={of}" for name, of in value.items()) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _time(seconds: float) -> str:

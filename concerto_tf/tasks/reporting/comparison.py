@@ -10,6 +10,7 @@ import numpy as np
 
 from concerto_tf.pl.naming import in_order
 from concerto_tf.report import Bars, Heat, Part, Section, Table, Text, write_page
+from concerto_tf.tasks.comparison.genes import fold_changes
 from concerto_tf.tasks.comparison.groups import Groups
 from concerto_tf.tasks.io.provenance import Step
 from concerto_tf.tasks.reporting import common
@@ -103,10 +104,7 @@ def _genes(table: pd.DataFrame, between: str, told: Mapping[str, Any]) -> list[P
     shown = called if len(called) else table
     best = shown.sort_values("p", kind="stable")
     genes = list(dict.fromkeys(best["gene"].astype(str)))[:_GENES]
-    part = table[table["gene"].astype(str).isin(genes)]
-    grid = part.pivot_table(
-        "log_fold_change", ["cell_type", "condition"], "gene", "first", observed=True
-    )[genes]
+    grid = fold_changes(table, genes)
     several = table["condition"].nunique() > 1
     of = {
         f"{kind} | {case}" if several else str(kind): row

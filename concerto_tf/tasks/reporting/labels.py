@@ -211,9 +211,11 @@ def _next(name: str, steps: Sequence[Mapping[str, Any]]) -> Section:
     """Commands that lead on from here."""
     command = steps[-1]["command"] if steps else "annotate"
     again = "concerto map" if command == "map" else "concerto annotate"
+    voted = bool(steps and steps[-1]["options"].get("vote", False))
+    vote = ["One label for each group of alike cells", f"{again} ... --vote"]
     return common.to_try(
         [
-            ["One label for each group of alike cells", f"{again} ... --vote"],
+            *([] if voted else [vote]),
             ["Fewer or more unknown cells", f"{again} ... --alpha 0.01 (fewer), 0.1 (more)"],
             [
                 "Clusters among these cells, also the unknown ones",

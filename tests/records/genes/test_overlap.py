@@ -66,7 +66,7 @@ TENX = Vocabulary(ENSEMBL, symbols=SYMBOLS)
             Vocabulary(("gene_1", "gene_0")),
             Vocabulary(("gene_0", "gene_1")),
             [1, 0],
-            "running numbers instead of names",
+            "running numbers (no names)",
         ),
         # Never by case, never by running number.
         (Vocabulary(("Cd4", "Cd3e")), Vocabulary(SYMBOLS), [-1, -1], "any name"),
