@@ -114,8 +114,9 @@ def heat_figure(table: pd.DataFrame, genes: list[str], title: str, path: Path) -
     axes.set_facecolor("0.85")
     order = in_order(f"{kind}|{case}" for kind, case in grid.index)
     grid = grid.loc[sorted(grid.index, key=lambda row: order.index(f"{row[0]}|{row[1]}"))]
-    masked = np.ma.masked_invalid(grid.to_numpy(float))
-    limit = float(abs(masked).filled(0).max()) or 1.0  # so that no color stands for more
+    changes = grid.to_numpy(float)
+    masked = np.ma.masked_invalid(changes)
+    limit = float(np.nan_to_num(np.abs(changes)).max()) or 1.0  # so that no color stands for more
     image = axes.imshow(masked, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     several = table["condition"].nunique() > 1
     rows = [

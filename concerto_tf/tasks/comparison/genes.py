@@ -47,7 +47,8 @@ def markers(groups: Groups, alpha: float, log_fold_change: float, min_cells: int
     Returns:
         One row per type, condition and gene tested, with `MARKERS`; the strongest first.
     """
-    tables, compared = [], []
+    tables: list[pd.DataFrame] = []
+    compared: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     pairs = list(groups.pairs(min_cells))
     with stage(lambda: f"rank sum tests: {len(compared)} of {len(pairs)} cell types done"):
         for cell_type, case, cells, control in pairs:
