@@ -133,9 +133,14 @@ def by_category(codes: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def by_number(values: np.ndarray) -> dict[str, Any]:
-    """Cells colored by a number [n]; NaN where a cell has none."""
-    return {"values": np.asarray(values, float)}
+def by_number(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Cells colored by a number [n]; NaN where a cell has none.
+
+    Shares and p-values are colored from 0 to 1, so that .99 does not look like the least.
+    """
+    values = np.asarray(values, float)
+    known = values[np.isfinite(values)]
+    return {"values": values, "share": bool(((known >= 0) & (known <= 1)).all())}
 
 
 @dataclass(frozen=True)

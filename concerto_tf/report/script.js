@@ -90,6 +90,7 @@ function draw_map(drawing, figure, missing) {
         trace(rows.filter((i) => color.values[i] === null), { color: missing, opacity: 0.5 }),
         trace(front, {
           color: front.map((i) => color.values[i]), colorscale: "Viridis", opacity: 0.85,
+          ...(color.share && { cmin: 0, cmax: 1 }),
           showscale: true, colorbar: { thickness: 12, len: 0.5, outlinewidth: 0 },
         }),
       ];

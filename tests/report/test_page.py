@@ -33,6 +33,7 @@ from concerto_tf.report import (
     render,
     write_page,
 )
+from concerto_tf.tasks.demo import demo
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}<b>"
 
@@ -167,11 +168,18 @@ def test_numbers_in_tables_and_the_same_page_twice(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+@pytest.mark.parametrize(("values", "share"), [([0.99, 1.0, np.nan], True), ([-1.0, 0.5], False)])
+def test_shares_are_colored_from_zero_to_one(values: list[float], share: bool) -> None:
+    cells = CellMap(np.eye(len(values), 2), list("abc")[: len(values)], {"n": by_number(values)})
+    [figure] = figures(render(Page("t", "l", sections=[Section("m", [cells])])))
+    assert figure["colors"][0]["share"] is share
+
+
 def test_size_of_many_cells() -> None:
     n = 100_000
     rng = np.random.default_rng(0)
-    letters = np.array(list("ACGT"))
-    names = ["".join(row) + "-1" for row in letters[rng.integers(0, 4, (n, 16))]]
+    letters = np.array(list("ACGT"))[rng.integers(0, 4, (n, 16))]
+    names = np.char.add(letters.view("U16").ravel(), "-1").tolist()
     colors = {
         "cluster": by_category(rng.integers(0, 30, n), [f"c{i}" for i in range(30)]),
         "source": by_category(rng.integers(0, 8, n), [f"s{i}" for i in range(8)]),
@@ -232,3 +240,13 @@ def test_page_opens_in_a_browser(browser: str, tmp_path: Path) -> None:
     (tmp_path / "loud.html").write_text(loud)
     _, console, asked = opened(browser, tmp_path / "loud.html", tmp_path)
     assert asked == ["http://127.0.0.1:9/x.png"] and any("loud" in line for line in console)
+
+
+@pytest.mark.slow
+def test_report_of_the_demo_opens_in_a_browser(browser: str, tmp_path: Path) -> None:
+    demo(tmp_path / "demo")
+    document, console, asked = opened(browser, tmp_path / "demo" / "report.html", tmp_path)
+    assert re.search(r'data-drawn="[1-9]', document), console
+    assert "CD14+ Monocyte" in document and 'id="failed" hidden' in document
+    assert console == [] and asked == []
+    assert str(tmp_path) not in document.replace(f"file://{tmp_path}", "")
