@@ -72,7 +72,7 @@ class Answers:
         if not {GENES, VALUES} <= self._calls[0][0] or "embedding" not in outputs:
             raise InputError(f"{model}: a SavedModel, but none that `export` has written")
         first = ("embedding", "unknown_genes")
-        told = {name: _tensor(name, spec) for name, spec in outputs.items()}
+        told = {name: _tensor(name, spec) for name, spec in sorted(outputs.items())}
         found = {EMBEDDING: [told[name] for name in first]}
         labels = [one for name, one in told.items() if name not in first]
         if labels:

@@ -197,7 +197,15 @@ def _application(data_plane: DataPlane, limits: Limits) -> FastAPI:
 
 
 class _RestServer(uvicorn.Server):
-    """One that ends on Ctrl-C and SIGTERM without raising them again."""
+    """One that ends on Ctrl-C and SIGTERM without raising them again, and gRPC with it."""
+
+    def __init__(self, config: uvicorn.Config, rpc: grpc.aio.Server) -> None:
+        super().__init__(config)
+        self._rpc = rpc
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Both at once: clients of gRPC that go on asking would keep those of REST waiting.
+        await asyncio.gather(super().shutdown(sockets), self._rpc.stop(_GRACE_SECONDS))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -240,14 +248,6 @@ class Server:
         models = ModelRepository()
         models.update(served)
         data_plane = _DataPlane(model_registry=models)
-        rest = _RestServer(
-            uvicorn.Config(
-                _application(data_plane, self._limits),
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
-        )
         most = self._limits.megabytes << 20
         sizes = [(f"grpc.max_{way}_message_length", most) for way in ("send", "receive")]
         rpc = grpc.aio.server(
@@ -255,6 +255,15 @@ class Server:
         )
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(data_plane, _OneModel()), rpc
+        )
+        rest = _RestServer(
+            uvicorn.Config(
+                _application(data_plane, self._limits),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            ),
+            rpc,
         )
         self._kept.close()
         address = f"[{self._host}]" if ":" in self._host else self._host
@@ -271,7 +280,7 @@ class Server:
         try:
             await rest.serve(sockets=[self._socket])
         finally:
-            await rpc.stop(_GRACE_SECONDS)
+            await rpc.stop(None)
             served.batcher.close()
             self._socket.close()
 
