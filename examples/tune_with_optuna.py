@@ -25,7 +25,7 @@ from concerto_tf.tasks.embed import embed_records
 
 def main(folder: Path, trials: int) -> None:
     cells = simulate_cells(SplatParams.droplet(n_cells=600, n_genes=300, group_sizes=(3, 2, 1)))
-    records = concerto_tf.convert(cells, folder / "records", drop_empty=True)
+    records = concerto_tf.convert(cells, folder / "records", drop_empty=True, overwrite=True)
 
     def support(trial: optuna.Trial) -> float:
         model = concerto_tf.train(

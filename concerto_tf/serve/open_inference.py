@@ -35,7 +35,7 @@ from concerto_tf.serve.batching import Batcher, BusyError
 from concerto_tf.serve.requests import NAME, Limits, arrays_of, outputs_of, reply_to
 
 _log = logging.getLogger("concerto_tf")
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 15
 #: Header of a request with tensors behind its JSON: the length of that.
 _BINARY = "inference-header-content-length"
 
@@ -197,15 +197,7 @@ def _application(data_plane: DataPlane, limits: Limits) -> FastAPI:
 
 
 class _RestServer(uvicorn.Server):
-    """One that ends on Ctrl-C and SIGTERM without raising them again, and gRPC with it."""
-
-    def __init__(self, config: uvicorn.Config, rpc: grpc.aio.Server) -> None:
-        super().__init__(config)
-        self._rpc = rpc
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Both at once: clients of gRPC that go on asking would keep those of REST waiting.
-        await asyncio.gather(super().shutdown(sockets), self._rpc.stop(_GRACE_SECONDS))
+    """One that ends on Ctrl-C and SIGTERM without raising them again."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -248,6 +240,14 @@ class Server:
         models = ModelRepository()
         models.update(served)
         data_plane = _DataPlane(model_registry=models)
+        rest = _RestServer(
+            uvicorn.Config(
+                _application(data_plane, self._limits),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
         most = self._limits.megabytes << 20
         sizes = [(f"grpc.max_{way}_message_length", most) for way in ("send", "receive")]
         rpc = grpc.aio.server(
@@ -255,15 +255,6 @@ class Server:
         )
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceServicer(data_plane, _OneModel()), rpc
-        )
-        rest = _RestServer(
-            uvicorn.Config(
-                _application(data_plane, self._limits),
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            ),
-            rpc,
         )
         self._kept.close()
         address = f"[{self._host}]" if ":" in self._host else self._host
@@ -280,7 +271,7 @@ class Server:
         try:
             await rest.serve(sockets=[self._socket])
         finally:
-            await rpc.stop(None)
+            await rpc.stop(_GRACE_SECONDS)
             served.batcher.close()
             self._socket.close()
 
