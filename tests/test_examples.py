@@ -79,6 +79,7 @@ def test_several_devices() -> None:
     assert embedding == "embedding: (1024, 32)"
 
 
+@pytest.mark.slow  # tests/export/test_saved_model.py has the same in the default run
 def test_serve_without_concerto(tmp_path: Path) -> None:
     answers = [
         "concerto_tf imported: False",
@@ -212,6 +213,7 @@ def test_simulate(tmp_path: Path) -> None:
     assert (tmp_path / "records" / "manifest.json").exists() and (tmp_path / "paths.h5ad").exists()
 
 
+@pytest.mark.slow
 def test_compare(tmp_path: Path) -> None:
     composition, markers, modules = run(str(EXAMPLES / "compare.py"), str(tmp_path)).splitlines()[
         -3:
