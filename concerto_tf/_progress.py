@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _log = logging.getLogger("concerto_tf")
-#: Seconds after which it is said what is at work, and again after twice as many each time.
-FIRST = 5.0
+#: Seconds after which it is said what is at work, and again after twice as many each time, up to a
+#: minute between two lines.
+FIRST, LONGEST = 5.0, 60.0
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def stage(what: str | Callable[[], str]) -> Iterator[None]:
         while not done.wait(wait):
             passed = time.monotonic() - began
             _log.info("%s: at work for %.0f s", what() if callable(what) else what, passed)
-            wait = passed
+            wait = min(passed, LONGEST)
 
     teller = threading.Thread(target=tell, name="concerto-stage", daemon=True)
     teller.start()

@@ -25,6 +25,16 @@ def test_long_work_is_named_and_short_work_is_not(
     assert 2 <= len(said) <= 4 and all(line.startswith("long: at work for") for line in said)
 
 
+def test_no_silence_is_longer_than_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_progress, "FIRST", 0.02)
+    monkeypatch.setattr(_progress, "LONGEST", 0.02)
+    with caplog.at_level(logging.INFO, "concerto_tf"), stage("work"):
+        time.sleep(0.5)
+    assert len(caplog.records) > 6
+
+
 def test_how_far_it_is_is_asked_when_it_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
