@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from numbers import Integral, Real
@@ -25,20 +26,26 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 #: Arguments that name what is written.
 _OUTPUTS = ("out", "figure")
-#: Types of options by their annotation, and what they are called.
+#: Types of arguments by their annotation, and what they are called.
 _TYPES: dict[str, tuple[Any, str]] = {
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
     "bool": (bool | np.bool_, "True or False"),
     "str": (str, "text"),
+    "Path": (os.PathLike, "a path"),
+    "None": (type(None), "None"),
+    "Sequence": (list | tuple, "a list"),
+    "Mapping": (Mapping, "a dictionary"),
+    "dict": (dict, "a dictionary"),
 }
+_OF_A_MODEL = ("model.keras", "training.*", "MODEL_CARD.md", "tensorboard/*")
 #: What marks a folder, what lies there is called, and which files in it are its own.
 _OWN = {
     "manifest.json": ("records", ("manifest.json", "vocabulary*.tsv", "shard-*.tfrecord*")),
     "plan.json": ("records", ("plan.json", "shard-*.tfrecord*")),
-    "model.keras": ("a model", ("model.keras", "training.json", "training.csv", "MODEL_CARD.md")),
+    "model.keras": ("a model", _OF_A_MODEL),
     "reference.json": ("a reference", ("reference.json", "*.npy")),
-    "saved_model.pb": ("an exported model", ("*.pb", "MODEL_CARD.md")),
+    "saved_model.pb": ("an exported model", ("*.pb", "MODEL_CARD.md", "variables/*", "assets/*")),
     "run.json": ("a run", ("run.json", "metrics.json")),
 }
 
@@ -65,7 +72,10 @@ def checked(call: Callable[_P, _R]) -> Callable[_P, _R]:
         concerto_tf.errors.InputError: ...: is read by this very call and would be lost; ...
     """
     signature = inspect.signature(call)
-    kinds = {name: str(one.annotation) for name, one in signature.parameters.items()}
+    kinds = {
+        name: "Any" if one.annotation is one.empty else str(one.annotation)
+        for name, one in signature.parameters.items()
+    }
 
     @functools.wraps(call)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -77,12 +87,13 @@ def checked(call: Callable[_P, _R]) -> Callable[_P, _R]:
             _check_type(name, value, kinds[name])
         written = [(name, given[name]) for name in _OUTPUTS if given.get(name) is not None]
         read = [path for name, held in given.items() if name not in _OUTPUTS for path in _of(held)]
-        for path in [*read, *(as_path(out) for _, out in written if isinstance(out, str | Path))]:
+        places = [as_path(out) for _, out in written]
+        for path in (*read, *places):
             check_file(path)
-        for name, out in written:
-            if isinstance(out, str | Path):
-                _check(as_path(out), read, name)
-        places = [as_path(out) for _, out in written if isinstance(out, str | Path)]
+        for (name, _), out in zip(written, places, strict=True):
+            _check(out, read, name)
+            if name == "figure":  # a table of what it shows may lie beside it
+                _check(out.with_suffix(".tsv"), read, name)
         if len(places) == 2 and _same(*places):
             raise InputError(f"{places[0]}: is to be written twice; name two files", "figure")
         return call(*args, **kwargs)
@@ -99,17 +110,68 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: is a pipe or a device; give a file or a folder")
 
 
+def check_folder(folder: Path, noun: str) -> None:
+    """Raises InputError where results cannot go: a file, or a folder of something else of ours.
+
+    Args:
+        folder: Where they are to go.
+        noun: What they are called.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for the {noun}", "out")
+    for mark, (whose, _) in _OWN.items():
+        if (folder / mark).exists():
+            raise InputError(f"{folder}: is the folder of {whose}; name another folder", "out")
+
+
 def _check_type(name: str, value: Any, kind: str) -> None:
-    """Raises InputError if an option has another type than its annotation says."""
-    optional, kind = kind.endswith(" | None"), kind.removesuffix(" | None")
-    if kind not in _TYPES or (optional and value is None):
-        return
-    accepted, words = _TYPES[kind]
-    truth = isinstance(value, bool | np.bool_)
-    if not isinstance(value, accepted) or (truth and kind != "bool"):
-        raise InputError(f"{name} is {value!r}; it must be {words}", name)
+    """Raises InputError if an argument has another type than its annotation says."""
+    if not _fits(value, kind):
+        said = [_TYPES[of][1] if of in _TYPES else of for of in map(_outer, _either(kind))]
+        words = " or ".join(dict.fromkeys(said))
+        raise InputError(f"{name} is {repr(value)[:80]}; it must be {words}", name)
     if name == "seed" and not 0 <= int(value) < 2**32:
         raise InputError(f"seed is {value!r}; it must be from 0 to {2**32 - 1}", name)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value may be of the type that an annotation says."""
+    return any(_is_a(value, one) for one in _either(kind))
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    outer = _outer(kind)
+    if outer == "Any":
+        return True
+    plain = type(value).__module__ in ("builtins", "numpy")
+    if outer not in _TYPES:  # anybody's class may have the members that are asked for
+        return not plain or callable(value)
+    if not isinstance(value, _TYPES[outer][0]):
+        # An array or an index of texts will do for a list of them.
+        return outer == "Sequence" and (not plain or isinstance(value, np.ndarray))
+    if isinstance(value, bool | np.bool_):
+        return outer == "bool"
+    within = _either(kind[len(outer) + 1 : -1], ", ") if kind != outer else []
+    if outer == "Sequence":
+        return all(_fits(item, within[0]) for item in value)
+    if within:
+        return all(_fits(key, within[0]) and _fits(of, within[1]) for key, of in value.items())
+    return True
+
+
+def _outer(kind: str) -> str:
+    return kind.partition("[")[0]
+
+
+def _either(kind: str, between: str = " | ") -> list[str]:
+    """The parts of an annotation, of which some may have parts of their own in brackets."""
+    parts: list[str] = []
+    for piece in kind.split(between):
+        if parts and parts[-1].count("[") > parts[-1].count("]"):
+            parts[-1] += between + piece
+        else:
+            parts.append(piece)
+    return parts
 
 
 def _check(out: Path, read: list[Path], argument: str) -> None:
@@ -136,9 +198,11 @@ def _owner(out: Path) -> str | None:
     with suppress(OSError, ValueError):
         if not out.is_file():
             return None
-        for mark, (noun, names) in _OWN.items():
-            if (out.parent / mark).exists() and any(fnmatch(out.name, name) for name in names):
-                return noun
+        for folder in list(out.absolute().parents)[:3]:
+            own = out.absolute().relative_to(folder).as_posix()
+            for mark, (noun, names) in _OWN.items():
+                if any(fnmatch(own, name) for name in names) and (folder / mark).exists():
+                    return noun
         if out.suffix == ".keras":
             return "a model"
     return None

@@ -33,8 +33,8 @@ _SAMPLE_CELLS, _PLACES = 768, 16
 # Share of values that are no whole numbers among counts, as by an accident; who reads all cells
 # says where they are.
 _ODD_VALUES = 0.001
-# A cell of which less is whole holds no counts; share of cells that make a mixture.
-_HARDLY_WHOLE, _MIXED_CELLS = 0.05, 0.01
+# A cell of which less is whole holds no counts; how many values tell so of a cell.
+_HARDLY_WHOLE, _TELLING = 0.05, 5
 # How much alike cells add up that were made to add up to something.
 _SAME_TOTAL = 1e-3
 # How far the totals of log-normalized inputs may lie apart.
@@ -161,10 +161,10 @@ def detect_units(blocks: Iterable[sp.csr_matrix]) -> str:
     totals = cells.logs[~beyond]
     totals = totals[totals > 0]
     constant = len(totals) >= (_LOGNORM_CELLS if beyond.any() else 2) and _are_same(totals)
-    counted = cells.whole == cells.values
-    logged = (cells.whole < _HARDLY_WHOLE * cells.values) & ~beyond
-    few = max(2, _MIXED_CELLS * n_cells)
-    if min(counted.sum(), logged.sum()) >= few and _are_same(cells.logs[logged]):
+    telling = cells.values >= _TELLING
+    counted = (cells.whole == cells.values) & telling
+    logged = (cells.whole < _HARDLY_WHOLE * cells.values) & telling & ~beyond
+    if counted.any() and logged.any() and _are_same(cells.logs[logged]):
         raise InputError(
             f"{counted.sum()} of {n_cells} cells that were looked at hold counts, and "
             f"{logged.sum()} log-normalized values; give cells of one kind, or name the layer with "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._calls import checked
+from concerto_tf._calls import check_folder, checked
 from concerto_tf._files import atomic, remove, remove_temporaries, write_json
 from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
@@ -213,8 +213,7 @@ def _check_options(alpha: float, log_fold_change: float, min_cells: int) -> None
 def _folder(out: str | Path) -> Path:
     """The folder to write to, without the mark of a comparison that was finished before."""
     folder = as_path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{out}: is a file; name a folder for the comparison")
+    check_folder(folder, "comparison")
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with FolderLock(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from concerto_tf._keras import keras
@@ -46,7 +47,7 @@ def make_optimizer(name: str, learning_rate: Any, **kwargs: Any) -> Any:
     Args:
         name: ``adam``, ``adamw``, ``lamb``, ``lazyadam``, ``momentum`` (SGD with a momentum of
             0.9) or ``sgd``, in any case.
-        learning_rate: A float or a Keras schedule.
+        learning_rate: A number or a Keras schedule.
         **kwargs: Further arguments of the optimizer.
 
     Returns:
@@ -61,6 +62,8 @@ def make_optimizer(name: str, learning_rate: Any, **kwargs: Any) -> Any:
     >>> type(make_optimizer("adam", 1e-3)).__name__
     'Adam'
     """
+    if isinstance(learning_rate, Real):  # Keras takes no whole number
+        learning_rate = float(learning_rate)
     key = name.lower()
     if key not in _NAMES:
         raise InputError(f"There is no optimizer {name!r}; choose one of {', '.join(_NAMES)}.")
