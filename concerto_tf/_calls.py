@@ -34,7 +34,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "str": (str, "text"),
     "Path": (os.PathLike, "a path"),
     "None": (type(None), "None"),
-    "Sequence": (list | tuple, "a list"),
+    "Sequence": (list | tuple | np.ndarray, "a list"),
     "Mapping": (Mapping, "a dictionary"),
     "dict": (dict, "a dictionary"),
 }
@@ -146,9 +146,10 @@ def _is_a(value: Any, kind: str) -> bool:
     plain = type(value).__module__ in ("builtins", "numpy")
     if outer not in _TYPES:  # anybody's class may have the members that are asked for
         return not plain or callable(value)
+    if outer == "Sequence" and not plain:
+        return True  # as an index of pandas
     if not isinstance(value, _TYPES[outer][0]):
-        # An array or an index of texts will do for a list of them.
-        return outer == "Sequence" and (not plain or isinstance(value, np.ndarray))
+        return False
     if isinstance(value, bool | np.bool_):
         return outer == "bool"
     within = _either(kind[len(outer) + 1 : -1], ", ") if kind != outer else []

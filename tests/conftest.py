@@ -1,14 +1,20 @@
-"""What all tests share: quiet TensorFlow on the CPU, markers, the shared data, two devices."""
+"""What all tests share: quiet TensorFlow, markers, the shared data, two devices, commands."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -145,3 +151,57 @@ def opened_files() -> Callable[[], AbstractContextManager[list[Opened]]]:
             _lists.remove(heard)
 
     return listening
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+    def mendable(self, *words: str) -> None:
+        """Asserts that a quiet command said in one or two lines what the user can mend."""
+        assert self.code == 2, self
+        assert self.out == ""
+        lines = self.err.splitlines()
+        assert 1 <= len(lines) <= 2 and lines[0].startswith("concerto"), self.err
+        assert "Traceback" not in self.err and "a fault of ours" not in self.err
+        for word in words:
+            assert word in self.err, f"{word!r} is not in {self.err!r}"
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The JSON object that stdout ends with."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def concerto() -> Callable[..., Answer]:
+    """Runs a command line in this process."""
+
+    def call(*arguments: Any, stderr: IO[str] | None = None) -> Answer:
+        from concerto_tf.cli import main
+
+        out, err = io.StringIO(), stderr or io.StringIO()
+        with _process_kept(), warnings.catch_warnings(), contextlib.redirect_stdout(out):
+            with contextlib.redirect_stderr(err):
+                code = main([str(argument) for argument in arguments])
+        return Answer(code, out.getvalue(), "" if stderr else err.getvalue())
+
+    return call
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """What `main` does to the logger and the interpreter is for a process of its own."""
+    log = logging.getLogger("concerto_tf")
+    before = log.handlers, log.level, log.propagate
+    hooks = sys.excepthook, sys.unraisablehook
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        log.handlers, log.propagate = before[0], before[2]
+        log.setLevel(before[1])

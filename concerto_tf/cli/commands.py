@@ -116,7 +116,7 @@ def train(options: argparse.Namespace) -> Any:
 def _trained(options: argparse.Namespace, lost: dict[str, int]) -> dict[str, Any]:
     """Says what came of a training."""
     from concerto_tf.jobs import read_note
-    from concerto_tf.tasks.training.job import SUMMARY
+    from concerto_tf.models.saving import SUMMARY
 
     found = (read_note(as_path(options.output) / SUMMARY) or {}) | lost
     for key in ("asked", "files", "checksum"):

@@ -21,10 +21,10 @@ from concerto_tf.models import load_model
 from concerto_tf.models.card import FILE_NAME as CARD
 from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder, looks_at
+from concerto_tf.models.saving import SUMMARY
 from concerto_tf.records.batch import SOURCE, ModalityBatch
 from concerto_tf.tasks.io.result import check_target
 from concerto_tf.tasks.reference import model_folder
-from concerto_tf.tasks.training.job import SUMMARY
 
 _TEXT = tf.TensorSpec([None, None], tf.string, name="genes")
 _INDEX = tf.TensorSpec([None, None], tf.int32, name="genes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._calls import check_file
-from concerto_tf._files import atomic
+from concerto_tf._files import atomic, sha256
 from concerto_tf._keras import keras
 from concerto_tf._paths import as_path, local_copy
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.jobs import read_note
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel
 from concerto_tf.models.classifier import Classifier
@@ -28,7 +30,10 @@ from concerto_tf.models.shipped import SHIPPED, shipped
 from concerto_tf.models.weights import lasting_weights
 
 FILE_NAME = "model.keras"
+#: What says how the model in its folder was trained, and what its checksum was.
+SUMMARY = "training.json"
 
+_log = logging.getLogger("concerto_tf")
 _MOST_CONFIG_BYTES = 2**28
 _NO_SIZES = ("seed", "shared_object_id", "target_sum")
 
@@ -223,7 +228,16 @@ def load_model(path: str | Path) -> ContrastiveModel:
     embeds = isinstance(model, Encoder | BatchModel)
     if not embeds:
         raise InputError(f"{path}: a Keras model, but none that embeds cells")
+    _say_if_changed(path)
     return model
+
+
+def _say_if_changed(path: Path) -> None:
+    """Says that a model is not as its training left it: what was changed may be whole in itself."""
+    left = (read_note(path.parent / SUMMARY) or {}).get("files")
+    if path.name == FILE_NAME and isinstance(left, dict) and path.name in left:
+        if left[path.name] != sha256(path):
+            _log.warning("%s: is not as its training left it (%s)", path, SUMMARY)
 
 
 def read_config(path: Path) -> dict[str, Any]:

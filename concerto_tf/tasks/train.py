@@ -124,7 +124,7 @@ def train(
         preset=preset,
         ensemble=ensemble,
         genes=genes,
-        modalities=modalities,
+        modalities=modalities if modalities is None else list(modalities),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,63 +15,9 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from concerto_tf.cli import main
-
 COMMAND = [sys.executable, "-m", "concerto_tf.cli"]
 # What only finished work may leave.
 FINISHED = ("manifest.json", "model.keras", "result.h5ad", "metrics.json", "saved_model.pb")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-    def mendable(self, *words: str) -> None:
-        """Asserts that a quiet command said in one or two lines what the user can mend."""
-        assert self.code == 2, self
-        assert self.out == ""
-        lines = self.err.splitlines()
-        assert 1 <= len(lines) <= 2 and lines[0].startswith("concerto"), self.err
-        assert "Traceback" not in self.err and "a fault of ours" not in self.err
-        for word in words:
-            assert word in self.err, f"{word!r} is not in {self.err!r}"
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The JSON object that stdout ends with."""
-        return json.loads(self.out.splitlines()[-1])
-
-
-@pytest.fixture(scope="session")
-def concerto() -> Callable[..., Answer]:
-    """Runs a command line in this process."""
-
-    def call(*arguments: Any, stderr: IO[str] | None = None) -> Answer:
-        out, err = io.StringIO(), stderr or io.StringIO()
-        with _process_kept(), warnings.catch_warnings(), contextlib.redirect_stdout(out):
-            with contextlib.redirect_stderr(err):
-                code = main([str(argument) for argument in arguments])
-        return Answer(code, out.getvalue(), "" if stderr else err.getvalue())
-
-    return call
-
-
-@contextlib.contextmanager
-def _process_kept() -> Iterator[None]:
-    """What `main` does to the logger and the interpreter is for a process of its own."""
-    log = logging.getLogger("concerto_tf")
-    before = log.handlers, log.level, log.propagate
-    hooks = sys.excepthook, sys.unraisablehook
-    try:
-        yield
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
-        log.handlers, log.propagate = before[0], before[2]
-        log.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")
@@ -147,8 +87,8 @@ def cells_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, concerto: Callable[..., Answer], cells_file: Path
-) -> tuple[Path, Answer]:
+    tmp_path_factory: pytest.TempPathFactory, concerto: Callable[..., Any], cells_file: Path
+) -> tuple[Path, Any]:
     """The folder of a finished run on `cells_file`, and its answer. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
     answer = concerto(
@@ -163,10 +103,10 @@ def finished(
 
 
 @pytest.fixture(scope="session")
-def model(finished: tuple[Path, Answer]) -> Path:
+def model(finished: tuple[Path, Any]) -> Path:
     return finished[0] / "model"
 
 
 @pytest.fixture(scope="session")
-def records(finished: tuple[Path, Answer]) -> Path:
+def records(finished: tuple[Path, Any]) -> Path:
     return finished[0] / "records"

@@ -273,6 +273,7 @@ import signal, sys, time
 from concerto_tf import cli
 from concerto_tf.cli import commands
 cli._PATIENCE_SECONDS = 0.5
+cli._needs_tensorflow = lambda options: False  # its import takes seconds
 
 class Deaf:
     def __del__(self):
@@ -342,3 +343,29 @@ def test_a_model_of_unsuitable_settings(settings: dict, words: str, tmp_path: Pa
             archive.writestr(name, content)
     with pytest.raises(InputError, match=f"does not load: .*{words}"):
         load_model(tmp_path / "model.keras")
+
+
+def test_a_model_that_was_changed_is_said(given, call, tmp_path: Path) -> None:
+    """Two genes have each other's weights: whole in itself, but not what was trained."""
+    folder = Path(shutil.copytree(given / "model", tmp_path / "model"))
+    line = ["embed", folder, given / "cells.h5ad", "-o", tmp_path / "out.h5ad"]
+    assert "not as its training left it" not in call(line)[1]
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    genes = config["config"]["vocabulary"]
+    genes[0], genes[1] = genes[1], genes[0]
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    assert "model.keras: is not as its training left it" in call(line)[1]
+
+
+def test_a_view_of_cells_on_disk_is_not_called_damaged(cells, tmp_path: Path) -> None:
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    view = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")[:40]
+    with pytest.raises(InputError, match=r"a view of cells that are on disk.* view\.to_memory"):
+        open_input(view)
+    np.testing.assert_array_equal(values_of(view.to_memory()), cells.X[:40].toarray())
+    view.file.close()

@@ -12,8 +12,6 @@ import pytest
 
 from concerto_tf import inspect
 
-Victim = Callable[..., dict[str, Any]]
-
 
 def content(folder: Path) -> dict[str, bytes]:
     return {
@@ -34,10 +32,10 @@ def two(cells, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("n", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("over", [False, True], ids=["new", "overwrite"])
 def test_two_conversions(
-    over: bool, n: int, victim: Victim, two: Path, tmp_path: Path, count: Callable
+    over: bool, n: int, victim, two: Path, tmp_path: Path, count: Callable
 ) -> None:
     """The second comes and goes at every step of the first: forced, not left to chance."""
     options = ["--shards", 3, "--quiet", *(["--overwrite"] if over else [])]
@@ -76,43 +74,39 @@ def test_two_conversions(
     assert met >= n // 2
 
 
-COMMANDS = {
-    "train": lambda given: ["train", given / "records", "--epochs", 1, "--batch-size", 30],
-    "export": lambda given: ["export", given / "model"],
-    "compare": lambda given: [
-        *["compare", given / "cells.h5ad", "--condition", "batch", "--control", "a"],
-        *["--label-key", "kind", "--min-cells", 2],
-    ],
-    "run": lambda given: ["run", given / "cells.h5ad", "--epochs", 1],
-    "finetune": lambda given: [
-        *["finetune", given / "model", given / "records", "--label-key", "kind", "--epochs", 1],
-    ],
-}
+# Which write a folder, or one of their inputs' own; and what of its size they are met at.
+FOLDERS = ["train", "finetune", "run", "export", "cluster run", "compare", "simulate records"]
+FILES = ["embed", "map", "explain", "simulate"]
+MEETINGS = (0.02, 0.3, 0.6, 0.95)
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "meetings"),
     [
-        pytest.param(name, marks=[] if name in ("export", "compare") else pytest.mark.slow)
-        for name in COMMANDS
+        ("export", MEETINGS[::2]),
+        ("simulate records", MEETINGS[::2]),
+        *(pytest.param(name, MEETINGS, marks=pytest.mark.slow) for name in FOLDERS + FILES),
     ],
 )
 def test_two_of_every_command(
-    command: str, victim: Victim, given: Path, tmp_path: Path, count: Callable
+    command: str,
+    meetings: tuple[float, ...],
+    victim,
+    given,
+    content_of,
+    tmp_path: Path,
+    judge: Callable,
 ) -> None:
     """Both are the same call: one of them may do the work, or be told, but neither breaks it."""
-    line = [*COMMANDS[command](given), "-o", tmp_path / "out" / "made", "--quiet"]
-    (tmp_path / "alone").mkdir()
-    alone = victim(*line[:-2], tmp_path / "alone" / "made", "--quiet", folder=tmp_path / "alone")
-    assert alone["code"] == 0, alone
-    names = set(content(tmp_path / "alone" / "made"))
-    for share in (0.02, 0.3, 0.6, 0.95):
-        (tmp_path / "out").mkdir()
+    alone, folder = given.undisturbed(command), tmp_path / "out"
+    for share in meetings:
+        line, out = given.command(command, folder)
         event = max(1, round(share * alone["events"]))
-        told = victim(*line, folder=tmp_path / "out", event=event, rival=line)
-        assert {told["code"], told["rival"]} <= {0, 2} and "Traceback" not in told["stderr"], told
-        assert 0 in (told["code"], told["rival"]), told
-        count("noticed" if 2 in (told["code"], told["rival"]) else "harmless")
-        found = {name for name in content(tmp_path / "out" / "made") if "events.out" not in name}
-        assert found == {name for name in names if "events.out" not in name}, told
-        shutil.rmtree(tmp_path / "out")
+        told = victim(*line, folder=folder, event=event, rival=line)
+        codes = {told["code"], told["rival"]}
+        assert 0 in codes, told
+        assert command in FOLDERS or codes == {0}, told
+        left = content_of(out)
+        judge(max(codes), told["stderr"], lambda left=left: left == alone["content"])
+        assert left == alone["content"], (share, told)
+        shutil.rmtree(folder)

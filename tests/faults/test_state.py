@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,19 @@ def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("concerto_tf"), "propagate", True)
 
 
-STATE = ["run.json", "metrics.json", "result.h5ad"]
+# Which harms by default, as each is one run or two; all of them where slow tests are asked for.
+STATE = {"run.json": [0, 3], "metrics.json": [2], "result.h5ad": [1]}
 
 
-@pytest.mark.parametrize("name", STATE)
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        *STATE.items(),
+        *(pytest.param(name, range(5), marks=pytest.mark.slow, id=f"{name}-all") for name in STATE),
+    ],
+)
 def test_state_of_a_run_is_made_again(
-    name: str, finished: Path, tmp_path: Path, caplog, count: Callable
+    name: str, numbers: Sequence[int], finished: Path, tmp_path: Path, caplog, count: Callable
 ) -> None:
     """Model and records are whole, so the same figures come again, and at little cost."""
     told = {
@@ -66,7 +73,7 @@ def test_state_of_a_run_is_made_again(
     }
     clusters = anndata.read_h5ad(finished / "run" / "result.h5ad").obs["concerto_cluster"]
     out = tmp_path / "run"
-    for number in range(5):
+    for number in numbers:
         shutil.copytree(finished / "run", out, dirs_exist_ok=True)
         model = (out / "model" / "training.json").read_bytes()
         harms(out / name)[number]()
@@ -105,14 +112,17 @@ def test_new_clusters_of_a_run_are_its_result(finished: Path, tmp_path: Path) ->
     assert not list(out.glob("*.changed*"))
 
 
-def test_state_of_a_training(finished: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("numbers", [[2], pytest.param(range(5), marks=pytest.mark.slow)])
+def test_state_of_a_training(
+    numbers: Sequence[int], finished: Path, tmp_path: Path, capsys, count: Callable
+) -> None:
     out, records = tmp_path / "model", str(finished / "run" / "records")
     train(records, out, epochs=1)
     line = ["train", records, "-o", str(out), "--epochs", "1", "--quiet"]
     whole = tmp_path / "whole"
     shutil.copytree(out, whole)
     for name, codes in {"training.json": {0, 2}, "model.keras": {0}}.items():
-        for number in range(5):
+        for number in numbers:
             shutil.copytree(whole, out, dirs_exist_ok=True)
             harms(out / name)[number]()
             code = main(line)
@@ -121,13 +131,17 @@ def test_state_of_a_training(finished: Path, tmp_path: Path, capsys) -> None:
             if code == 2:
                 assert "training.json: is damaged" in said or "holds no model" in said
                 assert "remove" in said or "name another folder" in said
+            count("noticed" if code else "harmless")
         shutil.rmtree(out)
 
 
-def test_a_damaged_checkpoint_is_begun_anew(finished: Path, tmp_path: Path, caplog) -> None:
+@pytest.mark.parametrize("n", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_begun_anew(
+    n: int, finished: Path, tmp_path: Path, caplog, count: Callable
+) -> None:
     """What cannot be read is said, and the training ends as undisturbed."""
     records = finished / "run" / "records"
-    whole = train(records, tmp_path / "whole", epochs=6, batch_size=30)
+    whole = train(records, tmp_path / "whole", epochs=4, batch_size=30)
 
     class Stop(Exception):
         pass
@@ -137,11 +151,12 @@ def test_a_damaged_checkpoint_is_begun_anew(finished: Path, tmp_path: Path, capl
             raise Stop
 
     with pytest.raises(Stop):
-        train(records, tmp_path / "stopped", epochs=6, batch_size=30, progress=stop)
+        train(records, tmp_path / "stopped", epochs=4, batch_size=30, progress=stop)
     path = Path("checkpoint") / "training.npz"
     rng = np.random.default_rng(0)
     size = (tmp_path / "stopped" / path).stat().st_size
-    for number, at in enumerate([None, 0, size // 2, *rng.integers(0, size, 3)]):
+    places = [None, size // 2, 0, *rng.integers(0, size, n)]
+    for number, at in enumerate(places[: n + 2]):
         out = Path(shutil.copytree(tmp_path / "stopped", tmp_path / f"out{number}"))
         if at is None:
             os.truncate(out / path, 0)
@@ -150,7 +165,8 @@ def test_a_damaged_checkpoint_is_begun_anew(finished: Path, tmp_path: Path, capl
             content[at] ^= 16
             (out / path).write_bytes(content)
         caplog.clear()
-        model = train(records, out, epochs=6, batch_size=30)
+        model = train(records, out, epochs=4, batch_size=30)
         for one, other in zip(model.get_weights(), whole.get_weights(), strict=True):
             np.testing.assert_array_equal(one, other)
         assert number > 2 or "the training begins anew" in caplog.text
+        count("noticed")

@@ -157,7 +157,7 @@ def _connect(dask: Any, stack: ExitStack) -> Any:
     if not isinstance(dask, Client):
         try:
             client = stack.enter_context(Client(dask, timeout=_DASK_SECONDS))
-        except (OSError, ValueError, ImportError) as error:
+        except (TypeError, OSError, ValueError, ImportError) as error:
             raise InputError(
                 f"dask scheduler {dask}: cannot be reached ({error or type(error).__name__}); "
                 "check the address, as tcp://host:8786"

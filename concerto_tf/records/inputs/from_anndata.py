@@ -298,6 +298,11 @@ class MemoryElements:
 
     def rows(self, element: str, key: str | None = None) -> Rows:
         adata = self._adata
+        if adata.is_view and adata.isbacked:
+            raise InputError(
+                "a view of cells that are on disk, which anndata reads only as a whole; give "
+                "view.to_memory()"
+            )
         if adata.is_view or adata.isbacked:
             n_columns = adata.n_vars
             if element == "raw":

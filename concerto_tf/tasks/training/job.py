@@ -18,7 +18,7 @@ from concerto_tf.models.card import FILE_NAME as CARD
 from concerto_tf.models.card import model_card
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.models.fitting.schedule import Schedule
-from concerto_tf.models.saving import FILE_NAME
+from concerto_tf.models.saving import FILE_NAME, SUMMARY
 from concerto_tf.tasks.training.distribution import TrainingProcesses
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from concerto_tf.records import Records
 
 _log = logging.getLogger("concerto_tf")
-#: What was asked for and what came of it; written last.
-SUMMARY = "training.json"
 LAYOUT = Layout(
     "model",
     begun="checkpoint/asked.json",

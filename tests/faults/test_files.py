@@ -61,28 +61,43 @@ MANIFEST: dict[str, tuple[Any, ...]] = {
     "shards/0/cells_per_source": (),
 }
 FORGED = [
-    pytest.param(place, value, id=f"{place} {value!r}")
+    (place, value)
     for place, harmless in MANIFEST.items()
     for value in OTHERS
     if not any(value is x or (value == x and type(value) is type(x)) for x in harmless)
 ] + [
-    pytest.param(place, value, id=f"{place} {value!r}")
+    (place, value)
     for place in ("shards/0/file", "modalities/rna/vocabulary")
     for value in ("../x", "/etc/passwd", "a/b", "..", ".", "", "C:\\x", "a\0b", "manifest.json")
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), FORGED)
-def test_forged_manifests_are_refused(
-    place: str, value: Any, concerto, records: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(records, bad := tmp_path / "records")
-    content = json.loads((bad / "manifest.json").read_text("utf-8"))
-    del content["checksum"]
-    change(content, place, value)
-    (bad / "manifest.json").write_bytes(sealed(content))
-    answer = concerto("inspect", bad, "--verify", "--quiet")
-    answer.mendable("records")
+def sampled(cases: list[Any], every: int) -> Any:
+    """Some of the cases by default, and all of them where slow tests are asked for."""
+    return pytest.mark.parametrize(
+        "cases", [cases[::every], pytest.param(cases, marks=pytest.mark.slow)], ids=["some", "all"]
+    )
+
+
+@pytest.fixture(scope="module")
+def places(given) -> dict[str, Path]:
+    return {
+        "CELLS": given / "cells.h5ad",
+        "RECORDS": given / "records",
+        "MODEL": given / "model",
+    }
+
+
+@sampled(FORGED, 12)
+def test_forged_manifests_are_refused(cases: list, call, judge, places, tmp_path: Path) -> None:
+    shutil.copytree(places["RECORDS"], bad := tmp_path / "records")
+    whole = (bad / "manifest.json").read_text("utf-8")
+    for place, value in cases:
+        content = json.loads(whole)
+        del content["checksum"]
+        change(content, place, value)
+        (bad / "manifest.json").write_bytes(sealed(content))
+        judge(*call(["inspect", bad, "--verify", "--quiet"]))
 
 
 def rewritten(edit: Callable[[dict[str, bytes]], Any]) -> Callable[[Path], None]:
@@ -179,24 +194,17 @@ MODELS: dict[str, Callable[[Path], None]] = {
 }
 
 
-# A fifth of them by default: building what is built before it shows takes half a second each.
-@pytest.mark.parametrize(
-    "harm",
-    [
-        pytest.param(harm, id=name, marks=[pytest.mark.slow] if i % 5 and " is " in name else [])
-        for i, (name, harm) in enumerate(MODELS.items())
-    ],
-)
-def test_malformed_models_are_refused(
-    harm: Callable[[Path], None], concerto, model: Path, records: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(model, bad := tmp_path / "model")
-    harm(bad / "model.keras")
-    answer = concerto("embed", bad, records, "-o", tmp_path / "out.h5ad", "--quiet")
-    answer.mendable()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    # In words it may be told of, but never with a fault.
-    assert concerto("inspect", bad, "--quiet").code in (0, 2)
+@sampled(list(MODELS.items()), 12)
+def test_malformed_models_are_refused(cases: list, call, judge, places, tmp_path: Path) -> None:
+    for _, harm in cases:
+        shutil.copytree(places["MODEL"], bad := tmp_path / "model")
+        harm(bad / "model.keras")
+        line = ["embed", bad, places["RECORDS"], "-o", tmp_path / "out.h5ad", "--quiet"]
+        judge(*call(line))
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        # In words it may be told of, but never with a fault.
+        judge(*call(["inspect", bad, "--quiet"]), lambda: True)
+        shutil.rmtree(bad)
 
 
 ARGUMENTS = [
@@ -267,12 +275,10 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("line", ARGUMENTS, ids=" ".join)
+@sampled(ARGUMENTS, 4)
 def test_unsuitable_arguments_leave_nothing(
-    line: list[str], concerto, cells_file: Path, records: Path, model: Path, tmp_path: Path
+    cases: list, call, judge, places, tmp_path: Path
 ) -> None:
-    places = {"CELLS": cells_file, "RECORDS": records, "MODEL": model}
-    arguments = [places.get(part, part) for part in line]
-    answer = concerto(*arguments, "-o", tmp_path / "out", "--quiet")
-    answer.mendable()
-    assert not any(tmp_path.iterdir())
+    for line in cases:
+        judge(*call([*(places.get(part, part) for part in line), "-o", tmp_path / "out"]))
+        assert not any(tmp_path.iterdir()), line
