@@ -102,11 +102,23 @@ def checked(call: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a pipe, a socket or a device."""
-    mode = None
-    with suppress(OSError, ValueError):
-        mode = None if is_remote(path) else path.stat().st_mode
-    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    """Raises InputError for a pipe, a socket or a device; in a folder that is read, too."""
+    if is_remote(path):
+        return
+    _check_mode(path)
+    read = (*_OWN, "matrix.mtx", "matrix.mtx.gz")
+    if path.is_dir() and (is_zarr(path) or any((path / name).exists() for name in read)):
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _check_mode(Path(folder, name))
+
+
+def _check_mode(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # what is not there, or cannot be a name
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{path}: is a pipe or a device; give a file or a folder")
 
 
@@ -130,8 +142,21 @@ def _check_type(name: str, value: Any, kind: str) -> None:
         said = [_TYPES[of][1] if of in _TYPES else of for of in map(_outer, _either(kind))]
         words = " or ".join(dict.fromkeys(said))
         raise InputError(f"{name} is {repr(value)[:80]}; it must be {words}", name)
+    for text in value if isinstance(value, list | tuple) else [value]:
+        _check_text(text)
     if name == "seed" and not 0 <= int(value) < 2**32:
         raise InputError(f"seed is {value!r}; it must be from 0 to {2**32 - 1}", name)
+
+
+def _check_text(text: Any) -> None:
+    """Raises InputError for a name that cannot be written down with the results."""
+    if isinstance(text, str | os.PathLike):
+        try:
+            os.fsencode(text).decode()
+        except UnicodeError:
+            raise InputError(
+                f"{os.fspath(text)!r}: is not text that UTF-8 can hold; rename it"
+            ) from None
 
 
 def _fits(value: Any, kind: str) -> bool:

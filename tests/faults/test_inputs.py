@@ -194,6 +194,20 @@ def test_a_pipe_is_not_waited_for(call: str, tmp_path: Path) -> None:
         getattr(concerto_tf, call)(*given[call])
 
 
+def test_a_pipe_within_a_folder_is_not_waited_for(given, call, judge, tmp_path: Path) -> None:
+    for name in ("records", "model"):
+        shutil.copytree(given / name, tmp_path / name)
+    out = ["-o", tmp_path / "out"]
+    for path, line in {
+        "records/manifest.json": ["train", tmp_path / "records", *out],
+        "records/vocabulary.tsv": ["train", tmp_path / "records", *out],
+        "model/training.json": ["embed", tmp_path / "model", given / "cells.h5ad", *out],
+    }.items():
+        (tmp_path / path).unlink()
+        os.mkfifo(tmp_path / path)
+        judge(*call(line))
+
+
 @pytest.mark.parametrize(
     ("call", "options"),
     [
@@ -241,6 +255,13 @@ def test_half_a_character_in_a_name(cells, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="half of a character"):
         convert(bad, tmp_path / "out", label_keys=["kind"])
     assert not (tmp_path / "out").exists()
+
+
+def test_half_a_character_in_an_argument(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"cells\xff.h5ad")
+    for given in ({"inputs": odd}, {"inputs": ["a", odd]}, {"inputs": "a", "label_keys": [odd]}):
+        with pytest.raises(InputError, match=r"'cells.udcff.h5ad': is not text"):
+            convert(**given, out=tmp_path / "out")
 
 
 def test_json_without_end(whole, tmp_path: Path) -> None:

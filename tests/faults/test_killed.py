@@ -32,7 +32,7 @@ KILLS = {
     "map": (0, 6),
     "impute": (0, 4),
     "explain": (0, 4),
-    "export": (1, 8),
+    "export": (0, 8),
     "cluster": (0, 4),
     "cluster run": (0, 6),
     "score": (1, 4),

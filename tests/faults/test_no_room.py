@@ -17,7 +17,7 @@ ALL = [
     *("convert overwrite train finetune run embed annotate map impute explain export".split()),
     *("cluster", "cluster run", "score", "pseudotime", "compare", "simulate", "simulate records"),
 ]
-CHEAP = ("convert", "embed", "export", "score", "simulate")
+CHEAP = ("convert", "embed", "score", "simulate")
 commands = pytest.mark.parametrize(
     "command",
     [pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow) for name in ALL],
