@@ -34,7 +34,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "str": (str, "text"),
     "Path": (os.PathLike, "a path"),
     "None": (type(None), "None"),
-    "Sequence": (list | tuple | np.ndarray, "a list"),
+    "Sequence": (list | tuple | np.ndarray | str, "a list"),
     "Mapping": (Mapping, "a dictionary"),
     "dict": (dict, "a dictionary"),
 }
@@ -161,7 +161,12 @@ def _check_text(text: Any) -> None:
 
 def _fits(value: Any, kind: str) -> bool:
     """Whether a value may be of the type that an annotation says."""
-    return any(_is_a(value, one) for one in _either(kind))
+    kinds = _either(kind)
+    if any(_is_a(value, one) for one in kinds):
+        return True
+    # Cells may come in several parts.
+    cells = "AnnData" in kinds and isinstance(value, list | tuple)
+    return cells and bool(value) and all(_fits(part, kind) for part in value)
 
 
 def _is_a(value: Any, kind: str) -> bool:

@@ -222,7 +222,7 @@ def test_a_pipe_within_a_folder_is_not_waited_for(given, call, judge, tmp_path: 
         (concerto_tf.impute, {"k": "5"}),
         (concerto_tf.compare, {"alpha": "0.1", "condition": "a", "control": "b"}),
         (concerto_tf.annotate, {"alpha": None}),
-        (concerto_tf.convert, {"label_keys": "kind"}),
+        (concerto_tf.convert, {"label_keys": 1}),
         (concerto_tf.convert, {"label_keys": [1]}),
         (concerto_tf.convert, {"modalities": {"protein": 1}}),
         (concerto_tf.convert, {"like": 1.5}),
