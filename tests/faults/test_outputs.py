@@ -15,9 +15,24 @@ import pytest
         (["embed", "model", "cells.h5ad"], "model/model.keras"),
         (["explain", "model", "cells.h5ad"], "cells.h5ad"),
         (["explain", "model", "cells.h5ad"], "records/manifest.json"),
-        (["compare", "cells.h5ad", "--condition", "batch", "--control", "a"], "records"),
         (
-            ["map", "model", "--query", "cells.h5ad", "--figure", "genes.pdf", "--groupby", "kind"]
+            ["compare", "cells.h5ad", "--condition", "batch", "--control", "a"]
+            + ["--label-key", "kind", "--min-cells", "2"],
+            "records",
+        ),
+        (
+            [
+                "map",
+                "model",
+                "--reference",
+                "cells.h5ad",
+                "--query",
+                "cells.h5ad",
+                "--figure",
+                "genes.pdf",
+                "--groupby",
+                "kind",
+            ]
             + ["--orthologs", "genes.tsv", "--label-key", "kind"],
             "out.h5ad",
         ),
@@ -37,5 +52,7 @@ def test_outputs_do_not_take_the_place_of_anything(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     places = [tmp_path / part if (tmp_path / part).exists() else part for part in line]
     places = [tmp_path / part if part == "genes.pdf" else part for part in places]
-    judge(*call([*places, "-o", tmp_path / out]))
+    code, said = call([*places, "-o", tmp_path / out])
+    judge(code, said)
+    assert "would be lost" in said or "is the folder of records" in said, said
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

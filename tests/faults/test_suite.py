@@ -1,6 +1,6 @@
 """Whatever is harmed in models, references and results: noticed or harmless, never silently wrong.
 
-Many cases in one process, each counted; `pytest -m slow tests/faults` runs all of them.
+Many cases in one process, each counted; all with `pytest -m "slow or not slow" tests/faults`.
 """
 
 from __future__ import annotations
