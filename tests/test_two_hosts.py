@@ -34,7 +34,7 @@ def ip(*arguments: str) -> None:
 
 
 class Hosts:
-    """Two network namespaces with a cable between them, and what runs on them."""
+    """Two network namespaces with a slow cable between them, and what runs on them."""
 
     def __init__(self) -> None:
         self.names = [f"concerto{os.getpid()}{end}" for end in "ab"]
@@ -49,6 +49,12 @@ class Hosts:
             ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
             for device in ("lo", end):
                 ip("-n", name, "link", "set", device, "up")
+            slow = "tbf rate 20mbit burst 32kbit latency 400ms".split()
+            subprocess.run(
+                ["tc", "-n", name, "qdisc", "add", "dev", end, "root", *slow],
+                check=True,
+                capture_output=True,
+            )
 
     def cable(self, state: str) -> None:
         """Plugs it in, `"up"`, or out, `"down"`."""
