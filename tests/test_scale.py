@@ -33,6 +33,7 @@ def scale(folder: Path, *options: object) -> tuple[dict[tuple[str, int], dict], 
     return {(row["stage"], row["cells"]): row for row in rows}, ran.stdout
 
 
+@pytest.mark.slow
 def test_conversion_is_measured_once(tmp_path: Path) -> None:
     options = ["--cells", 3000, "--genes", 300, "--stages", "simulate", "convert"]
     rows, printed = scale(tmp_path, *options)

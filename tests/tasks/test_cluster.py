@@ -54,6 +54,7 @@ def test_resolution_decides_how_many() -> None:
     assert adata.obs["concerto_cluster"].nunique() > coarse
 
 
+@pytest.mark.slow
 def test_leiden_is_scanpys() -> None:
     import scanpy as sc
 

@@ -40,6 +40,7 @@ def mixing(out: Path) -> float:
     )
 
 
+@pytest.mark.slow
 def test_a_strong_response_is_warned_of_and_drawn_together_where_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

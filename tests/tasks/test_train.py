@@ -241,6 +241,7 @@ def test_a_training_in_other_rounds_is_not_continued(records: Records, tmp_path:
     train(records, out, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_rounds_that_are_parts_of_an_epoch_change_nothing(
     undisturbed: Path, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

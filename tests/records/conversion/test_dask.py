@@ -59,6 +59,7 @@ def test_relative_paths_are_those_of_the_caller(
     }
 
 
+@pytest.mark.slow
 def test_goes_on_when_a_worker_is_killed(cluster: Any, file: Path, tmp_path: Path) -> None:
     expected = content(convert(file, tmp_path / "here", **OPTIONS).path)
     killed = []
