@@ -234,10 +234,12 @@ def load_model(path: str | Path) -> ContrastiveModel:
 
 def _say_if_changed(path: Path) -> None:
     """Says that a model is not as its training left it: what was changed may be whole in itself."""
-    left = (read_note(path.parent / SUMMARY) or {}).get("files")
-    if path.name == FILE_NAME and isinstance(left, dict) and path.name in left:
-        if left[path.name] != sha256(path):
-            _log.warning("%s: is not as its training left it (%s)", path, SUMMARY)
+    note = read_note(path.parent / SUMMARY) if path.name == FILE_NAME else None
+    if note == {}:
+        _log.warning("%s: is damaged; the model beside it is taken as it is", path.parent / SUMMARY)
+    left = (note or {}).get("files")
+    if isinstance(left, dict) and left.get(path.name, "") not in ("", sha256(path)):
+        _log.warning("%s: is not as its training left it (%s)", path, SUMMARY)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -224,7 +224,9 @@ def content(out: Path) -> dict[str, bytes | str]:
     return {
         str(path.relative_to(out.parent)): _told_by(path)
         for path in files
-        if path.name != "plan.json" and "tensorboard" not in path.parts
+        if path.name != "plan.json"
+        and ".changed" not in path.name
+        and "tensorboard" not in path.parts
     }
 
 
@@ -235,7 +237,10 @@ def _told_by(path: Path) -> bytes | str:
     if path.suffix == ".h5ad":
         return _arrays(path)
     if path.suffix == ".json" and path.name != "manifest.json":
-        held = json.loads(path.read_text("utf-8"))
+        try:
+            held = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            return "damaged"
         changing = ("seconds", "files", "checksum", "cells_per_second", "peak", "version")
         return repr([(key, of) for key, of in held.items() if not key.startswith(changing)])
     if path.suffix in (".html", ".png", ".csv", ".md", ".pb"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from concerto_tf import convert
+from concerto_tf import InputError, convert
 
 OPTIONS = {"source_key": "batch", "label_keys": ["kind"], "shards": 3, "chunk_cells": 20}
 
@@ -80,6 +80,12 @@ def test_a_damaged_spool_is_made_again(
         harm[rng.integers(len(harm))]()
         caplog.clear()
         told = path.relative_to(out)
+        if told.name == "plan.json" and not path.exists():  # so that nobody knows what it is
+            with pytest.raises(InputError, match="is not empty and holds no records"):
+                convert(file, out, **OPTIONS)
+            count("noticed")
+            shutil.rmtree(out)
+            continue
         assert content(convert(file, out, **OPTIONS).path) == whole, told
         count("noticed")
         said += "is damaged" in caplog.text or "begun anew" in caplog.text or not path.exists()
