@@ -217,7 +217,8 @@ def _folder(out: str | Path) -> Path:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         with FolderLock(folder):
-            remove_temporaries(folder)
+            for place in (folder, folder / "figures"):
+                remove_temporaries(place)
             remove(folder / SUMMARY)
     except OSError as error:
         raise InputError(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -232,8 +233,11 @@ def content(out: Path) -> dict[str, bytes | str]:
 
 def _told_by(path: Path) -> bytes | str:
     if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as weights:
-            return _arrays(weights)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as weights:
+                return _arrays(weights)
+        except (zipfile.BadZipFile, zlib.error, OSError):
+            return "damaged"
     if path.suffix == ".h5ad":
         return _arrays(path)
     if path.suffix == ".json" and path.name != "manifest.json":
