@@ -204,6 +204,8 @@ def _build(content: dict[str, Any]) -> Manifest:
         for info in content["shards"]
     )
     values["labels"] = {key: tuple(names) for key, names in content["labels"].items()}
+    if isinstance(content["sources"], str):  # a sequence, too, of its letters
+        raise TypeError("sources is no list")
     values["sources"] = tuple(content["sources"])
     values["inputs"] = tuple(content["inputs"])
     values["coverage"] = tuple(content.get("coverage", ()))
