@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from concerto_tf._calls import checked
 from concerto_tf._files import atomic
+from concerto_tf._identity import json_checksum
 from concerto_tf._paths import as_path
 from concerto_tf.errors import InputError
 from concerto_tf.records import Records, Vocabulary, convert
@@ -185,6 +187,7 @@ def _as_input(experiment: Experiment, progress: Report | None = None) -> Input:
         experiment.params.n_cells,
         {RNA: InputPart(genes, _Counts(experiment, progress), "X")},
         _Table(experiment),
+        identity=json_checksum(asdict(experiment.params)),
     )
 
 

@@ -81,7 +81,7 @@ def test_killed_and_run_again(
             if command == "export" and left:
                 assert told["code"] == 2, told  # does not write over what is there
             else:
-                assert told["code"] == 0, (when, told)
+                assert told["code"] == 0, (when, told["stderr"], sorted(left))
         found = content_of(out)
         assert found == whole, (when, {key for key in whole if found.get(key) != whole[key]})
         count("harmless")

@@ -83,11 +83,13 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_finished_records_are_not_replaced_unasked(tmp_path: Path) -> None:
-    few = parameters(cells=50, genes=30)
-    simulate(few, tmp_path / "records")
-    with pytest.raises(InputError, match="holds records of something else"):
-        simulate(few, tmp_path / "records")
-    more = parameters(cells=60, genes=30)
+    few, more = (parameters(cells=cells, genes=30) for cells in (50, 60))
+    manifest = simulate(few, tmp_path / "records").path / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+    assert simulate(few, tmp_path / "records").n_cells == 50
+    assert manifest.stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="holds records differing in inputs"):
+        simulate(more, tmp_path / "records")
     assert simulate(more, tmp_path / "records", overwrite=True).n_cells == 60
 
 

@@ -281,6 +281,9 @@ def _identities(
     convert it."""
     found = []
     for item in inputs:
+        if isinstance(item, Input) and item.identity is not None:
+            found.append(item.identity)
+            continue
         if isinstance(item, Input) and item.opened is not None:
             path, *how = item.opened
             item = path if how == [layer, modalities] else item  # noqa: PLW2901

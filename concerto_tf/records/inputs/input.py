@@ -69,9 +69,10 @@ class Input:
         columns: names of the columns of obs.
         opened: path as it was given, layer and places of modalities, as `open_input` was asked;
             None for what it did not open from a path.
+        identity: what tells cells apart that no file holds, so that a conversion of them can go on.
 
     Args:
-        name, n_cells, path, group, layers, layer, notes: as the attributes.
+        name, n_cells, path, group, layers, layer, notes, identity: as the attributes.
         parts: the modalities, RNA first.
         observations: barcodes and obs.
 
@@ -107,6 +108,7 @@ class Input:
         layers: Sequence[str] = (),
         layer: str | None = None,
         notes: Sequence[str] = (),
+        identity: str | None = None,
     ) -> None:
         self.name = name
         self.path = path
@@ -116,6 +118,7 @@ class Input:
         self.layer = layer
         self.group = group
         self.notes = list(notes)
+        self.identity = identity
         self.columns = list(observations.columns)
         self.parts = dict(parts)
         self.observations = observations
