@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Keras 2 for TensorFlow 2.21 cannot be installed beside the lowest TensorFlow, nor can what serves:
-# their protobufs differ.
-ELSEWHERE = {"tf_keras", "kserve"}
+# Keras 2 for TensorFlow 2.21 cannot be installed beside the lowest TensorFlow, nor can what serves
+# and its client: their protobufs differ.
+ELSEWHERE = {"tf_keras", "kserve", "tritonclient"}
 
 
 def test_lower_bounds_are_those_of_setup_cfg() -> None:
