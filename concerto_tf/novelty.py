@@ -34,10 +34,11 @@ _TOGETHER, _AMONG = 5, 2_000
 _TIMES, _MOST_DOUBT, _FORGIVEN, _NOVEL = 1.5, 5.0, 0.5, 0.1
 #: Types that are named in a sentence, those that are caught least.
 _NAMED = 6
-#: Cells by which a type tells how far a query lies off, the least number of such types, and how far
-#: a query of known cells lies off at most, in standard deviations. Studies of blood by other
-#: technologies lie up to 1.2 off, cells of other tissues and noise 2.1 and more (tools/trials).
-_ENOUGH, _TYPES, _MOST_OFF = 20, 2, 1.5
+#: Cells by which a type tells how far a query lies off, the least number of such types, and between
+#: which limits a query of known cells of another study lies off, in standard deviations. The other
+#: half of one study lies up to .32 off, studies of blood by other technologies up to 1.2, cells of
+#: other tissues and noise 2.1 and more (tools/trials).
+_ENOUGH, _TYPES, _LEAST_OFF, _MOST_OFF = 20, 2, 0.35, 1.5
 
 
 class Scale(NamedTuple):
@@ -239,8 +240,9 @@ def lying_off(
         known: The S scores of known cells, each in any order.
 
     Returns:
-        Differences [S], 0 or less. All are 0 where fewer than two types have 20 cells, and where
-        one is more than 1.5 standard deviations: so far lie cells of other tissues, and noise.
+        Differences [S], 0 or less; 0 for less than .35 standard deviations, which is no other
+        study and would hide new types. All are 0 where fewer than two types have 20 cells, and
+        where one is more than 1.5 standard deviations: so far lie cells of other tissues, and noise.
 
     Example:
 
@@ -256,7 +258,7 @@ def lying_off(
         return np.zeros(scores.shape[1])
     # Of an even number the lesser of both in the middle: one of two types may be new.
     middle = -np.quantile(-np.array(of_types), 0.5, axis=0, method="lower")
-    return np.minimum(middle, 0.0) * bool((middle >= -_MOST_OFF).all())
+    return np.where(middle < -_LEAST_OFF, middle, 0.0) * bool((middle >= -_MOST_OFF).all())
 
 
 def _between(score: tf.Tensor, known: tf.Tensor, below: tf.Tensor) -> tf.Tensor:

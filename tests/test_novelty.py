@@ -11,6 +11,7 @@ from concerto_tf.novelty import (
     by_type,
     calibrate,
     calibrated_on_all,
+    lying_off,
     mean_together,
     novelty,
     novelty_together,
@@ -105,3 +106,14 @@ def test_a_lone_known_cell_among_new_ones_stays_known_as_a_rule() -> None:
         assert (found[:-1] < 0.05).mean() > 0.9
         lost.append(found[-1] < 0.05)
     assert np.mean(lost) < 0.29  # 1 in 6, and three standard errors
+
+
+@pytest.mark.parametrize(
+    ("off", "counted"), [(0.3, 0.0), (0.6, 0.6), (1.4, 1.4), (1.6, 0.0), (-0.6, 0.0)]
+)
+def test_a_query_of_another_study_lies_off_as_a_whole(off: float, counted: float) -> None:
+    known = np.linspace(-1, 1, 101)
+    scores = np.tile(known[::5] - off, 4)[:, None]
+    label = np.repeat([0, 1, 2, 3], 21)
+    scores[label == 3] -= 5  # a new type, which is taken for one of the known
+    assert lying_off(scores, label, [known]) == pytest.approx(-counted, abs=0.02)
