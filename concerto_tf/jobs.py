@@ -153,9 +153,7 @@ class Job:
             return
         try:
             self.acquire()
-            for folder in ("", *self.layout.scratch):
-                if (self.out / folder).is_dir():
-                    remove_temporaries(self.out / folder)
+            self._sweep()
             if not self._same and (self.out / self.layout.begun).exists():
                 _log.info("%s: what was begun there of something else is begun anew", self.out)
             if self.finished or not self._same:
@@ -183,6 +181,7 @@ class Job:
 
     def reopen(self) -> None:
         """Lets results of finished work be changed: they count as they are until `finish`."""
+        self._sweep()
         self._write(**self.facts, **{_FILES: {}})
 
     def finish(self, **facts: Any) -> None:
@@ -321,6 +320,14 @@ class Job:
         layout = self.layout
         begun = [] if layout.begun == layout.finished else [layout.begun]
         return any((self.out / name).exists() for name in (*layout.scratch, *begun))
+
+    def _sweep(self) -> None:
+        """Removes what a process that was killed had half written."""
+        layout = self.layout
+        parts = (*layout.results, *layout.products)
+        for folder in {"", *layout.scratch, *(str(Path(part).parent) for part in parts)}:
+            if (self.out / folder).is_dir():
+                remove_temporaries(self.out / folder)
 
     def _clear(self) -> None:
         """Removes what such work makes, and nothing else; the note that says so goes last."""
