@@ -242,7 +242,8 @@ def lying_off(
     Returns:
         Differences [S], 0 or less; 0 for less than .35 standard deviations, which is no other
         study and would hide new types. All are 0 where fewer than two types have 20 cells, and
-        where one is more than 1.5 standard deviations: so far lie cells of other tissues, and noise.
+        where one is more than 1.5 standard deviations: so far lie cells of other tissues and
+        noise.
 
     Example:
 
