@@ -36,9 +36,9 @@ _TIMES, _MOST_DOUBT, _FORGIVEN, _NOVEL = 1.5, 5.0, 0.5, 0.1
 _NAMED = 6
 #: Cells by which a type tells how far a query lies off, the least number of such types, and between
 #: which limits a query of known cells of another study lies off, in standard deviations. The other
-#: half of one study lies up to .32 off, studies of blood by other technologies up to 1.2, cells of
+#: half of one study lies up to .38 off, studies of blood by other technologies up to 1.2, cells of
 #: other tissues and noise 2.1 and more (tools/trials).
-_ENOUGH, _TYPES, _LEAST_OFF, _MOST_OFF = 20, 2, 0.35, 1.5
+_ENOUGH, _TYPES, _LEAST_OFF, _MOST_OFF = 20, 2, 0.4, 1.5
 
 
 class Scale(NamedTuple):
@@ -240,7 +240,7 @@ def lying_off(
         known: The S scores of known cells, each in any order.
 
     Returns:
-        Differences [S], 0 or less; 0 for less than .35 standard deviations, which is no other
+        Differences [S], 0 or less; 0 for less than .4 standard deviations, which is no other
         study and would hide new types. All are 0 where fewer than two types have 20 cells, and
         where one is more than 1.5 standard deviations: so far lie cells of other tissues and
         noise.
