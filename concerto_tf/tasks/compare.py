@@ -249,6 +249,9 @@ def _groups(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The cells that have all that is asked for, and what `Groups` says about them."""
     conditions, names = cells.column(condition)
+    one = f"{cells.name}: obs[{condition!r}] has cells of one condition only"
+    if len(names) == 1:
+        raise InputError(f"{one} ({names[0]}); give a file that holds them all, as `run` leaves")
     if control not in names:
         raise InputError(
             f"{cells.name}: no {control!r} in obs[{condition!r}] (there: {', '.join(names)}); name "
@@ -267,10 +270,7 @@ def _groups(
     types = types[keep]
     there = np.bincount(conditions, minlength=len(order)) > 0
     if not there[0] or not there[1:].any():
-        raise InputError(
-            f"{cells.name}: obs[{condition!r}] has cells of one condition only; there is nothing "
-            "to compare with the control"
-        )
+        raise InputError(f"{one}; there is nothing to compare with the control")
     if not there.all():
         gone = [name for name, kept in zip(order, there, strict=True) if not kept]
         notes.append(f"conditions of which no cell is left are left out: {', '.join(gone)}")

@@ -40,6 +40,8 @@ def merge_sources(
     names, codes = np.unique(np.asarray(source, str), return_inverse=True)
     pairs = islands(adata.obsm[KEY], codes, adata.obs[CLUSTER].cat.codes.to_numpy())
     if not pairs:
+        if merge:
+            _log.warning("nothing is merged: no two clusters, each of one source alone, are close")
         return
     called = adata.obs[CLUSTER].cat.categories
     told = "; ".join(

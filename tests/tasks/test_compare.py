@@ -293,8 +293,8 @@ def test_unsuitable_options_leave_nothing(tmp_path: Path, options: dict, message
 
 def test_one_condition_is_nothing_to_compare() -> None:
     adata = cells(60)
-    adata.obs["state"] = "well"
-    with pytest.raises(InputError, match="cells of one condition only"):
+    adata.obs["state"] = "ill"
+    with pytest.raises(InputError, match=r"cells of one condition only \(ill\); give a file that"):
         run(adata)
 
 

@@ -63,7 +63,7 @@ def test_a_strong_response_is_warned_of_and_drawn_together_where_asked(
 def test_without_a_response_nothing_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(make_cells(response=False), tmp_path / "run", source_key="dose", genes="all")
-    assert WARNED not in caplog.text
+    run(make_cells(response=False), tmp_path / "run", source_key="dose", genes="all", merge=1.0)
+    assert WARNED not in caplog.text and "nothing is merged" in caplog.text
     with pytest.raises(InputError, match="merge is 2; it must lie within 0 and 1"):
         run(make_cells(response=False), tmp_path / "other", source_key="dose", merge=2)

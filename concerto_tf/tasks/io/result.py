@@ -365,6 +365,8 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
     import pandas as pd
 
     shared = [key for key in opened[0].columns if all(key in c.columns for c in opened)]
+    if gone := dict.fromkeys(key for c in opened for key in c.columns if key not in shared):
+        _log.info("left out of obs, as not every input has them: %s", ", ".join(gone))
     parts = {}
     for key in shared:
         columns = [pd.Series(cells.values(key)).reset_index(drop=True) for cells in opened]
@@ -373,9 +375,8 @@ def _columns(opened: list[Input], rows: np.ndarray) -> pd.DataFrame:
             whole = whole.astype("category")
         parts[key] = _storable(whole.iloc[rows].reset_index(drop=True))
     if len(opened) > 1:
-        names = [cells.stem for cells in opened]
-        codes = np.repeat(np.arange(len(opened)), [cells.n_cells for cells in opened])[rows]
-        parts["concerto_input"] = pd.Categorical(np.array(names, object)[codes])
+        names = np.repeat(np.array([c.stem for c in opened]), [c.n_cells for c in opened])
+        parts["concerto_input"] = pd.Categorical(names[rows])
     return pd.DataFrame(parts, index=pd.RangeIndex(len(rows)))
 
 

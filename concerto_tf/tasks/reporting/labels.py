@@ -216,7 +216,7 @@ def _next(name: str, steps: Sequence[Mapping[str, Any]]) -> Section:
     return common.to_try(
         [
             *([] if voted else [vote]),
-            ["Fewer or more unknown cells", f"{again} ... --alpha 0.01 (fewer), 0.1 (more)"],
+            ["Fewer or more unknown cells", f"{again} ... --alpha X (a smaller X: fewer)"],
             [
                 "Clusters among these cells, also the unknown ones",
                 f"concerto cluster {name} -o clustered.h5ad",

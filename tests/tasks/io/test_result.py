@@ -85,10 +85,15 @@ def test_what_an_anndata_in_memory_holds_is_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written.X.toarray(), cells.X.toarray())
 
 
-def test_several_inputs_over_the_union_of_their_genes(tmp_path: Path) -> None:
+def test_several_inputs_over_the_union_of_their_genes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "concerto_tf")
     a, b = make_cells(8, GENES[:50], "a"), make_cells(7, GENES[10:], "b", sparse=False)
     names = [*a.obs_names, *b.obs_names]
+    a.obs["day"] = 1  # b has none
     write_result([a, b], tmp_path / "out.h5ad", **found(15), names=names, rows=np.arange(15))
+    assert "left out of obs, as not every input has them: day" in caplog.text
     written = anndata.io.read_h5ad(tmp_path / "out.h5ad")
     assert list(written.obs_names) == names and set(written.var_names) == set(GENES)
     frame = pd.DataFrame(written.X.toarray(), names, list(written.var_names))
