@@ -13,6 +13,7 @@ import numpy as np
 
 from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_file, identity_of_model, identity_of_records
+from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
@@ -194,7 +195,8 @@ def finetune(
                 callbacks=callbacks,
                 progress=progress,
             )
-            found = _calibrate(fine, records, codes, held_out)
+            with stage("calibration on held-out cells"):
+                found = _calibrate(fine, records, codes, held_out)
             if keep_cells:
                 fine.exemplars = Exemplars.of(
                     records.dataset(

@@ -13,6 +13,7 @@ import numpy as np
 
 from concerto_tf._calls import checked
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.novelty import UNKNOWN
@@ -197,7 +198,8 @@ def map(  # noqa: A001 - the command's name
         found, z = seen.reference, seen.z
         known = records.obs()
         lines = [*records.report.get("lines", ()), *seen.lines]
-        table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+        with stage("labels and novelty"):
+            table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
         if not keys:
             told = "%s: no column of labels is named; its cells are placed, not labelled (%s)"

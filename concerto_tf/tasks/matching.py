@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import (
     Encoder,
@@ -122,7 +123,8 @@ def match(
     z = embed_records(model, records, progress, fill_unmeasured=how != "source")
     if reference is None or how in ("none", "source") or len(z) < FEW_CELLS:
         return Match(reference, z, tuple(lines))
-    moved, line = _moved(reference, z, key, k, how, seed)
+    with stage("whether the query lies off the reference"):
+        moved, line = _moved(reference, z, key, k, how, seed)
     if line:
         _log.info("%s: %s", records.name, line)
     return Match(reference, moved, (*lines, *([line] if line else [])))
