@@ -108,9 +108,18 @@ def check_file(path: Path) -> None:
     _check_mode(path)
     read = (*_OWN, "matrix.mtx", "matrix.mtx.gz")
     if path.is_dir() and (is_zarr(path) or any((path / name).exists() for name in read)):
-        for folder, _, names in os.walk(path):
-            for name in names:
-                _check_mode(Path(folder, name))
+        for entry in _odd_entries(path):
+            _check_mode(entry)
+
+
+def _odd_entries(folder: Path | str) -> Iterator[Path]:
+    """What is neither a file nor a folder within a folder, links among it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:  # which tell what they are without being asked one by one
+            if entry.is_dir(follow_symlinks=False):
+                yield from _odd_entries(entry.path)
+            elif not entry.is_file():
+                yield Path(entry.path)
 
 
 def _check_mode(path: Path) -> None:

@@ -325,7 +325,7 @@ class Job:
         """Removes what a process that was killed had half written."""
         layout = self.layout
         parts = (*layout.results, *layout.products)
-        for folder in {"", *layout.scratch, *(str(Path(part).parent) for part in parts)}:
+        for folder in {"", *layout.scratch, *(part.rpartition("/")[0] for part in parts)}:
             if (self.out / folder).is_dir():
                 remove_temporaries(self.out / folder)
 

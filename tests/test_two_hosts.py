@@ -177,20 +177,24 @@ def test_conversion_by_workers_on_two_hosts_goes_on_without_one(
         worker = ["-m", "distributed.cli.dask_worker", address, "--nworkers", 1, "--no-dashboard"]
         hosts.start(host, *worker, "--no-nanny", "--death-timeout", 120)
     code = (
-        "import sys\n"
+        "import time\n"
+        "from pathlib import Path\n"
         "from distributed import Client\n"
         "from concerto_tf.records import convert\n"
         f"client = Client({address!r})\n"
         "client.wait_for_workers(2)\n"
         "def told(done, total):\n"
         "    print(done, flush=True)\n"
+        f"    while not Path({str(tmp_path / 'cut')!r}).exists():\n"
+        "        time.sleep(0.01)\n"
         f"convert({str(cells)!r}, {str(tmp_path / 'records')!r}, source_key='donor', shards=3,\n"
         "        chunk_cells=8, dask=client, progress=told)\n"
     )
     caller = hosts.start(0, "-c", code)
     assert caller.stdout is not None
-    assert int(caller.stdout.readline()) >= 0
+    assert int(caller.stdout.readline()) < 160
     hosts.cable("down")
+    (tmp_path / "cut").touch()
     status, said = ended(caller)
     assert status == 0, said
     whole = convert(cells, tmp_path / "here", source_key="donor", shards=3, chunk_cells=8)

@@ -182,7 +182,9 @@ def _minibatches(records: Records, batch_size: int, replicas: int = 1) -> tf.dat
     )
 
 
-class _Clock(keras.callbacks.Callback):
+class StepClock(keras.callbacks.Callback):
+    """Keeps when each training step ended, in `times`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.times: list[float] = []
@@ -200,7 +202,7 @@ def _rate(
     **options: Any,
 ) -> float:
     """Cells per second of `fit`, reading and all, after two steps that compile."""
-    records, clock = Records(folder), _Clock()
+    records, clock = Records(folder), StepClock()
     data = _minibatches(records, batch_size, len(devices))
     with _place(devices):
         model = _model(METHODS[method], records, **options)
