@@ -224,6 +224,20 @@ def test_compare(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "heatmap.png").stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_case_study(tmp_path: Path) -> None:
+    said = dict(
+        line.split(": ", 1)
+        for line in run(str(EXAMPLES / "case_study.py"), str(tmp_path)).splitlines()[-3:]
+    )
+    for table in ("modules", "gsea"):  # both sets that were changed, in the cells where they were
+        assert "monocyte: interferon response" in said[table]
+        assert "monocyte: MHC II" in said[table]
+        assert "cytotoxicity" not in said[table]
+    assert "monocyte: CD74" in said["markers"] and "monocyte: IFITM3" in said["markers"]
+    assert (tmp_path / "compared" / "figures" / "heatmap.png").stat().st_size > 0
+
+
 def test_quickstart_in_the_readme_is_the_example() -> None:
     text = (EXAMPLES / "quickstart.py").read_text("utf-8")
     shown = text.split("# ---- from here")[1].split("# ---- to here")[0]

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from protocols import few_labels
 from protocols.delivered_parts import PROTEIN, Bench
 from protocols.lines import read_lines
 from protocols.quality_cells import labelled_sets
-from protocols.regimes import REGIMES, START, Place, report
+from protocols.regime_cells import START, Place
+from protocols.regimes import REGIMES, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,19 +56,36 @@ def test_what_is_asked_of_cells(file: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_table_with_the_start_as_a_row_of_its_own(file: Path, tmp_path: Path) -> None:
     trained = "concerto,batch_size=32,components=4,epochs=1,hidden_units=8,units=8"
-    asked = ["depth", "labels", "bimodal", "--data", file, "--trained", trained, "--seeds", 0]
+    asked = ["depth", "bimodal", "--data", file, "--trained", trained, "--seeds", 0]
     assert tool(*asked, "-o", tmp_path / "table.md") == 0
     rows = read_lines(tmp_path / "table.jsonl")
-    assert len(rows) == (3 + 5) * 5 + 2 * 4
+    assert len(rows) == 3 * 5 + 2 * 4
     table = pd.DataFrame(rows).set_index(["method", "task"])
     # Types have genes of their own, and nothing was trained in either.
-    assert table.loc[(START, "100 a type"), "f1"] > 0.9
+    assert table.loc[(START, "50% of the counts"), "f1"] > 0.9
     assert table.loc[(START, "impute"), "r"] > 0.7  # .79 here, of 60 cells
     pd.testing.assert_series_equal(
         table.loc[START, "f1"], table.loc["concerto", "f1"], check_names=False
     )
     assert tool(*asked, "-o", tmp_path / "table.md", "--report") == 0
     assert len(read_lines(tmp_path / "table.jsonl")) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "logistic regression",
+        few_labels.KNN,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in few_labels.FINETUNED),
+    ],
+)
+def test_few_labels_tell_types_that_have_genes_of_their_own(
+    file: Path, tmp_path: Path, method: str
+) -> None:
+    place = Place(Bench(labelled_sets([file])[0].cells(), 0, tmp_path), tmp_path)
+    assert method in REGIMES["labels"].peers
+    assert few_labels.tasks(place)[1] == "3 a type"
+    assert few_labels.answer(place, "3 a type", method)["f1"] > 0.9
 
 
 def test_training_beats_the_start_where_it_does_with_every_seed() -> None:

@@ -10,8 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,107 +18,37 @@ import numpy as np
 import pandas as pd
 
 from concerto_tf.jobs import json_checksum
-from concerto_tf.records import Records, convert
 from concerto_tf.records.units import COUNTS
 from concerto_tf.tasks.cluster import CLUSTER, cluster
-from concerto_tf.tasks.embed import KEY, embed, embed_records
+from concerto_tf.tasks.embed import KEY, embed
 from concerto_tf.tasks.impute import K, impute
-from concerto_tf.tasks.train import train
 from protocols import delivered_peers as peers
-from protocols.annotation import scores
+from protocols import few_labels
 from protocols.baselines import log_normalized, pca
 from protocols.delivered_parts import PROTEIN, Bench, measured
 from protocols.imputation import by_pca, correlations, log_values
 from protocols.lines import Lines
-from protocols.quality import configured
 from protocols.quality_cells import LABEL, DataSet
+from protocols.regime_cells import START, Place, components, rna, told
 from protocols.report import plain
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from concerto_tf.models import ContrastiveModel
 
 _log = logging.getLogger("concerto_tf")
-#: The PCA initialization, trained at no rate to speak of whatever the default is.
-START = "start only"
 #: What is trained, beside the start and the default.
 TRAINED = ("concerto,learning_rate=0.001", "contrastive-sc")
-DEPTHS, PANELS, PER_TYPE = (50, 20, 10), (1000, 300), (1, 3, 10, 30, 100)
+DEPTHS, PANELS = (50, 20, 10), (1000, 300)
 #: The score by which a regime is judged.
 MEASURES = {"depth": "f1", "panel": "f1", "labels": "f1", "bimodal": "r"}
 #: How far training has to be ahead of the start with every seed, to be said to beat it.
 AHEAD = 0.01
-#: Neighbours that vote, and genes that components are made of.
-_NEIGHBOURS, _GENES = 5, 2000
+#: Neighbours that vote.
+_NEIGHBOURS = 5
 _KEY = ("regime", "data", "seed", "task", "method", "hash")
 #: Raised where scores are to be computed anew.
 _VERSION = 1
-
-
-@dataclass
-class Place:
-    """A set with a seed, halved into reference and query, and the models of the reference.
-
-    Args:
-        bench: The cells.
-        folder: For records and models.
-    """
-
-    bench: Bench
-    folder: Path
-    _records: dict[bool, Records] = field(default_factory=dict)
-    _models: dict[tuple[str, bool], ContrastiveModel] = field(default_factory=dict)
-    _embedded: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
-
-    @cached_property
-    def reference(self) -> AnnData:
-        """Half of the cells, with labels."""
-        return self.bench.part(~self.bench.aside, LABEL, modality=self.has_protein)
-
-    @cached_property
-    def query(self) -> AnnData:
-        """The other half, with labels."""
-        return self.bench.part(self.bench.aside, LABEL, modality=self.has_protein)
-
-    @property
-    def has_protein(self) -> bool:
-        """Whether the cells have proteins."""
-        return PROTEIN in self.bench.cells.obsm
-
-    def records(self, both: bool = False) -> Records:
-        """Records of the reference, with both modalities or with RNA alone."""
-        if both not in self._records:
-            modalities = {PROTEIN: f"obsm:{PROTEIN}"} if both else None
-            out = self.folder / f"records{both:d}"
-            self._records[both] = convert(
-                self.reference, out, label_keys=[LABEL], modalities=modalities
-            )
-        return self._records[both]
-
-    def model(self, method: str, both: bool = False) -> ContrastiveModel:
-        """The model of the reference that a configuration makes; labels are not looked at."""
-        if (method, both) not in self._models:
-            self._models[method, both] = self._made(method, both)
-        return self._models[method, both]
-
-    def _made(self, method: str, both: bool) -> ContrastiveModel:
-        if method == START:
-            default = self.model("concerto", both)
-            if not default.needs_training:
-                return default
-        chosen = configured("concerto,learning_rate=1e-12,epochs=1" if method == START else method)
-        out = self.folder / f"model{len(self._models)}"
-        how = {"method": chosen.method, "seed": self.bench.seed, **chosen.training}
-        return train(self.records(both), out, **how)
-
-    def embedded(self, method: str, both: bool = False) -> np.ndarray:
-        """Embeddings of the reference [n, d]."""
-        if (method, both) not in self._embedded:
-            self._embedded[method, both] = embed_records(
-                self.model(method, both), self.records(both)
-            )
-        return self._embedded[method, both]
 
 
 def _depth_tasks(place: Place) -> list[str]:
@@ -129,10 +58,6 @@ def _depth_tasks(place: Place) -> list[str]:
 
 def _panel_tasks(place: Place) -> list[str]:
     return [f"{n} genes" for n in PANELS if n < place.bench.cells.n_vars]
-
-
-def _label_tasks(place: Place) -> list[str]:
-    return [f"{n} a type" for n in PER_TYPE]
 
 
 def _bimodal_tasks(place: Place) -> list[str]:
@@ -145,34 +70,13 @@ def _unlike(place: Place, task: str, method: str) -> dict[str, float]:
 
     _, reference, query = measured(place.bench, task)
     if method == "logistic regression":
-        return _told(query, peers.labels_by("logistic", reference, query, place.bench.seed))
+        return told(query, peers.labels_by("logistic", reference, query, place.bench.seed))
     if method == "PCA":
-        z, other = _components(reference, query, place.bench.seed)
+        z, other = components(reference, query, place.bench.seed)
     else:
-        z, other = place.embedded(method), embed(place.model(method), _rna(query))
+        z, other = place.embedded(method), embed(place.model(method), rna(query))
     nearest = KNeighborsClassifier(_NEIGHBOURS).fit(z, reference.obs[LABEL].to_numpy(str))
-    told = nearest.predict(other)
-    return _told(query, told)
-
-
-def _few_labels(place: Place, task: str, method: str) -> dict[str, float]:
-    """Labels from few of the reference: logistic regression on an embedding of all of it."""
-    from sklearn.linear_model import LogisticRegression
-
-    most, labels = int(task.split()[0]), place.reference.obs[LABEL].to_numpy(str)
-    order = np.random.default_rng(place.bench.seed).permutation(len(labels))
-    chosen = np.concatenate([order[labels[order] == name][:most] for name in np.unique(labels)])
-    if method == "logistic regression":
-        known = place.reference[chosen].copy()
-        return _told(place.query, peers.labels_by("logistic", known, place.query, place.bench.seed))
-    if method == "PCA":
-        z, other = _components(place.reference, place.query, place.bench.seed)
-    else:
-        model = place.model(method)
-        z, other = place.embedded(method), embed(model, _rna(place.query))
-    middle, scale = z.mean(0), max(float(z.std()), 1e-12)  # one scale, so that noise stays small
-    probe = LogisticRegression(max_iter=2000).fit((z[chosen] - middle) / scale, labels[chosen])
-    return _told(place.query, probe.predict((other - middle) / scale))
+    return told(query, nearest.predict(other))
 
 
 def _bimodal(place: Place, task: str, method: str) -> dict[str, float]:
@@ -183,19 +87,11 @@ def _bimodal(place: Place, task: str, method: str) -> dict[str, float]:
     truth = log_values(_protein(place.query))
     if method == "PCA":
         known = log_values(_protein(place.reference))
-        found = by_pca(place.reference, _rna(place.query), known, K, place.bench.seed)
+        found = by_pca(place.reference, rna(place.query), known, K, place.bench.seed)
     else:
         where = {"reference": place.records(True), "modalities": {PROTEIN: f"obsm:{PROTEIN}"}}
-        found = impute(place.model(method, True), _rna(place.query), **where)[PROTEIN].to_numpy()
+        found = impute(place.model(method, True), rna(place.query), **where)[PROTEIN].to_numpy()
     return {"r": float(np.nanmean(correlations(found, truth)))}
-
-
-def _told(query: AnnData, told: np.ndarray) -> dict[str, float]:
-    names, codes = np.unique(
-        np.concatenate([query.obs[LABEL].to_numpy(str), told]), return_inverse=True
-    )
-    found = scores(*np.split(codes, 2))
-    return {"accuracy": found["accuracy"], "f1": found["macro_f1"]}
 
 
 def _clusters(cells: AnnData, z: np.ndarray) -> dict[str, float]:
@@ -211,28 +107,6 @@ def _clusters(cells: AnnData, z: np.ndarray) -> dict[str, float]:
     return {"r": float(delivered), "ari": float(delivered), **best}
 
 
-def _components(reference: AnnData, query: AnnData, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Components of the variable genes of a reference that a query has too, of both."""
-    import scanpy as sc
-    from sklearn.decomposition import PCA
-
-    shared = reference.var_names.intersection(query.var_names)
-    both = [
-        log_normalized(cells, peers.scales(cells))[:, shared].copy() for cells in (reference, query)
-    ]
-    shown = np.asarray(both[0].X.sum(0)).ravel() > 0
-    both = [cells[:, shown].copy() for cells in both]
-    if both[0].n_vars > _GENES:
-        sc.pp.highly_variable_genes(both[0], n_top_genes=_GENES)
-        variable = both[0].var["highly_variable"].to_numpy()
-        both = [cells[:, variable].copy() for cells in both]
-    x, y = (cells.X.toarray() if hasattr(cells.X, "toarray") else cells.X for cells in both)
-    scale = np.maximum(x.std(0), 1e-6)
-    x, y = (np.clip((of - x.mean(0)) / scale, -10, 10) for of in (x, y))
-    made = PCA(min(50, *x.shape), random_state=seed).fit(x)
-    return made.transform(x), made.transform(y)
-
-
 def _both(place: Place) -> np.ndarray:
     """Components of RNA and standardized proteins of the reference, of the same variance."""
     z = pca(log_normalized(place.reference, True), place.bench.seed)
@@ -243,12 +117,6 @@ def _both(place: Place) -> np.ndarray:
 
 def _protein(cells: AnnData) -> np.ndarray:
     return np.asarray(cells.obsm[PROTEIN], np.float32)
-
-
-def _rna(cells: AnnData) -> AnnData:
-    from anndata import AnnData
-
-    return AnnData(cells.X.copy(), cells.obs[[]].copy(), cells.var.copy())
 
 
 @dataclass(frozen=True)
@@ -267,10 +135,13 @@ class Regime:
 
 
 _PEERS = ("PCA", "logistic regression")
+_OF_LABELS = (*few_labels.FINETUNED, *_PEERS, few_labels.KNN)
 REGIMES: Mapping[str, Regime] = {
     "depth": Regime(_depth_tasks, _unlike, _PEERS),
     "panel": Regime(_panel_tasks, _unlike, _PEERS),
-    "labels": Regime(_label_tasks, _few_labels, _PEERS),
+    "labels": Regime(
+        few_labels.tasks, few_labels.answer, (*few_labels.FINETUNED, *_PEERS, few_labels.KNN)
+    ),
     "bimodal": Regime(_bimodal_tasks, _bimodal, ("PCA",)),
 }
 
@@ -371,7 +242,7 @@ def _verdicts(rows: pd.DataFrame, measure: str, methods: Sequence[str]) -> list[
     keys = ["data", "task", "seed"]
     start = rows[rows["method"] == START].set_index(keys)[measure]
     for method in methods:
-        if method in (START, *_PEERS):
+        if method in (START, few_labels.KNN, *_PEERS):
             continue
         gain = rows[rows["method"] == method].set_index(keys)[measure] - start
         of_task = gain.groupby(level=["data", "task"], sort=False)
