@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from concerto_tf._files import atomic
 from concerto_tf.records import CellSet
@@ -89,17 +88,14 @@ def rank_markers(records: CellSet, clusters: pd.Series) -> dict[str, Any]:
 
 def _sums(records: CellSet, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells of each cluster [C], and sums of their values, squares and nonzeros [3, C, G]."""
-    n_clusters = codes.max() + 1
+    n_clusters, n_genes = codes.max() + 1, records.modalities[RNA].n_genes
     place = np.full(records.obs()["row"].max() + 1, -1)
     place[records.obs()["row"]] = codes
-    sums = np.zeros((3, n_clusters, records.modalities[RNA].n_genes))
+    sums = np.zeros((3, n_clusters, n_genes))
     for rows, values in normalized_parts(records, RNA):
-        member = sp.csr_matrix(
-            (np.ones(len(rows)), (place[rows], np.arange(len(rows)))), (n_clusters, len(rows))
-        )
-        for total, of in zip(sums, (values, values.power(2), values > 0), strict=True):
-            part = (member @ of).tocoo()
-            total[part.row, part.col] += part.data
+        at = np.repeat(place[rows] * n_genes, np.diff(values.indptr)) + values.indices
+        for total, of in zip(sums, (values.data, values.data**2, values.data > 0), strict=True):
+            total += np.bincount(at, of, total.size).reshape(total.shape)
     return np.bincount(codes, minlength=n_clusters), sums
 
 

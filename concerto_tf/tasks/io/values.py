@@ -91,9 +91,9 @@ def normalized_parts(
             if scaled and info.scales_with_depth:
                 total = np.maximum(held.totals.numpy()[cells, np.newaxis], 1e-12)
                 values = np.log1p(values * (TARGET_SUM / total))
-            cell = np.repeat(np.arange(len(values)), values.shape[1])
+            there = values != 0  # not padding
+            ends = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
             part = sp.csr_matrix(
-                (values.ravel(), (cell, genes.ravel())), (len(values), info.n_genes), np.float32
+                (values[there], genes[there], ends), (len(values), info.n_genes), np.float32
             )
-            part.eliminate_zeros()  # padding
             yield row[cells], part
