@@ -16,8 +16,9 @@ _RECALL = 0.99
 _MEASURED_CELLS = 256
 _CELLS_PER_CENTROID, _ROUNDS = 40, 8
 #: Dimensions that share a code of 4 bits: 2 keep the ranks well enough for a second look at
-#: `_WIDE` times as many cells as are asked for.
-_DIMENSIONS, _WIDE = 2, 8
+#: `_WIDE` times as many cells as are asked for. Share of the variance that the axes hold which
+#: have codes: the rest is less than what codes round off.
+_DIMENSIONS, _WIDE, _HELD = 2, 8, 0.99
 #: By how much more lists are searched than the time before: twice as many cost too much at the end.
 #: Where that brings less than `_LITTLE` of what is missing, more cells get the second look.
 _STEP, _LITTLE = 1.4, 0.1
@@ -31,10 +32,11 @@ class ApproximateSearch:
     """faiss's inverted lists of short codes, and a second look at the cells themselves.
 
     Cells are compared by codes of 4 bits for two dimensions, in the nearest lists only; the best
-    are ranked anew by the cells as they are, which may stay on disk. How many lists and cells that
-    takes depends on the cells, so each search finds it by comparing with the exact neighbours of a
-    sample of its query: as many as a recall of 0.99 takes. One seed gives the same index on the
-    same number of threads.
+    are ranked anew by the cells as they are, which may stay on disk. Where cells differ along half
+    of as many axes as there are dimensions, or fewer, codes are of these axes, one each. How many
+    lists and cells that takes depends on the cells, so each search finds it by comparing with the
+    exact neighbours of a sample of its query: as many as a recall of 0.99 takes. One seed gives the
+    same index on the same number of threads.
 
     Args:
         cells: Embeddings [N, d], float32, in memory or memory-mapped; at least 16.
@@ -70,26 +72,33 @@ class ApproximateSearch:
 
         self._cells, self._cosine, self.recall = cells, cosine, 0.0
         self._index: Any
+        self._lists: Any
         n, d = cells.shape
-        # An even number of codes, as the search by them takes two at once.
-        self._padding = [[0, 0], [0, -d % (2 * _DIMENSIONS)]]
         if built is not None:
             self._index = faiss.deserialize_index(built)
-            if (self._index.ntotal, self._index.d) != (n, d + self._padding[1][1]):
+            if self._index.ntotal != n or not 0 <= self._index.d - d < 2 * _DIMENSIONS:
                 raise ValueError("the index is of other cells")
+            self._lists = faiss.extract_index_ivf(self._index)
             return
-        width = d + self._padding[1][1]
         lists = max(1, min(int(2 * math.sqrt(n)), n // 4))
-        self._index = faiss.index_factory(
-            width, f"IVF{lists},PQ{width // _DIMENSIONS}x4fs", faiss.METRIC_L2
-        )
-        for learned in (self._index.cp, self._index.pq.cp):
+        few = max(_CELLS_PER_CENTROID * lists, 4096)
+        chosen = cells[np.sort(np.random.default_rng(seed).permutation(n)[:few])]
+        axes = _axes(chosen)
+        # An even number of codes, as the search by them takes two at once.
+        width = d + -d % (2 * _DIMENSIONS) if axes is None else len(axes)
+        codes = width // _DIMENSIONS if axes is None else width
+        self._lists = faiss.index_factory(width, f"IVF{lists},PQ{codes}x4fs", faiss.METRIC_L2)
+        for learned in (self._lists.cp, self._lists.pq.cp):
             learned.niter, learned.min_points_per_centroid = _ROUNDS, 1
             learned.seed = seed % 2**31
             learned.max_points_per_centroid = 256  # all that were drawn for the lists
-        few = max(_CELLS_PER_CENTROID * lists, 4096)
-        chosen = np.sort(np.random.default_rng(seed).permutation(n)[:few])
-        self._index.train(self._padded(cells[chosen]))
+        self._index = self._lists
+        if axes is not None:
+            turned = faiss.LinearTransform(d, width)
+            faiss.copy_array_to_vector(axes.ravel(), turned.A)
+            turned.is_trained = True
+            self._index = faiss.IndexPreTransform(turned, self._lists)
+        self._index.train(self._padded(chosen))
         for start in range(0, n, _ADDED):
             self._index.add(self._padded(cells[start : start + _ADDED]))
 
@@ -124,7 +133,7 @@ class ApproximateSearch:
         return index.astype(np.int32), near if self._cosine else np.sqrt(np.maximum(-near, 0))
 
     def _padded(self, z: np.ndarray) -> np.ndarray:
-        return np.pad(np.asarray(z, np.float32), self._padding)
+        return np.pad(np.asarray(z, np.float32), [[0, 0], [0, self._index.d - z.shape[1]]])
 
     def _choose(self, z: np.ndarray, k: int) -> int:
         """Sets how many lists are searched; returns how many cells are looked at again."""
@@ -135,9 +144,9 @@ class ApproximateSearch:
         least = self._exact(sample, k)[1][:, -1:] - same
         lists, wide, before = 8, min(n, _WIDE * k), 0.0
         while True:
-            self._index.nprobe = min(lists, self._index.nlist)
+            self._lists.nprobe = min(lists, self._lists.nlist)
             self.recall = float(np.mean(self._nearest(sample, k, wide)[1] >= least))
-            every = lists >= self._index.nlist
+            every = lists >= self._lists.nlist
             if self.recall >= _RECALL or (every and wide >= n):
                 break
             if every or self.recall - before < _LITTLE * (1 - before):
@@ -147,8 +156,8 @@ class ApproximateSearch:
             "%d cells: approximate search in %d of %d lists and among the %d best cells, which "
             "finds %.1f%% of the true neighbours",
             n,
-            self._index.nprobe,
-            self._index.nlist,
+            self._lists.nprobe,
+            self._lists.nlist,
             wide,
             100 * self.recall,
         )
@@ -191,3 +200,14 @@ class ApproximateSearch:
             near[rows] = self._nearness(self._cells[index[rows]], z[rows, np.newaxis])
         order = np.argsort(-near, axis=1, kind="stable")
         return np.take_along_axis(index, order, 1), np.take_along_axis(near, order, 1)
+
+
+def _axes(cells: np.ndarray) -> np.ndarray | None:
+    """The principal axes along which cells [n, d] differ, float32 [w, d]; None for too many."""
+    d = cells.shape[1]
+    x = cells - cells.mean(axis=0)
+    variance, axes = np.linalg.eigh((x.T @ x).astype(np.float64))
+    held = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-12)
+    width = int(np.searchsorted(held, _HELD)) + 1
+    width += width % 2
+    return None if width > d // 2 else axes[:, ::-1][:, :width].T.astype(np.float32)
