@@ -8,6 +8,9 @@ import numpy as np
 
 from concerto_tf.numerics.spread import held_out_share, unit_spread
 
+#: Values from which on components are found by the covariance: 10,000 cells of 5,000 genes.
+_MANY_VALUES = 50_000_000
+
 
 def standardize_by_source(
     x: np.ndarray, source: np.ndarray, epsilon: float
@@ -86,19 +89,41 @@ def principal_components(
     Returns:
         Loadings [features, k] and variances [k] of the components, scaled so.
     """
-    from sklearn.decomposition import PCA
-
     k = min(most, len(x) - 1, x.shape[1] - 1)
     if k < 1 or not x.var(0).any():
         return np.zeros((x.shape[1], 0), np.float32), np.zeros(0, np.float32)
-    # Exact: of components near the noise, a randomized solver finds others with each seed.
-    pca = PCA(k, svd_solver="arpack", random_state=seed).fit(x)
-    loadings, variance = pca.components_.T, pca.explained_variance_
+    if x.size >= _MANY_VALUES and len(x) >= x.shape[1]:
+        loadings, variance = _leading_of_many(x, k, seed)
+    else:
+        from sklearn.decomposition import PCA
+
+        # Exact: of components near the noise, a randomized solver finds others with each seed.
+        pca = PCA(k, svd_solver="arpack", random_state=seed).fit(x)
+        loadings, variance = pca.components_.T, pca.explained_variance_
     if denoise and variance[0] > 0:
         noise = np.minimum(1, noise_edge(x.var(0), len(x)) / np.maximum(variance, 1e-12))
         signal = 1 - denoise * noise
         loadings, variance = loadings * np.sqrt(signal), variance * signal
     return loadings.astype(np.float32), variance.astype(np.float32)
+
+
+def _leading_of_many(x: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact components too, by products with the columns' covariance instead of with all values.
+
+    That reads a quarter as much memory or less in each step, in which several threads would do
+    little but wait for each other, above all on a busy machine.
+    """
+    from scipy.sparse.linalg import eigsh
+    from threadpoolctl import threadpool_limits
+
+    mean = x.mean(0, dtype=np.float64)
+    covariance = (x.T @ x - len(x) * np.outer(mean, mean).astype(x.dtype)) / (len(x) - 1)
+    begin = np.random.default_rng(seed).uniform(-1, 1, len(mean)).astype(x.dtype)
+    with threadpool_limits(1, "blas"):
+        variance, loadings = eigsh(covariance, k, v0=begin)
+    variance, loadings = variance[::-1], loadings[:, ::-1]
+    largest = loadings[np.abs(loadings).argmax(0), np.arange(k)]
+    return loadings * np.sign(largest), np.maximum(variance, 0)
 
 
 class Directions(NamedTuple):

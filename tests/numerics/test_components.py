@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from concerto_tf.numerics import components
 from concerto_tf.numerics.components import (
     noise_edge,
     principal_components,
@@ -59,3 +60,15 @@ def test_noise_is_taken_out_of_components() -> None:
         np.testing.assert_allclose(variance, found.var(0, ddof=1), rtol=1e-2, atol=1e-6)
         if share == 1:
             assert signal[0] > 0.8 and 0.2 < signal[1] < signal[0] and variance[2:].max() < 1e-6
+
+
+def test_components_of_many_values_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(900, 5)) @ rng.normal(size=(5, 300)) + rng.normal(size=(900, 300)) + 0.1
+    x = x.astype(np.float32)
+    loadings, variance = principal_components(x, 20, seed=3, denoise=0.5)
+    monkeypatch.setattr(components, "_MANY_VALUES", 0)
+    again, same = principal_components(x, 20, seed=3, denoise=0.5)
+    np.testing.assert_allclose(same, variance, rtol=1e-4)
+    np.testing.assert_allclose(np.abs((again * loadings).sum(0)), (loadings**2).sum(0), rtol=1e-3)
+    np.testing.assert_array_equal(principal_components(x, 20, seed=3, denoise=0.5)[0], again)
