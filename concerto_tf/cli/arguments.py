@@ -152,6 +152,11 @@ def make_parser() -> argparse.ArgumentParser:
     skipping(made)
     made.add_argument("--target", metavar="RECORDS", help="adapt to these cells without labels")
     made.add_argument("--end-to-end", action="store_true", help="begin from fresh weights")
+    made.add_argument(
+        "--networks-only",
+        action="store_true",
+        help="genes are no voice of their own",
+    )
     real(made, "--calibration", "share of the labelled cells held out to calibrate on (0.2)", 0.2)
     made.add_argument(
         "--keep-cells",

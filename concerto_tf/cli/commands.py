@@ -152,7 +152,9 @@ def finetune(options: argparse.Namespace) -> Any:
             options.model,
             options.records,
             options.output,
-            **given.same(options, "label_key target end_to_end calibration keep_cells seed"),
+            **given.same(
+                options, "label_key target end_to_end networks_only calibration keep_cells seed"
+            ),
             levels=given.names(options.levels),
             progress=progress.stage("train"),
             **given.training(options),

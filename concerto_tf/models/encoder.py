@@ -137,6 +137,10 @@ class Teachable(SourceAware, Protocol):
     def standardized(self, batch: Batch) -> tf.Tensor:
         """Values of all input genes, of all modalities side by side, without their sources."""
 
+    @property
+    def deviations(self) -> np.ndarray:
+        """What `standardized` values were divided by [F]; ones where they are as they were."""
+
     def untrained(self, sources: Sequence[str], seed: int) -> Teachable:
         """The same model for these sources, with random weights."""
 

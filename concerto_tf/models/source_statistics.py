@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from concerto_tf.layers import SourceBatchNormalization
@@ -38,6 +39,13 @@ def unchanged(model: Any, except_for: Sequence[Any] = ()) -> Iterator[None]:
     finally:
         for weight, value in zip(state, before, strict=True):
             weight.assign(value)
+
+
+def deviations(layer: SourceBatchNormalization) -> np.ndarray:
+    """Standard deviations [F] of what a layer normalizes, over all its sources."""
+    count, _, variance = (np.array(moment, np.float64) for moment in layer.moving_moments)
+    share = count / max(count.sum(), 1.0)
+    return np.sqrt(share @ variance + layer.epsilon)
 
 
 def calibrate_sources(model: Any, data: Iterable[Batch]) -> None:

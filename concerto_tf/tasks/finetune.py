@@ -22,6 +22,8 @@ from concerto_tf.models.classifier import (
     Coarse,
     Exemplars,
     chosen_rows,
+    chosen_to_learn,
+    learn_genes,
     measure_types,
     state_novelty,
 )
@@ -66,6 +68,7 @@ def finetune(
     levels: Sequence[str] = (),
     target: Records | str | Path | None = None,
     end_to_end: bool = False,
+    networks_only: bool = False,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -100,7 +103,10 @@ def finetune(
         target: Records of unlabelled cells that are to be annotated later, of another donor,
             technology or tissue: teacher and student learn to agree about them.
         end_to_end: Use the network of the model, but none of its weights: they start at random,
-            without principal components, as in the paper's comparison.
+            without principal components, as in the paper's comparison; ``networks_only``.
+        networks_only: Tell types by teacher and student alone, as in the paper. By default the
+            genes themselves are a voice beside them, by logistic regression; how much each counts
+            is told by the cells held out.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
             model's own (``recipe.finetuning_rate``).
         epochs, batch_size, optimizer, strategy, callbacks, progress: As in `train`.
@@ -137,6 +143,7 @@ def finetune(
         **({"coarse_key": coarse_key} if coarse_key else {}),
         "target": None if target is None else identity_of_records(target),
         "end_to_end": end_to_end,
+        "networks_only": networks_only,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -196,7 +203,7 @@ def finetune(
                 progress=progress,
             )
             with stage("calibration on held-out cells"):
-                found = _calibrate(fine, records, codes, held_out)
+                found = _calibrate(fine, records, codes, held_out, networks_only or end_to_end)
             if keep_cells:
                 fine.exemplars = Exemplars.of(
                     records.dataset(
@@ -283,9 +290,13 @@ def _data_from(
 
 
 def _calibrate(
-    model: Classifier, records: Records, codes: np.ndarray, held_out: np.ndarray
+    model: Classifier,
+    records: Records,
+    codes: np.ndarray,
+    held_out: np.ndarray,
+    networks_only: bool,
 ) -> dict[str, Any]:
-    """Measures the held-out cells, and says what that rests on."""
+    """Teaches the genes, measures the held-out cells, and says what that rests on."""
     from sklearn.metrics import f1_score
 
     def batches(labels: np.ndarray) -> tf.data.Dataset:
@@ -293,10 +304,18 @@ def _calibrate(
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 
+    summary: dict[str, Any] = {}
+    if not networks_only:
+        learned = ~held_out & (codes >= 0)
+        chosen = chosen_to_learn(codes, learned, model.head.n_inputs, model.seed)
+        count = np.bincount(codes[learned], minlength=len(model.classes))
+        learn_genes(model, batches(chosen), count, batches(held_out))
+        networks, genes = (round(float(voice), 3) for voice in np.array(model.head.voices))
+        summary["voices"] = {"networks": networks, "genes": genes}
     found = measure_types(model, batches, codes, held_out)
     state_novelty(model, batches, codes, held_out, found)
     n = len(model.calibration)
-    summary: dict[str, Any] = {"cells": n}
+    summary["cells"] = n
     if n:
         told, truth = found["code"][held_out], codes[held_out]
         summary["accuracy"] = round(float(np.mean(told == truth)), 4)

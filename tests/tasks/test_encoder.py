@@ -91,6 +91,10 @@ class Own(Projection):
     def standardized(self, batch: Any) -> tf.Tensor:
         return self.values(batch)
 
+    @property
+    def deviations(self) -> np.ndarray:
+        return np.ones(self.modality_inputs[0].n_inputs)
+
     def attention_weights(
         self, batch: Any, modality: str | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:

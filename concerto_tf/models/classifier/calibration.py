@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.models.classifier.genes import labelled_cells, labelled_parts
 from concerto_tf.models.classifier.left_out import own_type_left_out
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.stated import MOST_LEARNED, stated_novelty
@@ -40,10 +41,11 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
             from; others have label -1.
         components: Number of principal components in which types are compared.
     """
-    parts = _labelled_values(model, data)
+    look = tf.function(lambda batch: [model.standardized(batch)], reduce_retracing=True)
 
     def cells() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((y, label) for y, label, _ in parts())
+        parts = labelled_parts(model, data, look)
+        return ((y, label) for (y,), label, _ in parts)
 
     found = measured_types(cells, len(model.classes), model.seed, components)
     for weight, value in zip(
@@ -52,36 +54,19 @@ def learn_types(model: Classifier, data: Iterable[Batch], components: int = COMP
         weight.assign(value)
 
 
-def _labelled_values(
-    model: Classifier, data: Iterable[Batch]
-) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Standardized values, label and row of the labelled cells, part by part, as often as asked."""
-    look = tf.function(lambda batch: model.standardized(batch), reduce_retracing=True)
-
-    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for i, batch in enumerate(data):
-            label = np.array(Minibatch(batch).label(model.label_key))
-            row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
-            own = label >= 0
-            yield look(Minibatch(batch).numeric).numpy()[own], label[own], row[own]
-
-    return parts
-
-
 def _left_out(
     model: Classifier, data: Iterable[Batch], found: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What is said of held-out cells whose own types are taken as unknown, and their types."""
-    y, label = _labelled_cells(model, data)
+    y, label = _labelled_values(model, data)
     measure = [np.array(w) for w in (model.type_axes, model.type_mean, model.type_directions)]
     return own_type_left_out(found, y, label, measure), label
 
 
-def _labelled_cells(model: Classifier, data: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+def _labelled_values(model: Classifier, data: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """Standardized values [n, F] and types [n] of the labelled cells, in the order of the input."""
-    y, label, row = (np.concatenate(x) for x in zip(*_labelled_values(model, data)(), strict=True))
-    order = np.argsort(row, kind="stable")
-    return y[order], label[order]
+    (y,), label = labelled_cells(model, data, lambda batch: [model.standardized(batch)])
+    return y, label
 
 
 def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
@@ -184,8 +169,8 @@ def state_novelty(
     some = np.random.default_rng(model.seed).permutation(learned)[:MOST_LEARNED]
     model.stated = stated_novelty(
         {name: of[held_out] for name, of in found.items()},
-        _labelled_cells(model, batches(held_out)),
-        _labelled_cells(model, batches(np.isin(np.arange(len(codes)), some))),
+        _labelled_values(model, batches(held_out)),
+        _labelled_values(model, batches(np.isin(np.arange(len(codes)), some))),
         model.classes,
         int((np.array(model.type_axes) != 0).any(axis=0).sum()),
         model.seed,

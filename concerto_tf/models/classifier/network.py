@@ -26,6 +26,7 @@ from concerto_tf.models.batches import in_order
 from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars
 from concerto_tf.models.classifier.type_distance import COMPONENTS, type_conformity, type_novelty
+from concerto_tf.models.classifier.type_head import TypeHead
 from concerto_tf.models.encoder import Teachable, teachable
 from concerto_tf.models.presets import Training
 from concerto_tf.models.weights import keep_together, load_weights, save_weights
@@ -44,7 +45,8 @@ class Classifier(BatchModel):
     Teacher and student of a pre-trained model each get a softmax layer; their log-probabilities
     are averaged. Both go on learning, with the views of the pre-training as augmentation. Of
     cells without a label nothing but the statistics of their source is learned, and with a target
-    data set the two networks are asked to agree about its cells.
+    data set the two networks are asked to agree about its cells. The genes themselves are a voice
+    beside the networks, once they were taught (`learn_genes`).
 
     The novelty of a cell comes from cells that were held out of training (`calibrate`): it is the
     share of them that are as unlike the known cell types as this cell, or more so. So a cell of a
@@ -118,15 +120,13 @@ class Classifier(BatchModel):
         self.seed = int(seed)
         # Small differences between probabilities matter: never in half precision.
         self._precision = accumulation_dtype(compute_dtype(self))
-
-        def softmax_layer(name: str, i: int) -> keras.layers.Layer:
-            start = keras.initializers.GlorotUniform(seed=self.seed * 10_007 + i)
-            return keras.layers.Dense(
-                len(self.classes), kernel_initializer=start, dtype=self._precision.name, name=name
-            )
-
-        self.teacher_classes = softmax_layer("teacher_classes", 1)
-        self.student_classes = softmax_layer("student_classes", 2)
+        self.head = TypeHead(
+            len(self.classes),
+            self.encoder.hidden_units,
+            sum(one.n_inputs for one in self.encoder.modality_inputs),
+            seed=self.seed,
+            dtype=self._precision.name,
+        )
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.accuracy = keras.metrics.Mean(name="accuracy")
         self.agreement = keras.metrics.Mean(name="consistency")
@@ -136,17 +136,14 @@ class Classifier(BatchModel):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        c, width = len(self.classes), self.encoder.hidden_units
+        c, features = len(self.classes), self.head.n_inputs
         self.class_weight = state_weight(self, "class_weight", (c,), initializer="ones")
-        features = sum(one.n_inputs for one in self.encoder.modality_inputs)
         self.type_axes = state_weight(self, "type_axes", (features, COMPONENTS))
         self.type_mean = state_weight(self, "type_mean", (c, COMPONENTS))
         self.type_directions = state_weight(self, "type_directions", (c, features))
         self.score_mean = state_weight(self, "score_mean", (c, 3))
         self.score_width = state_weight(self, "score_width", (c, 3), initializer="ones")
-        for layer in (self.teacher_classes, self.student_classes):
-            layer.build((None, width))
-        keep_together([self.encoder, self.teacher_classes, self.student_classes, *self.metrics])
+        keep_together([self.encoder, self.head, *self.metrics])
         self.built = True
 
     @property
@@ -165,9 +162,7 @@ class Classifier(BatchModel):
         Returns:
             Logits of teacher and student, each [B, C], float32.
         """
-        seen = self.encoder.represent(batch, training=training)
-        teacher, student = (tf.cast(tf.nn.relu(z), self._precision) for z in seen)
-        return self.teacher_classes(teacher), self.student_classes(student)
+        return self.head.logits(*self.encoder.represent(batch, training=training))
 
     def call(self, batch: Batch, training: bool | None = None) -> tf.Tensor:
         return self.outcome(batch)["probabilities"]
@@ -184,10 +179,13 @@ class Classifier(BatchModel):
             (see `type_novelty`), ``novelty`` [B] (the p-value; without calibration the
             probability) and ``embedding`` [B, d], all but the code float32.
         """
-        log_p = self.log_probabilities(batch)
+        y = self.standardized(batch)
+        log_p = self.log_probabilities(batch, y)
         probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
         code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
-        scores = self._scores(batch, log_p, code)
+        of_types = (self.type_axes, self.type_mean, self.type_directions)
+        measured = (tf.convert_to_tensor(weight) for weight in of_types)
+        scores = type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
         scale = Scale(self.score_mean, self.score_width)
         score, p_value = type_novelty(scores, code, scale, (self.calibration, self.directions))
         probability = tf.reduce_max(probabilities, axis=-1)
@@ -203,20 +201,18 @@ class Classifier(BatchModel):
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
-    def log_probabilities(self, batch: Batch) -> tf.Tensor:
-        """What both networks together say of each type of whole cells [B, C], not normalized."""
-        return tf.add_n([tf.nn.log_softmax(z) for z in self.logits(batch)]) / 2
+    def log_probabilities(self, batch: Batch, y: tf.Tensor) -> tf.Tensor:
+        """What networks and genes say of each type of whole cells [B, C], not normalized.
+
+        Args:
+            batch: As `ContrastiveModel` describes.
+            y: Its `standardized` values [B, F].
+        """
+        return self.head(*self.encoder.represent(batch, training=False), y)
 
     def standardized(self, batch: Batch) -> tf.Tensor:
         """Values in which cells are compared with the types [B, F], float32."""
         return tf.cast(self.encoder.standardized(batch), tf.float32)
-
-    def _scores(self, batch: Batch, log_p: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
-        """How much cells are like the cell type that they are taken for [B, 3]."""
-        y = self.standardized(batch)
-        of_types = (self.type_axes, self.type_mean, self.type_directions)
-        measured = (tf.convert_to_tensor(weight) for weight in of_types)
-        return type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
 
     # --- training ---------------------------------------------------------------------------
 
@@ -371,9 +367,10 @@ class Classifier(BatchModel):
     def own_weights(self) -> dict[str, Any]:
         """What it has beside its encoder, by the names in a file."""
         own = {name: getattr(self, name) for name in _OWN_WEIGHTS}
-        for layer in (self.teacher_classes, self.student_classes):
-            own[f"{layer.name}.kernel"], own[f"{layer.name}.bias"] = layer.kernel, layer.bias
-        return own
+        for name in ("teacher", "student", "genes"):
+            layer = getattr(self.head, name)
+            own[f"head.{name}.kernel"], own[f"head.{name}.bias"] = layer.kernel, layer.bias
+        return {**own, "head.voices": self.head.voices}
 
     def save_own_variables(self, store: Any) -> None:
         of_encoder: dict[str, Any] = {}

@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.models.batches import in_order
 from concerto_tf.models.classifier.calibration import measure_types
 from concerto_tf.models.classifier.exemplars import Exemplars, Labelled
+from concerto_tf.models.classifier.genes import learn_genes
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.encoder import Teachable
 from concerto_tf.records.batch import Batch
 
-#: Strength of the prior on the weights of a type, for values of variance 1.
-_PRIOR = 0.01
-
 
 class Relearned(Classifier):
-    """A classifier whose types were learned anew, from standardized values by logistic regression.
+    """A classifier whose types were learned anew from the genes, which alone tell them.
 
     It is for one query, and not saved.
 
@@ -30,7 +27,6 @@ class Relearned(Classifier):
 
     Attributes:
         seen: Minibatches of the exemplars as the query shows them.
-        kernel, bias: Weights of the types [F, C] and [C].
         shift: How far cells are taken to lie off, in standardized values [F]; see `move`.
     """
 
@@ -43,10 +39,7 @@ class Relearned(Classifier):
             seed=like.seed,
         )
         self.seen = seen
-        features = self.type_axes.shape[0]
-        self.shift = np.zeros(features, np.float32)
-        self.kernel = np.zeros((features, len(like.classes)), np.float32)
-        self.bias = np.zeros(len(like.classes), np.float32)
+        self.shift = np.zeros(self.head.n_inputs, np.float32)
 
     def move(self, shift: np.ndarray) -> None:
         """Takes cells to lie off by a shift of the standardized values [F]."""
@@ -56,27 +49,8 @@ class Relearned(Classifier):
     def standardized(self, batch: Batch) -> tf.Tensor:
         return super().standardized(batch) - self.shift
 
-    def log_probabilities(self, batch: Batch) -> tf.Tensor:
-        return tf.nn.log_softmax(tf.matmul(self.standardized(batch), self.kernel) + self.bias)
-
-    def learn(self, y: np.ndarray, label: np.ndarray) -> None:
-        """Learns the types.
-
-        Args:
-            y: Standardized values of cells [n, F].
-            label: Their types [n], of which at least two are there.
-        """
-        from sklearn.linear_model import LogisticRegression
-
-        weight = tf.gather(self.class_weight, label).numpy()
-        found = LogisticRegression(C=_PRIOR, max_iter=300).fit(y, label, sample_weight=weight)
-        kernel, bias = found.coef_, found.intercept_
-        if len(found.classes_) == 2:  # scikit-learn gives the odds of the second one
-            kernel, bias = np.concatenate([-kernel, kernel]) / 2, np.concatenate([-bias, bias]) / 2
-        # Types that no exemplar shows are never told.
-        self.bias = np.full(len(self.classes), -1e9, np.float32)
-        self.bias[found.classes_], self.kernel[:, found.classes_] = bias, kernel.T
-        self.forget_steps()
+    def log_probabilities(self, batch: Batch, y: tf.Tensor) -> tf.Tensor:
+        return self.head.of_genes(y)
 
 
 def with_encoder(model: Classifier, encoder: Any) -> Classifier:
@@ -89,7 +63,7 @@ def with_encoder(model: Classifier, encoder: Any) -> Classifier:
     new: Classifier
     if isinstance(model, Relearned):
         new = Relearned(encoder, model, model.seen)
-        new.kernel, new.bias, new.shift = model.kernel, model.bias, model.shift
+        new.shift = model.shift
     else:
         new = Classifier(encoder, model.classes, label_key=model.label_key, seed=model.seed)
     for mine, its in zip(model.own_weights().values(), new.own_weights().values(), strict=True):
@@ -115,13 +89,12 @@ def relearned(model: Classifier, exemplars: Exemplars, seen: Iterable[Batch]) ->
     encoder.calibrate(batches)
     new = Relearned(encoder, model, batches)
     learned = ~exemplars.held_out
-    new.balance(np.bincount(exemplars.label[learned], minlength=len(model.classes)))
-    look = tf.function(lambda batch: {"y": new.standardized(batch)}, reduce_retracing=True)
-    y = in_order(look, batches)["y"]
-    new.learn(y[learned], exemplars.label[learned])
+    count = np.bincount(exemplars.label[learned], minlength=len(model.classes))
+    new.balance(count)
 
     def labelled(cells: np.ndarray) -> Labelled:
         return Labelled(batches, model.label_key, np.where(cells, exemplars.label, -1))
 
+    learn_genes(new, labelled(learned), count)
     measure_types(new, labelled, exemplars.label, exemplars.held_out)
     return new

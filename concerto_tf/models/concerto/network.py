@@ -21,6 +21,7 @@ from concerto_tf.models.encoder import modality_input
 from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import Training
 from concerto_tf.models.seeds import Seeds
+from concerto_tf.models.source_statistics import deviations
 from concerto_tf.numerics.alignment import Comparison
 from concerto_tf.records.batch import Batch, Minibatch
 
@@ -251,6 +252,11 @@ class Concerto(ContrastiveModel):
         Modalities stand side by side, zeros for one that a cell lacks.
         """
         return self.networks.standardized(Minibatch(batch), self.compute_dtype)
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """Standard deviations that `standardized` values were divided by [features]."""
+        return np.concatenate([deviations(one.student_norm) for one in self.networks.branches])
 
     @property
     def linear(self) -> bool:

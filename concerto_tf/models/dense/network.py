@@ -19,6 +19,7 @@ from concerto_tf.models.dense.mlp import MLP
 from concerto_tf.models.placement import READOUT_OFFSET, Placement
 from concerto_tf.models.presets import DEFAULT, MOST_EPOCHS, Preset, Training, by_name
 from concerto_tf.models.seeds import Seeds
+from concerto_tf.models.source_statistics import deviations
 from concerto_tf.numerics.alignment import Comparison, align, source_offsets
 from concerto_tf.numerics.components import component_directions, standardize_by_source
 from concerto_tf.records.batch import Batch, Minibatch
@@ -232,6 +233,12 @@ class DenseModel(ContrastiveModel):
     def standardized(self, batch: Batch) -> tf.Tensor:
         """What the encoder takes in [B, n_inputs], for the whole cells of a batch."""
         return self.prepare(self.dense(batch), batch)
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """What `standardized` values were divided by [n_inputs]; ones where by nothing."""
+        one = self.modality_inputs[0]
+        return np.ones(one.n_inputs) if self.input_norm is None else deviations(self.input_norm)
 
     def encode(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Embeddings [B, d] of what `prepare` gives."""

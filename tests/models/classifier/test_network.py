@@ -78,7 +78,7 @@ def test_loss_is_equations_12_and_13(
 ) -> None:
     model = classifier(make_model, **STILL, consistency=0.7)
     rng = np.random.default_rng(0)
-    for layer in (model.teacher_classes, model.student_classes):
+    for layer in (model.head.teacher, model.head.student):
         layer.kernel.assign(rng.normal(size=layer.kernel.shape))
         layer.bias.assign(rng.normal(size=layer.bias.shape))
     model.balance([40, 10, 90])
@@ -89,7 +89,7 @@ def test_loss_is_equations_12_and_13(
     assert set(label) == {-1, 0, 1, 2}
 
     def log_p(cells: dict) -> list[np.ndarray]:
-        layers = (model.teacher_classes, model.student_classes)
+        layers = (model.head.teacher, model.head.student)
         return [
             log_softmax(np.maximum(z.numpy(), 0) @ np.array(layer.kernel) + np.array(layer.bias))
             for z, layer in zip(model.encoder.represent(cells, training=True), layers, strict=True)
@@ -117,8 +117,8 @@ def test_target_teaches_the_student_and_not_the_teacher(
     model, target = classifier(make_model), make_labelled(32, seed=3)
     batch = {**make_labelled(32), "label/type": np.full(32, -1)}
     model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
-    names = ("teacher_classes", "student_classes")
-    kernels = [getattr(model, name).kernel for name in names]
+    names = ("teacher", "student")
+    kernels = [getattr(model.head, name).kernel for name in names]
     dense = [
         model.encoder.networks.teacher_dense.kernel,
         model.encoder.networks.student_dense.kernel,
