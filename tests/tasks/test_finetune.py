@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import tensorflow as tf
 from anndata import AnnData
 from scipy import stats
 
@@ -95,6 +96,8 @@ def test_folder_holds_the_model_and_what_its_calibration_says(
     assert j <= 5
     want = stats.beta(j, 49 - j).ppf([0.025, 0.975]) if j else [0, 0]
     assert said["rejected_interval_95"] == pytest.approx(want, abs=1e-4)
+    voices = dict(zip(("networks", "genes"), np.array(model.head.voices), strict=True))
+    assert said["voices"] == pytest.approx(voices, abs=1e-3) and said["voices"]["genes"] > 0
     # What was pre-trained stays as it was.
     assert not isinstance(load_model(pretrained), Classifier)
 
@@ -201,6 +204,21 @@ def test_end_to_end_starts_from_fresh_weights(
 
 
 @pytest.mark.slow
+def test_networks_alone_tell_types_where_asked(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    model = finetune(
+        pretrained, records, tmp_path / "m", networks_only=True, **{**OPTIONS, "epochs": 1}
+    )
+    assert not np.array(model.head.genes.kernel).any()
+    said = json.loads((tmp_path / "m" / "training.json").read_text())["calibration"]
+    assert "voices" not in said and said["cells"] == 48
+    cells = next(iter(records.dataset(32)))
+    networks = model.head.of_networks(*model.encoder.represent(cells))
+    want = tf.nn.softmax(networks).numpy()
+    np.testing.assert_allclose(model.outcome(cells)["probabilities"].numpy(), want, atol=1e-6)
+
+
 def test_target_of_another_source_is_learned_from(
     pretrained: Path, records: Records, tmp_path: Path
 ) -> None:

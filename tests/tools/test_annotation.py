@@ -64,7 +64,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
 @pytest.mark.parametrize(
     "methods",
     [
-        ["concerto", "logistic", "knn"],
+        ["concerto", "genes", "logistic", "knn"],
         pytest.param(["end_to_end", "logistic"], marks=pytest.mark.slow),
     ],
 )
@@ -124,7 +124,7 @@ def _labels(path: Path) -> list[str]:
 def test_unsuitable_arguments_are_refused(cells: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'type'.*donor|no column|kind"):
         annotation([cells], tmp_path, label_key="kind")
-    with pytest.raises(InputError, match="choose among concerto, end_to_end, logistic, knn"):
+    with pytest.raises(InputError, match="choose among concerto, genes, end_to_end, logistic, knn"):
         annotation([cells], tmp_path, label_key="type", methods=["svm"])
     with pytest.raises(InputError, match="fewer than two types with 200 cells"):
         annotation([cells], tmp_path, label_key="type", folds=200)
