@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from concerto_tf.errors import InputError
+from protocols.bimodal import METHODS, bimodal
+
 REPRODUCE = Path(__file__).parents[2] / "tools" / "reproduce"
 SMALL = {"units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 8, "components": 4}
 
@@ -67,6 +70,31 @@ def test_both_modalities_tell_what_neither_does_alone(file: Path, tmp_path: Path
     assert scores["rna+protein"] > 0.9 > 0.7 > max(scores["rna"], scores["protein"])
     assert (out / "figure.png").stat().st_size > 0
     assert len(pd.read_csv(out / "table.tsv", sep="\t")) == 3
+
+
+@pytest.mark.slow
+def test_both_modalities_annotate_what_neither_does_alone(file: Path, tmp_path: Path) -> None:
+    result = bimodal(
+        file,
+        tmp_path,
+        label_key="type",
+        most_cells=150,
+        training={"epochs": 30, "options": SMALL},
+        finetuning={"epochs": 30, "learning_rate": 0.02},
+    )
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["cells"] == 150
+    for method in METHODS:
+        of = {name: found[method]["accuracy"] for name, found in result["mean"].items()}
+        assert set(of) == {"rna", "protein", "rna+protein"}
+        assert of["rna+protein"] > max(of["rna"], of["protein"]) + 0.1, method
+    assert len(pd.read_csv(tmp_path / "table.tsv", sep="\t")) == 9
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_a_modality_that_is_not_there_is_said(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no modality 'adt' in obsm .there are: protein"):
+        bimodal(file, tmp_path, label_key="type", key="adt")
 
 
 def test_what_is_wrong_is_said_in_a_line(file: Path, tmp_path: Path) -> None:

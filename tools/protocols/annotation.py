@@ -255,7 +255,7 @@ def _concerto(
         return np.array([int(name) for name in fine.classes])[told]
 
 
-def _genes(
+def genes_of(
     cells: AnnData, counts: bool, learn: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values of the highly variable genes, which the training folds alone choose."""
@@ -276,7 +276,7 @@ def _logistic(
 ) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
 
-    x, y = _genes(cells, counts, learn, test)
+    x, y = genes_of(cells, counts, learn, test)
     return LogisticRegression(max_iter=1000).fit(x, codes[learn]).predict(y)
 
 
@@ -286,7 +286,7 @@ def _knn(
     from sklearn.decomposition import PCA
     from sklearn.neighbors import KNeighborsClassifier
 
-    x, y = _genes(cells, counts, learn, test)
+    x, y = genes_of(cells, counts, learn, test)
     pca = PCA(min(_COMPONENTS, *x.shape), random_state=seed).fit(x)
     nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(learn)))
     return nearest.fit(pca.transform(x), codes[learn]).predict(pca.transform(y))

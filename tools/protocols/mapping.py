@@ -213,9 +213,9 @@ def _split(
     seed: int,
 ) -> tuple[AnnData, dict[str, AnnData]]:
     """The reference, and the queries by name; all with a label."""
-    whole = _labelled(cells, label_key)
+    whole = labelled(cells, label_key)
     if query is not None:
-        return whole, {"query": _labelled(query, label_key)}
+        return whole, {"query": labelled(query, label_key)}
     if source_key is None:
         first = np.zeros(whole.n_obs, bool)
         first[np.random.default_rng(seed).permutation(whole.n_obs)[: whole.n_obs // 2]] = True
@@ -238,8 +238,16 @@ def _split(
     )
 
 
-def _labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
-    """Cells in memory, without those that have no label."""
+def labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
+    """Cells in memory, without those that have no label.
+
+    Args:
+        cells: An `.h5ad`, or an AnnData.
+        label_key: Column of obs with the labels.
+
+    Raises:
+        InputError: There is no such column.
+    """
     from concerto_tf.tasks.io.embedded import open_embedded
 
     adata = open_embedded(cells, backed=False) if isinstance(cells, str | Path) else cells
