@@ -15,7 +15,7 @@ do not (`novelty_together`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,6 @@ _TOGETHER, _AMONG = 5, 2_000
 #: How two p-values of a cell are joined, what company takes of one at most, and what of a query's
 #: shift is not counted; measured on types left out of six sets, and between studies (tools/trials).
 _TIMES, _MOST_DOUBT, _FORGIVEN, _NOVEL = 1.5, 5.0, 0.5, 0.1
-#: Types that are named in a sentence, those that are caught least.
-_NAMED = 6
 #: Cells by which a type tells how far a query lies off, the least number of such types, and between
 #: which limits a query of known cells of another study lies off, in standard deviations. The other
 #: half of one study lies up to .38 off, studies of blood by other technologies up to 1.2, cells of
@@ -326,65 +324,3 @@ def rejection_rate(share: float, n: int) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     low, high = beta.ppf([0.025, 0.975], j, n + 1 - j)
     return j / (n + 1), float(low), float(high)
-
-
-# --- what is to be expected ------------------------------------------------------------------
-
-
-def expected(stated: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    """What is to be expected at an error rate.
-
-    Args:
-        stated: Novelty p-values of ``known`` cells, and by type those of cells of it were it not
-            known (``new``); empty where that was not measured.
-        alpha: Novelty p-value below which a cell is unknown.
-
-    Returns:
-        ``known_lost``, the share of known cells that is called unknown, ``new_caught``, that of
-        cells of a type left out on the mean over the types, and ``by_type``. Empty for nothing.
-
-    Example:
-
-    >>> from concerto_tf.novelty import expected
-    >>> expected({"known": [0.01, 0.5], "new": {"B": [0.02], "NK": [0.03, 0.2]}}, 0.05)
-    {'known_lost': 0.5, 'new_caught': 0.75, 'by_type': {'NK': 0.5, 'B': 1.0}}
-    """
-    if not stated:
-        return {}
-    caught = {name: round(_below(p, alpha), 3) for name, p in stated["new"].items()}
-    caught = dict(sorted(caught.items(), key=lambda item: item[1]))
-    return {
-        "known_lost": round(_below(stated["known"], alpha), 3),
-        **({"new_caught": round(float(np.mean(list(caught.values()))), 3)} if caught else {}),
-        "by_type": caught,
-    }
-
-
-def in_words(rates: Mapping[str, Any]) -> str:
-    """What `expected` gives, as a sentence.
-
-    Example:
-
-    >>> from concerto_tf.novelty import in_words
-    >>> print(in_words({"known_lost": 0.04, "by_type": {}}))
-    of known cells about 4% are called unknown (more in another study)
-    """
-    lost = rates["known_lost"]
-    said = f"of known cells about {lost:.0%} are called unknown (more in another study)"
-    if "new_caught" not in rates:
-        return said
-    named = [f"{name} {share:.0%}" for name, share in rates["by_type"].items()]
-    more = ", ..." if len(named) > _NAMED else ""
-    return (
-        f"{said}; of cells of a type left out {rates['new_caught']:.0%} on average "
-        f"({', '.join(named[:_NAMED])}{more})"
-    )
-
-
-def rounded(p_value: np.ndarray) -> list[float]:
-    """Novelty p-values as they are kept: digits that no error rate needs are left out."""
-    return [round(float(p), 4) for p in p_value]
-
-
-def _below(p_value: Sequence[float], alpha: float) -> float:
-    return float(np.mean(np.array(p_value) < alpha)) if len(p_value) else 0.0

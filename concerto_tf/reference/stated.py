@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from concerto_tf._progress import stage
-from concerto_tf.novelty import novelty_together, rounded
+from concerto_tf.expected import FEWEST_STATED, p_by_type, rounded
+from concerto_tf.novelty import novelty_together
 from concerto_tf.reference.cells import Labels, Reference
 from concerto_tf.reference.conformity import calibrated, query_like
 from concerto_tf.reference.transfer import transfer
@@ -15,8 +16,6 @@ from concerto_tf.reference.transfer import transfer
 #: Cells that are looked at, at most: half of them are the reference, half the query. Company among
 #: more query cells is looked for in parts of this size, too.
 _MOST = 4_000
-#: Cells of a label in the query, below which nothing is said of it.
-_FEWEST = 5
 #: Neighbours that vote; how many hardly matters here.
 _VOTERS = 5
 
@@ -33,9 +32,9 @@ def stated(reference: Reference, key: str) -> dict[str, Any]:
         key: Key of the labels; cells without one are left out.
 
     Returns:
-        ``known``: p-values of all judged cells; ``new``: by label, those of its cells were it not
-        known. Labels of fewer than five judged cells are left out. See
-        `concerto_tf.novelty.expected`.
+        ``known``: p-values of all judged cells; ``of_type``: those of each label; ``new``: by
+        label, those of its cells were it not known. Labels of fewer than five judged cells are left
+        out of both. See `concerto_tf.expected.expected`.
     """
     if key not in reference.stated:
         with stage("each label left out of the reference in turn"):
@@ -56,9 +55,10 @@ def _stated(reference: Reference, key: str) -> dict[str, Any]:
     new = {}
     for code, name in enumerate(held.names):
         own, others = held.codes[judged] == code, judging[held.codes[judging] != code]
-        if own.sum() >= _FEWEST and len(np.unique(held.codes[others])) > 1:
+        if own.sum() >= FEWEST_STATED and len(np.unique(held.codes[others])) > 1:
             new[name] = rounded(_judged(reference, others, z, key)[own])
-    return {"known": rounded(known), "new": new}
+    of_type = p_by_type(known, held.codes[judged], held.names)
+    return {"known": rounded(known), "of_type": of_type, "new": new}
 
 
 def _judged(reference: Reference, rows: np.ndarray, z: np.ndarray, key: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from concerto_tf._calls import checked
 from concerto_tf._identity import identity_of_file, identity_of_model, identity_of_records
 from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
+from concerto_tf.expected import expected, in_words
 from concerto_tf.jobs import Job
 from concerto_tf.models import load_model
 from concerto_tf.models.classifier import (
@@ -30,7 +31,7 @@ from concerto_tf.models.classifier import (
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
-from concerto_tf.novelty import expected, in_words, rejection_rate, steps_below
+from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
@@ -324,6 +325,8 @@ def _calibrate(
     lost, low, high = rejection_rate(said.get("known_lost", 0.0), n)
     summary["alpha"], summary["rejected"] = ALPHA, round(lost, 4)
     summary["rejected_interval_95"] = [round(low, 4), round(high, 4)]
+    if said:
+        summary["rejected_by_type"] = said["lost_by_type"]
     if "new_caught" in said:
         summary["new_caught"], summary["new_caught_by_type"] = said["new_caught"], said["by_type"]
     if said:

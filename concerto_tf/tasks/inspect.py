@@ -92,10 +92,10 @@ def _cells(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from concerto_tf.expected import expected
     from concerto_tf.models.fingerprint import fingerprint
     from concerto_tf.models.modality import described
     from concerto_tf.models.saving import load_model, model_file, read_config
-    from concerto_tf.novelty import expected
     from concerto_tf.reference.files import FOLDER, load_reference
     from concerto_tf.tasks.annotate import ALPHA
     from concerto_tf.tasks.map import ALPHA as MAPPED_ALPHA

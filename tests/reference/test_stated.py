@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from concerto_tf.novelty import UNKNOWN, expected
+from concerto_tf.expected import expected
+from concerto_tf.novelty import UNKNOWN
 from concerto_tf.reference.cells import Labels, Reference
 from concerto_tf.reference.files import load_reference, save_reference
 from concerto_tf.reference.levels import label_levels
@@ -48,7 +49,11 @@ def test_stated_rates_are_those_of_new_queries(alpha: float) -> None:
     query, kind = make_cells(1500, seed=1)
     lost = seen(make_reference(3000), query, alpha).mean()
     assert abs(rates["known_lost"] - lost) < 0.05, (rates, lost)
-    assert set(rates["by_type"]) == set(NAMES)
+    assert set(rates["by_type"]) == set(rates["lost_by_type"]) == set(NAMES)
+    for code, name in enumerate(NAMES):
+        of_type = seen(make_reference(3000), query, alpha)[kind == code]
+        error = np.sqrt(0.25 / len(of_type) + 0.25 / (1500 * SHARES[code]))
+        assert abs(rates["lost_by_type"][name] - of_type.mean()) < 0.05 + error, (name, rates)
     caught = {}
     for code, name in enumerate(NAMES):
         own = kind == code

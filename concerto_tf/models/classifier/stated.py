@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.expected import FEWEST_STATED, p_by_type, rounded
 from concerto_tf.models.classifier.type_distance import (
     measured_types,
     type_conformity,
@@ -17,12 +18,11 @@ from concerto_tf.novelty import (
     calibrated_on_all,
     mean_together,
     novelty_together,
-    rounded,
     scale_by_type,
 )
 
-#: Parts of the held-out cells; fewest of a type that say anything of it; most cells learned from.
-_PARTS, _FEWEST, MOST_LEARNED = 5, 5, 3_000
+#: Parts of the held-out cells; most cells learned from.
+_PARTS, MOST_LEARNED = 5, 3_000
 
 
 def stated_novelty(
@@ -48,8 +48,9 @@ def stated_novelty(
         seed: Seed of the parts.
 
     Returns:
-        ``known``: p-values of all held-out cells; ``new``: by type, those of its held-out cells
-        were it not known. Types of fewer than five are left out, and all where there are but two.
+        ``known``: p-values of all held-out cells; ``of_type``: those of each type; ``new``: by
+        type, those of its held-out cells were it not known. Types of fewer than five are left out
+        of both, and of the last all where there are but two.
     """
     y, label = held_out
     part = np.random.default_rng(seed).permutation(len(label)) % _PARTS
@@ -58,7 +59,7 @@ def stated_novelty(
     new = {}
     for code in range(len(classes)) if len(classes) > 2 else ():
         own, rest = label == code, learned[1] != code
-        if own.sum() < _FEWEST or len(np.unique(learned[1][rest])) < 2:
+        if own.sum() < FEWEST_STATED or len(np.unique(learned[1][rest])) < 2:
             continue
         others = learned[0][rest], learned[1][rest]
         measure = measured_types([others].copy, len(classes), seed, components)
@@ -72,7 +73,7 @@ def stated_novelty(
         scores = type_conformity(tf.constant(y), tf.constant(log_p), tf.constant(told), *arrays)
         p_value = _p_values(scores.numpy(), told, z, part, own)
         new[classes[code]] = rounded(p_value[own])
-    return {"known": rounded(known), "new": new}
+    return {"known": rounded(known), "of_type": p_by_type(known, label, classes), "new": new}
 
 
 def _p_values(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import as_path, open_hdf5
-from concerto_tf.novelty import UNKNOWN, in_words
+from concerto_tf.expected import in_words
+from concerto_tf.novelty import UNKNOWN
 from concerto_tf.report import Facts, Part, Section, Table, Text
 from concerto_tf.tasks.io.provenance import steps_in, without_places
 from concerto_tf.tasks.io.result import what_was_done
