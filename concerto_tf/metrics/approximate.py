@@ -21,7 +21,7 @@ _CELLS_PER_CENTROID, _ROUNDS = 40, 8
 _DIMENSIONS, _WIDE, _HELD = 2, 8, 0.99
 #: By how much more lists are searched than the time before: twice as many cost too much at the end.
 #: Where that brings less than `_LITTLE` of what is missing, more cells get the second look.
-_STEP, _LITTLE = 1.4, 0.1
+_STEP, _LITTLE, _HALVINGS = 1.4, 0.1, 3
 #: Squared distances closer than this share of a squared length are the same.
 _SAME = 2e-6
 #: Cells that are added at once, and numbers looked at again at once.
@@ -88,6 +88,8 @@ class ApproximateSearch:
         width = d + -d % (2 * _DIMENSIONS) if axes is None else len(axes)
         codes = width // _DIMENSIONS if axes is None else width
         self._lists = faiss.index_factory(width, f"IVF{lists},PQ{codes}x4fs", faiss.METRIC_L2)
+        # Codes of what is left from a list's middle would take a table of distances for each list.
+        self._lists.by_residual = False
         for learned in (self._lists.cp, self._lists.pq.cp):
             learned.niter, learned.min_points_per_centroid = _ROUNDS, 1
             learned.seed = seed % 2**31
@@ -142,16 +144,28 @@ class ApproximateSearch:
         # By their nearness: of cells that are just alike it does not matter which are found.
         same = _SAME * float(np.mean(np.einsum("nd,nd->n", sample, sample)))
         least = self._exact(sample, k)[1][:, -1:] - same
-        lists, wide, before = 8, min(n, _WIDE * k), 0.0
-        while True:
+        lists, wide, before, fewer = 8, min(n, _WIDE * k), 0.0, 1
+
+        def found(lists: int) -> float:
             self._lists.nprobe = min(lists, self._lists.nlist)
-            self.recall = float(np.mean(self._nearest(sample, k, wide)[1] >= least))
+            return float(np.mean(self._nearest(sample, k, wide)[1] >= least))
+
+        while True:
+            self.recall = found(lists)
             every = lists >= self._lists.nlist
             if self.recall >= _RECALL or (every and wide >= n):
                 break
             if every or self.recall - before < _LITTLE * (1 - before):
                 wide = min(n, 2 * wide)
-            lists, before = math.ceil(_STEP * lists), self.recall
+            fewer, lists, before = lists, math.ceil(_STEP * lists), self.recall
+        for _ in range(_HALVINGS):  # the last step may have been longer than it takes
+            between = (fewer + lists) // 2
+            recall = found(between)
+            if recall >= _RECALL:
+                lists, self.recall = between, recall
+            else:
+                fewer = between
+        found(lists)
         _log.info(
             "%d cells: approximate search in %d of %d lists and among the %d best cells, which "
             "finds %.1f%% of the true neighbours",
