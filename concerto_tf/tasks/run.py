@@ -277,14 +277,17 @@ def _finish(
         adata.obs[name] = values
         adata.obs[name] = adata.obs[name].astype("category")
     _log.info("clusters and UMAP")
-    cluster(adata, resolution=asked["resolution"], seed=seed)
-    if "source" in colors:
-        merge_sources(adata, known["source"], asked["merge"], asked["resolution"], seed)
-        z = adata.obsm[KEY]
-    umap(adata, seed=seed)
+    with _timed(job, "cluster"):
+        cluster(adata, resolution=asked["resolution"], seed=seed)
+        if "source" in colors:
+            merge_sources(adata, known["source"], asked["merge"], asked["resolution"], seed)
+            z = adata.obsm[KEY]
+    with _timed(job, "umap"):
+        umap(adata, seed=seed)
     _log.info("markers and support of the clusters")
-    describe(adata, CLUSTER, records, seed)
-    write_markers(adata.uns.get(MARKERS), out / MARKERS_TABLE)
+    with _timed(job, "markers"):
+        describe(adata, CLUSTER, records, seed)
+        write_markers(adata.uns.get(MARKERS), out / MARKERS_TABLE)
     labels = colors.get("label")
     scores: dict[str, float] = {}
     has = np.array([name is not None for name in ([] if labels is None else labels)], bool)
@@ -294,7 +297,7 @@ def _finish(
         _log.warning("%s: fewer than two labels; nothing to score by them", label)
         labels = None
     if labels is not None or "source" in colors:
-        with stage("scores of the embedding"):
+        with stage("scores of the embedding"), _timed(job, "scores"):
             scores = embedding_scores(z, labels, colors.get("source"), seed=seed)
     titles = {"label": label, "source": asked["source_key"] or "input"}
     draw_maps(adata, [*colors, CLUSTER], out, titles, figure_format)
@@ -304,17 +307,18 @@ def _finish(
         training_curve(log, out / FIGURES / f"training.{figure_format}")
     _log.info("writing %s", out / RESULT)
     graph = kept_graph(adata)
-    write_result(
-        inputs,
-        out / RESULT,
-        layer=asked["layer"],
-        names=known["cell"],
-        rows=known["row"],
-        obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
-        obs={key: adata.obs[key] for key in (CLUSTER, SUPPORT)},
-        uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
-        obsp=graph["obsp"],
-    )
+    with _timed(job, "result"):
+        write_result(
+            inputs,
+            out / RESULT,
+            layer=asked["layer"],
+            names=known["cell"],
+            rows=known["row"],
+            obsm={KEY: z, "X_umap": adata.obsm["X_umap"]},
+            obs={key: adata.obs[key] for key in (CLUSTER, SUPPORT)},
+            uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
+            obsp=graph["obsp"],
+        )
     if "source" in colors:
         scores |= variance_lost(out / RESULT, z, colors["source"], seed)
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}

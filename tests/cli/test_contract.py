@@ -98,6 +98,11 @@ COST = [
     "seconds_convert",
     "seconds_train",
     "seconds_embed",
+    "seconds_cluster",
+    "seconds_umap",
+    "seconds_markers",
+    "seconds_scores",
+    "seconds_result",
     "cells_per_second_train",
     "peak_rss_bytes",
 ]

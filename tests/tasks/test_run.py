@@ -101,7 +101,8 @@ def test_metrics_are_numbers_about_these_cells(done: tuple) -> None:
     assert (found["cells"], found["genes"]) == (300, 60)
     assert found["clusters"] >= 2 and found["cells_per_second_train"] > 0
     assert found["peak_rss_bytes"] > 1e8
-    assert {"seconds_convert", "seconds_train", "seconds_embed"} <= set(found)
+    stages = "convert train embed cluster umap markers scores result".split()
+    assert all(found[f"seconds_{stage}"] > 0 for stage in stages)
     scores = {k: v for k, v in found.items() if "ari" in k or "nmi" in k or "f1" in k}
     assert len(scores) >= 3 and all(-1 <= v <= 1 for v in scores.values())
 
