@@ -63,10 +63,12 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_search_and_agreement_are_measured(tmp_path: Path) -> None:
-    rows, _ = scale(tmp_path, "--embeddings", 3000, "--agreement", 1200)
+def test_search_agreement_and_graph_are_measured(tmp_path: Path) -> None:
+    rows, _ = scale(tmp_path, "--embeddings", 3000, "--agreement", 1200, "--graph", 1500)
     search, agreed = rows["search", 3000], rows["agreement", 1200]
     assert search["recall"] > 0.95 and search["labels_alike"] > 0.97
     assert search["microseconds"] > 0 and search["index_bytes"] < 3000 * 128 * 4
+    made = rows["graph", 1500]
+    assert made["clusters"] > 5 and made["umap_bytes"] > 1e7 and made["neighbours_seconds"] > 0
     assert agreed["ari"] >= 0.9 * agreed["ari_of_two_seeds"] and agreed["recall"] > 0.95
     assert [path.name for path in tmp_path.iterdir()] == ["scale.jsonl"]

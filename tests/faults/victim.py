@@ -9,7 +9,8 @@ null, "stderr": what both said}.
 A kill comes right before the n-th time that Python opens, makes, renames or removes something in
 the folder, or after a time, whatever is being done then; after five minutes in any case. A rival is
 another command that is run from beginning to end right there, while the first one stands still. A
-room is how large any file may grow. Root is subject to permissions as anybody else is.
+room is how large any file may grow. What is forced are constants of modules, by module and name.
+Root is subject to permissions as anybody else is.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def answer(
     seconds: float = 300,
     rival: list[str] | None = None,
     room: int | None = None,
+    forced: dict[str, dict[str, int]] | None = None,
 ) -> dict[str, Any]:
     reader, writer = os.pipe()
     heard, said = os.pipe()
@@ -60,6 +62,8 @@ def answer(
         os.close(reader)
         os.dup2(said, 2)
         number = signal.SIGSTOP if rival else signal.SIGKILL
+        for module, constants in (forced or {}).items():
+            vars(import_module(module)).update(constants)
         run(arguments, folder, event, writer, number, room)
     os.close(writer)
     os.close(said)
