@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 #: Labelled cells of a type.
 PER_TYPE = (1, 3, 10, 30, 100)
-#: `finetune` of the default model by its arguments: as it is, and with every label to learn from.
-FINETUNED = {"fine-tuned": {}, "fine-tuned, none held out": {"calibration": 0.0}}
+#: `finetune` of the default model by its arguments: as it is, as in the paper, and with every label
+#: to learn from.
+FINETUNED: dict[str, dict[str, Any]] = {
+    "fine-tuned": {},
+    "networks only": {"networks_only": True},
+    "networks only, none held out": {"networks_only": True, "calibration": 0.0},
+}
 KNN = "kNN on PCA"
 #: Neighbours that vote, at most.
 _NEIGHBOURS = 5
