@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 #: how many nats it costs to weigh a voice by one more or less than a half. Chosen on six sets
 #: (tools/trials).
 _PRIOR, _TRUST = 0.3, 2.0
-#: Cells that are learned from, at most.
-_MOST_CELLS = 10_000
+#: Cells that are learned from, at most, and parts that sources are left out in.
+_MOST_CELLS, _PARTS = 10_000, 5
 
 
 def learn_genes(
@@ -29,8 +29,11 @@ def learn_genes(
     """Teaches the genes the types, and weighs them beside the networks.
 
     A gene that varies little among the cells hardly counts: its prior is narrow in proportion.
-    Standardized alike, thousands of genes of pure noise would count as much as markers do. How far
-    networks and genes are to be trusted, held-out cells tell.
+    Standardized alike, thousands of genes of pure noise would count as much as markers do.
+
+    How far networks and genes are to be trusted, held-out cells tell. Where cells are of several
+    sources, genes are judged by what they have learned from other sources than the cell's: within
+    studies that it knows, logistic regression is better than it will be in the next one.
 
     Args:
         model: The classifier, which notes it.
@@ -40,21 +43,47 @@ def learn_genes(
         held_out: Batches, of which labelled cells were learned by neither voice. Without any, both
             count by half.
     """
-    (y,), label = labelled_cells(model, data, lambda batch: [model.standardized(batch)])
+
+    def seen(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        return model.standardized(batch), Minibatch(batch).source
+
+    (y, source), label = labelled_cells(model, data, seen)
     share = known / np.maximum(np.bincount(label, minlength=len(known)), 1)
     weight = (np.array(model.class_weight) * share)[label]
-    width = model.encoder.deviations
-    kernel, bias = fit_genes(y, label, weight / weight.mean(), width, len(known))
+    weight, width = weight / weight.mean(), model.encoder.deviations
+
+    def fit(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return fit_genes(y[part], label[part], weight[part], width, len(known))
+
+    kernel, bias = fit(np.ones(len(y), bool))
     model.head.genes.kernel.assign(kernel)
     model.head.genes.bias.assign(bias)
 
-    def voices(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    def voices(batch: Batch) -> tuple[tf.Tensor, ...]:
         networks = model.head.of_networks(*model.encoder.represent(batch, training=False))
-        return networks, model.head.of_genes(model.standardized(batch))
+        return networks, *seen(batch)
 
     said, truth = labelled_cells(model, held_out, voices)
-    model.head.voices.assign(weigh(said[0], said[1], truth) if len(truth) else [0.5, 0.5])
+    weights = np.array([0.5, 0.5])
+    if len(truth):
+        networks, asked, of = said
+        genes, judged = asked @ kernel + bias, np.ones(len(truth), bool)
+        for part in source_parts(source):
+            rest, own = ~np.isin(source, part), np.isin(of, part)
+            judged[own] = np.isin(truth[own], label[rest])
+            if len(np.unique(label[rest])) > 1:
+                kernel, bias = fit(rest)
+                genes[own] = asked[own] @ kernel + bias
+        if judged.any():
+            weights = weigh(networks[judged], genes[judged], truth[judged])
+    model.head.voices.assign(weights)
     model.forget_steps()
+
+
+def source_parts(source: np.ndarray) -> list[np.ndarray]:
+    """Sources in up to five parts, each of which is left out in turn; none of a single source."""
+    there = np.unique(source)
+    return np.array_split(there, min(_PARTS, len(there))) if len(there) > 1 else []
 
 
 def chosen_to_learn(codes: np.ndarray, learned: np.ndarray, n_inputs: int, seed: int) -> np.ndarray:
@@ -125,7 +154,7 @@ def weigh(networks: np.ndarray, genes: np.ndarray, label: np.ndarray) -> np.ndar
 
     Args:
         networks: Log-probabilities by the networks [n, C].
-        genes: Those by the genes [n, C].
+        genes: Those by the genes [n, C], up to a constant of each cell.
         label: Types of the cells [n].
 
     Returns:
@@ -146,7 +175,7 @@ def weigh(networks: np.ndarray, genes: np.ndarray, label: np.ndarray) -> np.ndar
     from scipy.special import log_softmax
 
     rows = np.arange(len(label))
-    both = np.stack([networks, genes]).astype(np.float64)
+    both = log_softmax(np.stack([networks, genes]).astype(np.float64), axis=-1)
 
     def cost(voices: np.ndarray) -> float:
         log_p = log_softmax(np.tensordot(voices, both, 1), axis=1)

@@ -13,6 +13,7 @@ from concerto_tf.models.classifier.genes import (
     chosen_to_learn,
     fit_genes,
     labelled_cells,
+    source_parts,
     weigh,
 )
 from concerto_tf.models.dense import DenseModel
@@ -124,6 +125,23 @@ def test_both_voices_are_added_and_kept(
     loaded = load_model(tmp_path / "model.keras").annotate([cells])
     np.testing.assert_array_equal(loaded["probabilities"], found["probabilities"])
     assert model.head.genes.kernel.shape == (y.shape[1], 3)
+
+
+def test_genes_that_carry_over_to_no_other_source_are_not_trusted(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    """Genes that tell the types in one source and mislead in the other, of a blind network."""
+    model = Classifier(make_model(), CLASSES, label_key="type")
+    cells, others = labelled(make_batch, 120, 0), labelled(make_batch, 90, 1)
+    learn_genes(model, [cells], np.array([40, 40, 40]), [others])
+    trusted = np.array(model.head.voices)[1]
+    for batch in (cells, others):  # the other source calls each type by the next one's name
+        batch["label/type"] = (batch["label/type"] + (batch["source"] == 1)) % 3
+    learn_genes(model, [cells], np.array([40, 40, 40]), [others])
+    assert trusted > 0.5 and np.array(model.head.voices)[1] < 0.1 * trusted
+    assert source_parts(np.array([3, 3, 3])) == []
+    parts = source_parts(np.repeat(np.arange(7), 2))
+    assert len(parts) == 5 and sorted(np.concatenate(parts).tolist()) == list(range(7))
 
 
 def test_nothing_of_the_genes_voice_is_trained(make_model: Callable, make_batch: Callable) -> None:
