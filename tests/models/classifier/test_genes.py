@@ -10,6 +10,9 @@ import pytest
 from concerto_tf.models import load_model, save_model
 from concerto_tf.models.classifier import Classifier, learn_genes
 from concerto_tf.models.classifier.genes import (
+    ALIKE,
+    OTHERWISE,
+    Prior,
     chosen_to_learn,
     fit_genes,
     labelled_cells,
@@ -21,8 +24,8 @@ from concerto_tf.models.dense import DenseModel
 pytestmark = pytest.mark.stack
 
 CLASSES = ("B", "NK", "T")
-#: The strength of the prior, written out: the test is to see it change.
-PRIOR = 0.3
+#: The priors, written out: the test is to see them change.
+PRIORS = {ALIKE: (0.3, 1.0), OTHERWISE: (0.01, 0.5)}
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
@@ -31,7 +34,10 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("types", [2, 3])
-def test_fit_is_where_the_gradient_of_the_penalized_likelihood_vanishes(types: int) -> None:
+@pytest.mark.parametrize("prior", list(PRIORS))
+def test_fit_is_where_the_gradient_of_the_penalized_likelihood_vanishes(
+    types: int, prior: Prior
+) -> None:
     """In float64: the sum of w log p, less a Gaussian prior as wide as the gene varies."""
     rng = np.random.default_rng(types)
     label = np.arange(60) % types
@@ -39,11 +45,13 @@ def test_fit_is_where_the_gradient_of_the_penalized_likelihood_vanishes(types: i
     y[:, 4] = 0.25  # a gene that nobody shows
     weight = rng.uniform(0.5, 1.5, 60)
     width = np.array([1.0, 0.2, 2.0, 0.5, 3.0])
-    kernel, bias = (np.float64(x) for x in fit_genes(y, label, weight, width, types))
+    kernel, bias = (np.float64(x) for x in fit_genes(y, label, weight, width, types, prior))
     assert not kernel[4].any()
     error = weight[:, None] * (np.exp(log_softmax(y @ kernel + bias)) - np.eye(types)[label])
+    strength, power = PRIORS[prior]
+    width = width**power
     variance = (y * width).var(0)[:4].mean()
-    of_prior = kernel[:4] * variance / (PRIOR * width[:4, None] ** 2)
+    of_prior = kernel[:4] * variance / (strength * width[:4, None] ** 2)
     if types == 2:  # one column of odds: half of it each way
         of_prior *= 2
     np.testing.assert_allclose(y[:, :4].T @ error + of_prior, 0, atol=0.02)
