@@ -96,10 +96,21 @@ def in_order(
     found = list(by_batch(step, data, measured))
     if not found:
         return {}
-    names = list(found[0][1])
-    whole = {name: np.concatenate([part[name] for _, part in found]) for name in names}
-    order = np.argsort(np.concatenate([rows for rows, _ in found]), kind="stable")
-    return {name: value[order] for name, value in whole.items()}
+    rows = np.concatenate([rows for rows, _ in found])
+    place = np.empty_like(rows)
+    place[np.argsort(rows, kind="stable")] = np.arange(len(rows))
+    whole = {
+        name: np.empty((len(rows), *value.shape[1:]), value.dtype)
+        for name, value in found[0][1].items()
+    }
+    end = len(rows)
+    while found:  # from the last one on, so that what is placed is not held twice
+        own, part = found.pop()
+        begin = end - len(own)
+        for name, value in part.items():
+            whole[name][place[begin:end]] = value
+        end = begin
+    return whole
 
 
 def first_cells(
