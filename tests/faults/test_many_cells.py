@@ -25,10 +25,10 @@ def test_run_of_many_cells_is_killed_and_run_again(
     cells = tmp_path / "cells.h5ad"
     simulate(parameters(cells=CELLS, genes=400, groups=4, batches=3, counts=600), cells)
     folder = tmp_path / "at work"
-    keys = ["--source-key", "batch", "--label-key", "group"]
-    command = ["run", cells, "-o", folder / "run", *keys]
+    command = ["run", cells, "-o", folder / "run", "--source-key", "batch"]
+    whole_time = {"forced": MANY, "seconds": 1800}
     folder.mkdir()
-    undisturbed = victim(*command, folder=folder, forced=MANY)
+    undisturbed = victim(*command, folder=folder, **whole_time)
     assert undisturbed["code"] == 0, undisturbed
     for searched in ("20000", "4000"):  # for the graph, and in the sketch for places on the map
         assert f"{searched} cells: approximate search" in undisturbed["stderr"]
@@ -40,8 +40,8 @@ def test_run_of_many_cells_is_killed_and_run_again(
             when = {"seconds": share * undisturbed["seconds"]}
         else:
             when = {"event": 1 + kill * (undisturbed["events"] - 1) // (KILLS - 1)}
-        assert victim(*command, folder=folder, forced=MANY, **when)["code"] in (-9, 0), when
-        again = victim(*command, folder=folder, forced=MANY)
+        assert victim(*command, folder=folder, **{**whole_time, **when})["code"] in (-9, 0), when
+        again = victim(*command, folder=folder, **whole_time)
         assert again["code"] == 0, (when, again)
         found = content_of(folder / "run")
         assert found == whole, (when, {key for key in whole if found.get(key) != whole[key]})
