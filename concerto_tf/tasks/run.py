@@ -319,15 +319,18 @@ def _finish(
             uns=graph["uns"] | {key: adata.uns[key] for key in TABLES if key in adata.uns},
             obsp=graph["obsp"],
         )
+    found = cluster_scores(adata.obs[CLUSTER], labels)
+    del adata, graph  # of millions of cells it would be held beside what is read for the report
     if "source" in colors:
         scores |= variance_lost(out / RESULT, z, colors["source"], seed)
+    del z, known
     seconds = {f"seconds_{stage}": round(s, 3) for stage, s in job.facts["seconds"].items()}
     metrics = {
         "cells": records.n_cells,
         "genes": records.n_genes,
         **({"cells_lost": sum(records.lost.values())} if records.lost else {}),
         **{key: float(value) for key, value in scores.items()},
-        **cluster_scores(adata.obs[CLUSTER], labels),
+        **found,
         **seconds,
         **rate,
         **_peak_memory(),
