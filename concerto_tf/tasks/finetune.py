@@ -85,9 +85,9 @@ def finetune(
     """Teaches a pre-trained model the cell types of labelled cells; called again, it continues.
 
     Types are weighted by the square root of their rarity. A part of the labelled cells is held
-    out of the training, to calibrate the confidence on; nothing of them is learned. Cells without
-    a label, or called ``unknown``, count as unlabelled. A type with one cell is learned from it
-    and takes no part in the calibration.
+    out of the training, to calibrate the confidence on; nothing of them is learned but how much
+    the genes count beside the networks. Cells without a label, or called ``unknown``, count as
+    unlabelled. A type with one cell is learned from it and takes no part in the calibration.
 
     The folder holds ``model.keras``, ``training.csv``, ``tensorboard/`` and ``training.json``,
     where ``calibration`` says how many cells were held out, how well their types are told, and
@@ -107,7 +107,8 @@ def finetune(
             without principal components, as in the paper's comparison; ``networks_only``.
         networks_only: Tell types by teacher and student alone, as in the paper. By default the
             genes themselves are a voice beside them, by logistic regression; how much each counts
-            is told by the cells held out.
+            is told by the cells held out. For a query that was measured otherwise, `annotate`
+            learns the types anew from the genes all the same, unless ``keep_cells`` is False.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
             model's own (``recipe.finetuning_rate``).
         epochs, batch_size, optimizer, strategy, callbacks, progress: As in `train`.

@@ -53,7 +53,8 @@ def learn_genes(
 
     How far networks and genes are to be trusted, held-out cells tell. Where cells are of several
     sources, genes are judged by what they have learned from other sources than the cell's: within
-    studies that it knows, logistic regression is better than it will be in the next one.
+    studies that it knows, logistic regression is better than it will be in the next one. Networks,
+    which lose less there, are not trained anew for that; so with several sources genes count less.
 
     Args:
         model: The classifier, which notes it.
@@ -73,10 +74,10 @@ def learn_genes(
     weight = (np.array(model.class_weight) * share)[label]
     weight, width = weight / weight.mean(), model.encoder.deviations
 
-    def fit(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fit(part: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         return fit_genes(y[part], label[part], weight[part], width, len(known), prior)
 
-    kernel, bias = fit(np.ones(len(y), bool))
+    kernel, bias = fit(slice(None))
     model.head.genes.kernel.assign(kernel)
     model.head.genes.bias.assign(bias)
 
@@ -91,11 +92,12 @@ def learn_genes(
         genes, judged = asked @ kernel + bias, np.ones(len(truth), bool)
         for part in source_parts(source):
             rest, own = ~np.isin(source, part), np.isin(of, part)
-            judged[own] = np.isin(truth[own], label[rest])
-            if len(np.unique(label[rest])) > 1:
+            others = np.unique(label[rest])
+            judged[own] = np.isin(truth[own], others) & (len(others) > 1)
+            if judged[own].any():
                 kernel, bias = fit(rest)
                 genes[own] = asked[own] @ kernel + bias
-        if judged.any():
+        if len(np.unique(truth[judged])) > 1:
             weights = weigh(networks[judged], genes[judged], truth[judged])
     model.head.voices.assign(weights)
     model.forget_steps()
@@ -155,8 +157,8 @@ def fit_genes(
     """
     from sklearn.linear_model import LogisticRegression
 
-    width = width**prior.power
-    variance = (y * width).var(axis=0)
+    width = (width**prior.power).astype(y.dtype)
+    variance = y.var(axis=0) * np.square(width)
     varies = y.min(axis=0) < y.max(axis=0)  # the variance of equal values may be rounded to more
     # On the mean a gene that varies has variance 1.
     width = np.where(varies, width / np.sqrt(max(variance[varies].mean(), 1e-12)), 0)

@@ -147,6 +147,12 @@ def test_genes_that_carry_over_to_no_other_source_are_not_trusted(
         batch["label/type"] = (batch["label/type"] + (batch["source"] == 1)) % 3
     learn_genes(model, [cells], np.array([40, 40, 40]), [others])
     assert trusted > 0.5 and np.array(model.head.voices)[1] < 0.1 * trusted
+    # One type alone is in both sources: nothing is judged, and both count by half.
+    for batch in (cells, others):
+        batch["label/type"] = np.where(batch["source"] == 1, 2, batch["label/type"])
+    one = {**cells, "label/type": np.where(cells["source"] == 1, 2, cells["label/type"] % 2 * 2)}
+    learn_genes(model, [one], np.array([40, 40, 40]), [others])
+    np.testing.assert_array_equal(np.array(model.head.voices), [0.5, 0.5])
     assert source_parts(np.array([3, 3, 3])) == []
     parts = source_parts(np.repeat(np.arange(7), 2))
     assert len(parts) == 5 and sorted(np.concatenate(parts).tolist()) == list(range(7))
