@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,15 @@ from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
 from concerto_tf.records import Records
+from concerto_tf.records.batch import Batch
+from concerto_tf.records.batch import key as entry_key
 from concerto_tf.tasks.annotate import ALPHA
 from concerto_tf.tasks.embed import encoder_of
 from concerto_tf.tasks.io.agreement import (
     BATCH_CELLS,
     cell_batches,
     check_agreement,
+    check_measured,
     seen_modalities,
 )
 from concerto_tf.tasks.training.arguments import check_arguments
@@ -192,6 +195,8 @@ def finetune(
                 seed=seed,
             )
             fine.balance(np.bincount(codes[(codes >= 0) & ~held_out], minlength=len(classes)))
+            if target is not None:
+                fine.see_target = _measured_as(check_measured(fine.encoder, target))
             fine.compile(optimizer, learning_rate, steps=schedule.steps)
         job.begin()
         with records.naming_damage():
@@ -255,6 +260,15 @@ def _encoder(
     if not end_to_end:
         return given.with_sources(list(dict.fromkeys([*given.sources, *new])))
     return given.untrained(list(dict.fromkeys(new)), seed)
+
+
+def _measured_as(measured: Mapping[str, np.ndarray] | None) -> Callable[[Batch], Batch]:
+    """Adds to minibatches which genes they were measured for: the others are no zeros.
+
+    Not in the data set: replicas would share the genes out among them, as if they were cells.
+    """
+    told = {entry_key(name, "measured"): genes for name, genes in (measured or {}).items()}
+    return lambda batch: {**batch, **told}
 
 
 def _data_from(

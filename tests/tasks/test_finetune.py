@@ -247,6 +247,21 @@ def test_target_of_another_source_is_learned_from(
     assert right(adapted) > right(plain) + 0.02 or right(adapted) > 0.97
 
 
+def test_genes_that_the_target_lacks_are_no_zeros(
+    pretrained: Path, records: Records, tmp_path: Path
+) -> None:
+    panel = make_cells(80, seed=5)[:, 10:].copy()
+    target = convert(panel, tmp_path / "target", like=records)
+    model = finetune(pretrained, records, tmp_path / "m", target=target, **{**OPTIONS, "epochs": 1})
+    told = model.see_target(next(iter(target.dataset(16))))
+    assert told["measured"].tolist() == [False] * 10 + [True] * 30
+    assert set(model.see_target({"genes": 0})) == {"genes", "measured"}
+    whole = finetune(
+        pretrained, records, tmp_path / "w", target=records, **{**OPTIONS, "epochs": 1}
+    )
+    assert whole.see_target({"genes": 0}) == {"genes": 0}
+
+
 @pytest.mark.slow
 def test_two_replicas(pretrained: Path, records: Records, tmp_path: Path) -> None:
     options = {**OPTIONS, "epochs": 1, "strategy": "mirrored"}

@@ -132,6 +132,8 @@ class Classifier(BatchModel):
         self.agreement = keras.metrics.Mean(name="consistency")
         self._annotate_step: Callable[[Batch], dict[str, tf.Tensor]] | None
         self.exemplars: Exemplars | None = None
+        #: Says of target cells what they were measured for, where that is not all; not saved.
+        self.see_target: Callable[[Batch], Batch] = dict
         self.note_known(None, calibration, directions, together, nonconformity)
         self.build()
 
@@ -229,7 +231,7 @@ class Classifier(BatchModel):
             (total,) = sum_over_replicas(tf.reduce_sum(weight))
             loss = tf.math.divide_no_nan(tf.reduce_sum(error), total)
             if target is not None:
-                agreement = self._agreement(*self.logits(target, training=True))
+                agreement = self._agreement(*self.logits(self.see_target(target), training=True))
                 loss += self.consistency * agreement / replica_count()
         apply_gradient_step(self.optimizer, tape, loss, self.learned_variables)
         self.loss_tracker.update_state(loss * replica_count())
