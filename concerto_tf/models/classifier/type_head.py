@@ -37,8 +37,8 @@ class TypeHead(keras.layers.Layer):
     >>> _ = head.genes.kernel.assign([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> _ = head.voices.assign([0.0, 1.0])
     >>> log_p = head(tf.ones([1, 4]), tf.ones([1, 4]), tf.constant([[0.0, 2.0, 0.0]]))
-    >>> tf.exp(log_p).numpy().round(2).tolist()
-    [[0.12, 0.88]]
+    >>> [round(float(p), 2) for p in tf.exp(log_p)[0]]
+    [0.12, 0.88]
 
     Reference:
         Concerto, equation 12, for the two networks.
