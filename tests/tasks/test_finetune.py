@@ -157,9 +157,11 @@ def test_nothing_is_learned_of_the_part_held_out(
     a = finetune(pretrained, records, tmp_path / "a", **options)
     b = finetune(pretrained, other, tmp_path / "b", **options)
     assert a.calibration != b.calibration
-    # What the held-out cells are for: scales of scores, and in how many components types are
-    # compared. The directions of types show that they are measured without them.
-    calibrated = {id(w) for w in (a.score_mean, a.score_width, a.type_axes, a.type_mean)}
+    # What the held-out cells are for: how much genes and networks count, scales of scores, and in
+    # how many components types are compared. The directions of types, and what the genes say, show
+    # that they are measured without them.
+    own = (a.head.voices, a.score_mean, a.score_width, a.type_axes, a.type_mean)
+    calibrated = {id(w) for w in own}
     calibrated |= {id(w) for w in a.weights if "draws" in w.name}
     for x, y in zip(a.weights, b.weights, strict=True):
         if id(x) not in calibrated:
