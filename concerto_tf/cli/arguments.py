@@ -155,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--networks-only",
         action="store_true",
-        help="genes are no voice of their own",
+        help="tell types by the two networks alone, as in the paper",
     )
     real(made, "--calibration", "share of the labelled cells held out to calibrate on (0.2)", 0.2)
     made.add_argument(
