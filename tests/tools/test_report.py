@@ -26,18 +26,22 @@ def test_table_result_and_figure_are_left(tmp_path: Path) -> None:
         "list": (np.arange(2), {1: True}),
         "where": Path("x"),
     }
-    leave(tmp_path / "new" / "folder", table, result, figure)
+    left = leave(tmp_path / "new" / "folder", table, result, figure)
     folder = tmp_path / "new" / "folder"
     assert {p.name for p in folder.iterdir()} == {"table.tsv", "result.json", "figure.png"}
     pd.testing.assert_frame_equal(pd.read_csv(folder / "table.tsv", sep="\t"), table)
-    assert json.loads((folder / "result.json").read_text()) == {
-        "mean": 0.5,
-        "n": 3,
-        "worst": None,
-        "none": None,
-        "list": [[0, 1], {"1": True}],
-        "where": "x",
-    }
+    assert (
+        left
+        == json.loads((folder / "result.json").read_text())
+        == {
+            "mean": 0.5,
+            "n": 3,
+            "worst": None,
+            "none": None,
+            "list": [[0, 1], {"1": True}],
+            "where": "x",
+        }
+    )
     assert (folder / "figure.png").read_bytes()[1:4] == b"PNG"
 
 

@@ -10,7 +10,7 @@ from concerto_tf.errors import InputError
 from protocols.charts import strips
 from protocols.data_sets import of_clusters, prepare_all
 from protocols.embeddings import Variant, check_seeds, check_training, variants
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -82,15 +82,12 @@ def ablation(
             scores.add(chosen, cells, seed, score, training=training, data=name)
     table = scores.table()
     means = table.groupby("method", sort=False)[["ari_kmeans", "ari_leiden"]].mean()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "data": summary(table, ["data", "method"]),
-            "change": {
-                name: (means.loc[f"without {name}"] - means.loc["all"]).to_dict()
-                for name in dict.fromkeys(leave_out)
-            },
-        }
-    )
-    leave(out, table, result, strips(table, "data", SHOWN))
-    return result
+    result = {
+        "seeds": list(seeds),
+        "data": summary(table, ["data", "method"]),
+        "change": {
+            name: (means.loc[f"without {name}"] - means.loc["all"]).to_dict()
+            for name in dict.fromkeys(leave_out)
+        },
+    }
+    return leave(out, table, result, strips(table, "data", SHOWN))

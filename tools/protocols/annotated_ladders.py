@@ -14,7 +14,7 @@ from concerto_tf.tasks.finetune import finetune
 from protocols.annotation import MEASURES, METHODS, annotation
 from protocols.charts import curves
 from protocols.embeddings import check_numbers, check_training
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.robustness import ladders
 from protocols.scores import summary
 
@@ -87,7 +87,6 @@ def annotated_ladders(
                     {"ladder": ladder, "level": f"{level:g}", "method": method, "seed": seed, **own}
                 )
     table = pd.DataFrame(rows)
-    result = plain({"seeds": list(seeds), "ladders": summary(table, ["ladder", "level", "method"])})
+    result = {"seeds": list(seeds), "ladders": summary(table, ["ladder", "level", "method"])}
     shown = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-    leave(out, table, result, curves(table, "level", shown, panel="ladder"))
-    return result
+    return leave(out, table, result, curves(table, "level", shown, panel="ladder"))

@@ -18,7 +18,7 @@ from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.labels import known_labels
 from protocols.baselines import cells_of, log_normalized
 from protocols.embeddings import check_training
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,20 +133,17 @@ def annotation(
     table = pd.DataFrame(rows)
     means = table.groupby(["data", "method"], sort=False)[[*MEASURES, "seconds"]].mean()
     overall = means.groupby("method", sort=False)[list(MEASURES)].mean()
-    result = plain(
-        {
-            "folds": folds,
-            "seeds": list(seeds),
-            "left_out": left_out,
-            "data": {
-                name: {method: row.to_dict() for (_, method), row in part.iterrows()}
-                for name, part in means.groupby("data", sort=False)
-            },
-            "mean": {method: row.to_dict() for method, row in overall.iterrows()},
-        }
-    )
-    leave(out, table, result, _figure_of(result))
-    return result
+    result = {
+        "folds": folds,
+        "seeds": list(seeds),
+        "left_out": left_out,
+        "data": {
+            name: {method: row.to_dict() for (_, method), row in part.iterrows()}
+            for name, part in means.groupby("data", sort=False)
+        },
+        "mean": {method: row.to_dict() for method, row in overall.iterrows()},
+    }
+    return leave(out, table, result, _figure_of(result))
 
 
 def _validate(

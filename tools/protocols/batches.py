@@ -14,7 +14,7 @@ from protocols.batch_scores import batch_scores
 from protocols.charts import strips
 from protocols.data_sets import labels_of, only_known, prepare_all
 from protocols.embeddings import COMPARED, checked_variants
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ def batches(
             score = only_known(_score, *columns, seed=seed)
             scores.add(chosen, cells, seed, score, training=training, data=name)
     table = scores.table()
-    result = plain({"seeds": list(seeds), "data": summary(table, ["data", "method"])})
-    leave(out, table, result, strips(table, "data", SHOWN))
-    return result
+    result = {"seeds": list(seeds), "data": summary(table, ["data", "method"])}
+    return leave(out, table, result, strips(table, "data", SHOWN))
 
 
 def _score(

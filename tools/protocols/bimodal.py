@@ -21,7 +21,7 @@ from protocols.embeddings import check_numbers, check_seeds, check_training
 from protocols.imputation import log_values
 from protocols.mapping import labelled
 from protocols.rejection import put_aside
-from protocols.report import check_folder, dots, leave, plain
+from protocols.report import check_folder, dots, leave
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,19 +92,16 @@ def bimodal(
             rows.append({"modalities": chosen, "method": method, "seed": seed, **found})
     table = pd.DataFrame(rows)
     means = table.groupby(["modalities", "method"], sort=False)[list(MEASURES)].mean()
-    result = plain(
-        {
-            "cells": min(whole.n_obs, most_cells),
-            "seeds": list(seeds),
-            "mean": {
-                name: part.droplevel(0).to_dict("index")
-                for name, part in means.groupby("modalities", sort=False)
-            },
-        }
-    )
+    result = {
+        "cells": min(whole.n_obs, most_cells),
+        "seeds": list(seeds),
+        "mean": {
+            name: part.droplevel(0).to_dict("index")
+            for name, part in means.groupby("modalities", sort=False)
+        },
+    }
     named = table.assign(choice=table["method"] + ", " + table["modalities"])
-    leave(out, table, result, dots(named, "choice", {"types told": MEASURES}))
-    return result
+    return leave(out, table, result, dots(named, "choice", {"types told": MEASURES}))
 
 
 def _told(

@@ -10,7 +10,7 @@ from protocols.charts import strips
 from protocols.data_sets import labels_of, of_clusters, prepare_all
 from protocols.embeddings import COMPARED, checked_variants
 from protocols.printed import printed
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -86,19 +86,16 @@ def clustering(
             scores.add(chosen, cells, seed, score, training=training, data=name)
     table = scores.table()
     means = table.groupby(["data", "method"], sort=False).mean(numeric_only=True).reset_index()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "data": summary(table, ["data", "method"]),
-            "mean": summary(means, ["method"], over=["seed", "data"]),
-            "printed": {name: found for name, found in in_papers.items() if found},
-        }
-    )
+    result = {
+        "seeds": list(seeds),
+        "data": summary(table, ["data", "method"]),
+        "mean": summary(means, ["method"], over=["seed", "data"]),
+        "printed": {name: found for name, found in in_papers.items() if found},
+    }
     beside = [
         (name, method, score, value)
         for name, found in in_papers.items()
         for method, values in found.get("scores", {}).items()
         for score, value in values.items()
     ]
-    leave(out, table, result, strips(table, "data", SHOWN, beside=beside))
-    return result
+    return leave(out, table, result, strips(table, "data", SHOWN, beside=beside))

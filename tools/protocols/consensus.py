@@ -17,7 +17,7 @@ from concerto_tf.numerics.unit_rows import unit_rows
 from protocols.charts import strips
 from protocols.data_sets import labels_of, prepare_all
 from protocols.embeddings import Variant, check_numbers, check_seeds, check_training, embed_by
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import summary
 
 if TYPE_CHECKING:
@@ -98,15 +98,12 @@ def consensus(
                 row |= {key: np.mean([of[key] for of in found]) for key in ("ari", "nmi")}
                 rows.append({**row, "clusters": np.mean([len(np.unique(c)) for c in clusters])})
     table = pd.DataFrame(rows)
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "data": summary(table, ["data", "method"]),
-            "mean": summary(table, ["method"], over=["seed", "data"]),
-        }
-    )
-    leave(out, table, result, strips(table, "data", SHOWN))
-    return result
+    result = {
+        "seeds": list(seeds),
+        "data": summary(table, ["data", "method"]),
+        "mean": summary(table, ["method"], over=["seed", "data"]),
+    }
+    return leave(out, table, result, strips(table, "data", SHOWN))
 
 
 def _ways(embedded: Sequence[np.ndarray], runs: int, seed: int) -> dict[str, list[np.ndarray]]:

@@ -15,7 +15,7 @@ from protocols.baselines import cells_of
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare, prepare_all
 from protocols.embeddings import COMPARED, check_numbers, checked_variants
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -105,21 +105,17 @@ def dropout(
                     rate=rate,
                 )
     table = scores.table()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "rates": list(rates),
-            **{
-                key: {
-                    name: {f"{r:g}": np.mean(v) for r, v in by.items()} for name, by in of.items()
-                }
-                for key, of in counts.items()
-            },
-            "data": summary(
-                table.assign(rate=[f"{r:g}" for r in table["rate"]]), ["data", "rate", "method"]
-            ),
-        }
-    )
+    result = {
+        "seeds": list(seeds),
+        "rates": list(rates),
+        **{
+            key: {name: {f"{r:g}": np.mean(v) for r, v in by.items()} for name, by in of.items()}
+            for key, of in counts.items()
+        },
+        "data": summary(
+            table.assign(rate=[f"{r:g}" for r in table["rate"]]), ["data", "rate", "method"]
+        ),
+    }
     figure = curves(
         table.sort_values("rate", kind="stable"),
         "rate",
@@ -127,8 +123,7 @@ def dropout(
         panel="data",
         label="share of nonzero entries masked",
     )
-    leave(out, table, result, figure)
-    return result
+    return leave(out, table, result, figure)
 
 
 def mask_entries(values: csr_matrix, rate: float, seed: int = 0) -> csr_matrix:

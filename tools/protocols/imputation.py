@@ -90,8 +90,7 @@ def imputation(
         "mean": {name: table[name].mean() for name in methods},
         "features": table.groupby("feature", sort=False)[methods].mean().T.to_dict(),
     }
-    leave(out, table, result, new_figure(table))
-    return result
+    return leave(out, table, result, new_figure(table))
 
 
 def _compare(

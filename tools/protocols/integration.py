@@ -11,7 +11,7 @@ from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
 from protocols.data_sets import labels_of
 from protocols.embeddings import checked_variants, embed_by
-from protocols.report import check_folder, dots, leave, plain
+from protocols.report import check_folder, dots, leave
 
 METHODS = ("concerto", "harmony", "pca")
 #: Metrics of kept cell types and of mixed sources, in the order they are drawn in.
@@ -86,14 +86,11 @@ def integration(
             rows.append({"method": variant.name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_method = table.drop(columns="seed").groupby("method", sort=False)
-    result = plain(
-        {
-            "sources": sizes,
-            "seeds": list(seeds),
-            "mean": of_method.mean().T.to_dict(),
-            "standard_deviation": of_method.std(ddof=0).T.to_dict(),
-        }
-    )
+    result = {
+        "sources": sizes,
+        "seeds": list(seeds),
+        "mean": of_method.mean().T.to_dict(),
+        "standard_deviation": of_method.std(ddof=0).T.to_dict(),
+    }
     panels = {"cell types kept": OF_LABELS, "sources mixed": OF_SOURCES}
-    leave(out, table, result, dots(table, "method", panels))
-    return result
+    return leave(out, table, result, dots(table, "method", panels))

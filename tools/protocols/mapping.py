@@ -106,8 +106,7 @@ def mapping(
         "seeds": list(seeds),
         "means": means.reset_index().astype({"absent": object}).to_dict("records"),
     }
-    leave(out, table, result, new_figure(scores))
-    return result
+    return leave(out, table, result, new_figure(scores))
 
 
 def score(truth: np.ndarray, known: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
@@ -213,16 +212,13 @@ def _split(
     seed: int,
 ) -> tuple[AnnData, dict[str, AnnData]]:
     """The reference, and the queries by name; all with a label."""
-    whole = labelled(cells, label_key)
+    whole = labelled(cells, label_key, source_key)
     if query is not None:
         return whole, {"query": labelled(query, label_key)}
     if source_key is None:
         first = np.zeros(whole.n_obs, bool)
         first[np.random.default_rng(seed).permutation(whole.n_obs)[: whole.n_obs // 2]] = True
         return whole[first].copy(), {"other half": whole[~first].copy()}
-    if source_key not in whole.obs:
-        known = ", ".join(str(name) for name in whole.obs)
-        raise InputError(f"no column {source_key!r} in obs (there are: {known}); name one of these")
     source = whole.obs[source_key].astype(str).to_numpy()
     names = list(dict.fromkeys(source))
     for name in (*reference_sources, *query_sources):
@@ -238,12 +234,13 @@ def _split(
     )
 
 
-def labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
+def labelled(cells: str | Path | AnnData, label_key: str, source_key: str | None = None) -> AnnData:
     """Cells in memory, without those that have no label.
 
     Args:
         cells: An `.h5ad`, or an AnnData.
         label_key: Column of obs with the labels.
+        source_key: A column that must be there, too.
 
     Raises:
         InputError: There is no such column.
@@ -251,9 +248,10 @@ def labelled(cells: str | Path | AnnData, label_key: str) -> AnnData:
     from concerto_tf.tasks.io.embedded import open_embedded
 
     adata = open_embedded(cells, backed=False) if isinstance(cells, str | Path) else cells
-    if label_key not in adata.obs:
-        known = ", ".join(str(name) for name in adata.obs) or "none"
-        raise InputError(f"no column {label_key!r} in obs (there are: {known}); name one of these")
+    for key in (label_key, source_key):
+        if key is not None and key not in adata.obs:
+            known = ", ".join(str(name) for name in adata.obs) or "none"
+            raise InputError(f"no column {key!r} in obs (there are: {known}); name one of these")
     return adata[adata.obs[label_key].notna().to_numpy()].copy()
 
 

@@ -13,7 +13,7 @@ from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
 from protocols.data_sets import labels_of
 from protocols.embeddings import check_training
-from protocols.report import check_folder, dots, leave, plain
+from protocols.report import check_folder, dots, leave
 
 #: Scores of an embedding, in the order they are drawn in.
 SCORES = ("ari_kmeans", "ari_leiden", "nmi_leiden", "asw_label", "knn_accuracy", "knn_macro_f1")
@@ -84,13 +84,10 @@ def modalities(
             rows.append({"modalities": name, "seed": seed, **scores})
     table = pd.DataFrame(rows)
     of_choice = table.drop(columns="seed").groupby("modalities", sort=False)
-    result = plain(
-        {
-            "cells": records.n_cells,
-            "seeds": list(seeds),
-            "mean": of_choice.mean().T.to_dict(),
-            "standard_deviation": of_choice.std(ddof=0).T.to_dict(),
-        }
-    )
-    leave(out, table, result, dots(table, "modalities", {"cell types kept": SCORES}))
-    return result
+    result = {
+        "cells": records.n_cells,
+        "seeds": list(seeds),
+        "mean": of_choice.mean().T.to_dict(),
+        "standard_deviation": of_choice.std(ddof=0).T.to_dict(),
+    }
+    return leave(out, table, result, dots(table, "modalities", {"cell types kept": SCORES}))

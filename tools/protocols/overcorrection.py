@@ -15,7 +15,7 @@ from concerto_tf.records import convert
 from protocols.baselines import cells_of
 from protocols.embeddings import checked_variants, embed_by
 from protocols.integration import METHODS
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,9 +126,7 @@ def overcorrection(
         means = own.filter(regex="_(before|after)$").mean().to_dict()
         counts = {key: int(own[key].sum()) for key in ("fell", "merged")}
         result["methods"][method] = {**means, **counts, "cases": len(own)}
-    result = plain(result)
-    leave(out, table, result, _figure_of(table))
-    return result
+    return leave(out, table, result, _figure_of(table))
 
 
 def judge(z: np.ndarray, labels: Any, name: str, seed: int = 0) -> dict[str, float]:

@@ -17,7 +17,7 @@ from protocols.charts import strips
 from protocols.data_sets import labels_of, prepare
 from protocols.embeddings import COMPARED, checked_variants
 from protocols.order_scores import order_scores
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -111,16 +111,13 @@ def pseudotime(
     for seed in seeds:
         scores.add(chosen, records, seed, partial(score, seed=seed), training=training)
     table = scores.table()
-    result = plain(
-        {
-            "root": root,
-            "from_root": types,
-            "seeds": list(seeds),
-            "methods": summary(table, ["method"]),
-        }
-    )
-    leave(out, table, result, strips(table.assign(data=label_key), "data", SHOWN))
-    return result
+    result = {
+        "root": root,
+        "from_root": types,
+        "seeds": list(seeds),
+        "methods": summary(table, ["method"]),
+    }
+    return leave(out, table, result, strips(table.assign(data=label_key), "data", SHOWN))
 
 
 def _score(

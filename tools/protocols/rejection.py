@@ -17,7 +17,7 @@ from concerto_tf.tasks.train import train
 from concerto_tf.tasks.training.labels import known_labels
 from protocols.baselines import cells_of
 from protocols.embeddings import check_training
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,16 +133,13 @@ def rejection(
                 curves.setdefault(name, []).append((p_value[~unseen], p_value[unseen]))
     table = pd.DataFrame(rows)
     means = table.groupby("unseen", sort=False)[list(_SHOWN)].mean()
-    result = plain(
-        {
-            "alpha": alpha,
-            "seeds": list(seeds),
-            "unseen": {name: row.to_dict() for name, row in means.iterrows()},
-            "mean": means.mean().to_dict(),
-        }
-    )
-    leave(out, table, result, _figure_of(curves, result, alpha))
-    return result
+    result = {
+        "alpha": alpha,
+        "seeds": list(seeds),
+        "unseen": {name: row.to_dict() for name, row in means.iterrows()},
+        "mean": means.mean().to_dict(),
+    }
+    return leave(out, table, result, _figure_of(curves, result, alpha))
 
 
 def put_aside(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

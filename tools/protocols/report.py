@@ -44,7 +44,7 @@ def check_folder(out: str | Path) -> Path:
 
 def leave(
     out: str | Path, table: pd.DataFrame, result: dict[str, Any], figure: Figure | None = None
-) -> None:
+) -> dict[str, Any]:
     """Writes ``table.tsv``, ``figure.png`` and, last, ``result.json``, each whole or not at all.
 
     Args:
@@ -54,6 +54,9 @@ def leave(
             finite as null.
         figure: The figure; ``None`` leaves none.
 
+    Returns:
+        The result as ``result.json`` holds it.
+
     Raises:
         InputError: The folder cannot be made.
 
@@ -61,7 +64,8 @@ def leave(
 
     >>> import pandas as pd, tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> leave(folder, pd.DataFrame({"method": ["pca"], "ari": [0.7]}), {"best": "pca"})
+    >>> leave(folder, pd.DataFrame({"method": ["pca"], "ari": [0.7]}), {"best": np.float64(0.7)})
+    {'best': 0.7}
     >>> sorted(entry.name for entry in folder.iterdir())
     ['result.json', 'table.tsv']
     """
@@ -70,7 +74,9 @@ def leave(
         table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
     if figure is not None:
         save_figure(figure, out / "figure.png")
-    write_json(out / "result.json", plain(result))
+    result = plain(result)
+    write_json(out / "result.json", result)
+    return result
 
 
 def plain(value: Any) -> Any:

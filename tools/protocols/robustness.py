@@ -16,7 +16,7 @@ from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare, prepare_all
 from protocols.embeddings import Variant, check_numbers, checked_variants
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 if TYPE_CHECKING:
@@ -142,14 +142,11 @@ def robustness(
                 score = of_clusters(records, label_key, seed)
                 add(own, records, seed, score, ladder=f"hvg, {name}", level=level)
     table = scores.table()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "ladders": summary(table, ["ladder", "level", "method"]),
-        }
-    )
-    leave(out, table, result, curves(table, "level", SHOWN, panel="ladder"))
-    return result
+    result = {
+        "seeds": list(seeds),
+        "ladders": summary(table, ["ladder", "level", "method"]),
+    }
+    return leave(out, table, result, curves(table, "level", SHOWN, panel="ladder"))
 
 
 def _levels(records: Records, hvgs: Sequence[int]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from concerto_tf.tasks.explanation.contributions import by_rank, group_contribut
 from concerto_tf.tasks.train import train
 from protocols.baselines import cells_of, log_normalized
 from protocols.embeddings import check_training
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,9 +138,8 @@ def signatures(
             f"the models look at none of the markers ({', '.join(wanted['gene'][:3])}, ...); train "
             "with --genes all"
         )
-    result = plain(_summary(table, columns))
-    leave(out, table, result, _figure_of(result))
-    return result
+    result = _summary(table, columns)
+    return leave(out, table, result, _figure_of(result))
 
 
 def read_markers(

@@ -14,7 +14,7 @@ from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols.charts import curves
 from protocols.data_sets import of_clusters, prepare
 from protocols.embeddings import COMPARED, check_numbers, checked_variants
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import Scores, summary
 
 DESIGNS = ("balanced", "unbalanced")
@@ -120,19 +120,18 @@ def simulations(
                 dropout_mid=mid,
             )
     table = scores.table()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "zeros": {mid: np.mean(shares) for mid, shares in zeros.items()},
-            "designs": summary(table, ["design", "clusters", "dropout_mid", "method"]),
-            "mean": summary(table, ["design", "method"], over=["seed", "clusters", "dropout_mid"]),
-        }
-    )
+    result = {
+        "seeds": list(seeds),
+        "zeros": {mid: np.mean(shares) for mid, shares in zeros.items()},
+        "designs": summary(table, ["design", "clusters", "dropout_mid", "method"]),
+        "mean": summary(table, ["design", "method"], over=["seed", "clusters", "dropout_mid"]),
+    }
     panels = table.assign(
         panel=table["design"] + ", mid " + table["dropout_mid"].map("{:g}".format)
     )
-    leave(out, table, result, curves(panels, "clusters", SHOWN, panel="panel", label="clusters"))
-    return result
+    return leave(
+        out, table, result, curves(panels, "clusters", SHOWN, panel="panel", label="clusters")
+    )
 
 
 def splat(

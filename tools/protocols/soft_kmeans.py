@@ -18,7 +18,7 @@ from concerto_tf.tasks.train import train
 from protocols.charts import strips
 from protocols.data_sets import labels_of, prepare_all
 from protocols.embeddings import Variant, check_numbers, check_seeds, check_training
-from protocols.report import check_folder, leave, plain
+from protocols.report import check_folder, leave
 from protocols.scores import summary
 
 if TYPE_CHECKING:
@@ -97,15 +97,12 @@ def soft_kmeans(
                 row = {"data": name, "method": way, "seed": seed}
                 rows.append({**row, "ari": of["ari"], "nmi": of["nmi"]})
     table = pd.DataFrame(rows)
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "data": summary(table, ["data", "method"]),
-            "mean": summary(table, ["method"], over=["seed", "data"]),
-        }
-    )
-    leave(out, table, result, strips(table, "data", SHOWN))
-    return result
+    result = {
+        "seeds": list(seeds),
+        "data": summary(table, ["data", "method"]),
+        "mean": summary(table, ["method"], over=["seed", "data"]),
+    }
+    return leave(out, table, result, strips(table, "data", SHOWN))
 
 
 def _clusters(z: np.ndarray, algorithm: str, k: int, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from protocols.delivered_peers import labels_by
 from protocols.embeddings import check_seeds, check_training
 from protocols.mapping import labelled
 from protocols.quality_cells import LABEL
-from protocols.report import check_folder, dots, leave, plain
+from protocols.report import check_folder, dots, leave
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,19 +108,16 @@ def transfer(
     table = pd.DataFrame(rows)
     columns = [name for name in MEASURES if table[name].notna().any()]
     means = table.groupby(["transfer", "method"], sort=False)[columns].mean()
-    result = plain(
-        {
-            "seeds": list(seeds),
-            "transfers": {
-                name: part.droplevel(0).to_dict("index")
-                for name, part in means.groupby("transfer", sort=False)
-            },
-            "mean": means.groupby("method", sort=False).mean().to_dict("index"),
-        }
-    )
+    result = {
+        "seeds": list(seeds),
+        "transfers": {
+            name: part.droplevel(0).to_dict("index")
+            for name, part in means.groupby("transfer", sort=False)
+        },
+        "mean": means.groupby("method", sort=False).mean().to_dict("index"),
+    }
     shown = {"types the reference has": MEASURES[:3], "others": MEASURES[3:]}
-    leave(out, table, result, dots(table.dropna(axis=1, how="all"), "method", shown))
-    return result
+    return leave(out, table, result, dots(table.dropna(axis=1, how="all"), "method", shown))
 
 
 def _sides(
@@ -151,9 +148,7 @@ def _named(cells: str | Path | AnnData, label_key: str, source_key: str | None) 
     """Labelled cells with nothing but counts, ``label`` and ``source``."""
     from anndata import AnnData
 
-    held = labelled(cells, label_key)
-    if source_key is not None and source_key not in held.obs:
-        raise InputError(f"no column {source_key!r} in obs; name one that is there")
+    held = labelled(cells, label_key, source_key)
     obs = held.obs[[label_key]].set_axis([LABEL], axis=1).astype(str)
     obs["source"] = "all" if source_key is None else held.obs[source_key].astype(str)
     return AnnData(held.X, obs, held.var[[]])
