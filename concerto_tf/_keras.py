@@ -54,6 +54,16 @@ def state_weight(
     )
 
 
+def layers_within(layer: Any, recursive: bool = False) -> list[Any]:
+    """The layers directly within a layer, or with ``recursive`` also those within these.
+
+    Both Keras walk them by a method that neither calls public; metrics, which have no layers,
+    lack it.
+    """
+    walk = getattr(layer, "_flatten_layers", None)
+    return list(walk(include_self=False, recursive=recursive)) if walk else []
+
+
 def compute_dtype(layer: Any) -> tf.DType:
     """The dtype a layer computes in under its precision policy."""
     return tf.as_dtype(layer.compute_dtype)

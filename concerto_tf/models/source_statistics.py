@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf._keras import layers_within
 from concerto_tf.layers import SourceBatchNormalization
 from concerto_tf.records.batch import Batch, Minibatch
 
@@ -19,7 +20,7 @@ _BATCHES = 128
 
 def _source_layers(model: Any) -> list[SourceBatchNormalization]:
     """The source-aware layers of a model, in the order in which it was built."""
-    layers = model._flatten_layers(include_self=False, recursive=True)
+    layers = layers_within(model, recursive=True)
     return [layer for layer in layers if isinstance(layer, SourceBatchNormalization)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf._keras import layers_within
 from concerto_tf.models.batch_model import BatchModel
 from concerto_tf.models.objects import is_automatic
 
@@ -99,9 +100,7 @@ def _layer_names(model: Any, chosen_by_keras: bool) -> list[str]:
 
 def _sublayers(layer: Any) -> list[Any]:
     """The layers directly within a layer that have weights."""
-    find = getattr(layer, "_flatten_layers", None)  # metrics have none
-    found = find(include_self=False, recursive=False) if find else ()
-    return [layer for layer in found if layer.weights]
+    return [inner for inner in layers_within(layer) if inner.weights]
 
 
 def _name_of(weight: Any) -> str:
