@@ -154,7 +154,7 @@ def draw_training(history: History, new: Callable[..., Drawn] = new_figure) -> F
     Raises:
         InputError: No such file, nothing in it that can be drawn, or lengths that differ.
     """
-    columns = _columns(history)
+    columns = history_columns(history)
     drawn = [c for c in _CURVES if c[0] in columns]
     if not drawn:
         known = ", ".join(columns) or "none"
@@ -193,8 +193,15 @@ def draw_training(history: History, new: Callable[..., Drawn] = new_figure) -> F
     return figure
 
 
-def _columns(history: History) -> dict[str, np.ndarray]:
-    """A history as float columns; what is not a number becomes NaN."""
+def history_columns(history: History) -> dict[str, np.ndarray]:
+    """A training's history as float columns; what is not a number becomes NaN.
+
+    Args:
+        history: As for `training_curve`.
+
+    Raises:
+        InputError: No such file.
+    """
     if isinstance(history, Mapping):
         return {k: np.array([_number(x) for x in v]) for k, v in history.items()}
     try:

@@ -17,11 +17,12 @@ from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.relearn import tell
 from concerto_tf.tasks.train import train
 from protocols.annotation import genes_of, scores
+from protocols.charts import dots
 from protocols.embeddings import check_numbers, check_seeds, check_training
 from protocols.imputation import log_values
 from protocols.mapping import labelled
 from protocols.rejection import put_aside
-from protocols.report import check_folder, dots, leave
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,4 +1,4 @@
-"""The two figures of comparisons: scores by choice, and scores along a ladder of levels."""
+"""The figures of comparisons: scores by choice, or by data set, or along a ladder of levels."""
 
 from __future__ import annotations
 
@@ -46,18 +46,9 @@ def strips(
         for i, choice in enumerate(choices):
             color = PALETTE[i % len(PALETTE)]
             for at, place in enumerate(places):
-                own = table.loc[(table[by] == choice) & (table[x] == place), name].dropna()
+                own = table.loc[(table[by] == choice) & (table[x] == place), name]
                 where = at + step * (i - (len(choices) - 1) / 2)
-                ax.plot([where] * len(own), own, "o", color=color, ms=3.5, alpha=0.6, mew=0)
-                ax.plot(
-                    where,
-                    own.mean() if len(own) else float("nan"),
-                    "_",
-                    color=color,
-                    ms=9,
-                    mew=2.2,
-                    label=str(choice) if at == 0 else None,
-                )
+                _spread(ax, where, own, color, str(choice) if at == 0 else None)
                 for value in (v for *what, v in beside if what == [place, choice, name]):
                     ax.plot(where, value, "D", color=color, ms=4.5, mfc="none")
         ax.set_xticks(
@@ -72,21 +63,55 @@ def strips(
     return figure
 
 
+def dots(table: pd.DataFrame, by: str, panels: Mapping[str, Sequence[str]]) -> Figure:
+    """One panel for each group of scores: a dot for each measurement and a bar at the mean.
+
+    Args:
+        table: One row per measurement.
+        by: Column that is told apart by color.
+        panels: Title to columns of scores, which stand side by side; those that the table lacks
+            are left out.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    shown = {title: [name for name in names if name in table] for title, names in panels.items()}
+    shown = {title: names for title, names in shown.items() if names}
+    figure = Figure((1.5 + 0.95 * sum(map(len, shown.values())), 3.2), layout="constrained")
+    axes = figure.subplots(
+        1, len(shown), sharey=True, squeeze=False, width_ratios=[len(n) for n in shown.values()]
+    )[0]
+    choices = list(dict.fromkeys(table[by]))
+    step = min(0.22, 0.8 / len(choices))
+    for ax, (title, names) in zip(axes, shown.items(), strict=True):
+        for i, choice in enumerate(choices):
+            color = PALETTE[i % len(PALETTE)]
+            for at, name in enumerate(names):
+                where = at + step * (i - (len(choices) - 1) / 2)
+                own = table.loc[table[by] == choice, name]
+                _spread(ax, where, own, color, str(choice) if at == 0 else None)
+        ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
+        _dress(ax, title)
+    axes[0].set_ylabel("score (higher is better)", fontsize=8)
+    _legend(figure, axes[0])
+    return figure
+
+
 def curves(
     table: pd.DataFrame,
     x: str,
     scores: Mapping[str, str],
-    by: str = "method",
     panel: str | None = None,
     label: str = "",
 ) -> Figure:
-    """Scores along levels, a line through the means with a dot for each measurement.
+    """Scores of methods along levels: a line through the means, a dot for each measurement.
 
     Args:
         table: One row per measurement.
         x: Column with the levels, in the order they come; drawn at equal distances.
         scores: Column of a score to its title.
-        by: Column that is told apart by color.
         panel: Column with a panel, for each score, for each of its values.
         label: What the levels are.
 
@@ -102,12 +127,12 @@ def curves(
         for value, part in parts
         if name in part and part[name].notna().any()
     ]
-    choices = list(dict.fromkeys(table[by]))
+    choices = list(dict.fromkeys(table["method"]))
     figure, axes = _panels(len(shown), 3.6, len(parts) if len(parts) <= _COLUMNS else None)
     for ax, (name, title, part) in zip(axes, shown, strict=False):
         levels = list(dict.fromkeys(part[x]))
         for i, choice in enumerate(choices):
-            own = part[part[by] == choice]
+            own = part[part["method"] == choice]
             color = PALETTE[i % len(PALETTE)]
             at = [levels.index(level) for level in own[x]]
             ax.plot(at, own[name], "o", color=color, ms=3.5, alpha=0.5, mew=0)
@@ -137,6 +162,12 @@ def _panels(number: int, width: float, columns: int | None = None) -> tuple[Figu
     for ax in axes[number:]:
         ax.set_axis_off()
     return figure, axes
+
+
+def _spread(ax: Axes, where: float, values: pd.Series, color: str, label: str | None) -> None:
+    """A dot for each of some measurements, and a bar at their mean."""
+    ax.plot([where] * len(values), values, "o", color=color, ms=3.5, alpha=0.6, mew=0)
+    ax.plot(where, values.mean(), "_", color=color, ms=9, mew=2.2, label=label)
 
 
 def _dress(ax: Axes, title: str) -> None:

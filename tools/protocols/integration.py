@@ -9,9 +9,10 @@ from typing import Any
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
+from protocols.charts import dots
 from protocols.data_sets import labels_of
 from protocols.embeddings import checked_variants, embed_by
-from protocols.report import check_folder, dots, leave
+from protocols.report import check_folder, leave
 
 METHODS = ("concerto", "harmony", "pca")
 #: Metrics of kept cell types and of mixed sources, in the order they are drawn in.

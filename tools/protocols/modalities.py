@@ -11,9 +11,10 @@ from concerto_tf.metrics import embedding_scores
 from concerto_tf.records import convert
 from concerto_tf.tasks.embed import embed_records
 from concerto_tf.tasks.train import train
+from protocols.charts import dots
 from protocols.data_sets import labels_of
 from protocols.embeddings import check_training
-from protocols.report import check_folder, dots, leave
+from protocols.report import check_folder, leave
 
 #: Scores of an embedding, in the order they are drawn in.
 SCORES = ("ari_kmeans", "ari_leiden", "nmi_leiden", "asw_label", "knn_accuracy", "knn_macro_f1")

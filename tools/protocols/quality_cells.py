@@ -19,75 +19,40 @@ if TYPE_CHECKING:
 
 SIMULATED_PREFIX = "sim:"
 LABEL, SOURCE = "label", "source"
+
+
+def _simulation(seed: int, n_cells: int = 3000, **options: Any) -> SplatParams:
+    options = {"de_scale": 0.5, **options}
+    return SplatParams.droplet(n_cells=n_cells, n_genes=8000, seed=seed, **options)
+
+
+_BATCHES = _simulation(
+    3,
+    group_sizes=(4, 3, 2, 2, 1, 1),
+    de_prob=0.14,
+    batch_sizes=(2, 1, 1),
+    batch_loc=0.1,
+    batch_scale=0.15,
+)
 #: The simulated sets, as `SplatParams` that are drawn once. `rare` is drawn with more cells than it
 #: keeps, see `RARE_CELLS`. Of `lacking` each batch is without two of the groups.
 SIMULATED: Mapping[str, SplatParams] = MappingProxyType(
     {
-        "unbalanced": SplatParams.droplet(
-            n_cells=3000,
-            n_genes=8000,
-            group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1),
-            de_prob=0.13,
-            de_scale=0.5,
-            seed=1,
-        ),
-        "dropout": SplatParams.droplet(
-            n_cells=2000,
-            n_genes=8000,
-            group_sizes=(1,) * 6,
-            de_prob=0.17,
-            de_scale=0.5,
-            dropout_mid=0.0,
-            seed=2,
-        ),
-        "batches": SplatParams.droplet(
-            n_cells=3000,
-            n_genes=8000,
-            group_sizes=(4, 3, 2, 2, 1, 1),
-            de_prob=0.14,
-            de_scale=0.5,
-            batch_sizes=(2, 1, 1),
-            batch_loc=0.1,
-            batch_scale=0.15,
-            seed=3,
-        ),
-        "lacking": SplatParams.droplet(
-            n_cells=3000,
-            n_genes=8000,
-            group_sizes=(4, 3, 2, 2, 1, 1),
-            de_prob=0.14,
-            de_scale=0.5,
-            batch_sizes=(2, 1, 1),
-            batch_loc=0.1,
-            batch_scale=0.15,
-            seed=7,
-        ),
-        "rare": SplatParams.droplet(
-            n_cells=3600,
-            n_genes=8000,
+        "unbalanced": _simulation(1, group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1), de_prob=0.13),
+        "dropout": _simulation(2, 2000, group_sizes=(1,) * 6, de_prob=0.17, dropout_mid=0.0),
+        "batches": _BATCHES,
+        "lacking": replace(_BATCHES, seed=7),
+        "rare": _simulation(
+            4,
+            3600,
             group_sizes=(1000, 800, 600, 400, 180, 60),
             de_prob=(0.17, 0.17, 0.17, 0.17, 0.17, 0.3),
             de_scale=(0.5, 0.5, 0.5, 0.5, 0.5, 0.8),
-            seed=4,
         ),
-        "trajectory": SplatParams.droplet(
-            n_cells=2500,
-            n_genes=8000,
-            group_sizes=(1,) * 5,
-            de_prob=0.25,
-            de_scale=0.5,
-            paths=True,
-            path_from=(0, 1, 1, 2, 2),
-            seed=5,
+        "trajectory": _simulation(
+            5, 2500, group_sizes=(1,) * 5, de_prob=0.25, paths=True, path_from=(0, 1, 1, 2, 2)
         ),
-        "easy": SplatParams.droplet(
-            n_cells=1000,
-            n_genes=8000,
-            group_sizes=(1,) * 8,
-            de_prob=0.25,
-            de_scale=0.5,
-            seed=6,
-        ),
+        "easy": _simulation(6, 1000, group_sizes=(1,) * 8, de_prob=0.25),
     }
 )
 #: Of `rare`: cells of the last group, and of all groups.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,59 +91,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def dots(table: pd.DataFrame, by: str, panels: Mapping[str, Sequence[str]]) -> Figure:
-    """One dot for each choice, metric and seed, and a bar at the mean.
-
-    Args:
-        table: One row per choice and seed, with a column for each metric.
-        by: Column that names the choices.
-        panels: Title to names of metrics; those that the table lacks are left out.
-
-    Returns:
-        The figure.
-    """
-    from matplotlib.figure import Figure
-
-    from concerto_tf.pl.figures import PALETTE
-
-    shown = {title: [name for name in names if name in table] for title, names in panels.items()}
-    shown = {title: names for title, names in shown.items() if names}
-    figure = Figure((1.5 + 0.95 * sum(map(len, shown.values())), 3.2), layout="constrained")
-    axes = figure.subplots(
-        1, len(shown), sharey=True, squeeze=False, width_ratios=[len(n) for n in shown.values()]
-    )[0]
-    choices = list(dict.fromkeys(table[by]))
-    for ax, (title, names) in zip(axes, shown.items(), strict=True):
-        for i, choice in enumerate(choices):
-            own = table[table[by] == choice]
-            for at, name in enumerate(names):
-                x = at + min(0.22, 0.8 / len(choices)) * (i - (len(choices) - 1) / 2)
-                ax.plot([x] * len(own), own[name], "o", color=PALETTE[i], ms=3.5, alpha=0.6, mew=0)
-                ax.plot(
-                    x,
-                    own[name].mean(),
-                    "_",
-                    color=PALETTE[i],
-                    ms=12,
-                    mew=2.2,
-                    label=choice if at == 0 else None,
-                )
-        ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
-        ax.set_title(title, fontsize=10, loc="left")
-        ax.tick_params(axis="y", labelsize=8)
-        ax.grid(axis="y", color="0.92")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("score (higher is better)", fontsize=8)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside upper right",
-        ncols=min(4, len(choices)),
-        frameon=False,
-        fontsize=8,
-    )
-    return figure

@@ -19,11 +19,12 @@ from concerto_tf.tasks.map import map
 from concerto_tf.tasks.train import train
 from protocols.annotation import scores
 from protocols.baselines import cells_of
+from protocols.charts import dots
 from protocols.delivered_peers import labels_by
 from protocols.embeddings import check_seeds, check_training
 from protocols.mapping import labelled
 from protocols.quality_cells import LABEL
-from protocols.report import check_folder, dots, leave
+from protocols.report import check_folder, leave
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from concerto_tf.pl.figures import history_columns
 from concerto_tf.records import Records
 from concerto_tf.report import Curve, Facts, Part, Section, Table, Text, write_page
 from concerto_tf.tasks.io.embedded import open_embedded
@@ -188,16 +188,15 @@ def _training(folder: Path) -> list[Part]:
     """How training went, or that there was none."""
     try:
         told = json.loads((folder / "training.json").read_text("utf-8"))
-        with (folder / "training.csv").open(newline="") as file:
-            history = list(csv.DictReader(file))
-    except (OSError, ValueError):
-        told, history = {}, []
-    if not history or not told.get("epochs"):
+        columns = history_columns(folder / "training.csv")
+    except (OSError, ValueError):  # an InputError is one, too
+        told, columns = {}, {}
+    if not columns or not told.get("epochs"):
         return [
             Text(["Nothing was trained: the model embeds as its PCA initialization sets it up."])
         ]
-    columns = {name: np.array([_float(row.get(name)) for row in history]) for name in history[0]}
-    passes = columns.get("passes", np.arange(1.0, len(history) + 1))
+    rounds = len(next(iter(columns.values())))
+    passes = columns.get("passes", np.arange(1.0, rounds + 1))
     parts: list[Part] = [
         Text(
             [
@@ -292,10 +291,3 @@ def _seconds(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _lines(text: Any) -> list[str]:
     return str(text).splitlines() if text else []
-
-
-def _float(text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return float("nan")
