@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from concerto_tf.errors import InputError
-from protocols.blood_cells import FILES, LABELS, OR, TYPES, bring, group_of, joined
+from protocols.blood_cells import FILES, LABELS, OR, TYPES, bring, group_of, joined, sources
 from protocols.blood_model import mixtures, resolved
 
 
@@ -50,6 +50,24 @@ def test_studies_are_joined_over_genes_that_all_have_and_named_by_both_identifie
     assert cells.var_names.tolist() == ["ENSB", "ENSA"]
     assert cells.var["gene_symbols"].tolist() == ["B", "A"]
     assert cells.obs_names.is_unique and cells.obs["study"].tolist() == ["x", "x", "y", "y"]
+
+
+def test_sets_of_sources_hold_lineages_and_few_cells_of_a_study() -> None:
+    types = ["CD4 naive T|regulatory T", "CD4 naive T|CD8 naive T", "HSPC", "CD8 memory T|MAIT"]
+
+    def study(name: str) -> AnnData:
+        obs = pd.DataFrame({"study": name, "types": types * 300, "source": ["x", "y"] * 600})
+        return AnnData(
+            sp.csr_matrix(np.ones((1200, 2), "float32")), obs.set_index(obs.index.astype(str))
+        )
+
+    names = ("Zheng", "10x 3k", "BREM-SC", "ICA", "Ding", "10x chemistries")
+    made = sources({name: study(name) for name in names})
+    assert list(made) == ["blood_studies", "blood_chemistries"]
+    for cells, held in zip(made.values(), (set(names[:5]), {"x", "y"}), strict=True):
+        assert set(cells.obs["cell_type"]) == {"CD4 T", "CD8 T"}
+        assert set(cells.obs["batch"]) == held
+        assert cells.obs["batch"].value_counts().max() <= 500
 
 
 def test_a_label_that_leaves_types_open_takes_the_likeliest_of_these_alone() -> None:

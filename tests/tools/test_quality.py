@@ -17,7 +17,7 @@ from anndata import AnnData, read_h5ad
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import embedding_scores
-from concerto_tf.simulate import SplatParams
+from concerto_tf.simulate import SplatParams, simulate_cells
 from protocols import baselines, quality_cells
 from protocols.lines import append_line, read_lines
 from protocols.quality import Trial, configured, kept, planned, scib
@@ -144,8 +144,9 @@ def test_simulated_sets_are_what_they_say() -> None:
     assert [name for name, data in sets.items() if data.has_sources] == [
         "sim:batches",
         "sim:lacking",
+        "sim:crossed",
     ]
-    assert [name for name, data in sets.items() if data.rare] == ["sim:rare"]
+    assert [name for name, data in sets.items() if data.rare] == ["sim:rare", "sim:crossed"]
     trajectory = replace(quality_cells.SIMULATED["trajectory"], n_cells=60, n_genes=30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality_cells, "SIMULATED", {"trajectory": trajectory})
@@ -161,6 +162,23 @@ def test_each_batch_lacks_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in (1, 2, 3):
         groups = {f"Group{g}" for g in range(1, 7)} - {f"Group{i}", f"Group{i + 1}"}
         assert held[f"Batch{i}"] == groups
+
+
+def test_batches_of_a_group_differ_by_no_shift_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SplatParams(n_cells=800, n_genes=50, group_sizes=(1, 1), batch_sizes=(1, 1))
+    monkeypatch.setattr(quality_cells, "SIMULATED", {"crossed": small})
+    cells = labelled_sets(["sim:crossed"])[0].cells()
+    whole = simulate_cells(small)
+    assert np.all(np.asarray(cells.X.sum(0)) <= np.asarray(whole.X.sum(0)))
+    of = cells.obs["label"].astype(str) + cells.obs["source"].astype(str)
+    lost = {
+        name: np.asarray(cells[own].X.sum(0) / np.maximum(whole[own].X.sum(0), 1)).ravel() < 0.9
+        for name in of.unique()
+        for own in [(of == name).to_numpy()]
+    }
+    assert len(lost) == 4
+    assert all(4 <= genes.sum() <= 20 for genes in lost.values())  # a fifth of 50, by chance
+    assert len({tuple(genes) for genes in lost.values()}) == 4
 
 
 def test_scvi_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from anndata import AnnData
 from protocols import few_labels
 from protocols.delivered_parts import PROTEIN, Bench
 from protocols.lines import read_lines
-from protocols.quality_cells import labelled_sets
+from protocols.quality_cells import LABEL, SOURCE, labelled_sets
 from protocols.regime_cells import START, Place
 from protocols.regimes import REGIMES, report
 
@@ -51,6 +51,22 @@ def test_what_is_asked_of_cells(file: Path, tmp_path: Path) -> None:
     assert found["labels"][0] == "1 a type" and found["bimodal"] == ["impute", "clusters"]
     del place.bench.cells.obsm[PROTEIN]
     assert REGIMES["bimodal"].tasks(place) == []
+
+
+def test_each_source_is_left_out(make_cells: Callable[..., AnnData], tmp_path: Path) -> None:
+    cells = make_cells({(kind, donor): 30 for kind in "tuv" for donor in "abc"})
+    cells.obs = cells.obs.set_axis([LABEL, SOURCE], axis=1)
+    place = Place(Bench(cells, 0, tmp_path), tmp_path)
+    regime = REGIMES["source"]
+    assert regime.tasks(place) == ["without a", "without b", "without c"]
+    apart = place.leaving_out("b")
+    assert set(apart.query.obs_names) == set(cells.obs_names[cells.obs[SOURCE] == "b"])
+    assert list(apart.records().sources) == ["a", "c"]
+    for method in ("PCA", "logistic regression"):
+        found = regime.answer(place, "without b", method)
+        assert min(found.values()) > 0.9
+    del cells.obs[SOURCE]
+    assert regime.tasks(place) == []
 
 
 @pytest.mark.slow

@@ -46,6 +46,14 @@ _STUDIES = {
     "SRR11038995": "SRR11038995",
     "SRR7244582": "SRR7244582",
 }
+#: What all studies tell apart.
+_LINEAGES = {
+    **dict.fromkeys(("CD4 naive T", "CD4 memory T", "regulatory T"), "CD4 T"),
+    **dict.fromkeys(("CD8 naive T", "CD8 memory T"), "CD8 T"),
+    **dict.fromkeys(("naive B", "memory B"), "B"),
+    **dict.fromkeys(("cDC", "pDC"), "DC"),
+    **{name: name for name in ("NK", "CD14 monocyte", "CD16 monocyte")},
+}
 #: Genes of progenitors; a CD34+ sorted cell without any of them is an impurity of the sort.
 _OF_PROGENITORS = ("CD34", "SPINK2", "PRSS57", "SOX4", "STMN1", "EGFL7", "MPO", "GATA2")
 
@@ -126,6 +134,37 @@ def joined(studies: list[AnnData]) -> AnnData:
 def group_of(types: pd.Series) -> pd.Series:
     """The group that all types of a label belong to."""
     return types.str.split(OR).str[0].map(TYPES["group"])
+
+
+def sources(studies: dict[str, AnnData], seed: int = 0) -> dict[str, AnnData]:
+    """Sets of which a source can be left out: five studies, and three chemistries of 10x.
+
+    ``obs`` has ``cell_type`` and ``batch``. Types are lineages, which all of them tell apart; cells
+    whose label leaves several open, or is of another, are left out. So are all but 500 of a study.
+
+    Args:
+        studies: From `read`.
+        seed: Of the cells that are drawn.
+    """
+    parts = {
+        "blood_studies": [studies[name] for name in ("Zheng", "10x 3k", "BREM-SC", "ICA", "Ding")],
+        "blood_chemistries": [studies["10x chemistries"]],
+    }
+    made = {}
+    for name, of in parts.items():
+        cells, key = joined(of), "study" if len(of) > 1 else "source"
+        obs = {"cell_type": cells.obs["types"].map(_lineage), "batch": cells.obs[key].astype(str)}
+        cells.obs = pd.DataFrame(obs)
+        known = cells.obs[cells.obs["cell_type"].notna()]
+        chosen = known.sample(frac=1.0, random_state=seed).groupby("batch").head(500).index
+        made[name] = cells[cells.obs_names.isin(chosen)].copy()
+    return made
+
+
+def _lineage(types: str) -> str | None:
+    """The lineage of all types of a label that have one; none where there are several."""
+    found = {_LINEAGES[one] for one in types.split(OR) if one in _LINEAGES}
+    return found.pop() if len(found) == 1 else None
 
 
 # --- files ------------------------------------------------------------------------------------

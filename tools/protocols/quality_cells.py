@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
 from concerto_tf.records import open_input
@@ -35,7 +36,8 @@ _BATCHES = _simulation(
     batch_scale=0.15,
 )
 #: The simulated sets, as `SplatParams` that are drawn once. `rare` is drawn with more cells than it
-#: keeps, see `RARE_CELLS`. Of `lacking` each batch is without two of the groups.
+#: keeps, see `RARE_CELLS`. Of `lacking` each batch is without two of the groups. Of `crossed` each
+#: group differs between batches in genes of its own, see `CROSSED`.
 SIMULATED: Mapping[str, SplatParams] = MappingProxyType(
     {
         "unbalanced": _simulation(1, group_sizes=(30, 20, 15, 12, 10, 6, 4, 2, 1), de_prob=0.13),
@@ -53,10 +55,22 @@ SIMULATED: Mapping[str, SplatParams] = MappingProxyType(
             5, 2500, group_sizes=(1,) * 5, de_prob=0.25, paths=True, path_from=(0, 1, 1, 2, 2)
         ),
         "easy": _simulation(6, 1000, group_sizes=(1,) * 8, de_prob=0.25),
+        "crossed": _simulation(
+            8,
+            4000,
+            group_sizes=(30, 25, 20, 15, 8, 2),
+            de_prob=0.17,
+            batch_sizes=(1,) * 4,
+            batch_loc=0.1,
+            batch_scale=0.1,
+        ),
     }
 )
 #: Of `rare`: cells of the last group, and of all groups.
 RARE_CELLS = (20, 3000)
+#: Of `crossed`: share of genes that a group loses counts of in a batch, and how widely the
+#: logarithm of what is left varies. No shift that all groups share takes that off.
+CROSSED = (0.2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -130,13 +144,14 @@ def _simulated(name: str) -> DataSet:
     if kind not in SIMULATED:
         known = ", ".join(SIMULATED_PREFIX + known for known in SIMULATED)
         raise InputError(f"{name}: there is no such simulated set; choose some of {known}")
-    params, rare = SIMULATED[kind], kind == "rare"
+    params, rare = SIMULATED[kind], kind in ("rare", "crossed")
     return DataSet(
         name,
         {
             "simulated": repr(params),
-            "cells": RARE_CELLS if rare else None,
+            "cells": RARE_CELLS if kind == "rare" else None,
             **({"lacking": 2} if kind == "lacking" else {}),
+            **({"crossed": CROSSED} if kind == "crossed" else {}),
         },
         has_sources=params.n_batches > 1,
         rare=f"Group{params.n_groups}" if rare else None,
@@ -170,7 +185,7 @@ def _in_file(path: Path, label_key: str, source_key: str) -> DataSet:
 
 def _draw(kind: str, seed: int) -> AnnData:
     params = SIMULATED[kind]
-    if kind == "rare":
+    if kind in ("rare", "crossed"):
         params = replace(params, seed=params.seed + 1000 * seed)
     cells = simulate_cells(params)
     cells.obs[LABEL] = cells.obs["path" if params.paths else "group"].astype(str)
@@ -179,6 +194,8 @@ def _draw(kind: str, seed: int) -> AnnData:
         cells.obs[SOURCE] = cells.obs["batch"]
         columns.append(SOURCE)
     cells.obs = cells.obs[columns]
+    if kind == "crossed":
+        cells.X = _crossed(cells, params.seed)
     keep = np.asarray(cells.X.sum(1)).ravel() > 0
     if kind == "lacking":
         # Batch 1 has no cell of groups 1 and 2, batch 2 none of 2 and 3, and so on.
@@ -192,3 +209,17 @@ def _draw(kind: str, seed: int) -> AnnData:
         few, all_cells = RARE_CELLS
         keep &= np.where(own, own.cumsum() <= few, (~own).cumsum() <= all_cells - few)
     return cells[keep].copy()
+
+
+def _crossed(cells: AnnData, seed: int) -> sp.csr_matrix:
+    """Counts [n, G] of which each group loses a part in each batch, in genes of its own."""
+    rng, (share, spread) = np.random.default_rng(seed), CROSSED
+    pairs = cells.obs[LABEL].astype(str) + " " + cells.obs[SOURCE].astype(str)
+    names, pair = np.unique(pairs, return_inverse=True)
+    left = np.exp(-spread * np.abs(rng.normal(size=(len(names), cells.n_vars))))
+    left[rng.random(left.shape) >= share] = 1.0
+    counts = sp.csr_matrix(cells.X)
+    kept = left[np.repeat(pair, np.diff(counts.indptr)), counts.indices]
+    counts.data = rng.binomial(counts.data.astype(np.int64), kept).astype(np.float32)
+    counts.eliminate_zeros()
+    return counts

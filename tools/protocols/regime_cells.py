@@ -17,7 +17,7 @@ from protocols.annotation import scores
 from protocols.baselines import log_normalized
 from protocols.delivered_parts import PROTEIN, Bench
 from protocols.quality import configured
-from protocols.quality_cells import LABEL
+from protocols.quality_cells import LABEL, SOURCE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,28 +32,46 @@ _GENES = 2000
 
 @dataclass
 class Place:
-    """A set with a seed, halved into reference and query, and the models of the reference.
+    """A set with a seed, parted into reference and query, and the models of the reference.
 
     Args:
         bench: The cells.
         folder: For records and models.
+        without: Source that is the query, all others being the reference; halves if none is named.
     """
 
     bench: Bench
     folder: Path
+    without: str | None = None
     _records: dict[bool, Records] = field(default_factory=dict)
     _models: dict[tuple[str, bool], ContrastiveModel] = field(default_factory=dict)
     _embedded: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+    _others: dict[str, Place] = field(default_factory=dict)
 
     @cached_property
     def reference(self) -> AnnData:
-        """Half of the cells, with labels."""
-        return self.bench.part(~self.bench.aside, LABEL, modality=self.has_protein)
+        """Half of the cells, or all sources but one, with labels."""
+        columns = (LABEL,) if self.without is None else (LABEL, SOURCE)
+        return self.bench.part(~self._aside, *columns, modality=self.has_protein)
 
     @cached_property
     def query(self) -> AnnData:
-        """The other half, with labels."""
-        return self.bench.part(self.bench.aside, LABEL, modality=self.has_protein)
+        """The other cells, with labels."""
+        return self.bench.part(self._aside, LABEL, modality=self.has_protein)
+
+    @cached_property
+    def _aside(self) -> np.ndarray:
+        if self.without is None:
+            return self.bench.aside
+        return self.bench.cells.obs[SOURCE].to_numpy(str) == self.without
+
+    def leaving_out(self, source: str) -> Place:
+        """The same cells with a source as the query."""
+        if source not in self._others:
+            folder = self.folder / f"without{len(self._others)}"
+            folder.mkdir()
+            self._others[source] = Place(self.bench, folder, source)
+        return self._others[source]
 
     @property
     def has_protein(self) -> bool:
@@ -65,8 +83,13 @@ class Place:
         if both not in self._records:
             modalities = {PROTEIN: f"obsm:{PROTEIN}"} if both else None
             out = self.folder / f"records{both:d}"
+            sources = self.reference.obs[SOURCE] if SOURCE in self.reference.obs else []
             self._records[both] = convert(
-                self.reference, out, label_keys=[LABEL], modalities=modalities
+                self.reference,
+                out,
+                source_key=SOURCE if len(set(sources)) > 1 else None,
+                label_keys=[LABEL],
+                modalities=modalities,
             )
         return self._records[both]
 

@@ -28,7 +28,7 @@ from protocols.baselines import log_normalized, pca
 from protocols.delivered_parts import PROTEIN, Bench, measured
 from protocols.imputation import by_pca, correlations, log_values
 from protocols.lines import Lines
-from protocols.quality_cells import LABEL, DataSet
+from protocols.quality_cells import LABEL, SOURCE, DataSet
 from protocols.regime_cells import START, Place, components, rna, told
 from protocols.report import plain
 
@@ -41,9 +41,11 @@ _log = logging.getLogger("concerto_tf")
 TRAINED = ("concerto,learning_rate=0.001", "contrastive-sc")
 DEPTHS, PANELS = (50, 20, 10), (1000, 300)
 #: The score by which a regime is judged.
-MEASURES = {"depth": "f1", "panel": "f1", "labels": "f1", "bimodal": "r"}
+MEASURES = {"depth": "f1", "panel": "f1", "labels": "f1", "bimodal": "r", "source": "f1"}
 #: How far training has to be ahead of the start with every seed, to be said to beat it.
 AHEAD = 0.01
+#: Who tells the labels of a source left out from genes or from reference and query together.
+_BY_GENES = {"logistic regression": "logistic", "Harmony": "harmony"}
 #: Neighbours that vote.
 _NEIGHBOURS = 5
 _KEY = ("regime", "data", "seed", "task", "method", "hash")
@@ -62,6 +64,38 @@ def _panel_tasks(place: Place) -> list[str]:
 
 def _bimodal_tasks(place: Place) -> list[str]:
     return ["impute", "clusters"] if place.has_protein else []
+
+
+def _source_tasks(place: Place) -> list[str]:
+    if not place.bench.has_sources:
+        return []
+    return [f"without {name}" for name in sorted(set(place.bench.cells.obs[SOURCE].astype(str)))]
+
+
+def _source(place: Place, task: str, method: str) -> dict[str, float]:
+    """Labels of a source that no model has seen, and how well its own cells lie by type."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    from concerto_tf.metrics import knn_scores
+
+    apart = place.leaving_out(task.removeprefix("without "))
+    reference, query, seed = apart.reference, apart.query, place.bench.seed
+    if method in _BY_GENES:
+        return told(query, peers.labels_by(_BY_GENES[method], reference, query, seed))
+    if method == "PCA":
+        z, other = components(reference, query, seed)
+    else:
+        z, other = apart.embedded(method), embed(apart.model(method), rna(query))
+    labels, own = (cells.obs[LABEL].to_numpy(str) for cells in (reference, query))
+    nearest = KNeighborsClassifier(_NEIGHBOURS).fit(z, labels)
+    middle, scale = z.mean(0), max(float(z.std()), 1e-12)
+    probe = LogisticRegression(max_iter=2000).fit((z - middle) / scale, labels)
+    return {
+        **told(query, nearest.predict(other)),
+        "probe": told(query, probe.predict((other - middle) / scale))["f1"],
+        "within": knn_scores(other, own, seed)["knn_macro_f1"],
+    }
 
 
 def _unlike(place: Place, task: str, method: str) -> dict[str, float]:
@@ -135,7 +169,6 @@ class Regime:
 
 
 _PEERS = ("PCA", "logistic regression")
-_OF_LABELS = (*few_labels.FINETUNED, *_PEERS, few_labels.KNN)
 REGIMES: Mapping[str, Regime] = {
     "depth": Regime(_depth_tasks, _unlike, _PEERS),
     "panel": Regime(_panel_tasks, _unlike, _PEERS),
@@ -143,6 +176,7 @@ REGIMES: Mapping[str, Regime] = {
         few_labels.tasks, few_labels.answer, (*few_labels.FINETUNED, *_PEERS, few_labels.KNN)
     ),
     "bimodal": Regime(_bimodal_tasks, _bimodal, ("PCA",)),
+    "source": Regime(_source_tasks, _source, ("PCA", *_BY_GENES)),
 }
 
 
@@ -169,7 +203,10 @@ class Asked:
             ours = [
                 name for name in ours if name.split(",")[0].split(":")[0] in (START, "concerto")
             ]
-        return [*ours, *REGIMES[regime].peers]
+        there = [
+            name for name in REGIMES[regime].peers if peers.is_there(_BY_GENES.get(name, name))
+        ]
+        return [*ours, *there]
 
 
 def run(asked: Asked, results: Path, compute: bool = True) -> list[dict[str, Any]]:
@@ -242,7 +279,7 @@ def _verdicts(rows: pd.DataFrame, measure: str, methods: Sequence[str]) -> list[
     keys = ["data", "task", "seed"]
     start = rows[rows["method"] == START].set_index(keys)[measure]
     for method in methods:
-        if method in (START, few_labels.KNN, *_PEERS):
+        if method in (START, few_labels.KNN, "PCA", *_BY_GENES):
             continue
         gain = rows[rows["method"] == method].set_index(keys)[measure] - start
         of_task = gain.groupby(level=["data", "task"], sort=False)
