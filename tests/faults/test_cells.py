@@ -186,6 +186,16 @@ def gzipped(name: str, change: Callable[[bytes], bytes]) -> Harm:
     return harm
 
 
+PARTS = ("matrix.mtx", "features.tsv", "barcodes.tsv")
+PLAIN: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "not text": lambda content: b"\xff\xfe" + content[::-1],
+    "empty": lambda content: b"",
+}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "cut": PLAIN["cut"],
+    "changed": lambda content: content[:30] + b"xxxx" + content[34:],
+}
 MTX: list[Case] = [
     *(
         (f"{text!r} first", row(0, text))
@@ -235,30 +245,9 @@ MTX: list[Case] = [
             "\x00",
         )
     ),
-    *(
-        (f"no {name}", lambda folder, name=name: (folder / name).unlink())
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
-    *(
-        (f"{name} cut", on(name, lambda content: content[: len(content) // 2]))
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
-    *(
-        (f"{name} not text", on(name, lambda content: b"\xff\xfe" + content[::-1]))
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
-    *(
-        (f"{name} empty", on(name, lambda content: b""))
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
-    *(
-        (f"{name}.gz cut", gzipped(name, lambda content: content[: len(content) // 2]))
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
-    *(
-        (f"{name}.gz changed", gzipped(name, lambda content: content[:30] + b"xxxx" + content[34:]))
-        for name in ("matrix.mtx", "features.tsv", "barcodes.tsv")
-    ),
+    *((f"no {name}", lambda folder, name=name: (folder / name).unlink()) for name in PARTS),
+    *((f"{name} {what}", on(name, change)) for what, change in PLAIN.items() for name in PARTS),
+    *((f"{name}.gz {what}", gzipped(name, do)) for what, do in PACKED.items() for name in PARTS),
     ("not gzipped", lambda folder: (folder / "matrix.mtx").rename(folder / "matrix.mtx.gz")),
     ("barcodes repeated", on("barcodes.tsv", lambda content: content.replace(b"l1\n", b"l2\n"))),
     ("features repeated", on("features.tsv", lambda content: content.replace(b"AB1C", b"AB2C"))),

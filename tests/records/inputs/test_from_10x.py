@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,7 +12,6 @@ import scipy.io
 import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.inputs.opening import open_input
 
 N_CELLS, N_GENES, N_PROTEINS = 11, 7, 2
@@ -23,12 +23,6 @@ BARCODES = [f"ACGT{i}-1" for i in range(N_CELLS)]
 
 def counts(n_features: int = N_GENES) -> np.ndarray:
     return np.random.default_rng(0).poisson(0.8, (N_CELLS, n_features)).astype(np.int32)
-
-
-def dense(cells: Input, name: str = "rna") -> np.ndarray:
-    return np.concatenate(
-        [cells.chunk(i, min(i + 4, N_CELLS))[name].toarray() for i in range(0, N_CELLS, 4)]
-    )
 
 
 def write_matrix(group: h5py.Group, values: np.ndarray) -> None:
@@ -64,7 +58,7 @@ def v2(path: Path, genomes: list[str]) -> Path:
     return path
 
 
-def test_cell_ranger_3(v3: Path) -> None:
+def test_cell_ranger_3(dense: Any, v3: Path) -> None:
     with open_input(v3, modalities={"adt": "feature_types:Antibody Capture"}) as cells:
         assert (cells.n_cells, cells.genes.ids, cells.genes.symbols) == (
             N_CELLS,
@@ -90,7 +84,7 @@ def test_cell_ranger_3(v3: Path) -> None:
         open_input(v3, modalities={"adt": "obsm:x"})
 
 
-def test_cell_ranger_2(tmp_path: Path) -> None:
+def test_cell_ranger_2(dense: Any, tmp_path: Path) -> None:
     with open_input(v2(tmp_path / "one.h5", ["GRCh38"])) as cells:
         assert cells.genes.ids == tuple(f"GRCh38_{id}" for id in IDS)
         assert (cells.genes.kind, cells.genes.symbols) == ("ensembl", tuple(SYMBOLS))
@@ -139,6 +133,7 @@ def mtx_folder(
     ],
 )
 def test_mtx_folder(
+    dense: Any,
     tmp_path: Path,
     zipped: bool,
     prefix: str,
@@ -162,7 +157,7 @@ def test_mtx_folder(
         np.testing.assert_array_equal(dense(cells), counts())
 
 
-def test_mtx_entries_in_any_order(tmp_path: Path) -> None:
+def test_mtx_entries_in_any_order(dense: Any, tmp_path: Path) -> None:
     folder = mtx_folder(tmp_path / "in", zipped=False)
     head, size, *entries = [
         line for line in (folder / "matrix.mtx").read_text().splitlines() if line[:2] != "%"
@@ -173,7 +168,7 @@ def test_mtx_entries_in_any_order(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dense(cells), counts())
 
 
-def test_protein_in_an_mtx_folder(tmp_path: Path) -> None:
+def test_protein_in_an_mtx_folder(dense: Any, tmp_path: Path) -> None:
     folder = mtx_folder(tmp_path / "in")
     kinds = ["Gene Expression"] * 5 + ["Antibody Capture"] * 2
     lines = [f"{i}\t{s}\t{k}" for i, s, k in zip(IDS, SYMBOLS, kinds, strict=True)]

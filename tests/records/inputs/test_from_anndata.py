@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,104 +11,19 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from concerto_tf._identity import identity_of_cells
 from concerto_tf.errors import InputError
-from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.inputs.opening import open_input
-from concerto_tf.tasks.io.checksums import sha256_of_cells
 
 N_CELLS, N_GENES = 23, 12
 SAVE = ["memory", "view", "backed", "h5ad", "zarr2", "zarr3"]
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Temporary files go here."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-def counts(n_genes: int = N_GENES, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(0.6, (N_CELLS, n_genes)).astype(np.float32)
-
-
-def make(x: Any = None, **more: Any) -> ad.AnnData:
-    x = sp.csr_matrix(counts()) if x is None else x
-    obs = pd.DataFrame(
-        {
-            "kind": pd.Categorical(np.resize(["T", "B", None], x.shape[0])),
-            "day": np.resize([3, 10], x.shape[0]),
-        },
-        index=[f"Zelle-ß{i}" for i in range(x.shape[0])],
-    )
-    var = pd.DataFrame(index=[f"G{i}X" for i in range(x.shape[1])])
-    return ad.AnnData(x, obs=obs, var=var, **more)
-
-
-def normalized() -> ad.AnnData:
-    """Those cells log-normalized to 10,000 per cell."""
-    totals = counts().sum(axis=1, keepdims=True)
-    return make(sp.csr_matrix(np.log1p(1e4 * counts() / totals)))
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[Callable[[ad.AnnData, str], Any]]:
-    """Puts an AnnData where it can be opened: in memory, as a view, backed, or in a file."""
-    opened = []
-
-    def store(adata: ad.AnnData, how: str) -> Any:
-        if how == "memory":
-            return adata
-        if how == "view":
-            # Every second of twice the cells, so that rows are not those of the parent.
-            twice = ad.concat([adata, adata], merge="same", index_unique="-")
-            twice.layers.update({k: sp.csr_matrix(v) for k, v in twice.layers.items()})
-            twice.raw = adata.raw and ad.concat([adata.raw.to_adata()] * 2, index_unique="-")
-            order = np.arange(2 * adata.n_obs).reshape(2, -1).T.ravel()
-            view = twice[order][0::2]
-            assert view.is_view
-            return view
-        if how.startswith("zarr"):
-            path = tmp_path / "in.zarr"
-            with (
-                ad.settings.override(zarr_write_format=int(how[-1])),
-                warnings.catch_warnings(),
-            ):
-                # anndata announces changes of both formats; reading is not excused.
-                warnings.simplefilter("ignore")
-                adata.write_zarr(path)
-            return path
-        path = tmp_path / "in.h5ad"
-        adata.write_h5ad(path)
-        if how == "backed":
-            opened.append(ad.read_h5ad(path, backed="r"))
-            return opened[-1]
-        return path
-
-    yield store
-    for adata in opened:
-        adata.file.close()
-
-
-def dense(cells: Input, name: str = "rna", step: int = 7) -> np.ndarray:
-    """All values, by chunks that do not divide the number of cells."""
-    chunks = [
-        cells.chunk(i, min(i + step, cells.n_cells))[name] for i in range(0, cells.n_cells, step)
-    ]
-    for chunk in chunks:
-        assert isinstance(chunk, sp.csr_matrix)
-        assert chunk.indices.dtype == np.int32
-        assert chunk.has_canonical_format
-        assert np.all(chunk.data != 0)
-    return np.concatenate([chunk.toarray() for chunk in chunks])
-
-
 class TestEveryStore:
     @pytest.mark.parametrize("how", SAVE)
     @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, sp.csr_array, np.asarray])
-    def test_values_barcodes_and_columns(self, stored: Any, how: str, form: Any) -> None:
+    def test_values_barcodes_and_columns(
+        self, make: Any, counts: Any, dense: Any, stored: Any, how: str, form: Any
+    ) -> None:
         adata = make(form(counts()))
         with open_input(stored(adata, how)) as cells:
             assert (cells.n_cells, cells.genes.ids) == (N_CELLS, tuple(adata.var_names))
@@ -127,7 +39,9 @@ class TestEveryStore:
             cells.check_barcodes()
 
     @pytest.mark.parametrize("how", SAVE)
-    def test_layers_and_raw(self, stored: Any, how: str) -> None:
+    def test_layers_and_raw(
+        self, make: Any, counts: Any, dense: Any, stored: Any, how: str
+    ) -> None:
         adata = make()
         adata.raw = make(sp.csr_matrix(counts(15, seed=1)))
         adata.layers["spliced"] = sp.csr_matrix(counts(seed=2))
@@ -146,7 +60,9 @@ class TestEveryStore:
             open_input(source, layer="splice")
 
     @pytest.mark.parametrize("how", SAVE)
-    def test_protein_in_obsm(self, stored: Any, how: str) -> None:
+    def test_protein_in_obsm(
+        self, counts: Any, make: Any, dense: Any, stored: Any, how: str
+    ) -> None:
         protein = counts(3, seed=4)
         adata = make()
         adata.obsm["frame"] = pd.DataFrame(protein, adata.obs_names, ["CD3", "CD4", "IgG"])
@@ -166,7 +82,7 @@ class TestEveryStore:
             open_input(source, modalities={"adt": "obsm:fram"})
 
     @pytest.mark.parametrize("how", ["memory", "h5ad", "zarr3"])
-    def test_feature_types(self, stored: Any, how: str) -> None:
+    def test_feature_types(self, make: Any, dense: Any, counts: Any, stored: Any, how: str) -> None:
         adata = make()
         adata.var["feature_types"] = ["Antibody Capture"] * 2 + ["Gene Expression"] * 10
         source = stored(adata, how)
@@ -181,7 +97,7 @@ class TestEveryStore:
             open_input(source, modalities={"atac": "feature_types:Peaks"})
 
     @pytest.mark.parametrize("how", ["memory", "h5ad", "zarr2", "zarr3"])
-    def test_the_other_names_of_genes(self, stored: Any, how: str) -> None:
+    def test_the_other_names_of_genes(self, make: Any, stored: Any, how: str) -> None:
         accessions = [f"ENSG{i:011d}" for i in range(N_GENES)]
         adata = make()
         adata.var["gene_ids"] = accessions
@@ -196,7 +112,7 @@ class TestEveryStore:
 
     @pytest.mark.parametrize("how", ["memory", "h5ad", "zarr3"])
     def test_a_copy_in_another_process_reads_the_same(
-        self, stored: Any, how: str, temporary: Path
+        self, dense: Any, counts: Any, make: Any, stored: Any, how: str, temporary: Path
     ) -> None:
         with open_input(stored(make(sp.csc_matrix(counts())), how)) as cells:
             with pickle.loads(pickle.dumps(cells)) as copy:
@@ -207,7 +123,9 @@ class TestEveryStore:
         assert list(temporary.iterdir()) == []
 
 
-def test_scratch_is_kept_and_found_again(tmp_path: Path) -> None:
+def test_scratch_is_kept_and_found_again(
+    make: Any, counts: Any, dense: Any, tmp_path: Path
+) -> None:
     path, scratch = tmp_path / "in.h5ad", tmp_path / "scratch"
     make(sp.csc_matrix(counts())).write_h5ad(path)
     with open_input(path, scratch=scratch):
@@ -229,14 +147,14 @@ def test_scratch_is_kept_and_found_again(tmp_path: Path) -> None:
     ("dtype", "read_as"),
     [("bool", "uint8"), ("uint8", "uint8"), ("int64", "int64"), ("float64", "float64")],
 )
-def test_dtypes(dtype: str, read_as: str) -> None:
+def test_dtypes(counts: Any, make: Any, dense: Any, dtype: str, read_as: str) -> None:
     values = counts() > 0 if dtype == "bool" else counts().astype(dtype)
     with open_input(make(sp.csr_matrix(values))) as cells:
         assert cells.chunk(0, 5)["rna"].dtype == read_as
         np.testing.assert_array_equal(dense(cells), values.astype(read_as))
 
 
-def test_unsorted_repeated_and_zero_entries_are_put_right() -> None:
+def test_unsorted_repeated_and_zero_entries_are_put_right(make: Any, dense: Any) -> None:
     x = sp.csr_matrix(
         (np.array([1, 0, 2, 3], np.float32), np.array([4, 2, 4, 1]), np.array([0, 3, 4])), (2, 5)
     )
@@ -247,7 +165,7 @@ def test_unsorted_repeated_and_zero_entries_are_put_right() -> None:
     assert adata.X.nnz == 4
 
 
-def test_a_chunk_may_be_changed_in_place() -> None:
+def test_a_chunk_may_be_changed_in_place(make: Any, dense: Any, counts: Any) -> None:
     adata = make()
     with open_input(adata) as cells:
         cells.chunk(0, N_CELLS)["rna"].data[:] = 77
@@ -255,7 +173,9 @@ def test_a_chunk_may_be_changed_in_place() -> None:
     np.testing.assert_array_equal(adata.X.toarray(), counts())
 
 
-def test_dense_rows_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_rows_are_read_in_blocks(
+    make: Any, counts: Any, dense: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("concerto_tf.records.inputs.rows._BLOCK_BYTES", 3 * N_GENES * 4)
     path = tmp_path / "in.h5ad"
     make(counts()).write_h5ad(path)
@@ -274,7 +194,7 @@ def test_dense_rows_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monke
 )
 @pytest.mark.parametrize("layer", [None, "scaled"])
 def test_unsuitable_values_name_cell_and_gene(
-    tmp_path: Path, value: float, message: str, layer: str | None
+    counts: Any, make: Any, tmp_path: Path, value: float, message: str, layer: str | None
 ) -> None:
     bad = counts()
     bad[17, 4] = value
@@ -295,7 +215,7 @@ def test_unsuitable_values_name_cell_and_gene(
         assert str(error.value).endswith("; choose another layer: spliced")
 
 
-def test_gaps_in_a_protein_frame_are_named() -> None:
+def test_gaps_in_a_protein_frame_are_named(make: Any) -> None:
     adata = make()
     column = pd.array([1, None] + [2] * (N_CELLS - 2), dtype="Int64")
     adata.obsm["adt"] = pd.DataFrame({"CD3": column, "CD4": 1.0}, index=adata.obs_names)
@@ -304,7 +224,7 @@ def test_gaps_in_a_protein_frame_are_named() -> None:
             cells.chunk(0, 5)
 
 
-def test_no_such_column() -> None:
+def test_no_such_column(make: Any) -> None:
     with open_input(make()) as cells:
         with pytest.raises(InputError) as error:
             cells.column("kinds")
@@ -313,7 +233,7 @@ def test_no_such_column() -> None:
     )
 
 
-def test_repeated_barcodes() -> None:
+def test_repeated_barcodes(make: Any) -> None:
     adata = make()
     adata.obs_names = ["one", *adata.obs_names[1:-1], "one"]
     with open_input(adata) as cells:
@@ -325,7 +245,7 @@ def test_repeated_barcodes() -> None:
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique:UserWarning")
 @pytest.mark.parametrize("how", ["memory", "h5ad"])
-def test_repeated_genes(stored: Any, how: str) -> None:
+def test_repeated_genes(make: Any, stored: Any, how: str) -> None:
     adata = make()
     adata.var_names = ["A", "A", *adata.var_names[2:]]
     source = stored(adata, how)
@@ -347,145 +267,12 @@ def test_nothing_in_it(stored: Any, how: str, shape: tuple[int, int], message: s
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
-def test_one_cell_or_one_gene_is_read(shape: tuple[int, int]) -> None:
+def test_one_cell_or_one_gene_is_read(make: Any, dense: Any, shape: tuple[int, int]) -> None:
     with open_input(make(sp.csr_matrix(np.ones(shape, np.float32)))) as cells:
         np.testing.assert_array_equal(dense(cells), np.ones(shape))
 
 
-@pytest.mark.parametrize("how", ["memory", "h5ad"])
-def test_no_x(stored: Any, how: str) -> None:
-    adata = make()
-    adata.layers["spliced"] = adata.X
-    adata.X = None
-    source = stored(adata, how)
-    with pytest.raises(InputError, match="there is no X; choose a layer: spliced"):
-        open_input(source)
-    with open_input(source, layer="spliced") as cells:
-        np.testing.assert_array_equal(dense(cells), counts())
-    adata.layers["counts"] = adata.layers.pop("spliced")
-    with open_input(stored(adata, how)) as cells:
-        np.testing.assert_array_equal(dense(cells), counts())
-        assert cells.layer == "counts"
-        assert cells.notes == [
-            f"{cells.name}: there is no X; the counts in the layer 'counts' are taken"
-        ]
-
-
-class TestCountsElsewhere:
-    """X holds no counts, as in CELLxGENE's files; where they are is found."""
-
-    @pytest.mark.parametrize("how", SAVE)
-    @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
-    def test_raw_is_taken_with_its_own_genes(self, stored: Any, how: str, form: Any) -> None:
-        adata = normalized()
-        raw = make(form(counts(15, seed=1)))
-        raw.var_names = [f"ENSG{i:011d}" for i in range(15)]
-        raw.var["feature_name"] = [f"G{i}X" for i in range(15)]
-        adata.raw = raw
-        with open_input(stored(adata, how)) as cells:
-            assert (cells.layer, cells.layers) == ("raw", [])
-            if how != "view":  # whose making leaves out columns of var
-                assert cells.genes.names == tuple(raw.var["feature_name"])
-            np.testing.assert_array_equal(dense(cells), counts(15, seed=1))
-            assert cells.notes == [
-                f"{cells.name}: X holds no counts; those in raw.X are taken (name 'X' as the layer "
-                "to take X)"
-            ]
-
-    @pytest.mark.parametrize("how", ["memory", "h5ad"])
-    def test_what_is_asked_for_decides(self, stored: Any, how: str) -> None:
-        adata = normalized()
-        adata.raw = make()
-        adata.layers["spliced"] = sp.csr_matrix(counts(seed=2))
-        source = stored(adata, how)
-        for layer, values in {"X": normalized().X.toarray(), "spliced": counts(seed=2)}.items():
-            with open_input(source, layer=layer) as cells:
-                assert (cells.layer, cells.notes) == (layer, [])
-                np.testing.assert_array_equal(dense(cells), values)
-
-    @pytest.mark.parametrize("how", ["memory", "h5ad"])
-    def test_a_layer_counts_is_taken_where_raw_holds_none(self, stored: Any, how: str) -> None:
-        adata = normalized()
-        adata.raw = normalized()
-        adata.layers["counts"] = sp.csr_matrix(counts())
-        with open_input(stored(adata, how)) as cells:
-            assert cells.layer == "counts"
-            np.testing.assert_array_equal(dense(cells), counts())
-
-    @pytest.mark.parametrize("how", ["memory", "h5ad"])
-    def test_scaled_x(self, stored: Any, how: str) -> None:
-        adata = make(counts() - counts().mean(axis=0))
-        adata.raw = make()
-        with open_input(stored(adata, how)) as cells:
-            assert cells.layer == "raw"
-            np.testing.assert_array_equal(dense(cells), counts())
-
-    def test_x_stays_where_it_holds_counts_or_nothing_does(self) -> None:
-        adata = make()
-        adata.raw = make(sp.csr_matrix(counts(15, seed=1)))
-        with open_input(adata) as cells:
-            assert (cells.layer, cells.notes) == ("X", [])
-        adata = normalized()
-        adata.raw = normalized()
-        with open_input(adata) as cells:
-            assert (cells.layer, cells.notes, cells.layers) == ("X", [], ["raw"])
-
-    def test_symbols_that_only_var_has(self) -> None:
-        adata = normalized()
-        adata.raw = make(sp.csr_matrix(counts(15, seed=1)))
-        ids = [f"ENSG{i:011d}" for i in range(15)]
-        adata.var_names, adata.raw.var.index = ids[:N_GENES], ids
-        adata.var["feature_name"] = [f"G{i}X" for i in range(N_GENES)]
-        with open_input(adata) as cells:
-            assert cells.genes.ids == tuple(ids)
-            assert cells.genes.names == (*adata.var["feature_name"], *ids[N_GENES:])
-
-    def test_another_process_reads_the_same(self, tmp_path: Path) -> None:
-        adata = normalized()
-        adata.raw = make()
-        adata.write_h5ad(tmp_path / "in.h5ad")
-        with open_input(tmp_path / "in.h5ad") as cells:
-            with pickle.loads(pickle.dumps(cells)) as copy:
-                np.testing.assert_array_equal(dense(copy), counts())
-
-
-class TestLazy:
-    @pytest.mark.parametrize("form", [sp.csr_matrix, np.asarray])
-    @pytest.mark.parametrize("view", [False, True])
-    def test_dask_arrays_are_computed_as_they_are_read(self, form: Any, view: bool) -> None:
-        array = pytest.importorskip("dask.array")
-        adata = make()
-        adata.layers["counts"] = array.from_array(
-            form(counts()), chunks=(5, N_GENES), asarray=False
-        )
-        adata.X = array.from_array(counts() / 3, chunks=(5, N_GENES))
-        adata.obsm["adt"] = array.from_array(counts(3), chunks=(5, 3))
-        source = adata[2:] if view else adata
-        with open_input(source, modalities={"adt": "obsm:adt"}) as cells:
-            assert cells.layer == "counts"
-            np.testing.assert_array_equal(dense(cells), counts()[2 if view else 0 :])
-            np.testing.assert_array_equal(dense(cells, "adt"), counts(3)[2 if view else 0 :])
-
-    def test_read_lazy(self, tmp_path: Path) -> None:
-        pytest.importorskip("xarray")
-        from anndata.experimental import read_lazy
-
-        adata = normalized()
-        adata.raw = make()
-        adata.obsm["adt"] = pd.DataFrame(counts(2), adata.obs_names, ["CD3", "CD4"])
-        adata.write_h5ad(tmp_path / "in.h5ad")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an interface that may change
-            lazy = [read_lazy(tmp_path / "in.h5ad") for _ in range(2)]
-        with open_input(lazy[0], modalities={"adt": "obsm:adt"}) as cells:
-            np.testing.assert_array_equal(dense(cells), counts())
-            np.testing.assert_array_equal(dense(cells, "adt"), counts(2))
-            assert cells.column("kind")[1] == ["B", "T"]
-        assert identity_of_cells(lazy[0]) == identity_of_cells(lazy[1])
-        assert sha256_of_cells(lazy[0]) == sha256_of_cells(lazy[1])
-
-
-def test_a_matrix_of_text(tmp_path: Path) -> None:
+def test_a_matrix_of_text(make: Any, tmp_path: Path) -> None:
     adata = make()
     adata.obsm["words"] = pd.DataFrame({"w": ["a"] * N_CELLS}, index=adata.obs_names)
     with pytest.raises(InputError, match="AnnData: values of type object where numbers are due"):
@@ -522,7 +309,7 @@ def damage(file: h5py.File, how: str) -> None:
         ("encoding", "X is stored as 'awkward-array'; a matrix is needed"),
     ],
 )
-def test_damaged_h5ad(tmp_path: Path, how: str, message: str) -> None:
+def test_damaged_h5ad(make: Any, tmp_path: Path, how: str, message: str) -> None:
     path = tmp_path / "in.h5ad"
     make().write_h5ad(path)
     with h5py.File(path, "r+") as file:

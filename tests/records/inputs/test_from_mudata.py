@@ -63,14 +63,8 @@ def stored(tmp_path: Path) -> Callable[[Any, str], Any]:
     return store
 
 
-def dense(cells: Any, name: str, step: int = 7) -> np.ndarray:
-    starts = range(0, cells.n_cells, step)
-    chunks = [cells.chunk(i, min(i + step, cells.n_cells))[name] for i in starts]
-    return np.concatenate([chunk.toarray() for chunk in chunks])
-
-
 @pytest.mark.parametrize("how", STORES)
-def test_rna_and_protein_by_themselves(stored: Any, how: str) -> None:
+def test_rna_and_protein_by_themselves(dense: Any, stored: Any, how: str) -> None:
     mdata = make()
     with open_input(stored(mdata, how)) as cells:
         assert list(cells.modalities) == ["rna", "protein"]
@@ -88,7 +82,7 @@ def test_rna_and_protein_by_themselves(stored: Any, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["memory", "h5mu"])
-def test_what_is_named_decides(stored: Any, how: str) -> None:
+def test_what_is_named_decides(dense: Any, stored: Any, how: str) -> None:
     mdata = make()
     source = stored(mdata, how)
     with open_input(source, modalities={"peaks": "mod:atac"}) as cells:
@@ -121,7 +115,7 @@ def test_which_is_the_rna() -> None:
 
 
 @pytest.mark.parametrize("how", STORES)
-def test_cells_are_matched_by_name(stored: Any, how: str) -> None:
+def test_cells_are_matched_by_name(dense: Any, stored: Any, how: str) -> None:
     rna, prot = make_modality(12, "AB", 0)[4:].copy(), make_modality(4, "CD", 1)
     order = np.random.default_rng(0).permutation(N_CELLS - 3)
     mdata = make(rna=rna, prot=prot[order].copy())
@@ -143,7 +137,7 @@ def test_no_cell_in_both() -> None:
         open_input(make(rna=rna, prot=prot))
 
 
-def test_centered_protein_is_left_out_unless_its_counts_are_there() -> None:
+def test_centered_protein_is_left_out_unless_its_counts_are_there(dense: Any) -> None:
     prot = make_modality(4, "CD", 1)
     counts = prot.X.toarray()
     prot.X = counts - counts.mean(axis=0)
@@ -156,7 +150,7 @@ def test_centered_protein_is_left_out_unless_its_counts_are_there() -> None:
         np.testing.assert_array_equal(dense(cells, "protein"), counts)
 
 
-def test_counts_of_the_rna_in_raw(stored: Any) -> None:
+def test_counts_of_the_rna_in_raw(dense: Any, stored: Any) -> None:
     rna = make_modality(12, "AB", 0)
     rna.raw = rna.copy()
     rna.X = np.log1p(rna.X.toarray() / 3)
@@ -179,7 +173,7 @@ def test_columns_by_gene_and_other_processes(stored: Any, tmp_path: Path) -> Non
             np.testing.assert_array_equal(one[key].numpy(), other[key].numpy())
 
 
-def test_as_r_writes_it(tmp_path: Path) -> None:
+def test_as_r_writes_it(dense: Any, tmp_path: Path) -> None:
     """512 bytes before the HDF5, obsm of one dimension, no column-order of text."""
     path = tmp_path / "r.h5mu"
     with h5py.File(path, "w", userblock_size=512) as file:
