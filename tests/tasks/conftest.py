@@ -17,15 +17,15 @@ from concerto_tf.tasks.compare import compare
 from concerto_tf.tasks.finetune import finetune
 from concerto_tf.tasks.train import train
 
-_NAMES = np.array(["B", "NK", "T"])
+_NAMES = np.array(["B", "NK", "T", "DC"])
 _SMALL = {"units": 8, "hidden_units": 16, "attention_units": 4, "head_units": 6, "components": 5}
 
 
-def _make_cells(n: int, seed: int) -> AnnData:
-    """Cells of three types, each with a plate that mostly holds it; two have no plate."""
+def _make_cells(n: int, seed: int = 0, kinds: int = 3) -> AnnData:
+    """Cells of types, each with a plate that mostly holds it; two have no plate."""
     rng = np.random.default_rng(seed)
-    profiles = np.random.default_rng(9).gamma(0.4, 3.0, (3, 40))
-    kind = rng.integers(0, 3, n)
+    profiles = np.random.default_rng(9).gamma(0.4, 3.0, (4, 40))
+    kind = rng.integers(0, kinds, n)
     counts = rng.poisson(profiles[kind] * 2)
     counts[:, 0] += 1
     on = np.where(rng.random(n) < 0.8, kind, rng.integers(0, 3, n))
@@ -33,9 +33,16 @@ def _make_cells(n: int, seed: int) -> AnnData:
     plates[:2] = None
     coarse = np.where(kind == 0, "B", "other")
     obs = pd.DataFrame(
-        {"type": _NAMES[kind], "coarse": coarse, "plate": plates}, [f"cell{i}" for i in range(n)]
+        {"type": _NAMES[kind], "coarse": coarse, "plate": plates, "donor": "a"},
+        [f"cell{i}" for i in range(n)],
     )
     return AnnData(counts.astype("f4"), obs, pd.DataFrame(index=[f"AB{i}C" for i in range(40)]))
+
+
+@pytest.fixture
+def make_typed() -> Callable[..., AnnData]:
+    """Makes more of the cells that `typed_cells` has a model of."""
+    return _make_cells
 
 
 @pytest.fixture(scope="session")
