@@ -13,6 +13,8 @@ from anndata import AnnData
 from concerto_tf.errors import InputError
 from protocols.blood_cells import FILES, LABELS, OR, TYPES, bring, group_of, joined, sources
 from protocols.blood_model import mixtures, resolved
+from protocols.blood_scores import peers
+from protocols.delivered_peers import is_there
 
 
 def test_every_label_means_types_of_one_group() -> None:
@@ -89,3 +91,24 @@ def test_mixtures_are_no_cell_and_of_one_part_each() -> None:
     assert sum(tuple(row) in known for row in dense) < 3
     depth = counts.sum(axis=1).A1[first]
     assert np.abs(dense.sum(axis=1) / depth - 1).mean() < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed")
+def test_peers_tell_types_and_groups_that_have_genes_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    types = np.repeat(["CD8 memory T", "NK", "naive B", "CD14 monocyte"], 40)
+    own = np.repeat(np.eye(4), 40, axis=0)[:, np.arange(80) % 4]
+
+    def study(name: str) -> AnnData:
+        obs = pd.DataFrame(
+            {"study": name, "types": types}, index=[f"{name}{i}" for i in range(160)]
+        )
+        return AnnData(sp.csr_matrix(rng.poisson(1 + 6 * own).astype("float32")), obs=obs)
+
+    asked = study("y")
+    told = {name: levels for name, *levels in peers(joined([study("x")]), asked, 0)}
+    assert list(told)[:2] == ["logistic regression", "kNN on PCA"]
+    assert ("scANVI" in told) == is_there("scanvi")
+    for fine, coarse in told.values():
+        assert np.mean(fine == types) > 0.95
+        assert np.mean(coarse == group_of(pd.Series(types)).to_numpy()) > 0.95

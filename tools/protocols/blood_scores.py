@@ -13,8 +13,10 @@ import pandas as pd
 
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.tasks.annotate import annotate
+from protocols.baselines import scanvi
 from protocols.blood_cells import OR, TYPES, group_of, joined
 from protocols.blood_model import build, resolved
+from protocols.delivered_peers import is_there
 from protocols.lines import Lines, read_lines
 from protocols.quality_report import markdown
 
@@ -107,11 +109,14 @@ def new_types(studies: dict[str, AnnData], results: Path, seed: int = 0) -> None
 
 
 def peers(known: AnnData, query: AnnData, seed: int) -> Iterator[tuple[str, Any, Any]]:
-    """What logistic regression and kNN on PCA say of a query, by the same cells: types, groups.
+    """What logistic regression, kNN on PCA and scANVI say of a query, by the same cells.
 
-    Both look at the log-normalized 2,000 most variable of the genes that known cells and query
-    share, and learn each level by itself. Labels that leave types open are resolved as for ours.
+    The first two look at the log-normalized 2,000 most variable of the genes that known cells and
+    query share, and learn types and groups each by itself. scANVI, where it is installed, looks at
+    counts, trains with the query, and a group is that of its type. Labels that leave types open are
+    resolved as for ours.
     """
+    import anndata
     import scanpy as sc
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
@@ -122,6 +127,7 @@ def peers(known: AnnData, query: AnnData, seed: int) -> Iterator[tuple[str, Any,
     known.var_names = known.var["gene_symbols"] if "gene_symbols" in known.var else known.var_names
     shared = known.var_names.intersection(query.var_names)
     known, query = known[:, shared].copy(), query[:, shared].copy()
+    both = anndata.concat([known, query], index_unique="-")  # counts, which are scaled below
     for cells in (known, query):
         sc.pp.normalize_total(cells, target_sum=1e4)
         sc.pp.log1p(cells)
@@ -146,6 +152,12 @@ def peers(known: AnnData, query: AnnData, seed: int) -> Iterator[tuple[str, Any,
                 method = LogisticRegression(C=0.01, max_iter=100, random_state=seed)
             told.append(method.fit(seen, labels).predict(asked))
         yield name, *told
+    if is_there("scanvi"):
+        rest = query.n_obs
+        both.obs["study"] = [*known.obs["study"].astype(str), *["query"] * rest]
+        both.obs["type"] = [*fine, *[None] * rest]
+        types = scanvi(both, "study", "type", seed)[-rest:]
+        yield "scANVI", types, group_of(pd.Series(types)).to_numpy().astype(str)
 
 
 def table_of(results: Path) -> str:
