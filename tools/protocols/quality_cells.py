@@ -57,7 +57,7 @@ SIMULATED: Mapping[str, SplatParams] = MappingProxyType(
         "easy": _simulation(6, 1000, group_sizes=(1,) * 8, de_prob=0.25),
         "crossed": _simulation(
             8,
-            4000,
+            2400,
             group_sizes=(30, 25, 20, 15, 8, 2),
             de_prob=0.17,
             batch_sizes=(1,) * 4,
