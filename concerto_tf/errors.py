@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -57,6 +59,32 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return self.message if self.argument is None else f"{self.message} ({self.argument})"
+
+
+def choices(key: str, there: Iterable[str]) -> str:
+    """Names what is there in place of what is not, the most similar first.
+
+    Args:
+        key: The name that was asked for.
+        there: The names to choose from.
+
+    Returns:
+        The end of a message, as "did you mean 'cell_type'? There are: batch, cell_type".
+
+    Example:
+        >>> choices("celltype", ["batch", "cell_type"])
+        "did you mean 'cell_type'? There are: batch, cell_type"
+        >>> choices("celltype", [])
+        'there are none'
+    """
+    names = [str(name) for name in there]
+    if not names:
+        return "there are none"
+    near = difflib.get_close_matches(key.lower(), [name.lower() for name in names], n=1)
+    original = next((name for name in names if near and name.lower() == near[0]), None)
+    hint = f"did you mean {original!r}? T" if original else "t"
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{hint}here are: {', '.join(names[:12])}{more}"
 
 
 def checked_positive(name: str, value: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from concerto_tf.cli.arguments import make_parser
-from concerto_tf.errors import Argument, InputError, checked_share
+from concerto_tf.errors import Argument, InputError, checked_share, choices
 
 PACKAGE = Path(__file__).resolve().parents[1] / "concerto_tf"
 
@@ -62,3 +62,21 @@ def test_a_share_lies_from_0_to_1() -> None:
             checked_share("denoise", wrong)
     with pytest.raises(InputError, match=r"must lie in \[0, 1\), not 1"):
         checked_share("rate", 1, below_one=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "there", "text"),
+    [
+        (
+            "celltype",
+            ["batch", "cell_type"],
+            "did you mean 'cell_type'? There are: batch, cell_type",
+        ),
+        ("BATCH", ["batch"], "did you mean 'batch'? There are: batch"),
+        ("day", ["batch"], "there are: batch"),
+        ("day", [], "there are none"),
+        ("zz", [f"x{i:02}" for i in range(14)], "x11 and 2 more"),
+    ],
+)
+def test_choices(key: str, there: list[str], text: str) -> None:
+    assert choices(key, there).endswith(text)

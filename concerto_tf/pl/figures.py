@@ -11,7 +11,7 @@ import numpy as np
 
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.pl.naming import in_order, short_name
 from concerto_tf.pl.palette import MISSING_COLOR, PALETTE
 
@@ -104,8 +104,7 @@ def draw_umap(axes: Axes, adata: AnnData, color: str, title: str | None = None) 
     import pandas as pd
 
     if color not in adata.obs:
-        known = ", ".join(adata.obs) or "none"
-        raise InputError(f"no column {color!r} in obs (there: {known}): name one of these.")
+        raise InputError(f"no column {color!r} in obs; {choices(color, adata.obs)}")
     column = adata.obs[color]
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")

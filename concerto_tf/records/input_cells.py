@@ -25,7 +25,7 @@ from concerto_tf.records.conversion.writer import (
     widest_dtype,
 )
 from concerto_tf.records.genes.vocabulary import Vocabulary
-from concerto_tf.records.manifest import ModalityInfo
+from concerto_tf.records.manifest import ModalityInfo, check_label
 from concerto_tf.records.padding import BatchLayout, gene_mask, group_size
 
 _CHUNK_CELLS = 4_096
@@ -155,9 +155,7 @@ class InputCells:
         if batch_size < 1:
             raise InputError(f"batch size is {batch_size}; it must be at least 1")
         for name in labels:
-            if name not in self.labels:
-                known = ", ".join(self.labels) or "none"
-                raise InputError(f"{self.name}: has no label {name!r} (there are: {known})")
+            check_label(self.name, self.labels, name)
         if not isinstance(genes, Mapping):
             genes = {} if genes is None else {RNA: genes}
         group = group_size(batch_size) if packed else 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.jobs import Layout
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.units import COUNTS, LINEAR, LOGNORM, VALUES, scales_with_depth
@@ -256,3 +256,12 @@ def _problem(manifest: Manifest) -> str | None:
     if sum(shard.n_cells for shard in manifest.shards) != manifest.n_cells:
         return f"the shards do not add up to {manifest.n_cells} cells"
     return None
+
+
+def check_label(name: str | Path, labels: Iterable[str], key: str) -> None:
+    """Raises InputError where cells called `name` were read without a label that is asked for."""
+    if key not in labels:
+        raise InputError(
+            f"{name}: has no label {key!r}; {choices(key, labels)}; or convert again with it",
+            Argument("label_keys", [key], of="convert"),
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import as_path
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.records.batch import CELL, RNA, ROW, SOURCE, Genes, key, label_key
 from concerto_tf.records.gather import gather
 from concerto_tf.records.genes.gene_table import GeneStats, GeneTable, vocabulary_content
@@ -364,10 +364,10 @@ class Records:
     def _vocabulary_file(self, modality: str) -> tuple[Path, ModalityInfo]:
         """Where a vocabulary lies, and what is known of it."""
         if modality not in self.manifest.modalities:
-            known = ", ".join(self.manifest.modalities)
+            known = choices(modality, self.manifest.modalities)
             raise InputError(
-                f"{self.path}: has no modality {modality!r} (there are: {known}); convert again "
-                "with its place",
+                f"{self.path}: has no modality {modality!r}; {known}; or convert again with its "
+                "place",
                 Argument("modalities", {modality: f"obsm:{modality}"}, of="convert"),
             )
         info = self.manifest.modalities[modality]

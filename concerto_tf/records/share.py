@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from concerto_tf.errors import Argument, InputError
-from concerto_tf.records.manifest import Manifest, ShardInfo
+from concerto_tf.errors import InputError
+from concerto_tf.records.manifest import Manifest, ShardInfo, check_label
 
 #: All cells, also of a shard; as (index, count) of what is read.
 WHOLE = (0, 1)
@@ -41,12 +41,7 @@ def check_request(
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; it must be at least 1")
     for name in labels:
-        if name not in manifest.labels:
-            known = ", ".join(manifest.labels) or "none"
-            raise InputError(
-                f"{folder}: has no label {name!r} (there are: {known}); convert with it",
-                Argument("label_keys", [name], of="convert"),
-            )
+        check_label(folder, manifest.labels, name)
     index, count, _ = Share(*shard_of)
     if not 0 <= index < count:
         raise InputError(f"share {index} of {count} is none; count from 0")

@@ -17,6 +17,7 @@ from concerto_tf.novelty import UNKNOWN, Calibration, steps_below
 from concerto_tf.records import Records, open_input
 from concerto_tf.records.batch import label_key
 from concerto_tf.records.cell_set import is_records
+from concerto_tf.records.manifest import check_label
 from concerto_tf.tasks.embed import KEY, Progress
 from concerto_tf.tasks.io.provenance import recorded, uses_model
 from concerto_tf.tasks.io.reading import Reading, open_cells
@@ -205,9 +206,7 @@ def own_labels(cells: Records | str | Path | AnnData, key: str) -> pd.Series:
 
     if is_records(cells):
         records = cells if isinstance(cells, Records) else Records(cells)
-        if key not in records.labels:
-            there = ", ".join(records.labels) or "none"
-            raise InputError(f"{records.path}: has no label {key!r} (there are: {there})")
+        check_label(records.path, records.labels, key)
         known = records.obs()
         return pd.Series(known[label_key(key)], known["cell"], object)
     with open_input(cells) as opened:

@@ -16,7 +16,7 @@ import numpy as np
 from concerto_tf._calls import checked
 from concerto_tf._files import write_json
 from concerto_tf._paths import as_path
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
 from concerto_tf.metrics.graph import leiden
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
@@ -285,10 +285,8 @@ def _columns(adata: AnnData, clusterings: Sequence[str]) -> np.ndarray:
         )
     for name in clusterings:
         if name not in adata.obs:
-            known = ", ".join(map(str, adata.obs)) or "none"
-            raise InputError(
-                f"no column {name!r} in obs (there: {known}); name some of these", "clusterings"
-            )
+            missing = f"no column {name!r} in obs; {choices(name, adata.obs)}"
+            raise InputError(missing, "clusterings")
     return np.stack(
         [
             complete(as_codes(adata.obs[name], adata.n_obs, what), what)

@@ -15,7 +15,7 @@ from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
 from concerto_tf._progress import stage
 from concerto_tf._version import __version__
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.pl.figures import FORMATS, check_format
 from concerto_tf.records import open_input
 from concerto_tf.records.batch import RNA
@@ -254,8 +254,8 @@ def _groups(
         raise InputError(f"{one} ({names[0]}); give a file that holds them all, as `run` leaves")
     if control not in names:
         raise InputError(
-            f"{cells.name}: no {control!r} in obs[{condition!r}] (there: {', '.join(names)}); name "
-            "one of these as the control"
+            f"{cells.name}: no {control!r} in obs[{condition!r}] to compare with; "
+            f"{choices(control, names)}"
         )
     types, type_names = cells.column(label_key)
     keep = (conditions >= 0) & (types >= 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from concerto_tf._calls import checked
 from concerto_tf._progress import stage
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.unintegrated import source_variance
 
@@ -50,10 +50,7 @@ def evaluate(
         z = embedding_of(name, adata, rep)
         for key in (label_key, source_key):
             if key is not None and key not in adata.obs:
-                known = ", ".join(map(str, adata.obs)) or "none"
-                raise InputError(
-                    f"{name}: no column {key!r} in obs (there: {known}); name one of these"
-                )
+                raise InputError(f"{name}: no column {key!r} in obs; {choices(key, adata.obs)}")
         with stage("scores of the embedding"):
             scores = embedding_scores(
                 z,

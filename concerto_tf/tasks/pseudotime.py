@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._calls import checked
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.pl.figures import check_figure
 from concerto_tf.pl.trajectory import trajectory_figure
-from concerto_tf.records.inputs.observations import choices
 from concerto_tf.tasks.cluster import CLUSTER, cluster
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
 from concerto_tf.tasks.io.provenance import recorded, taken, write_h5ad
@@ -153,8 +152,7 @@ def _groups(name: str | Path, adata: AnnData, rep: str, groupby: str | None, see
             cluster(adata, rep=rep, seed=seed)
         return CLUSTER
     if groupby not in adata.obs:
-        known = choices(groupby, list(map(str, adata.obs)))
-        raise InputError(f"{name}: no column {groupby!r} in obs; {known}")
+        raise InputError(f"{name}: no column {groupby!r} in obs; {choices(groupby, adata.obs)}")
     n_groups = adata.obs[groupby].nunique()
     if n_groups == 0 or n_groups > adata.n_obs / 2:
         raise InputError(
@@ -191,7 +189,7 @@ def _root(
                 "adata.obs_names_make_unique() and save again"
             )
         return int(places[0])
-    known = choices(root, [str(group) for group in groups.cat.categories])
+    known = choices(root, groups.cat.categories)
     raise InputError(
         f"{name}: the root {root!r} is neither a cell nor a group of {key!r}; {known}"
         + ("" if named else "; or name another column of groups"),

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from concerto_tf._calls import checked
 from concerto_tf._paths import as_path
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records import Vocabulary, open_input
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.input import Input
@@ -138,7 +138,7 @@ def gene_sets(
     else:
         sets = {name or "set": list(genes)}
     if name is not None and name not in sets:
-        raise InputError(f"there is no gene set {name!r} (there are: {', '.join(sets)})")
+        raise InputError(f"there is no gene set {name!r}; {choices(name, sets)}")
     if name is not None:
         sets = {name: sets[name]}
     sets = {

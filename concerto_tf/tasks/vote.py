@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import open_input
 from concerto_tf.records.batch import ROW, label_key
@@ -54,10 +54,7 @@ def column_of(cells: Any, key: str, known: Mapping[str, np.ndarray]) -> np.ndarr
         if label_key(key) not in known:
             prefix = label_key("")
             held = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
-            raise InputError(
-                f"the query's records have no column {key!r} (there are: "
-                f"{', '.join(held) or 'none'}); name one of these"
-            )
+            raise InputError(f"the query's records have no column {key!r}; {choices(key, held)}")
         return known[label_key(key)]
     with open_input(cells) as opened:
         codes, names = opened.column(key)

@@ -176,7 +176,7 @@ def test_few_cells_and_few_samples_are_said(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"control": "wel"}, "no 'wel' in obs.'state'. .there: ill, well."),
+        ({"control": "wel"}, "no 'wel' in obs.'state'. to compare with; did you mean 'well'"),
         ({"condition": "stat"}, "no column 'stat' in obs; did you mean 'state'"),
         ({"label_key": None}, "neither concerto_label nor concerto_cluster in obs"),
         ({"sample_key": "patient"}, "no column 'patient' in obs"),

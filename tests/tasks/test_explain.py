@@ -351,7 +351,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(model: Concerto, tmp_p
     with pytest.raises(InputError, match="'cluster'"):
         explain(model, cells, out, groupby="cluster")
     records = convert(cells, tmp_path / "records")
-    with pytest.raises(InputError, match=r"has no labels .kind.*label_keys=\['kind'\]"):
+    with pytest.raises(InputError, match=r"has no label .kind.*label_keys=\['kind'\]"):
         explain(model, records, out, groupby="kind")
     cells.obs["barcode"] = [f"name{i}" for i in range(30)]
     with pytest.MonkeyPatch.context() as patch:

@@ -288,7 +288,7 @@ def test_labels_of_one_type_or_none_are_refused(
     none = labelled(tmp_path / "none", "unknown")
     with pytest.raises(InputError, match="two types apart, but none of the cells has one"):
         finetune(pretrained, none, out, **OPTIONS)
-    with pytest.raises(InputError, match=r"no label 'kind' \(there are: type, donor\); convert"):
+    with pytest.raises(InputError, match="no label 'kind'; there are: type, donor; or convert"):
         finetune(pretrained, records, out, **{**OPTIONS, "label_key": "kind"})
     for change, message in (
         ({"calibration": 0.7}, "calibration is 0.7; hold out a share between 0 and 0.5"),

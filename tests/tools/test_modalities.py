@@ -93,7 +93,7 @@ def test_both_modalities_annotate_what_neither_does_alone(file: Path, tmp_path: 
 
 
 def test_a_modality_that_is_not_there_is_said(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no modality 'adt' in obsm .there are: protein"):
+    with pytest.raises(InputError, match="no modality 'adt' in obsm; there are: protein"):
         bimodal(file, tmp_path, label_key="type", key="adt")
 
 

@@ -183,9 +183,7 @@ def scvi(
     return _scvi_alone(counts, n_genes, source_key or "", str(seed))
 
 
-def scanvi(
-    counts: AnnData, source_key: str, label_key: str, seed: int = 0, *, n_genes: int = 2000
-) -> np.ndarray:
+def scanvi(counts: AnnData, source_key: str, label_key: str, seed: int = 0) -> np.ndarray:
     """Labels by scANVI on top of scVI, with the settings of its tutorial.
 
     Args:
@@ -193,7 +191,6 @@ def scanvi(
         source_key: Column of obs with the sources.
         label_key: Column of obs with the labels, missing in the query.
         seed: Seed of the training.
-        n_genes: Number of highly variable genes that are looked at.
 
     Returns:
         The label of every cell [n], that of the query's being predicted.
@@ -204,7 +201,7 @@ def scanvi(
     Reference:
         Xu et al., Molecular Systems Biology 17:e9620 (2021).
     """
-    return _scvi_alone(counts, n_genes, source_key, str(seed), label_key)
+    return _scvi_alone(counts, 2000, source_key, str(seed), label_key)
 
 
 def _scvi_alone(counts: AnnData, n_genes: int, *arguments: str) -> np.ndarray:

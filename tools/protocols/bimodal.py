@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records import convert
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.embed import embed_records
@@ -78,8 +78,7 @@ def bimodal(
     check_training(finetuning, "label_key", of=finetune)
     whole = labelled(cells, label_key)
     if key not in whole.obsm:
-        known = ", ".join(whole.obsm) or "none"
-        raise InputError(f"no modality {key!r} in obsm (there are: {known}); name one of these")
+        raise InputError(f"no modality {key!r} in obsm; {choices(key, whole.obsm)}")
     whole = whole[~whole.obs[label_key].isin(leave_out).to_numpy()]
     out = check_folder(out)
     rows = []

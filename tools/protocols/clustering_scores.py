@@ -10,16 +10,13 @@ from concerto_tf.metrics.checks import PerCell, labelled_cells, thinned
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, kmeans_partitions, leiden_partitions
 
 
-def clustering_scores(
-    embedding: np.ndarray, labels: PerCell, seed: int = 0, cap: int = CLUSTER_CELLS
-) -> dict[str, float]:
-    """Agreement of K-means and of Leiden with labels.
+def clustering_scores(embedding: np.ndarray, labels: PerCell, seed: int = 0) -> dict[str, float]:
+    """Agreement of K-means and of Leiden with labels, of 20,000 cells at most.
 
     Args:
         embedding: [n, d] float, at least 2 cells.
         labels: [n] names or codes, at least 2 different, none missing.
         seed: of the sample, of K-means, of the neighbour search and of Leiden.
-        cap: more cells than this are thinned to a random sample of this size.
 
     Returns:
         `ari`, `nmi` and `nmi_max` (see `agreement`) of three clusterings each: `_kmeans` at the
@@ -38,7 +35,7 @@ def clustering_scores(
         >>> clustering_scores(z, ["T cell"] * 30 + ["B cell"] * 30)["nmi_max_kmeans"]
         1.0
     """
-    z, codes = labelled_cells(embedding, labels, cap, seed)
+    z, codes = labelled_cells(embedding, labels, CLUSTER_CELLS, seed)
     by_resolution = {r: agreement(codes, of) for r, of in leiden_partitions(z, seed).items()}
     three = [agreement(codes, of) for of in kmeans_partitions(z, len(np.unique(codes)), seed)]
     found = {
@@ -49,17 +46,13 @@ def clustering_scores(
     return {f"{key}_{way}": value for way, of in found.items() for key, value in of.items()}
 
 
-def leiden_f1(
-    embedding: np.ndarray, labels: PerCell, label: str, seed: int = 0, cap: int = CLUSTER_CELLS
-) -> float:
+def leiden_f1(embedding: np.ndarray, labels: PerCell, label: str) -> float:
     """How well one label is recovered as a Leiden cluster of its own.
 
     Args:
         embedding: [n, d] float, at least 2 cells.
         labels: [n] names, at least 2 different, none missing.
         label: the one that is looked for, a rare type for example.
-        seed: of the neighbour search and of Leiden.
-        cap: more cells than this are thinned to a random sample of this size.
 
     Returns:
         The F1 of the cluster that fits the label best, over all clusters of the sweep that
@@ -79,10 +72,10 @@ def leiden_f1(
     named = np.asarray(labels, object) == label
     if not named.any():
         raise InputError(f"no cell has the label {label!r}: name one that is there.")
-    z, _ = labelled_cells(embedding, labels, cap, seed)
-    own = named[thinned(len(named), cap, seed)]
+    z, _ = labelled_cells(embedding, labels, CLUSTER_CELLS, 0)
+    own = named[thinned(len(named), CLUSTER_CELLS, 0)]
     best = 0.0
-    for clusters in leiden_partitions(z, seed).values():
+    for clusters in leiden_partitions(z, 0).values():
         both = np.bincount(clusters[own], minlength=clusters.max() + 1)
         best = max(best, float((2 * both / (np.bincount(clusters) + own.sum())).max()))
     return best

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.tasks.map import ALPHA, map
 from protocols.embeddings import check_training
@@ -250,8 +250,7 @@ def labelled(cells: str | Path | AnnData, label_key: str, source_key: str | None
     adata = open_embedded(cells, backed=False) if isinstance(cells, str | Path) else cells
     for key in (label_key, source_key):
         if key is not None and key not in adata.obs:
-            known = ", ".join(str(name) for name in adata.obs) or "none"
-            raise InputError(f"no column {key!r} in obs (there are: {known}); name one of these")
+            raise InputError(f"no column {key!r} in obs; {choices(key, adata.obs)}")
     return adata[adata.obs[label_key].notna().to_numpy()].copy()
 
 

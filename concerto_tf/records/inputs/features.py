@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records.genes.identifiers import identifier_kind
 from concerto_tf.records.genes.vocabulary import Vocabulary
-from concerto_tf.records.inputs.observations import choices
 
 _log = logging.getLogger("concerto_tf")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import is_remote
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.by_cell import ENTRIES_PER_SLAB
@@ -22,7 +22,6 @@ from concerto_tf.records.inputs.input import Input, InputPart, first_line
 from concerto_tf.records.inputs.observations import (
     BarcodeObservations,
     check_stored,
-    choices,
     read_text,
 )
 from concerto_tf.records.inputs.rows import CompressedRows, Rows

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from concerto_tf._lazy import held
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.by_cell import column_entries
@@ -29,7 +29,6 @@ from concerto_tf.records.inputs.observations import (
     Observations,
     StoredFrame,
     as_text,
-    choices,
     index_name,
 )
 from concerto_tf.records.inputs.rows import (
@@ -135,14 +134,14 @@ def assemble(
             parts[modality] = InputPart(genes.take(chosen), rows, where, chosen)
         elif kind == "layer":
             if key not in elements.layers:
-                hint = choices(key, elements.layers)
-                raise MissingModality(modality, f"no layer {key!r}; {hint}")
+                missing = f"no layer {key!r}; {choices(key, elements.layers)}"
+                raise MissingModality(modality, missing)
             own = vocabulary_of(*elements.var("X"))
             parts[modality] = InputPart(own, elements.rows("layers", key), f"layers/{key}")
         else:
             if key not in elements.obsm:
-                hint = choices(key, elements.obsm)
-                raise MissingModality(modality, f"no {key!r} in obsm; {hint}")
+                missing = f"no {key!r} in obsm; {choices(key, elements.obsm)}"
+                raise MissingModality(modality, missing)
             own_rows = elements.rows("obsm", key)
             own_names = elements.obsm_names(key)
             if own_names is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.features import MissingModality, split_place
 from concerto_tf.records.inputs.from_anndata import (
@@ -26,7 +26,6 @@ from concerto_tf.records.inputs.observations import (
     FrameObservations,
     Observations,
     StoredFrame,
-    choices,
 )
 from concerto_tf.records.inputs.rows import PlacedRows
 

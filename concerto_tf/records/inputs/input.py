@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.observations import (
     Observations,
     barcode_repeated,
-    choices,
     codes_and_names,
 )
 from concerto_tf.records.inputs.rows import Rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -335,23 +334,3 @@ def barcode_repeated(observations: Observations, n_cells: int, step: int = 65536
 
 def _barcode(observations: Observations, cell: int) -> str:
     return observations.barcodes(cell, cell + 1)[0]
-
-
-def choices(key: str, there: Sequence[str]) -> str:
-    """Names what is there, the most similar to `key` first.
-
-    Example:
-        >>> choices("celltype", ["batch", "cell_type"])
-        "did you mean 'cell_type'? There are: batch, cell_type"
-        >>> choices("celltype", [])
-        'there are none'
-    """
-    import difflib
-
-    if not there:
-        return "there are none"
-    near = difflib.get_close_matches(key.lower(), [name.lower() for name in there], n=1)
-    original = next((name for name in there if near and name.lower() == near[0]), None)
-    hint = f"did you mean {original!r}? T" if original else "t"
-    more = f" and {len(there) - 12} more" if len(there) > 12 else ""
-    return f"{hint}here are: {', '.join(there[:12])}{more}"

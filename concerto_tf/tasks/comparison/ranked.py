@@ -14,9 +14,7 @@ GSEA = "cell_type condition set set_size score p p_adjusted significant genes".s
 _FEWEST, _PERMUTATIONS = 3, 1000
 
 
-def gsea(
-    found: pd.DataFrame, sets: Mapping[str, Sequence[str]], alpha: float, seed: int = 0
-) -> pd.DataFrame:
+def gsea(found: pd.DataFrame, sets: Mapping[str, Sequence[str]], alpha: float) -> pd.DataFrame:
     """Gene sets whose genes lie together at an end of the ranking of each type's genes.
 
     No gene has to be significant by itself. gseapy's `prerank`, by the p value of the test that
@@ -26,7 +24,6 @@ def gsea(
         found: What `markers` gives.
         sets: Genes by name of the set.
         alpha: Share of false findings, by Benjamini and Hochberg within each type.
-        seed: Of the permutations.
 
     Returns:
         One row per type, condition and set of 3 ranked genes or more, with `GSEA`: ``score`` is
@@ -54,7 +51,7 @@ def gsea(
             min_size=_FEWEST,
             max_size=len(ranking),
             permutation_num=_PERMUTATIONS,
-            seed=seed,
+            seed=0,
             threads=1,
             outdir=None,
             no_plot=True,

@@ -14,7 +14,6 @@ from concerto_tf.models.encoder import Attentive, modality_input
 from concerto_tf.numerics.specificity import GroupSums
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import Minibatch, key
-from concerto_tf.tasks.embed import Progress
 from concerto_tf.tasks.explanation.parts import CellBatch, Part, cells_of, groups_of, parts_of
 
 _QUANTITIES = ("weight", "attention", "value")
@@ -76,7 +75,7 @@ def attention_reader(model: Attentive, parts: Sequence[Part]) -> Callable[[CellB
 
 
 def sums_of_groups(
-    model: Attentive, records: CellSet, label: str, progress: Progress | None = None
+    model: Attentive, records: CellSet, label: str
 ) -> tuple[list[str], list[tuple[Part, dict[str, GroupSums]]]]:
     """Sums over the cells of each group of what attention reads of a gene.
 
@@ -84,7 +83,6 @@ def sums_of_groups(
         model: A Concerto.
         records: Cells with the model's genes and a label.
         label: Label that names the groups.
-        progress: Called with the number of cells done and of all cells.
 
     Returns:
         Names of the groups, and for each modality the sums of ``weight``, ``attention`` (beyond
@@ -98,7 +96,7 @@ def sums_of_groups(
         {name: GroupSums(len(groups), len(part.features)) for name in _QUANTITIES} for part in parts
     ]
     read_in = attention_reader(model, parts)
-    for cells in cells_of(model, records, label, progress=progress):
+    for cells in cells_of(model, records, label):
         for number, (of_part, read) in enumerate(zip(sums, read_in(cells), strict=True)):
             # A cell that lacks a further modality has no part in its means.
             lacks = number > 0 and np.bincount(read.cell, minlength=len(cells.group)) == 0

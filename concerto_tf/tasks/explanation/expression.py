@@ -22,7 +22,7 @@ COLUMNS = ("share_in", "share_out", "log_fold_change", "p_adjusted", "value")
 
 
 def expression(
-    records: CellSet, one: ModalityInput, group: np.ndarray, n_groups: int, seed: int = 0
+    records: CellSet, one: ModalityInput, group: np.ndarray, n_groups: int
 ) -> dict[str, np.ndarray]:
     """Expression of the features of a modality in each group of cells beside all others.
 
@@ -31,7 +31,6 @@ def expression(
         one: What a model looks at in the modality; these features are compared.
         group: Group of each cell by its row in the input; -1 for none.
         n_groups: Number of groups.
-        seed: Of which cells are compared where they are more than 20,000.
 
     Returns:
         Arrays [groups, features]: ``share_in`` and ``share_out``, the share of the cells that
@@ -40,7 +39,7 @@ def expression(
         log-normalized value. NaN where there is nothing to compare: fewer than 2 cells, or no
         others.
     """
-    values, codes = _values(records, one, group, seed)
+    values, codes = _values(records, one, group)
     found = {name: np.full((n_groups, one.n_inputs), np.nan) for name in COLUMNS}
     sizes = np.bincount(codes, minlength=n_groups)
     nonzero = (values > 0).astype(np.float64)
@@ -57,13 +56,13 @@ def expression(
 
 
 def _values(
-    records: CellSet, one: ModalityInput, group: np.ndarray, seed: int
+    records: CellSet, one: ModalityInput, group: np.ndarray
 ) -> tuple[sp.csr_matrix, np.ndarray]:
     """Log-normalized values [n, features] of cells that have a group, and their groups [n]."""
     chosen = group >= 0
     if chosen.sum() > MOST_CELLS:
         _log.info("%s: %d of the cells are compared by the test", records.name, MOST_CELLS)
-        rows = np.random.default_rng(seed).choice(np.flatnonzero(chosen), MOST_CELLS, False)
+        rows = np.random.default_rng(0).choice(np.flatnonzero(chosen), MOST_CELLS, False)
         chosen = np.zeros(len(group), bool)
         chosen[rows] = True
     genes = slice(None) if one.genes is None else list(one.genes)

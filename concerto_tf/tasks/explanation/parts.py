@@ -13,6 +13,7 @@ from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder, modality_input
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import CELL, ROW, Minibatch, label_key
+from concerto_tf.records.manifest import check_label
 from concerto_tf.tasks.embed import Progress
 from concerto_tf.tasks.io.agreement import cell_batches, check_measured, seen_modalities
 
@@ -66,13 +67,7 @@ def groups_of(records: CellSet, key: str) -> list[str]:
     Raises:
         InputError: There is no such label, or it has too many values.
     """
-    if key not in records.labels:
-        there = ", ".join(records.labels) or "none"
-        raise InputError(
-            f"{records.name}: has no column {key!r} to group by (there are: {there}); explain "
-            "the cells themselves, or convert again with it",
-            Argument("label_keys", [key], of="convert"),
-        )
+    check_label(records.name, records.labels, key)
     groups = records.labels[key]
     if len(groups) > MOST_GROUPS:
         raise InputError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._paths import as_path, is_hdf5, is_remote, local_copy, open_hdf5
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, choices
 from concerto_tf.metrics.checks import as_embedding
 
 if TYPE_CHECKING:
@@ -76,10 +76,9 @@ def embedding_of(name: str | Path, adata: AnnData, rep: str) -> np.ndarray:
         x = adata.X
         return as_embedding(x.toarray() if hasattr(x, "toarray") else x)
     if rep not in adata.obsm:
-        known = ", ".join(adata.obsm) or "none"
         raise InputError(
-            f"{name}: no embedding {rep!r} in obsm (there: {known}); make one with `embed`, "
-            "or name another",
+            f"{name}: no embedding {rep!r} in obsm; {choices(rep, adata.obsm)}. Make one with "
+            "`embed`, or name another",
             "rep",
         )
     return as_embedding(np.asarray(adata.obsm[rep]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.models.encoder import looks_at
 from concerto_tf.records import Records, convert, open_input
 from concerto_tf.records.batch import RNA
@@ -21,6 +21,7 @@ from concerto_tf.records.genes.orthologs import read_orthologs
 from concerto_tf.records.input_cells import HELD_BYTES, InputCells
 from concerto_tf.records.inputs.features import MissingModality
 from concerto_tf.records.inputs.input import Input
+from concerto_tf.records.manifest import check_label
 from concerto_tf.tasks.io.agreement import vocabularies_of
 from concerto_tf.tasks.io.provenance import reads_matrix
 
@@ -197,20 +198,13 @@ def key_where_there(cells: Any, key: str | None) -> str | None:
 
 def _check_held(records: Records, label_keys: Sequence[str], modalities: Mapping[str, str]) -> None:
     """Raises InputError if records lack labels or modalities that are asked for."""
-    for kind, held, asked, argument in (
-        ("labels", records.labels, label_keys, "label_keys"),
-        (
-            "modality",
-            [name for name in records.modalities if name != RNA],
-            modalities,
-            "modalities",
-        ),
-    ):
-        for name in asked:
-            if name not in held:
-                known = ", ".join(held) or "none"
-                raise InputError(
-                    f"{records.path}: has no {kind} {name!r} (there are: {known}); convert again "
-                    "with it",
-                    Argument(argument, [name] if argument == "label_keys" else None, of="convert"),
-                )
+    for key in label_keys:
+        check_label(records.path, records.labels, key)
+    further = [name for name in records.modalities if name != RNA]
+    for name in modalities:
+        if name not in further:
+            raise InputError(
+                f"{records.path}: has no modality {name!r}; {choices(name, further)}; or convert "
+                "again with it",
+                Argument("modalities", of="convert"),
+            )

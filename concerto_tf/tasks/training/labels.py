@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import InputError
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records import Records
 from concerto_tf.records.batch import ROW, SOURCE, Minibatch
 from concerto_tf.records.batch import label_key as key_of_label
+from concerto_tf.records.manifest import check_label
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -38,12 +39,7 @@ def known_labels(records: Records, label_key: str) -> tuple[list[str], np.ndarra
     Raises:
         InputError: There are no such labels, or fewer than two types.
     """
-    if label_key not in records.labels:
-        known = ", ".join(records.labels) or "none"
-        raise InputError(
-            f"{records.path}: has no label {label_key!r} (there are: {known}); convert with it",
-            Argument("label_keys", [label_key], of="convert"),
-        )
+    check_label(records.path, records.labels, label_key)
     names = records.labels[label_key]
     codes = np.full(records.n_cells, MISSING)
     for batch in records.dataset(

@@ -12,7 +12,6 @@ from concerto_tf.records.inputs.observations import (
     BarcodeObservations,
     StoredFrame,
     barcode_repeated,
-    choices,
     codes_and_names,
 )
 
@@ -47,24 +46,6 @@ def test_repeated_barcode_is_found_across_blocks(step: int) -> None:
     assert barcode_repeated(BarcodeObservations(names), 9, step) is None
     names[8] = names[1]
     assert barcode_repeated(BarcodeObservations(names), 9, step) == "cell-é1"
-
-
-@pytest.mark.parametrize(
-    ("key", "there", "text"),
-    [
-        (
-            "celltype",
-            ["batch", "cell_type"],
-            "did you mean 'cell_type'? There are: batch, cell_type",
-        ),
-        ("BATCH", ["batch"], "did you mean 'batch'? There are: batch"),
-        ("day", ["batch"], "there are: batch"),
-        ("day", [], "there are none"),
-        ("zz", [f"x{i:02}" for i in range(14)], "x11 and 2 more"),
-    ],
-)
-def test_choices(key: str, there: list[str], text: str) -> None:
-    assert choices(key, there).endswith(text)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
