@@ -280,7 +280,10 @@ def test_cardinality(records: Records) -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "at least 1"),
-        ({"batch_size": 8, "labels": ["typ"]}, "no label 'typ'; did you mean 'type'.*; or convert again"),
+        (
+            {"batch_size": 8, "labels": ["typ"]},
+            "no label 'typ'; did you mean 'type'.*; or convert again",
+        ),
         ({"batch_size": 201, "shuffle": True}, "200 cells .* do not fill a batch of 201"),
         ({"batch_size": 8, "shard_of": (2, 2)}, "share 2 of 2"),
     ],

@@ -143,7 +143,9 @@ def test_any_representation_serves() -> None:
 
 def test_unsuitable_input_is_refused() -> None:
     adata = cells()
-    with pytest.raises(InputError, match="no embedding 'X_pca' in obsm; there are: X_concerto. Make"):
+    with pytest.raises(
+        InputError, match="no embedding 'X_pca' in obsm; there are: X_concerto. Make"
+    ):
         cluster(adata, rep="X_pca")
     with pytest.raises(InputError, match="no algorithm 'louvain'; choose one of leiden, kmeans"):
         cluster(adata, algorithm="louvain")
@@ -215,7 +217,10 @@ def test_unsuitable_consensus_is_refused() -> None:
         ({"runs": 4, "n_clusters": 121}, "from 1 to the 120 cells"),
         ({"runs": 4, "n_clusters": 0}, "number of clusters is 0"),
         ({"clusterings": ["truth"]}, "consensus of 1 clusterings"),
-        ({"clusterings": ["truth", "nothing"]}, "no column 'nothing' in obs; there are: truth, gap"),
+        (
+            {"clusterings": ["truth", "nothing"]},
+            "no column 'nothing' in obs; there are: truth, gap",
+        ),
         ({"clusterings": ["truth", "gap"]}, "1 of 120 clusters 'gap' are missing"),
         ({"clusterings": ["truth", "truth"], "runs": 2}, "leave one of them out"),
         ({"clusterings": ["truth", "truth"], "n_clusters": 4}, "only 3 groups of cells apart"),
