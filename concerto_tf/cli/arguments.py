@@ -1,4 +1,4 @@
-"""The arguments of every command."""
+"""The arguments of every command. A new command begins here; `commands` has what it calls."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class GeneAttention(keras.layers.Layer):
         rows: tf.Tensor | None,
         unmeasured: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Equations 2 to 5, over all genes.
+        """Equations 1 to 5, over all genes.
 
         Returns:
             Cell vectors [B, d], unnormalized weights [B, K] and their sum over all genes [B].
@@ -216,7 +216,7 @@ class GeneAttention(keras.layers.Layer):
         context = tf.cast(self.context, dtype)
         bias = tf.cast(self.bias, dtype)
         values = tf.cast(values, dtype)
-        # W once per gene and step instead of once per nonzero: W (v e) = v (W e).
+        # Equations 1 to 3. W once per gene and step, not once per nonzero: W (v e) = v (W e).
         projected = tf.matmul(embeddings, tf.cast(self.kernel, dtype))
 
         def score(hidden: tf.Tensor) -> tf.Tensor:
@@ -226,6 +226,7 @@ class GeneAttention(keras.layers.Layer):
         gene_score = score(values[..., tf.newaxis] * tf.gather(projected, genes))
         top = tf.reduce_max(zero_score)
         largest = tf.stop_gradient(tf.maximum(cells.max(gene_score), top))
+        # Equation 4: numerators, and the sum over all genes that they are divided by.
         weight = tf.exp(gene_score - cells.spread(largest))
         n_zero = self.n_genes - cells.count(wide)
         denominator = cells.sum(weight) + n_zero * tf.exp(zero_score - largest)
@@ -241,7 +242,7 @@ class GeneAttention(keras.layers.Layer):
             added = tf.cast(constant * own * tf.cast(unmeasured, wide), dtype)
             added = tf.matmul(added[tf.newaxis], embeddings)
             background = rescale[:, tf.newaxis] * tf.cast(added, wide)
-        # A dense product is faster here than any sparse one.
+        # Equation 5. A dense product is faster here than any sparse one.
         dense = scatter_to_dense(genes, tf.cast(mass, dtype), self.n_genes, rows)
         summed = tf.cast(tf.matmul(dense, embeddings), wide) + background
         return tf.cast(summed / denominator[:, tf.newaxis], dtype), weight, denominator
