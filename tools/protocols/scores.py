@@ -29,7 +29,8 @@ class Scores:
 
     Args:
         out: Folder of the protocol; ``scores.jsonl`` in it holds one JSON object a line.
-        protocol: Its name, and whatever else changes what a score means.
+        protocol: Its name.
+        **about: Whatever else changes what a score means.
     """
 
     def __init__(self, out: Path, protocol: str, **about: Any) -> None:

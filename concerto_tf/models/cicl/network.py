@@ -56,9 +56,9 @@ class CICL(DenseModel):
         noise: Share of the genes to which each view adds noise (`ScaledNoise`).
         clusters: Clusters of a minibatch; by default 20, fewer in one of less than 160 cells.
         cluster_weight: Weight lambda of the cluster-aware loss.
-        temperature: Temperature of both losses.
-        **kwargs: Of `DenseModel`: input_epsilon, value_clip, components, denoise, align_sources,
-            readout_offset, and those of `ContrastiveModel`.
+        seed: Seed of the initial weights and of the views.
+        **kwargs: Of `DenseModel`: temperature (of both losses), input_epsilon, value_clip,
+            components, denoise, align_sources, readout_offset, and those of `ContrastiveModel`.
 
     Example:
 

@@ -45,6 +45,7 @@ class CLEAR(DenseModel):
             `train` sets it.
         backbone: As in `DenseModel`.
         temperature: Divisor of the similarities.
+        seed: Seed of the initial weights and of the views.
         **kwargs: Of `DenseModel`, except for augmentation, loss and negatives.
 
     Example:

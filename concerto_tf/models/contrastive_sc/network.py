@@ -29,6 +29,7 @@ class ContrastiveSC(DenseModel):
         rescale: Whether what remains is divided by the share that remains, as dropout layers do.
         backbone: As in `DenseModel`.
         temperature: Temperature of the loss.
+        seed: Seed of the initial weights and of the views.
         **kwargs: Of `DenseModel`, except for augmentation.
 
     Example:

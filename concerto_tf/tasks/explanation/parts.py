@@ -30,7 +30,7 @@ class Part:
         name: Its name.
         features: Names of the features that the model looks at, object [F].
         measured: Which of them were measured, bool [F].
-        columns: Where they stand in what `Explainable.inputs` gives.
+        columns: Where they stand in what `Reader.inputs` gives.
     """
 
     name: str
