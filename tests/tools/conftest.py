@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 
+TOOLS = Path(__file__).parents[2] / "tools"
 GENES = [f"AB{i}C" for i in range(40)]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs one of tools/ by its name, with arguments, and gives its return code."""
+
+    def run(name: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return runpy.run_path(str(TOOLS / name))["main"]()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -271,14 +269,6 @@ def test_ablation_leaves_out_one_augmentation_at_a_time(
         ablation([cells], tmp_path / "b", label_key="kind", leave_out=("blur",))
 
 
-def reproduce(*arguments: object) -> int:
-    """The return code of tools/reproduce."""
-    tool = Path(__file__).parents[2] / "tools" / "reproduce"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
-        return runpy.run_path(str(tool))["main"]()
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -293,9 +283,14 @@ def reproduce(*arguments: object) -> int:
     ],
 )
 def test_wrong_settings_are_said_before_any_work(
-    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tool: Callable[..., int],
+    setting: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = reproduce(
+    code = tool(
+        "reproduce",
         "clustering",
         tmp_path / "none.h5ad",
         "-o",
@@ -312,11 +307,20 @@ def test_wrong_settings_are_said_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_markers_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markers_come_from_a_file(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     markers = tmp_path / "markers.tsv"
     markers.write_text("group\tgene\n")
-    code = reproduce(
-        "signatures", tmp_path / "none.h5ad", markers, "-o", tmp_path / "out", "--groupby", "kind"
+    code = tool(
+        "reproduce",
+        "signatures",
+        tmp_path / "none.h5ad",
+        markers,
+        "-o",
+        tmp_path / "out",
+        "--groupby",
+        "kind",
     )
     assert code == 2 and f"{markers}: there is no marker in it" in capsys.readouterr().err
 

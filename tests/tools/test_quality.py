@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -28,14 +26,6 @@ SMALL = (
     "concerto,epochs=1,genes=all,units=8,hidden_units=8,attention_units=4,head_units=8,"
     "components=4,batch_size=32"
 )
-
-
-def tool(*arguments: object) -> int:
-    """The return code of tools/quality."""
-    path = Path(__file__).parents[2] / "tools" / "quality"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        return runpy.run_path(str(path))["main"]()
 
 
 @pytest.fixture
@@ -301,6 +291,7 @@ def test_lines_survive_a_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_tool_scores_what_is_missing_and_goes_on(
+    tool: Callable[..., int],
     file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -310,7 +301,7 @@ def test_the_tool_scores_what_is_missing_and_goes_on(
     old = {"data": "small", "method": "pca", "seed": 0, "configuration": "a01d5d71"}
     results.write_text(json.dumps(old) + "\n")
     call = [file, "--configurations", "pca", SMALL, "--results", results, "--figure", drawn]
-    assert tool(*call, "--seeds", 1) == 0
+    assert tool("quality", *call, "--seeds", 1) == 0
     rows = kept(results)
     assert len(rows) == 2 and read_lines(results)[0] == old
     pca, small = rows.values()
@@ -328,15 +319,15 @@ def test_the_tool_scores_what_is_missing_and_goes_on(
     # A stop in the middle of a line: that trial alone is computed again.
     before = results.read_bytes()
     results.write_bytes(before[:-40])
-    assert tool(*call, "--seeds", 1, "--report") == 0
+    assert tool("quality", *call, "--seeds", 1, "--report") == 0
     assert "1 of 2 trials are not computed" in capsys.readouterr().err
     assert f"{results}: line 3 is no whole result" in caplog.text
     assert results.read_bytes() == before[:-40]
-    assert tool(*call, "--seed", 0) == 0
+    assert tool("quality", *call, "--seed", 0) == 0
     lines = results.read_bytes().split(b"\n")
     assert lines[:2] == before.split(b"\n")[:2] and len(kept(results)) == 2
     again = results.read_bytes()
-    assert tool(*call, "--seeds", 1) == 0
+    assert tool("quality", *call, "--seeds", 1) == 0
     assert results.read_bytes() == again
     same = {k: v for k, v in kept(results)[tuple(rows)[1]].items() if k != "seconds"}
     assert same == {k: v for k, v in small.items() if k != "seconds"}
@@ -357,6 +348,7 @@ def test_the_tool_scores_what_is_missing_and_goes_on(
     ],
 )
 def test_bad_input_is_said_before_any_work(
+    tool: Callable[..., int],
     arguments: list[str],
     message: str | None,
     file: Path,
@@ -371,7 +363,7 @@ def test_bad_input_is_said_before_any_work(
         given += ["--report"]
     if "--results" not in given:
         given += ["--results", str(tmp_path / "rows.jsonl")]
-    code = tool(*given, "--figure", tmp_path / "drawn.png")
+    code = tool("quality", *given, "--figure", tmp_path / "drawn.png")
     said = capsys.readouterr().err
     if message is None:
         assert code == 0
