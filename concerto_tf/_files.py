@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from concerto_tf._paths import RemotePath, as_path, copy_tree, is_remote
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TEMPORARY = ".tmp-"
 _STALE_SECONDS = 3600
@@ -97,6 +100,12 @@ def write_json(path: str | Path, content: Any, *, durable: bool = True) -> None:
     with atomic(path, durable=durable) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         temporary.write_text(text, "utf-8", newline="\n")  # the same bytes on every system
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a data frame without its index, tabs between the columns, atomically."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
 
 
 def sha256(path: str | Path) -> str:

@@ -115,9 +115,6 @@ class Augmentation(CellLayer):
         view = self.crossover(view, **with_whom, **now)
         return self.crossover_many(view, **with_whom, **now)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        return tuple(input_shape)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),

@@ -119,6 +119,9 @@ class CellLayer(keras.layers.Layer):
             return super().__call__(x, *args, **kwargs)
         return super().__call__(x[tf.newaxis], *args, **kwargs)[0]
 
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
 
 class RandomLayer(CellLayer):
     """Base of layers that draw anew at every call in training.
@@ -151,9 +154,6 @@ class RandomLayer(CellLayer):
         else:
             counter = tf.cast(index, tf.int64)
         return Draw(tf.cast(replica_index(), tf.int64) * 1_000_003 + self.seed, counter)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "seed": self.seed}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf._calls import checked
-from concerto_tf._files import write_json
+from concerto_tf._files import write_json, write_table
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError, choices
 from concerto_tf.metrics.checks import PerCell, as_codes, complete
@@ -31,7 +31,7 @@ from concerto_tf.tasks.io.run_folder import (
     finished_run,
     is_run,
 )
-from concerto_tf.tasks.markers import MARKERS, write_markers
+from concerto_tf.tasks.markers import MARKERS, marker_table
 from concerto_tf.tasks.neighbours import neighbour_graph
 from concerto_tf.tasks.reporting.run import write_report
 
@@ -194,7 +194,7 @@ def _renew(run: Job, adata: AnnData) -> None:
         {key: adata.obs.get(key) for key in (CLUSTER, AGREEMENT, SUPPORT)},
         {key: adata.uns.get(key) for key in TABLES},
     )
-    write_markers(adata.uns.get(MARKERS), run.out / MARKERS_TABLE)
+    write_table(run.out / MARKERS_TABLE, marker_table(adata.uns.get(MARKERS)))
     label = (run.asked or {}).get("label_key")
     labels = None if label in (None, CLUSTER) else adata.obs.get(label)
     scores = cluster_scores(adata.obs[CLUSTER], labels)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._calls import check_folder, checked
-from concerto_tf._files import atomic, remove, remove_temporaries, write_json
+from concerto_tf._files import remove, remove_temporaries, write_json, write_table
 from concerto_tf._lock import FolderLock
 from concerto_tf._paths import as_path
 from concerto_tf._progress import stage
@@ -377,8 +377,7 @@ def _write(
         if not len(tables[name]):  # nothing was asked for, or could be tested; the notes say so
             remove(folder / f"{name}.tsv")
             continue
-        with atomic(folder / f"{name}.tsv") as temporary:
-            tables[name].to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+        write_table(folder / f"{name}.tsv", tables[name])
     place, found = folder / "figures", tables["markers"]
     for figure in _FIGURES:  # the folder may hold others' figures
         for suffix in FORMATS:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._calls import checked
-from concerto_tf._files import atomic
+from concerto_tf._files import write_table
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Attentive, Encoder, modality_input
 from concerto_tf.pl.figures import check_figure
@@ -134,8 +134,7 @@ def explain(
         else:
             table = _of_groups(encoder, records, groupby, top, progress)
     if out is not None:
-        with atomic(out) as temporary:
-            table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+        write_table(out, table)
     if figure is not None:
         heatmap(table, figure)
     return table

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._files import atomic
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import RNA
 from concerto_tf.tasks.io.values import normalized_parts
@@ -138,9 +136,3 @@ def marker_table(found: dict[str, Any] | None) -> pd.DataFrame:
         )
         tables.append(table[table["score"] > 0])
     return pd.concat(tables[1:] or tables, ignore_index=True)
-
-
-def write_markers(found: dict[str, Any] | None, path: Path) -> None:
-    """Writes the table of markers, as tab-separated text."""
-    with atomic(path) as temporary:
-        marker_table(found).to_csv(temporary, sep="\t", index=False, float_format="%.6g")

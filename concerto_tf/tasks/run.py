@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._calls import checked
-from concerto_tf._files import write_json
+from concerto_tf._files import write_json, write_table
 from concerto_tf._identity import identity_of_cells
 from concerto_tf._paths import as_path
 from concerto_tf._progress import stage
@@ -46,7 +46,7 @@ from concerto_tf.tasks.io.run_folder import (
     draw_maps,
 )
 from concerto_tf.tasks.io.unintegrated import variance_lost
-from concerto_tf.tasks.markers import MARKERS, write_markers
+from concerto_tf.tasks.markers import MARKERS, marker_table
 from concerto_tf.tasks.merging import check_merge, merge_sources
 from concerto_tf.tasks.neighbours import kept_graph, umap
 from concerto_tf.tasks.reporting.run import write_report
@@ -287,7 +287,7 @@ def _finish(
     _log.info("markers and support of the clusters")
     with _timed(job, "markers"):
         describe(adata, CLUSTER, records, seed)
-        write_markers(adata.uns.get(MARKERS), out / MARKERS_TABLE)
+        write_table(out / MARKERS_TABLE, marker_table(adata.uns.get(MARKERS)))
     labels = colors.get("label")
     scores: dict[str, float] = {}
     has = np.array([name is not None for name in ([] if labels is None else labels)], bool)

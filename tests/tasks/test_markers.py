@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from concerto_tf._files import write_table
 from concerto_tf.records import Records, convert
-from concerto_tf.tasks.markers import COLUMNS, marker_table, rank_markers, write_markers
+from concerto_tf.tasks.markers import COLUMNS, marker_table, rank_markers
 
 
 @pytest.fixture(scope="module")
@@ -88,5 +89,5 @@ def test_table_holds_what_is_higher_in_the_cluster(cells: AnnData, records: Reco
 def test_one_cluster_has_no_markers(cells: AnnData, records: Records, tmp_path: Path) -> None:
     found = rank_markers(records, pd.Series(pd.Categorical(["0"] * 150), name="group"))
     assert found == {}
-    write_markers(found, tmp_path / "markers.tsv")
+    write_table(tmp_path / "markers.tsv", marker_table(found))
     assert (tmp_path / "markers.tsv").read_text() == "\t".join(COLUMNS) + "\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from concerto_tf._files import atomic, write_json
+from concerto_tf._files import write_json, write_table
 from concerto_tf.errors import InputError
 from concerto_tf.pl.figures import save_figure
 
@@ -69,8 +69,7 @@ def leave(
     ['result.json', 'table.tsv']
     """
     out = check_folder(out)
-    with atomic(out / "table.tsv") as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+    write_table(out / "table.tsv", table)
     if figure is not None:
         save_figure(figure, out / "figure.png")
     result = plain(result)

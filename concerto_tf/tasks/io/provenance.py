@@ -163,22 +163,19 @@ def current() -> Step | None:
 
 def taken(**options: Any) -> None:
     """Says what options came to that the caller left open."""
-    step = _now.get()
-    if step is not None:
+    if (step := _now.get()) is not None:
         step.options |= options
 
 
 def found_out(**facts: dict[str, Any]) -> None:
     """Notes what readers of the file have to know, such as the units of values in it."""
-    step = _now.get()
-    if step is not None:
+    if (step := _now.get()) is not None:
         step.facts |= facts
 
 
 def reads(**cells: Any) -> None:
     """Says which cells are read in the place of an argument."""
-    step = _now.get()
-    if step is not None:
+    if (step := _now.get()) is not None:
         step.arguments |= cells
 
 
@@ -198,8 +195,7 @@ def reads_matrix(cells: Input, say: bool = False) -> None:
 
 def uses_model(model: Any) -> None:
     """Notes the model that is asked, by its fingerprint, as `inspect` prints it."""
-    step = _now.get()
-    if step is not None and "model" not in step.facts:
+    if (step := _now.get()) is not None and "model" not in step.facts:
         from concerto_tf.models.fingerprint import fingerprint
 
         method = type(getattr(model, "encoder", model)).__name__
@@ -208,8 +204,7 @@ def uses_model(model: Any) -> None:
 
 def uses_reference(reference: Reference) -> None:
     """Notes the reference that is compared with, by a checksum of its embeddings and labels."""
-    step = _now.get()
-    if step is not None:
+    if (step := _now.get()) is not None:
         step.facts["reference"] = {
             "cells": reference.n_cells,
             "fingerprint": _fingerprint(reference),
@@ -225,8 +220,7 @@ def with_step(before: Any) -> Any:
     Returns:
         The entry; what is there so far where no call is noted.
     """
-    step = _now.get()
-    if step is None:
+    if (step := _now.get()) is None:
         return before
     earlier = dict(enumerate(steps_in(before), 1))
     return {
