@@ -59,8 +59,9 @@ def as_codes(values: PerCell, n: int, what: str, least: int = 1) -> np.ndarray:
     return codes.astype(np.int64)
 
 
-def complete(codes: np.ndarray, what: str) -> np.ndarray:
-    """The codes; raises InputError if one is missing."""
+def complete_codes(values: PerCell, n: int, what: str, least: int = 1) -> np.ndarray:
+    """The same, where each cell must have a value; raises InputError if one is missing."""
+    codes = as_codes(values, n, what, least)
     missing = int((codes < 0).sum())
     if missing:
         raise InputError(f"{missing} of {len(codes)} {what} are missing: leave these cells out.")
@@ -72,7 +73,7 @@ def labelled_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Checked embedding and label codes, of a random sample where there are more than `cap`."""
     z = as_embedding(embedding)
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
+    codes = complete_codes(labels, len(z), "labels", least=2)
     chosen = thinned(len(z), cap, seed)
     return z[chosen], codes[chosen]
 

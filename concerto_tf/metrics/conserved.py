@@ -6,7 +6,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import scib
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample
+from concerto_tf.metrics.checks import PerCell, as_embedding, complete_codes, sample
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
 
@@ -49,8 +49,8 @@ def isolated_labels(
     from sklearn.metrics import silhouette_samples
 
     z = as_embedding(embedding)
-    of = complete(as_codes(sources, len(z), "sources", least=2), "sources")
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
+    of = complete_codes(sources, len(z), "sources", least=2)
+    codes = complete_codes(labels, len(z), "labels", least=2)
     pairs = np.unique(np.stack([codes, of]), axis=1)[0]
     counts = np.bincount(pairs)
     isolated = np.flatnonzero(counts == counts.min())
@@ -106,7 +106,7 @@ def pcr(before: np.ndarray, after: np.ndarray, sources: PerCell) -> float:
     before, after = as_embedding(before), as_embedding(after)
     if len(before) != len(after):
         raise InputError(f"{len(before)} cells before integration and {len(after)} after it.")
-    codes = complete(as_codes(sources, len(after), "sources", least=2), "sources")
+    codes = complete_codes(sources, len(after), "sources", least=2)
     if scib.installed():
         with scib.quietly() as engine:
             return float(engine.pcr_comparison(before, after, codes, categorical=True))

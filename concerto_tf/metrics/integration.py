@@ -6,7 +6,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import scib
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, sample, thinned
+from concerto_tf.metrics.checks import PerCell, as_embedding, complete_codes, sample, thinned
 from concerto_tf.metrics.graph import nearest_others
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 from concerto_tf.metrics.within_labels import NEIGHBOUR_CELLS, accepted, kbet_per_label
@@ -51,7 +51,7 @@ def asw_source(
     z, codes = _checked(embedding, sources)
     groups = np.zeros(len(z), np.int64)
     if labels is not None:
-        groups = complete(as_codes(labels, len(z), "labels"), "labels")
+        groups = complete_codes(labels, len(z), "labels")
     chosen = thinned(len(z), NEIGHBOUR_CELLS, seed)
     z, codes, groups = z[chosen], codes[chosen], groups[chosen]
     widths = []
@@ -122,7 +122,7 @@ def kbet(
         as for Concerto (Yang et al. 2022, Methods, "kBET"; k = 15).
     """
     z, codes = _checked(embedding, sources)
-    groups = None if labels is None else complete(as_codes(labels, len(z), "labels"), "labels")
+    groups = None if labels is None else complete_codes(labels, len(z), "labels")
     chosen = thinned(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
     if groups is not None:
@@ -233,7 +233,7 @@ def graph_connectivity(
 
     z = as_embedding(embedding)
     _at_least_three(z)
-    codes = complete(as_codes(labels, len(z), "labels"), "labels")
+    codes = complete_codes(labels, len(z), "labels")
     chosen = thinned(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
     distances, others = nearest_others(z, min(k, len(z)) - 1)
@@ -265,7 +265,7 @@ def _checked(embedding: np.ndarray, sources: PerCell) -> tuple[np.ndarray, np.nd
     """Checked embedding and source codes."""
     z = as_embedding(embedding)
     _at_least_three(z)
-    return z, complete(as_codes(sources, len(z), "sources", least=2), "sources")
+    return z, complete_codes(sources, len(z), "sources", least=2)
 
 
 def _at_least_three(z: np.ndarray) -> None:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.checks import (
-    PerCell,
-    as_codes,
-    as_embedding,
-    complete,
-    labelled_cells,
-    sample,
-)
+from concerto_tf.metrics.checks import PerCell, as_embedding, complete_codes, labelled_cells, sample
 
 # Cells whose pairwise distances are looked at, at most.
 SILHOUETTE_CELLS = 5_000
@@ -51,7 +44,7 @@ def asw_label(
     from sklearn.metrics import silhouette_score
 
     z = as_embedding(embedding)
-    codes = complete(as_codes(labels, len(z), "labels", least=2), "labels")
+    codes = complete_codes(labels, len(z), "labels", least=2)
     chosen = sample(len(z), cap, seed)
     z, codes = z[chosen], codes[chosen]
     n_labels = len(np.unique(codes))

@@ -8,7 +8,7 @@ import numpy as np
 
 from concerto_tf.errors import InputError
 from concerto_tf.metrics import scib
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.checks import PerCell, as_embedding, complete_codes, thinned
 from concerto_tf.metrics.graph import nearest_others
 from concerto_tf.metrics.separation import SILHOUETTE_CELLS
 
@@ -249,8 +249,8 @@ def _of_labels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Checked embedding, sources and labels of at most so many cells."""
     z = as_embedding(embedding)
-    of = complete(as_codes(sources, len(z), "sources", least=2), "sources")
-    groups = complete(as_codes(labels, len(z), "labels"), "labels")
+    of = complete_codes(sources, len(z), "sources", least=2)
+    groups = complete_codes(labels, len(z), "labels")
     chosen = thinned(len(z), cap, seed)
     return z[chosen], of[chosen], groups[chosen]
 

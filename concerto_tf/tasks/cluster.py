@@ -17,7 +17,7 @@ from concerto_tf._calls import checked
 from concerto_tf._files import write_json, write_table
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError, choices
-from concerto_tf.metrics.checks import PerCell, as_codes, complete
+from concerto_tf.metrics.checks import PerCell, as_codes, complete_codes
 from concerto_tf.metrics.graph import leiden
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
@@ -289,7 +289,7 @@ def _columns(adata: AnnData, clusterings: Sequence[str]) -> np.ndarray:
             raise InputError(missing, "clusterings")
     return np.stack(
         [
-            complete(as_codes(adata.obs[name], adata.n_obs, what), what)
+            complete_codes(adata.obs[name], adata.n_obs, what)
             for name, what in ((name, f"clusters {name!r}") for name in clusterings)
         ],
         axis=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from concerto_tf.metrics.checks import PerCell, as_codes, as_embedding, complete, thinned
+from concerto_tf.metrics.checks import PerCell, as_embedding, complete_codes, thinned
 from concerto_tf.metrics.clustering import CLUSTER_CELLS, agreement, kmeans_partitions
 from concerto_tf.metrics.separation import asw_label
 
@@ -52,8 +52,8 @@ def batch_scores(
         effectively"; equations 4 to 7 of the preprint.
     """
     z = as_embedding(embedding)
-    types = complete(as_codes(labels, len(z), "labels", least=2), "labels")
-    batches = complete(as_codes(sources, len(z), "sources", least=2), "sources")
+    types = complete_codes(labels, len(z), "labels", least=2)
+    batches = complete_codes(sources, len(z), "sources", least=2)
     chosen = thinned(len(z), cap, seed)
     clusters = kmeans_partitions(z[chosen], len(np.unique(types[chosen])), seed)
     scores: dict[str, float] = {}
