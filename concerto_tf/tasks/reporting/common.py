@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,10 @@ def page(title: str, lead: str, figures: Mapping[str, Any], sections: Sequence[S
     return Page(title, lead, told, kept, _FOOT.format(__version__))
 
 
-def warned(lines: Sequence[str]) -> Section:
-    """What was warned of."""
-    return Section("Warnings", [Text([line], "warning") for line in dict.fromkeys(lines)])
+def warned(texts: Iterable[str]) -> Section:
+    """What was warned of, in one line or several each."""
+    lines = dict.fromkeys(line for text in texts for line in str(text).splitlines())
+    return Section("Warnings", [Text([line], "warning") for line in lines])
 
 
 def cell_map(

@@ -79,7 +79,7 @@ def write_report(
     }
     titles |= {key: key for key in (source, "source") if key in obs and obs[key].nunique() > 1}
     sections = [
-        common.warned([line for step in steps[-1:] for line in _lines(step.get("warnings"))]),
+        common.warned(step.get("warnings", "") for step in steps[-1:]),
         Section("Map of the cells", [_map(obs, z, own, titles, seed)]),
     ]
     figures: dict[str, Any] = {"cells": len(table)}
@@ -234,7 +234,3 @@ def _next(name: str, steps: Sequence[Mapping[str, Any]]) -> Section:
 def _texts(notes: Sequence[str]) -> list[Part]:
     lines = [without_places(str(line)) for line in dict.fromkeys(notes)]
     return [Text(lines)] if lines else []
-
-
-def _lines(text: Any) -> list[str]:
-    return str(text).splitlines() if text else []

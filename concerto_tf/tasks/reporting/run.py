@@ -73,7 +73,8 @@ def write_report(
     adata = open_embedded(folder / RESULT, backed=True)
     try:
         obs, steps = adata.obs, steps_in(adata.uns.get(KEY))
-        label, source = _column(obs, asked.get("label_key")), _source(obs, asked)
+        label, source = asked.get("label_key"), _source(obs, asked)
+        label = label if label in obs else None
         if records is None and (folder / RECORDS).is_dir():
             records = Records(folder / RECORDS)
         clusters = common.coded(obs[_CLUSTER])
@@ -81,7 +82,7 @@ def write_report(
         further = [key for key in obs if key.startswith(f"{_CLUSTER}_")]
         titles |= {key: key.removeprefix("concerto_").replace("_", " ") for key in further}
         sections = [
-            common.warned([line for step in steps for line in _lines(step.get("warnings"))]),
+            common.warned(step.get("warnings", "") for step in steps),
             Section("Map of the cells", [_map(obs, adata.obsm["X_umap"], titles)]),
             _clusters(obs, clusters, label, further, adata.uns.get(MARKERS)),
         ]
@@ -102,7 +103,7 @@ def write_report(
             _next(folder.absolute().name, asked, label, source),
             common.done(steps, _seconds(metrics)),
         ]
-        names = _names(steps)
+        names = list(steps[0].get("inputs", {})) if steps else []
         figures = {
             "cells": int(metrics["cells"]),
             "genes": int(metrics["genes"]),
@@ -120,10 +121,6 @@ def write_report(
     finally:
         if adata.isbacked:
             adata.file.close()
-
-
-def _column(obs: pd.DataFrame, key: str | None) -> str | None:
-    return key if key in obs else None
 
 
 def _source(obs: pd.DataFrame, asked: Mapping[str, Any]) -> str | None:
@@ -280,14 +277,6 @@ def _next(name: str, asked: Mapping[str, Any], label: str | None, source: str | 
     return common.to_try(rows)
 
 
-def _names(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for step in steps[:1] for name in step.get("inputs", {})]
-
-
 def _seconds(metrics: Mapping[str, Any]) -> dict[str, float]:
     mark = "seconds_"
     return {key.removeprefix(mark): of for key, of in metrics.items() if key.startswith(mark)}
-
-
-def _lines(text: Any) -> list[str]:
-    return str(text).splitlines() if text else []
