@@ -178,6 +178,11 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("--levels", metavar="COARSE,FINE", help="labels to map one within the other")
     whole(made, "--k", "neighbours that vote (5)", 5)
     real(made, "--alpha", "share of reference cells below which a cell is unknown")
+    made.add_argument(
+        "--neighbours-only",
+        action="store_true",
+        help="labels by the vote of neighbours alone, as in the paper",
+    )
     made.add_argument("--finetune", action="store_true", help="train on the query first")
     adapt(made)
     made.add_argument(

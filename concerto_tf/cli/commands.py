@@ -197,7 +197,7 @@ def map(options: argparse.Namespace) -> Any:  # noqa: A001 - the command's name
             options.query,
             options.output,
             **given.same(options, "reference reference_source_key reference_layer label_key k"),
-            **given.same(options, "finetune adapt groupby figure vote seed"),
+            **given.same(options, "neighbours_only finetune adapt groupby figure vote seed"),
             levels=given.names(options.levels),
             alpha=ALPHA if options.alpha is None else options.alpha,
             progress=progress.stage("map"),

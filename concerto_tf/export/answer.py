@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from concerto_tf.models.classifier import Classifier
-from concerto_tf.models.encoder import Encoder
+from concerto_tf.models.encoder import Encoder, Teachable
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.novelty import UNKNOWN
 from concerto_tf.records.batch import Batch
@@ -61,7 +61,7 @@ class Answer:
         self.kept: list[LabelTransfer] = []
         #: Number of reference cells and of labels by key.
         self.labels: dict[str, tuple[int, int]] = {}
-        self._transfers: dict[str, Callable[[tf.Tensor], dict[str, tf.Tensor]]] = {}
+        self._transfers: dict[str, Callable[[tf.Tensor, Batch], dict[str, tf.Tensor]]] = {}
         if reference is not None:
             self._transfers = {key: self._transfer(reference, key) for key in reference.labels}
 
@@ -76,7 +76,7 @@ class Answer:
                 **_told(outcome, self.classes, self.model.rejected(outcome["novelty"], self.alpha)),
             }
         for key, transfer in self._transfers.items():
-            told = transfer(found["embedding"])
+            told = transfer(found["embedding"], batch)
             if len(self._transfers) == 1 and not self.classes:
                 found.update(told)
             else:
@@ -85,14 +85,17 @@ class Answer:
 
     def _transfer(
         self, reference: Reference, key: str
-    ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    ) -> Callable[[tf.Tensor, Batch], dict[str, tf.Tensor]]:
         part, names = reference.labelled(key), reference.labels[key].names
         self.labels[key] = (part.n_cells, len(names))
         label = LabelTransfer(part, key, min(self.k, part.n_cells))
         self.kept.append(label)
+        # Outside of a graph: what is asked of an encoder may be computed.
+        encoder = self.encoder
+        reader = encoder if label.listens and isinstance(encoder, Teachable) else None
 
-        def transfer(z: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = label(z)
+        def transfer(z: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+            found = label(z, None if reader is None else reader.standardized(batch))
             rejected = found["novelty"] < self.alpha_of_reference
             return _told(found, names, rejected | (found["code"] < 0))
 

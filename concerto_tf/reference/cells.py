@@ -12,8 +12,10 @@ import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import Calibration, Scale
+from concerto_tf.numerics.readout import ALIKE, Prior
 from concerto_tf.numerics.spread import as_unseen
 from concerto_tf.reference.index import Index
+from concerto_tf.reference.voices import Genes, Voices, learn_voices
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Conformity(NamedTuple):
         scale: Where their three conformity scores lie, by label.
         least: The least of these, each measured by the label, of the cells of all labels.
         together: `concerto_tf.novelty.mean_together` of these cells.
-        votes: How little the neighbours vote for the labels; see `calibrate_votes`.
+        votes: How unlikely the labels are told by others; see `calibrate_shares`.
     """
 
     directions: np.ndarray
@@ -170,6 +172,7 @@ class Reference:
     Attributes:
         embedded: The embeddings as they are compared.
         index: Search for the nearest of them.
+        voices: What tells labels beside the neighbours, by key; see `learn`.
         calibrations: How much the cells of each label are like each other, by key; see
             `calibrated`.
         stated: What is to be expected of a query, by key; see `concerto_tf.reference.stated`.
@@ -211,6 +214,7 @@ class Reference:
         self.labels = dict(labels or {})
         self.values = dict(values or {})
         self.model, self.cells, self.depth = model, cells, depth
+        self.voices: dict[str, Voices] = {}
         self.calibrations: dict[str, Conformity] = {}
         self.stated: dict[str, dict[str, Any]] = {}
         held = [(key, len(of.codes)) for key, of in self.labels.items()]
@@ -254,9 +258,40 @@ class Reference:
             A new reference. Values of modalities are left out.
         """
         labels = {key: Labels(held.codes[rows], held.names) for key, held in self.labels.items()}
-        return Reference(
+        made = Reference(
             self.embedded.part(rows), labels, model=self.model, cells=self.cells, depth=self.depth
         )
+        made.voices = {key: of.part(rows, self.n_cells) for key, of in self.voices.items()}
+        return made
+
+    def by_neighbours(self) -> Reference:
+        """The same cells, whose labels the nearest ones alone tell."""
+        made = Reference(
+            self.embedded,
+            self.labels,
+            self.values,
+            model=self.model,
+            cells=self.cells,
+            depth=self.depth,
+            built=self.index.built,
+        )
+        return made if self.voices else self
+
+    def learn(self, key: str, seen: Genes, prior: Prior = ALIKE) -> None:
+        """Learns labels from some of the cells, to be told by more than the nearest ones.
+
+        Args:
+            key: Key of the labels; nothing is learned of fewer than two.
+            seen: The cells, and the values of their genes; those without a label are left out.
+            prior: How far from 0 the weights of genes may be.
+        """
+        held = self.labels_of(key)
+        seen = seen.part(held.codes[seen.rows] >= 0)
+        cells = self.embedded.unit[seen.rows], self.embedded.from_middle(seen.rows)
+        found = learn_voices(*cells, held.codes[seen.rows], len(held.names), seen, prior)
+        if found is not None:
+            self.voices[key] = found
+            self.calibrations.pop(key, None)
 
     def labelled(self, key: str) -> Reference:
         """The reference of those cells that have a label under a key."""

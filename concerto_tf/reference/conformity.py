@@ -15,7 +15,8 @@ from concerto_tf.novelty import (
 )
 from concerto_tf.numerics.unit_rows import unit_rows
 from concerto_tf.reference.cells import Conformity, Embedded, Reference
-from concerto_tf.reference.votes import calibrate_votes, voted
+from concerto_tf.reference.voices import VOTERS, together
+from concerto_tf.reference.votes import calibrate_shares, votes_for
 
 #: Neighbours whose mean cosine tells how near a cell lies to the reference.
 NEAR_CELLS = 15
@@ -27,8 +28,6 @@ _QUERY_LIKE = 0.75
 _CALIBRATION_CELLS = 500
 #: Cells that are looked at together: there may be millions.
 _AT_ONCE = 100_000
-#: Neighbours that vote for the label of a reference cell.
-_VOTERS = 5
 #: Scores closer than this are the same.
 _SAME = 1e-6
 #: Less than one minus any cosine of cells that differ.
@@ -122,9 +121,12 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     held, embedded = reference.labels_of(key), reference.embedded
     if (held.codes < 0).any():
         raise InputError(f"reference cells without {key!r}; leave them out with `labelled`")
-    n_labels = len(held.names)
-    # The same cells every time; which ones hardly matters.
+    n_labels, voices = len(held.names), reference.voices.get(key)
+    # The same cells every time; which ones hardly matters. What voices say of cells that they have
+    # not learned from is known of some.
     order = np.random.default_rng(0).permutation(reference.n_cells)
+    if voices is not None:
+        order = order[np.isin(order, voices.rows)]
     chosen = [order[held.codes[order] == code][:_CALIBRATION_CELLS] for code in range(n_labels)]
     rows = np.sort(np.concatenate(chosen))
     own, true = embedded.from_middle(rows), held.codes[rows]
@@ -134,7 +136,13 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     near = np.ones(1, np.float32)  # of a single cell, which has no other
     if len(cosine.T):
         near = nearness(tf.constant(query), index, cosine, embedded.seen, embedded.middle).numpy()
-    label = voted(held, index[:, :_VOTERS], cosine[:, :_VOTERS], true)
+    shares = votes_for(held, index, cosine)
+    p = votes_for(held, index[:, :VOTERS], cosine[:, :VOTERS])
+    if voices is not None:
+        there, k = np.isin(np.arange(n_labels), held.codes), min(VOTERS, cosine.shape[1])
+        p = together(tf.constant(p), k, voices.of_cells(rows), voices.neighbours, there)
+        p = shares = np.asarray(p)
+    label = np.where(p.any(axis=1), p.argmax(axis=1), true)
 
     count = np.bincount(held.codes, minlength=n_labels)
     sums = np.zeros((2, n_labels, own.shape[1]), np.float64)
@@ -166,7 +174,7 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
         scale,
         known,
         calibrate(mean_together(p_value, query)),
-        calibrate_votes(held, rows, index, cosine),
+        calibrate_shares(held, rows, shares),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.novelty import Calibration, Scale
 from concerto_tf.reference.cells import Conformity, Embedded, Labels, Reference, Values
 from concerto_tf.reference.index import EXACT_CELLS
+from concerto_tf.reference.voices import Voices
 
 FOLDER = "reference"
 FILE_NAME = "reference.json"
@@ -38,6 +40,7 @@ _CONFORMITY: dict[str, Any] = dict.fromkeys(Conformity._fields) | {
     "together": Calibration,
     "votes": Calibration,
 }
+_VOICES = [field.name for field in fields(Voices)]
 _CSR = ("data", "indices", "indptr")
 #: The index of many cells, which is built once.
 _INDEX = "index"
@@ -82,6 +85,9 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
             keep(_INDEX, built)
         for i, (key, held) in enumerate(reference.labels.items()):
             keep(f"labels-{i}", held.codes)
+            if key in reference.voices:
+                for name in _VOICES:
+                    keep(f"labels-{i}-voices-{name}", getattr(reference.voices[key], name))
             if key in reference.calibrations:
                 made = reference.calibrations[key]
                 for name, kind in _CONFORMITY.items():
@@ -110,6 +116,7 @@ def save_reference(reference: Reference, folder: str | Path) -> None:
                         {
                             "key": key,
                             "names": list(held.names),
+                            "voices": key in reference.voices,
                             "calibrated": key in reference.calibrations,
                             "stated": reference.stated.get(key, {}),
                         }
@@ -164,9 +171,12 @@ def load_reference(folder: str | Path) -> Reference:
         )
 
     try:
-        labels, values, calibrations, stated = {}, {}, {}, {}
+        labels, values, voices, calibrations, stated = {}, {}, {}, {}, {}
         for i, held in enumerate(content["labels"]):
             labels[held["key"]] = Labels(array(f"labels-{i}"), tuple(held["names"]))
+            if held.get("voices"):  # 0.1.0 had none
+                of_voices = {name: array(f"labels-{i}-voices-{name}") for name in _VOICES}
+                voices[held["key"]] = Voices(**of_voices)
             if held.get("stated"):
                 stated[held["key"]] = held["stated"]
             if held["calibrated"]:
@@ -202,6 +212,7 @@ def load_reference(folder: str | Path) -> Reference:
             # Only many cells have one.
             built=array(_INDEX) if f"{_INDEX}.npy" in content["files"] else None,
         )
+        reference.voices.update(voices)
         reference.calibrations.update(calibrations)
         reference.stated.update(stated)
         return reference

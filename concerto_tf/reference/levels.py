@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from concerto_tf.errors import InputError
 from concerto_tf.novelty import UNKNOWN, Calibration, novelty_together
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.conformity import calibrated
-from concerto_tf.reference.transfer import transfer
+from concerto_tf.reference.transfer import heard_of, transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,8 @@ class Finest(NamedTuple):
 
     Attributes:
         names: Names of the L labels.
-        shares: Their shares among the nearest reference cells [n, L]; see `transfer`.
-        known: How little the reference's own labels are voted for; see `calibrate_votes`.
+        shares: Their probabilities [n, L]; see `transfer`.
+        known: How unlikely the reference's own labels are told; see `calibrate_shares`.
     """
 
     names: tuple[str, ...]
@@ -32,7 +32,12 @@ class Finest(NamedTuple):
 
 
 def label_levels(
-    reference: Reference, z: np.ndarray, keys: Sequence[str], k: int, alpha: float
+    reference: Reference,
+    z: np.ndarray,
+    keys: Sequence[str],
+    k: int,
+    alpha: float,
+    by_genes: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, pd.DataFrame], Finest]:
     """Labels of query cells by key: at each level among the reference cells of the coarser label.
 
@@ -42,6 +47,7 @@ def label_levels(
         keys: Keys of the labels, the coarsest first.
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
         alpha: Novelty p-value below which a cell is ``unknown``, and at all finer levels too.
+        by_genes: What the genes say [n, L], by key; see `Voices.heard`.
 
     Returns:
         By key one row per cell: ``label``, ``confidence``, ``predicted``, ``probability`` and
@@ -63,7 +69,8 @@ def label_levels(
             rows = np.flatnonzero(group == name)
             part = whole if len(keys) == 1 else _of_group(reference, key, coarser, name)
             if part is not None:
-                answer = transfer(part, z[rows], key, min(k, part.n_cells))
+                said = heard_of(part, z[rows], key, (by_genes or {}).get(key), rows)
+                answer = transfer(part, z[rows], key, min(k, part.n_cells), said)
                 known = calibrated(part, key).together
                 answer["novelty"] = novelty_together(
                     answer["novelty"], part.embedded.compared(z[rows]), known
@@ -80,7 +87,8 @@ def label_levels(
         sure, coarser = level["probability"].to_numpy(np.float32), key
         found[key] = level
     if len(keys) > 1:
-        answer = transfer(whole, z, keys[-1], 1)
+        said = heard_of(whole, z, keys[-1], (by_genes or {}).get(keys[-1]))
+        answer = transfer(whole, z, keys[-1], 1, said)
     of_finest = whole.labels_of(keys[-1]).names
     return found, Finest(of_finest, answer["shares"], calibrated(whole, keys[-1]).votes)
 

@@ -44,27 +44,34 @@ def stated(reference: Reference, key: str) -> dict[str, Any]:
 
 def _stated(reference: Reference, key: str) -> dict[str, Any]:
     held = reference.labels_of(key)
-    # The same cells every time.
-    order = np.random.default_rng(0).permutation(reference.n_cells)[:_MOST]
+    # The same cells every time; of those learned from is known what others say.
+    voices = reference.voices.get(key)
+    cells = np.arange(reference.n_cells) if voices is None else voices.rows
+    order = np.random.default_rng(0).permutation(cells)[:_MOST]
     judging, judged = order[::2], order[1::2]
     if not len(judged):
         return {}
     embedded = reference.embedded
     z = query_like(embedded, embedded.from_middle(judged)) + embedded.origin
-    known = _judged(reference, judging, z, key)
+    heard = None if voices is None else voices.of_cells(judged)
+    known = _judged(reference, judging, z, key, heard)
     new = {}
     for code, name in enumerate(held.names):
         own, others = held.codes[judged] == code, judging[held.codes[judging] != code]
         if own.sum() >= FEWEST_STATED and len(np.unique(held.codes[others])) > 1:
-            new[name] = rounded(_judged(reference, others, z, key)[own])
+            new[name] = rounded(_judged(reference, others, z, key, heard)[own])
     of_type = p_by_type(known, held.codes[judged], held.names)
     return {"known": rounded(known), "of_type": of_type, "new": new}
 
 
-def _judged(reference: Reference, rows: np.ndarray, z: np.ndarray, key: str) -> np.ndarray:
+def _judged(
+    reference: Reference, rows: np.ndarray, z: np.ndarray, key: str, heard: np.ndarray | None
+) -> np.ndarray:
     """Novelty p-values [n] of embeddings, where some of the cells are all of the reference."""
     part, held = reference.part(rows), reference.labels_of(key)
     there, codes = np.unique(held.codes[rows], return_inverse=True)
     part.labels = {key: Labels(codes.astype(np.int32), tuple(held.names[i] for i in there))}
-    p_value = transfer(part, z, key, min(_VOTERS, part.n_cells))["novelty"]
+    part.voices = {of: voices.of_labels(there) for of, voices in part.voices.items() if of == key}
+    said = None if heard is None else heard[:, there]
+    p_value = transfer(part, z, key, min(_VOTERS, part.n_cells), said)["novelty"]
     return novelty_together(p_value, part.embedded.compared(z), calibrated(part, key).together)

@@ -41,40 +41,32 @@ def vote(codes: tf.Tensor, cosine: tf.Tensor, n_labels: int) -> tf.Tensor:
     )
 
 
-def voted(held: Labels, index: np.ndarray, cosine: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """The labels that the neighbours of cells vote for.
+def votes_for(held: Labels, index: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+    """What the neighbours of cells vote for: shares of all labels [n, L].
 
     Args:
         held: Labels of all reference cells.
         index: Neighbours [n, k].
         cosine: Their cosines [n, k].
-        otherwise: Label where nobody votes [n].
-
-    Returns:
-        Codes [n].
     """
-    shares = vote(tf.constant(held.codes[index]), tf.constant(cosine), len(held.names)).numpy()
-    return np.where(shares.any(axis=1), shares.argmax(axis=1), otherwise)
+    shares = vote(tf.constant(held.codes[index]), tf.constant(cosine), len(held.names))
+    return np.asarray(shares)
 
 
-def calibrate_votes(
-    held: Labels, rows: np.ndarray, index: np.ndarray, cosine: np.ndarray
-) -> Calibration:
-    """How little the neighbours of reference cells vote for their labels, for sets of labels.
+def calibrate_shares(held: Labels, rows: np.ndarray, shares: np.ndarray) -> Calibration:
+    """How unlikely the true labels of reference cells are told, for sets of labels.
 
     Args:
         held: Labels of all reference cells.
         rows: Cells to calibrate on [n], some of each label.
-        index: Nearest reference cells of these, themselves left out [n, k].
-        cosine: Their cosines [n, k].
+        shares: Probabilities of all labels that others tell of these [n, L].
 
     Returns:
         Nonconformity of the true labels (`of_truth`). Each of ``rows`` stands for its share of all
         cells of its label.
     """
-    codes, n_labels = held.codes[rows], len(held.names)
-    shares = vote(tf.constant(held.codes[index]), tf.constant(cosine), n_labels).numpy()
-    of_all, chosen = (np.bincount(of, minlength=n_labels) for of in (held.codes, codes))
+    codes = held.codes[rows]
+    of_all, chosen = (np.bincount(of, minlength=len(held.names)) for of in (held.codes, codes))
     weight = (of_all / np.maximum(chosen, 1))[codes]
     kept = kept_scores(of_truth(shares, codes), weight)
     return Calibration(kept.astype(np.float32), len(rows))

@@ -22,16 +22,18 @@ from concerto_tf.models.classifier import (
     Classifier,
     Coarse,
     Exemplars,
+    Lesson,
     chosen_rows,
-    chosen_to_learn,
-    learn_genes,
+    learn_linear,
     measure_types,
     state_novelty,
+    weigh_voices,
 )
 from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
+from concerto_tf.numerics.readout import chosen_to_learn
 from concerto_tf.records import Records
 from concerto_tf.records.batch import Batch
 from concerto_tf.records.batch import key as entry_key
@@ -87,10 +89,15 @@ def finetune(
 ) -> Classifier:
     """Teaches a pre-trained model the cell types of labelled cells; called again, it continues.
 
+    Types are told by logistic regression on the embedding and on the genes. How much each counts,
+    labelled cells tell that were left out. Networks, which add nothing to these on the sets that
+    were tried, are trained where ``epochs``, ``target``, ``networks_only`` or ``end_to_end`` ask
+    for it.
+
     Types are weighted by the square root of their rarity. A part of the labelled cells is held
-    out of the training, to calibrate the confidence on; nothing of them is learned but how much
-    the genes count beside the networks. Cells without a label, or called ``unknown``, count as
-    unlabelled. A type with one cell is learned from it and takes no part in the calibration.
+    out to calibrate the confidence on; embedding and genes learn from them once that is done. Cells
+    without a label, or called ``unknown``, count as unlabelled. A type with one cell is learned
+    from it and takes no part in the calibration.
 
     The folder holds ``model.keras``, ``training.csv``, ``tensorboard/`` and ``training.json``,
     where ``calibration`` says how many cells were held out, how well their types are told, and
@@ -108,13 +115,14 @@ def finetune(
             technology or tissue: teacher and student learn to agree about them.
         end_to_end: Use the network of the model, but none of its weights: they start at random,
             without principal components, as in the paper's comparison; ``networks_only``.
-        networks_only: Tell types by teacher and student alone, as in the paper. By default the
-            genes themselves are a voice beside them, by logistic regression; how much each counts
-            is told by the cells held out. For a query that was measured otherwise, `annotate`
-            learns the types anew from the genes all the same, unless ``keep_cells`` is False.
+        networks_only: Tell types by teacher and student alone, as in the paper. For a query that
+            was measured otherwise, `annotate` learns the types anew from the genes all the same,
+            unless ``keep_cells`` is False.
         learning_rate: Peak learning rate; it rises and falls along a cosine. ``None`` for the
             model's own (``recipe.finetuning_rate``).
-        epochs, batch_size, optimizer, strategy, callbacks, progress: As in `train`.
+        epochs: Passes over the cells that train the networks. ``None`` for none, or as many as
+            `train` takes where something asks for networks.
+        batch_size, optimizer, strategy, callbacks, progress: As in `train`.
         calibration: Share of the labelled cells that is held out, at most 2,000 cells; 0 holds
             none out, and no cell can be rejected then.
         consistency: Weight lambda of the agreement about target cells.
@@ -183,6 +191,8 @@ def finetune(
         held_out = hold_out(codes, calibration, seed)
         scope = make_strategy(strategy)
         replicas = scope.num_replicas_in_sync if scope else 1
+        if epochs is None and not (networks_only or end_to_end or target):
+            epochs = 0  # networks add nothing to what embedding and genes tell
         schedule = plan_training(records.n_cells, epochs, batch_size, replicas)
         began = time.perf_counter()
         with scope.scope() if scope else nullcontext():
@@ -210,7 +220,8 @@ def finetune(
                 progress=progress,
             )
             with stage("calibration on held-out cells"):
-                found = _calibrate(fine, records, codes, held_out, networks_only or end_to_end)
+                linear = not (networks_only or end_to_end)
+                found = _calibrate(fine, records, codes, held_out, linear, schedule.steps > 0)
             if keep_cells:
                 fine.exemplars = Exemplars.of(
                     records.dataset(
@@ -310,9 +321,10 @@ def _calibrate(
     records: Records,
     codes: np.ndarray,
     held_out: np.ndarray,
-    networks_only: bool,
+    linear: bool,
+    trained: bool,
 ) -> dict[str, Any]:
-    """Teaches the genes, measures the held-out cells, and says what that rests on."""
+    """Teaches embedding and genes, measures the held-out cells, and says what that rests on."""
     from sklearn.metrics import f1_score
 
     def batches(labels: np.ndarray) -> tf.data.Dataset:
@@ -321,15 +333,21 @@ def _calibrate(
         return labelled_batches(data, model.label_key, table)
 
     summary: dict[str, Any] = {}
-    if not networks_only:
-        learned = ~held_out & (codes >= 0)
-        chosen = chosen_to_learn(codes, learned, model.head.n_inputs, model.seed)
-        count = np.bincount(codes[learned], minlength=len(model.classes))
-        learn_genes(model, batches(chosen), count, batches(held_out))
-        networks, genes = (round(float(voice), 3) for voice in np.array(model.head.voices))
-        summary["voices"] = {"networks": networks, "genes": genes}
+
+    def learn(cells: np.ndarray) -> Lesson:
+        chosen = chosen_to_learn(codes, cells, model.head.n_inputs, model.seed)
+        count = np.bincount(codes[cells], minlength=len(model.classes))
+        return learn_linear(model, batches(chosen), count)
+
+    if linear:
+        lesson = learn(~held_out & (codes >= 0))
+        weigh_voices(model, lesson, batches(held_out) if trained else None)
+        voices = (round(float(voice), 3) for voice in np.array(model.head.voices))
+        summary["voices"] = dict(zip(("networks", "embedding", "genes"), voices, strict=True))
     found = measure_types(model, batches, codes, held_out)
     state_novelty(model, batches, codes, held_out, found)
+    if linear:  # what it is calibrated for it does a little better, with all that is known
+        learn(codes >= 0)
     n = len(model.calibration)
     summary["cells"] = n
     if n:

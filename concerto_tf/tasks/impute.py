@@ -136,8 +136,9 @@ def impute(
         query_cells = records.without(wanted)
         # The values are found already, and may be of a modality that the model does not know.
         cells = reopened(model, reference, replace(of_reference, modalities=None))
-        seen = match(model, query_cells, held, cells=cells, how="none", progress=progress)
-        held, z = seen.reference or held, seen.z
+        of_values = held.by_neighbours()  # nobody asks for its labels
+        seen = match(model, query_cells, of_values, cells=cells, how="none", progress=progress)
+        held, z = seen.reference or held, seen.heard.z
         names = list(records.obs()["cell"])
         found = {}
         for name in wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._calls import checked
-from concerto_tf._paths import as_path
 from concerto_tf._progress import stage
 from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import Encoder
@@ -23,16 +22,18 @@ from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import Finest, label_levels
 from concerto_tf.reference.stated import stated
 from concerto_tf.tasks.adapt import trained_further
-from concerto_tf.tasks.embed import KEY, Progress, embed_records, encoder_of
+from concerto_tf.tasks.embed import KEY, Progress, encoder_of
+from concerto_tf.tasks.hearing import Heard, hear
 from concerto_tf.tasks.io.provenance import recorded, uses_reference
 from concerto_tf.tasks.io.reading import Reading, key_where_there, open_cells
 from concerto_tf.tasks.io.result import check_target, write_found
 from concerto_tf.tasks.matching import Match, check_adapt, match, reopened
 from concerto_tf.tasks.rates import add_expected
 from concerto_tf.tasks.reference import find_reference, make_reference, model_folder
+from concerto_tf.tasks.relatives import groups_of, relatives, show_relatives
 from concerto_tf.tasks.reporting.labels import told_of, write_report
 from concerto_tf.tasks.sets import add_sets
-from concerto_tf.tasks.vote import VOTE, add_vote, column_of, fine_clusters, named_groups
+from concerto_tf.tasks.vote import VOTE, add_vote, fine_clusters, named_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,7 @@ def map(  # noqa: A001 - the command's name
     levels: Sequence[str] = (),
     k: int = 5,
     alpha: float = ALPHA,
+    neighbours_only: bool = False,
     finetune: bool = False,
     adapt: str = "auto",
     source_key: str | None = None,
@@ -73,10 +75,13 @@ def map(  # noqa: A001 - the command's name
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Labels query cells by their nearest reference cells, and says which it does not know.
+    """Labels query cells by labelled reference cells, and says which it does not know.
 
-    Each query cell takes the label that its k nearest reference cells vote for, weighted by
-    cosine. Its ``novelty`` is a conformal p-value: the share of the reference's own cells that
+    Three things tell a label: the vote of the k nearest reference cells, weighted by cosine, and
+    logistic regression on the embedding and on the genes. Reference cells that were left out tell
+    how much each counts.
+
+    The ``novelty`` of a cell is a conformal p-value: the share of the reference's own cells that
     are as unlike the others of their label, or more so. Cells of a new type have a small one;
     below ``alpha`` the label is ``unknown``.
 
@@ -103,6 +108,7 @@ def map(  # noqa: A001 - the command's name
             unknown, so are the finer ones. ``label_key`` is the finest level where not among them.
         k: Number of neighbours that vote; in a group of fewer reference cells all of them.
         alpha: Novelty p-value below which a cell is unknown; 0 rejects none.
+        neighbours_only: Let the neighbours alone tell labels, as in the paper.
         finetune: Train the model on query and reference without labels first, and embed with it.
         adapt: What to do about a query that lies off from the reference as a whole: ``align`` moves
             it by what its cells share with the reference, ``source`` normalizes it by statistics of
@@ -122,8 +128,8 @@ def map(  # noqa: A001 - the command's name
 
     Returns:
         One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
-        the next), ``predicted`` (the label before rejection), ``probability`` (the label's share of
-        the votes), ``novelty`` (the p-value); of ``levels`` each with the level's name behind;
+        the next), ``predicted`` (the label before rejection), ``probability`` (of the
+        label), ``novelty`` (the p-value); of ``levels`` each with the level's name behind;
         of the finest level ``set`` (the labels that
         cannot be excluded at a coverage of 1 - alpha, see `add_sets`) and where asked for ``vote``
         and ``vote_share``.
@@ -181,8 +187,9 @@ def map(  # noqa: A001 - the command's name
         if found is not None:
             uses_reference(found)
             _check_k(found, keys, k)
+            found = found.by_neighbours() if neighbours_only else found
         if finetune:  # it has learned the query's own statistics, of what was measured alone
-            seen = Match(found, embed_records(model, records, progress, fill_unmeasured=False))
+            seen = Match(found, hear(model, records, found, progress, fill_unmeasured=False))
         else:
             seen = match(
                 model,
@@ -195,11 +202,11 @@ def map(  # noqa: A001 - the command's name
                 seed=seed,
                 progress=progress,
             )
-        found, z = seen.reference, seen.z
+        found, z = seen.reference, seen.heard.z
         known = records.obs()
         lines = [*records.report.get("lines", ()), *seen.lines]
         with stage("labels and novelty"):
-            table, finest = _label(found, z, keys, k, alpha, known["cell"], bool(levels))
+            table, finest = _label(found, seen.heard, keys, k, alpha, known["cell"], bool(levels))
         table.attrs["report"] = lines
         if not keys:
             told = "%s: no column of labels is named; its cells are placed, not labelled (%s)"
@@ -215,11 +222,11 @@ def map(  # noqa: A001 - the command's name
             by = fine_clusters(z, seed) if groups_that_vote is None else groups_that_vote
             uns[VOTE] = add_vote(table, by, finest.shares, finest.names)
         if groupby is not None:
-            groups = _groups(query, groupby, z, known, seed)
+            groups = groups_of(query, groupby, z, known, seed)
             near = relatives(groups, table["predicted"], table["label"])
             # As plain rows: pandas cannot compare tables in `attrs`, and fails to print them.
             table.attrs["relatives"] = near.to_dict("records")
-            _show(near, groupby, keys[-1], figure)
+            show_relatives(near, groupby, keys[-1], figure)
         if out is not None:
             columns = {
                 f"concerto_{name}": table[name].to_numpy()
@@ -262,7 +269,7 @@ def _say_expected(
 
 def _label(
     reference: Reference | None,
-    z: np.ndarray,
+    heard: Heard,
     keys: Sequence[str],
     k: int,
     alpha: float,
@@ -275,78 +282,13 @@ def _label(
     index = pd.Index(list(names), name="cell")
     if reference is None or not keys:
         return pd.DataFrame(index=index), None
-    found, finest = label_levels(reference, z, keys, k, alpha)
+    found, finest = label_levels(reference, heard.z, keys, k, alpha, heard.by_genes)
     table = found[keys[-1]]
     if by_level:
         named = {"coarse": found[keys[0]], **found} if len(keys) > 1 else found
         parts = [level.add_suffix(f"_{key}") for key, level in named.items()]
         table = pd.concat([table, *parts], axis=1)
     return table.set_index(index), finest
-
-
-# --- groups of the query --------------------------------------------------------------------
-
-
-def relatives(
-    groups: Iterable[str | None], nearest: Sequence[str], label: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Which reference labels the cells of each query group lie nearest to.
-
-    Args:
-        groups: Group of each query cell [n]; None or NaN for none.
-        nearest: Reference label nearest to it [n], whether or not it was rejected.
-        label: Label after rejection [n].
-
-    Returns:
-        One row per group and label: ``group``, ``label``, ``cells``, ``share`` of the group's
-        cells, and ``unknown``, the share of these that was rejected; the largest share first.
-
-    Example:
-
-    >>> from concerto_tf.tasks.map import relatives
-    >>> relatives(["a", "a", "b"], ["T", "B", "T"], ["T", "B", "unknown"])
-      group label  cells  share  unknown
-    0     a     B      1    0.5      0.0
-    1     a     T      1    0.5      0.0
-    2     b     T      1    1.0      1.0
-    """
-    import pandas as pd
-
-    cells = pd.DataFrame({"group": list(groups), "label": list(nearest)}).astype(object)
-    cells["unknown"] = 0.0 if label is None else (np.asarray(label) == UNKNOWN).astype(float)
-    cells = cells.dropna(subset=["group"]).astype({"group": str, "label": str})
-    counted = cells.groupby(["group", "label"], observed=True)["unknown"].agg(["size", "mean"])
-    table = counted.reset_index().rename(columns={"size": "cells", "mean": "unknown"})
-    table["share"] = table["cells"] / table.groupby("group")["cells"].transform("sum")
-    table = table[["group", "label", "cells", "share", "unknown"]]
-    order = ["group", "share", "label"]
-    return table.sort_values(order, ascending=[True, False, True], ignore_index=True)
-
-
-def _groups(
-    query: Any, groupby: str, z: np.ndarray, known: Mapping[str, np.ndarray], seed: int
-) -> np.ndarray:
-    """Group of each query cell by a column of its obs, or by Leiden."""
-    if groupby == "leiden":
-        from anndata import AnnData
-
-        from concerto_tf.tasks.cluster import CLUSTER, cluster
-
-        adata = cluster(AnnData(obsm={KEY: z}), seed=seed)
-        return adata.obs[CLUSTER].astype(str).to_numpy(object)
-    return column_of(query, groupby, known)
-
-
-def _show(table: pd.DataFrame, groupby: str, key: str, figure: str | Path | None) -> None:
-    """Writes the table of groups and its figure."""
-    from concerto_tf._files import atomic
-    from concerto_tf.pl.flows import sankey_figure
-
-    if figure is None:
-        return
-    with atomic(as_path(figure).with_suffix(".tsv")) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
-    sankey_figure(table, figure, left=f"query: {groupby}", right=f"reference: {key}")
 
 
 # --- arguments ------------------------------------------------------------------------------

@@ -15,20 +15,21 @@ from concerto_tf.errors import Argument, InputError
 from concerto_tf.models.encoder import (
     Encoder,
     SourceAware,
-    embed_in_order,
     geometry_of,
     looks_at,
     modality_input,
 )
 from concerto_tf.numerics.offset import MOST_CELLS, query_offset
+from concerto_tf.numerics.readout import OTHERWISE
 from concerto_tf.numerics.turns import place_in_group
 from concerto_tf.records import CellSet
-from concerto_tf.records.batch import ROW, Batch
+from concerto_tf.records.batch import ROW, SOURCE, Batch
 from concerto_tf.records.lens import Lens
 from concerto_tf.reference.cells import Embedded, Labels, Reference
-from concerto_tf.reference.transfer import transfer
+from concerto_tf.reference.transfer import heard_of, transfer
 from concerto_tf.tasks.adapt import with_own_statistics
-from concerto_tf.tasks.embed import Progress, embed_records
+from concerto_tf.tasks.embed import Progress
+from concerto_tf.tasks.hearing import Heard, hear, read_lesson
 from concerto_tf.tasks.io.agreement import BATCH_CELLS, cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
 
@@ -61,12 +62,12 @@ class Match:
 
     Attributes:
         reference: What to compare with; None where there is none.
-        z: Embeddings of the query [n, d].
+        heard: The query, as it is compared.
         lines: What was seen and done, for the user.
     """
 
     reference: Reference | None
-    z: np.ndarray
+    heard: Heard
     lines: tuple[str, ...] = ()
 
 
@@ -120,11 +121,11 @@ def match(
     if how == "source":
         model = with_own_statistics(model, records)
     # Statistics of the query's own cells know of no gene that was not measured.
-    z = embed_records(model, records, progress, fill_unmeasured=how != "source")
-    if reference is None or how in ("none", "source") or len(z) < FEW_CELLS:
-        return Match(reference, z, tuple(lines))
+    heard = hear(model, records, reference, progress, fill_unmeasured=how != "source")
+    if reference is None or how in ("none", "source") or len(heard.z) < FEW_CELLS:
+        return Match(reference, heard, tuple(lines))
     with stage("whether the query lies off the reference"):
-        moved, line = _moved(reference, z, key, k, how, seed)
+        moved, line = _moved(reference, heard, key, k, how, seed)
     if line:
         _log.info("%s: %s", records.name, line)
     return Match(reference, moved, (*lines, *([line] if line else [])))
@@ -211,9 +212,10 @@ def _through(
     reasons: list[str],
 ) -> tuple[Encoder, Reference]:
     """The model and the reference that see the reference's cells through a lens."""
-    named, rows = seen_modalities(model, records), origin.obs()[ROW]
-    chosen = _some(whole, len(rows), lens.seed)
-    lens = replace(lens, rows=rows[chosen])
+    named, of_cells = seen_modalities(model, records), origin.obs()
+    chosen = _some(whole, origin.n_cells, lens.seed)
+    known = {name: of_cells[name][chosen] for name in (ROW, SOURCE)}
+    lens = replace(lens, rows=known[ROW])
 
     def cells() -> Any:  # which may be read once only
         return lens.look(
@@ -226,13 +228,15 @@ def _through(
     if isinstance(model, SourceAware):
         model = model.with_sources(origin.sources)
         model.calibrate(cells())
-    z = embed_in_order(model, cells())
     labels = {key: Labels(of.codes[chosen], of.names) for key, of in whole.labels.items()}
+    lesson = read_lesson(model, cells(), None, labels, known)
     values = {name: replace(of, matrix=of.matrix[chosen]) for name, of in whole.values.items()}
     # A part of the noise that they are seen with is new to the model, as it is in other cells.
     factor = whole.embedded.factor**_OLD_NOISE
-    embedded = Embedded.of(z, *geometry_of(model), factor=factor)
-    return model, Reference(embedded, labels, values, model=whole.model)
+    embedded = Embedded.of(lesson.z, *geometry_of(model), factor=factor)
+    seen = Reference(embedded, labels, values, model=whole.model)
+    lesson.teach(seen, whole.voices, OTHERWISE)
+    return model, seen
 
 
 def _some(reference: Reference, n_cells: int, seed: int) -> np.ndarray:
@@ -250,27 +254,37 @@ def _some(reference: Reference, n_cells: int, seed: int) -> np.ndarray:
 
 
 def _moved(
-    reference: Reference, z: np.ndarray, key: str | None, k: int, how: str, seed: int
-) -> tuple[np.ndarray, str]:
-    """The query's embeddings, moved or not, and what to say of that."""
+    reference: Reference, heard: Heard, key: str | None, k: int, how: str, seed: int
+) -> tuple[Heard, str]:
+    """The query, moved or not, and what to say of that."""
     if how == "auto" and key is None:
-        return z, ""
+        return heard, ""
     rng, embedded = np.random.default_rng(seed), reference.embedded
-    own = embedded.from_middle(rng.permutation(reference.n_cells)[:MOST_CELLS])
-    some = z[rng.permutation(len(z))[:MOST_CELLS]]
-    offset, _ = query_offset(own, embedded.compared(some) - embedded.middle, seed)
+    own = rng.permutation(reference.n_cells)[:MOST_CELLS]
+    some = rng.permutation(len(heard.z))[:MOST_CELLS]
+    z = embedded.compared(heard.z[some]) - embedded.middle
+    offset, _ = query_offset(embedded.from_middle(own), z, seed)
+    if how == "auto" and np.linalg.norm(offset) > MOST_OFFSET * np.sqrt(z.var(axis=0).sum()):
+        return heard, ""  # of no type of the reference; they would be moved onto the nearest one
+    shifts = {}
+    for of, said in heard.by_genes.items():
+        voices = reference.voices[of]
+        sides = embedded.from_middle(voices.rows), z
+        shifts[of] = query_offset(*sides, seed, (voices.by_genes, said[some]))[1]
+    moved = Heard(heard.z - offset, {of: said - shifts[of] for of, said in heard.by_genes.items()})
     if how == "align" or key is None:
-        return z - offset, "the query was moved by what its cells share with the reference"
-    if np.linalg.norm(offset) > MOST_OFFSET * np.sqrt(some.var(axis=0).sum()):
-        return z, ""  # cells of no type of the reference, which would be moved onto the nearest
+        return moved, "the query was moved by what its cells share with the reference"
     part = reference.labelled(key)
-    as_is, then = (
-        float(transfer(part, of, key, min(k, part.n_cells))["novelty"].mean())
-        for of in (some, some - offset)
-    )
-    if as_is >= UNLIKE or then < as_is + WORTH_MOVING:
-        return z, ""
-    return z - offset, (
+
+    def likeness(cells: Heard) -> float:
+        z, said = cells.z[some], cells.by_genes.get(key)
+        beside = heard_of(part, z, key, said, some)
+        return float(transfer(part, z, key, min(k, part.n_cells), beside)["novelty"].mean())
+
+    as_is = likeness(heard)
+    if as_is >= UNLIKE or (then := likeness(moved)) < as_is + WORTH_MOVING:
+        return heard, ""
+    return moved, (
         f"the query lay off as a whole (mean novelty p-value {as_is:.2f}; cells like the "
         f"reference have 0.5) and was moved by what its cells share with it ({then:.2f})"
     )

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from concerto_tf._identity import identity_of_cells, identity_of_records, json_checksum
 from concerto_tf._paths import as_path
+from concerto_tf._progress import stage
 from concerto_tf.errors import InputError
 from concerto_tf.models.encoder import Encoder, geometry_of, looks_at
 from concerto_tf.models.fingerprint import fingerprint
@@ -25,7 +26,8 @@ from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
 from concerto_tf.reference.stated import stated
-from concerto_tf.tasks.embed import Progress, embed_records
+from concerto_tf.tasks.embed import Progress, whole_cells
+from concerto_tf.tasks.hearing import Lesson, read_lesson
 from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.values import (
@@ -161,6 +163,8 @@ def find_reference(
             made = make_reference(model, records, label_keys, list(wanted), scale, progress)
         else:
             made.labels.update(_read_labels(records, label_keys))
+            if label_keys:
+                _lesson(model, records, made.labels, progress).teach(made, label_keys)
             made.values.update({name: read_values(records, name, scale) for name in wanted})
     for name, place in wanted.items():
         made.values[name] = replace(made.values[name], place=place)
@@ -202,14 +206,27 @@ def make_reference(
         InputError: No cell has a label under one of the keys.
     """
     labels = _read_labels(records, label_keys)
-    return Reference(
-        embed_records(model, records, progress),
+    lesson = _lesson(model, records, labels, progress)
+    made = Reference(
+        lesson.z,
         labels,
         {name: read_values(records, name, scale) for name in modalities},
         model=fingerprint(model),
         depth=mean_depth(cell_batches(model, records), seen_modalities(model, records)[0]),
         **geometry_of(model)._asdict(),
     )
+    with stage("labels learned from the reference"):
+        lesson.teach(made, labels)
+    return made
+
+
+def _lesson(
+    model: Encoder, records: CellSet, labels: Mapping[str, Labels], progress: Progress | None
+) -> Lesson:
+    """All cells of a set as a reference, read once."""
+    data, measured = whole_cells(model, records, progress)
+    with records.naming_damage():
+        return read_lesson(model, data, measured, labels, records.obs())
 
 
 def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:

@@ -10,7 +10,7 @@ import pytest
 
 from concerto_tf.errors import InputError
 from concerto_tf.pl import flows
-from concerto_tf.tasks.map import relatives
+from concerto_tf.tasks.relatives import relatives
 
 
 def make_table(n_groups: int, n_labels: int, n: int = 4000, seed: int = 0) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.levels import check_levels
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.inspect import inspect
-from concerto_tf.tasks.map import map, relatives
+from concerto_tf.tasks.map import map
+from concerto_tf.tasks.relatives import relatives
 from concerto_tf.tasks.train import train
 
 N_GENES = 80

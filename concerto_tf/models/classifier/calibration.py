@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.models.classifier.genes import labelled_cells, labelled_parts
 from concerto_tf.models.classifier.left_out import own_type_left_out
+from concerto_tf.models.classifier.linear import labelled_cells, labelled_parts
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.stated import MOST_LEARNED, stated_novelty
 from concerto_tf.models.classifier.type_distance import COMPONENTS, measured_types, type_novelty

@@ -46,7 +46,7 @@ class Classifier(BatchModel):
     are averaged. Both go on learning, with the views of the pre-training as augmentation. Of
     cells without a label nothing but the statistics of their source is learned, and with a target
     data set the two networks are asked to agree about its cells. The genes themselves are a voice
-    beside the networks, once they were taught (`learn_genes`).
+    beside the networks, once they were taught (`learn_linear`).
 
     The novelty of a cell comes from cells that were held out of training (`calibrate`): it is the
     share of them that are as unlike the known cell types as this cell, or more so. So a cell of a
@@ -123,6 +123,7 @@ class Classifier(BatchModel):
         self.head = TypeHead(
             len(self.classes),
             self.encoder.hidden_units,
+            self.encoder.embedding_dim,
             sum(one.n_inputs for one in self.encoder.modality_inputs),
             seed=self.seed,
             dtype=self._precision.name,
@@ -185,32 +186,31 @@ class Classifier(BatchModel):
         log_p = self.log_probabilities(batch, y)
         probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
         code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
-        of_types = (self.type_axes, self.type_mean, self.type_directions)
-        measured = (tf.convert_to_tensor(weight) for weight in of_types)
+        of_types = self.type_axes, self.type_mean, self.type_directions
+        measured = map(tf.convert_to_tensor, of_types)
         scores = type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
         scale = Scale(self.score_mean, self.score_width)
         score, p_value = type_novelty(scores, code, scale, (self.calibration, self.directions))
         probability = tf.reduce_max(probabilities, axis=-1)
-        if not self.calibration:
-            p_value = probability
         return {
             "probabilities": probabilities,
             "probability": probability,
             "code": code,
             "scores": scores,
             "score": score,
-            "novelty": p_value,
+            "novelty": p_value if self.calibration else probability,
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
     def log_probabilities(self, batch: Batch, y: tf.Tensor) -> tf.Tensor:
-        """What networks and genes say of each type of whole cells [B, C], not normalized.
+        """What networks, embedding and genes say of each type [B, C], not normalized.
 
         Args:
             batch: As `ContrastiveModel` describes.
             y: Its `standardized` values [B, F].
         """
-        return self.head(*self.encoder.represent(batch, training=False), y)
+        hidden = self.encoder.represent(batch, training=False)
+        return self.head(*hidden, self.encoder(batch, training=False), y)
 
     def standardized(self, batch: Batch) -> tf.Tensor:
         """Values in which cells are compared with the types [B, F], float32."""
@@ -369,10 +369,7 @@ class Classifier(BatchModel):
     def own_weights(self) -> dict[str, Any]:
         """What it has beside its encoder, by the names in a file."""
         own = {name: getattr(self, name) for name in _OWN_WEIGHTS}
-        for name in ("teacher", "student", "genes"):
-            layer = getattr(self.head, name)
-            own[f"head.{name}.kernel"], own[f"head.{name}.bias"] = layer.kernel, layer.bias
-        return {**own, "head.voices": self.head.voices}
+        return own | {f"head.{name}": of for name, of in self.head.named_weights().items()}
 
     def save_own_variables(self, store: Any) -> None:
         of_encoder: dict[str, Any] = {}

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from concerto_tf.models.classifier.calibration import measure_types
 from concerto_tf.models.classifier.exemplars import Exemplars, Labelled
-from concerto_tf.models.classifier.genes import OTHERWISE, learn_genes
+from concerto_tf.models.classifier.linear import learn_linear
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.encoder import Teachable
+from concerto_tf.numerics.readout import OTHERWISE
 from concerto_tf.records.batch import Batch
 
 
@@ -95,6 +96,6 @@ def relearned(model: Classifier, exemplars: Exemplars, seen: Iterable[Batch]) ->
     def labelled(cells: np.ndarray) -> Labelled:
         return Labelled(batches, model.label_key, np.where(cells, exemplars.label, -1))
 
-    learn_genes(new, labelled(learned), count, prior=OTHERWISE)
+    learn_linear(new, labelled(learned), count, prior=OTHERWISE)
     measure_types(new, labelled, exemplars.label, exemplars.held_out)
     return new

@@ -114,7 +114,7 @@ def hold_out(codes: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     Args:
         codes: Type of each cell [n]; negative for cells without a label.
         share: Share of the labelled cells; at least as many cells as an alpha of 0.05 takes (19)
-            are held out, unless these are more than half, and at most 2,000.
+            are held out, unless these are more than a quarter, and at most 2,000.
         seed: Seed of the choice.
 
     Returns:
@@ -124,7 +124,7 @@ def hold_out(codes: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     labelled = np.flatnonzero(codes >= 0)
     if not share or not len(labelled):
         return chosen
-    n = max(round(share * len(labelled)), min(19, len(labelled) // 2))
+    n = max(round(share * len(labelled)), min(19, len(labelled) // 4))
     n = min(n, _MOST_CALIBRATION_CELLS)
     rng = np.random.default_rng(seed)
     # A type of one cell keeps it to learn from.

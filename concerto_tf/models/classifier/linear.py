@@ -1,0 +1,199 @@
+"""What embedding and genes say of cell types: logistic regression beside the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models.encoder import geometry_of
+from concerto_tf.numerics.readout import (
+    ALIKE,
+    Prior,
+    fit_genes,
+    fit_units,
+    left_out,
+    source_parts,
+    weigh,
+)
+from concerto_tf.records.batch import ROW, Batch, Minibatch
+
+if TYPE_CHECKING:
+    from concerto_tf.models.classifier.network import Classifier
+
+#: How much networks, embedding and genes are expected to count.
+_EXPECTED = (0.2, 0.6, 0.2)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Labelled cells that embedding and genes learn from.
+
+    Attributes:
+        z: Embeddings, seen from the middle of all cells [n, d].
+        y: Standardized values [n, F].
+        source, label: Their sources and types [n].
+        weight: How much each cell counts [n].
+        width: How much each gene varies [F].
+        n_types: Number of types C.
+        prior: How far from 0 the weights of genes may be.
+    """
+
+    z: np.ndarray
+    y: np.ndarray
+    source: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    width: np.ndarray
+    n_types: int
+    prior: Prior
+
+    def learn(self, part: np.ndarray | slice = slice(None)) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weights and biases of embedding and genes, from some of the cells."""
+        cells = self.label[part], self.weight[part]
+        of_genes = fit_genes(self.y[part], *cells, self.width, self.n_types, self.prior)
+        return [fit_units(self.z[part], *cells, self.n_types), of_genes]
+
+
+def _look(model: Classifier, batch: Batch) -> tuple[tf.Tensor, ...]:
+    """Embeddings, values and sources of cells."""
+    z = tf.cast(model.encoder(batch, training=False), tf.float32)
+    return z, model.standardized(batch), Minibatch(batch).source
+
+
+def learn_linear(
+    model: Classifier, data: Iterable[Batch], known: np.ndarray, prior: Prior = ALIKE
+) -> Lesson:
+    """Teaches embedding and genes the types.
+
+    Args:
+        model: The classifier, which notes it.
+        data: Batches, of which labelled cells are learned from; see `chosen_to_learn`.
+        known: Number of cells of each type that there are to learn from [C]; ``data`` may have a
+            part of them.
+        prior: How far from 0 the weights of genes may be.
+
+    Returns:
+        What was learned from, for `weigh_voices`.
+    """
+    (z, y, source), label = labelled_cells(model, data, lambda batch: _look(model, batch))
+    share = known / np.maximum(np.bincount(label, minlength=len(known)), 1)
+    weight = (np.array(model.class_weight) * share)[label]
+    middle, width = geometry_of(model.encoder).origin, model.encoder.deviations
+    cells = z - middle, y, source, label, weight / weight.mean(), width
+    lesson = Lesson(*cells, len(known), prior)
+    (units, of_units), (genes, of_genes) = lesson.learn()
+    model.head.units.kernel.assign(units)
+    model.head.units.bias.assign(of_units - middle @ units)
+    model.head.genes.kernel.assign(genes)
+    model.head.genes.bias.assign(of_genes)
+    model.forget_steps()
+    return lesson
+
+
+def weigh_voices(
+    model: Classifier, lesson: Lesson, held_out: Iterable[Batch] | None = None
+) -> None:
+    """Finds how much networks, embedding and genes are to count.
+
+    Where the networks have learned nothing, the cells of the lesson tell: they are left out in
+    turn, source by source where there are several, as within sources that it knows logistic
+    regression is better than it will be in the next one. Networks are not trained anew for that:
+    beside them cells tell that no voice has learned. With several sources networks are judged on
+    sources that they know, and so count more.
+
+    Args:
+        model: The classifier, which notes it.
+        lesson: What `learn_linear` gave.
+        held_out: Batches, of which labelled cells were learned by no voice; None where the
+            networks have learned nothing.
+    """
+    answers, truth = _by_turns(lesson) if held_out is None else _beside(model, lesson, held_out)
+    silent = len(_EXPECTED) - len(answers)
+    weights = np.array(_EXPECTED[silent:]) / sum(_EXPECTED[silent:])
+    if len(np.unique(truth)) > 1:
+        weights = weigh(answers, truth, weights)
+    model.head.voices.assign([0.0] * silent + list(weights))
+    model.forget_steps()
+
+
+def _by_turns(lesson: Lesson) -> tuple[list[np.ndarray], np.ndarray]:
+    """What embedding and genes say of cells [n, C] that each has not learned from, and types."""
+    inputs, n = (lesson.z, lesson.y), len(lesson.label)
+    answers = [np.zeros((n, lesson.n_types), np.float32) for _ in inputs]
+    judged = np.zeros(n, bool)
+    for own, told in left_out(lesson.label, lesson.source):
+        judged |= told
+        for answer, x, (kernel, bias) in zip(answers, inputs, lesson.learn(~own), strict=True):
+            answer[own] = x[own] @ kernel + bias
+    return [answer[judged] for answer in answers], lesson.label[judged]
+
+
+def _beside(
+    model: Classifier, lesson: Lesson, held_out: Iterable[Batch]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What networks, embedding and genes say of held-out cells [n, C], and their types."""
+
+    def voices(batch: Batch) -> tuple[tf.Tensor, ...]:
+        hidden = model.encoder.represent(batch, training=False)
+        return model.head.of_networks(*hidden), *_look(model, batch)
+
+    said, truth = labelled_cells(model, held_out, voices)
+    if not len(truth):
+        return [np.zeros((0, lesson.n_types))] * len(_EXPECTED), truth
+    networks, z, y, source = said
+    inputs = z - geometry_of(model.encoder).origin, y
+    told = [x @ kernel + bias for x, (kernel, bias) in zip(inputs, lesson.learn(), strict=True)]
+    judged = np.ones(len(truth), bool)
+    for part in source_parts(lesson.source):
+        rest, own = ~np.isin(lesson.source, part), np.isin(source, part)
+        others = np.unique(lesson.label[rest])
+        judged[own] = np.isin(truth[own], others) & (len(others) > 1)
+        if judged[own].any():
+            for answer, x, (kernel, bias) in zip(told, inputs, lesson.learn(rest), strict=True):
+                answer[own] = x[own] @ kernel + bias
+    return [answer[judged] for answer in (networks, *told)], truth[judged]
+
+
+def labelled_parts(
+    model: Classifier, data: Iterable[Batch], look: Callable[[Batch], Sequence[tf.Tensor]]
+) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
+    """What is seen of the labelled cells, part by part.
+
+    Args:
+        model: The classifier.
+        data: Batches with labels; cells without one have -1.
+        look: Gives tensors [B, ...] of a batch, compiled.
+
+    Yields:
+        The tensors of the labelled cells as arrays, their labels and their rows.
+    """
+    for i, batch in enumerate(data):
+        label = np.array(Minibatch(batch).label(model.label_key))
+        row = np.array(batch[ROW]) if ROW in batch else np.full(len(label), i)
+        own = label >= 0
+        if own.any():
+            seen = [x.numpy()[own] for x in look(Minibatch(batch).numeric)]
+            yield seen, label[own], row[own]
+
+
+def labelled_cells(
+    model: Classifier, data: Iterable[Batch], look: Callable[[Batch], Sequence[tf.Tensor]]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What is seen of all labelled cells, and their types [n], in the order of the input.
+
+    Args:
+        model, data: As for `labelled_parts`.
+        look: Gives tensors [B, ...] of a batch.
+    """
+    compiled = tf.function(look, reduce_retracing=True)
+    parts = list(labelled_parts(model, data, compiled))
+    if not parts:
+        return [], np.empty(0, np.int32)
+    seen, label, row = zip(*parts, strict=True)
+    order = np.argsort(np.concatenate(row), kind="stable")
+    whole = [np.concatenate(arrays)[order] for arrays in zip(*seen, strict=True)]
+    return whole, np.concatenate(label)[order]

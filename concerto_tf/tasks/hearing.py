@@ -1,0 +1,146 @@
+"""Embeddings of cells, and in the same pass what their genes say of labels."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from concerto_tf.models.batch_model import BatchModel, compiled
+from concerto_tf.models.batches import by_batch
+from concerto_tf.models.encoder import Encoder, Teachable, embed_batches
+from concerto_tf.numerics.readout import ALIKE, Prior, chosen_to_learn
+from concerto_tf.records import CellSet
+from concerto_tf.records.batch import ROW, SOURCE
+from concerto_tf.reference.cells import Labels, Reference
+from concerto_tf.reference.voices import Genes
+from concerto_tf.tasks.embed import Progress, whole_cells
+
+
+class Heard(NamedTuple):
+    """Cells as they are compared with a reference.
+
+    Attributes:
+        z: Embeddings [n, d].
+        by_genes: What their genes say of labels [n, L], by key; see `Voices.heard`.
+    """
+
+    z: np.ndarray
+    by_genes: dict[str, np.ndarray]
+
+
+def hear(
+    model: Encoder,
+    records: CellSet,
+    reference: Reference | None,
+    progress: Progress | None = None,
+    *,
+    fill_unmeasured: bool = True,
+) -> Heard:
+    """Embeds a query, and asks its genes for the labels of a reference.
+
+    Args:
+        model: The model.
+        records: The query.
+        reference: The reference; None where there is none.
+        progress: Called with the number of cells embedded and of all cells.
+        fill_unmeasured: As in `embed_records`.
+    """
+    voices = {} if reference is None else reference.voices
+    kernels = {key: of.genes for key, of in voices.items() if len(of.genes)}
+    data, measured = whole_cells(model, records, progress)
+    z = np.zeros((records.n_cells, model.embedding_dim), np.float32)
+    said = {key: np.zeros((len(z), of.shape[1]), np.float32) for key, of in kernels.items()}
+    everything = records.obs()[ROW]
+    with records.naming_damage():
+        for rows, found in _read(model, data, measured if fill_unmeasured else None, bool(said)):
+            own = np.searchsorted(everything, rows)
+            z[own] = found["z"]
+            for key, kernel in kernels.items():
+                said[key][own] = found["y"] @ kernel
+    return Heard(z, said)
+
+
+class Lesson(NamedTuple):
+    """Reference cells that labels are learned from.
+
+    Attributes:
+        z: Embeddings of all cells [N, d].
+        seen: Values of those that are learned from.
+    """
+
+    z: np.ndarray
+    seen: Genes
+
+    def teach(self, reference: Reference, keys: Iterable[str], prior: Prior = ALIKE) -> None:
+        """Teaches a reference of these cells labels, by key."""
+        for key in keys:
+            reference.learn(key, self.seen, prior)
+
+
+def read_lesson(
+    model: Encoder,
+    data: Iterable[Any],
+    measured: Mapping[str, np.ndarray] | None,
+    labels: Mapping[str, Labels],
+    known: Mapping[str, np.ndarray],
+) -> Lesson:
+    """Embeds reference cells, and keeps the values of those that labels are learned from.
+
+    Args:
+        model: The model.
+        data: Batches of the cells.
+        measured: Which genes were measured, bool [G] by modality; None where all were.
+        labels: Labels of all cells, by key, the finest last.
+        known: What is known of all cells [N], as `CellSet.obs` has it.
+    """
+    everything, source = known[ROW], np.asarray(known[SOURCE], str)
+    taught = isinstance(model, Teachable)
+    deviations = model.deviations if isinstance(model, Teachable) else np.zeros(0, np.float32)
+    chosen = np.zeros(len(source), bool)
+    if labels:
+        labelled = np.any([of.codes >= 0 for of in labels.values()], axis=0)
+        codes = list(labels.values())[-1].codes
+        chosen = chosen_to_learn(codes, labelled, max(len(deviations), model.embedding_dim), seed=0)
+    rows, place = np.flatnonzero(chosen), np.cumsum(chosen) - 1
+    z = np.zeros((len(source), model.embedding_dim), np.float32)
+    values = np.zeros((len(rows), len(deviations)), np.float32)
+    for given, found in _read(model, data, measured, taught and bool(len(rows))):
+        own = np.searchsorted(everything, given)
+        z[own] = found["z"]
+        if "y" in found:
+            kept = chosen[own]
+            values[place[own[kept]]] = found["y"][kept]
+    _, codes = np.unique(source[rows], return_inverse=True)
+    return Lesson(z, Genes(rows, values, deviations, codes))
+
+
+#: Compiled steps of the encoders that are in use.
+_STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _read(
+    model: Encoder, data: Iterable[Any], measured: Mapping[str, np.ndarray] | None, genes: bool
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Embeddings and, where asked for, standardized values of cells, batch by batch."""
+    if not genes:
+        for rows, z in embed_batches(model, data, measured):
+            yield rows, {"z": z}
+        return
+    step = _STEPS.get(model)
+    if step is None:
+        alive = weakref.proxy(model)
+        make = compiled if isinstance(model, BatchModel) else tf.function
+        step = make(
+            tf.autograph.experimental.do_not_convert(
+                lambda batch: {
+                    "z": tf.cast(alive(batch, training=False), tf.float32),
+                    "y": tf.cast(alive.standardized(batch), tf.float32),
+                }
+            )
+        )
+        _STEPS[model] = step
+    yield from by_batch(step, data, measured)
