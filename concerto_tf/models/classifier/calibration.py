@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from concerto_tf.models.batch_model import compiled
+from concerto_tf.models.batches import in_order
 from concerto_tf.models.classifier.left_out import own_type_left_out
 from concerto_tf.models.classifier.linear import labelled_cells, labelled_parts
 from concerto_tf.models.classifier.network import Classifier
@@ -69,17 +71,21 @@ def _labelled_values(model: Classifier, data: Iterable[Batch]) -> tuple[np.ndarr
     return y, label
 
 
-def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]:
+def calibrate(
+    model: Classifier,
+    data: Iterable[Batch],
+    step: Callable[[Batch], dict[str, tf.Tensor]] | None = None,
+) -> dict[str, np.ndarray]:
     """Notes how much held-out cells are like the known cell types, to compare others with.
 
     Args:
         model: The classifier, which notes it.
         data: Batches; labelled cells in them (0 or more) are the held-out ones, of which nothing
             was learned. Without any, confidence stays the probability.
+        step: `Classifier.scored`, compiled already.
 
     Returns:
-        What `Classifier.annotate` gives, for all cells; the novelty of those held out alone, as
-        `annotate` tells it.
+        What `Classifier.scored` gives, for all cells, and of held-out ones what `annotate` does.
     """
     labels: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -90,7 +96,7 @@ def calibrate(model: Classifier, data: Iterable[Batch]) -> dict[str, np.ndarray]
             labels.append((label[row >= 0], row[row >= 0]))
             yield batch
 
-    found = model.annotate(noted())
+    found = in_order(step or compiled(model.scored), noted())
     label, row = (np.concatenate(parts) for parts in zip(*labels, strict=True))
     label = label[np.argsort(row, kind="stable")]
     held_out = label >= 0
@@ -135,9 +141,10 @@ def measure_types(
     """
     learned = ~held_out & (codes >= 0)
     found: dict[str, np.ndarray] = {}
+    step = compiled(model.scored)  # which looks up what is learned anew
     for components in _COMPONENTS:
         learn_types(model, batches(learned), components)
-        found = calibrate(model, batches(held_out))
+        found = calibrate(model, batches(held_out), step)
         below = steps_below(_ALPHA, len(model.calibration))
         # Components of few cells hold much of their noise: the very cells they were fitted on then
         # look stranger than new ones, and would be rejected when annotated themselves.

@@ -90,7 +90,6 @@ def learn_linear(
     model.head.units.bias.assign(of_units - middle @ units)
     model.head.genes.kernel.assign(genes)
     model.head.genes.bias.assign(of_genes)
-    model.forget_steps()
     return lesson
 
 
@@ -117,7 +116,6 @@ def weigh_voices(
     if len(np.unique(truth)) > 1:
         weights = weigh(answers, truth, weights)
     model.head.voices.assign([0.0] * silent + list(weights))
-    model.forget_steps()
 
 
 def _by_turns(lesson: Lesson) -> tuple[list[np.ndarray], np.ndarray]:

@@ -42,17 +42,15 @@ _OWN_WEIGHTS = "class_weight type_axes type_mean type_directions score_mean scor
 class Classifier(BatchModel):
     """Tells the cell types that labelled cells taught it, and how sure it is.
 
-    Teacher and student of a pre-trained model each get a softmax layer; their log-probabilities
-    are averaged. Both go on learning, with the views of the pre-training as augmentation. Of
-    cells without a label nothing but the statistics of their source is learned, and with a target
-    data set the two networks are asked to agree about its cells. The genes themselves are a voice
-    beside the networks, once they were taught (`learn_linear`).
+    Embedding and genes tell types, once they were taught (`learn_linear`), and teacher and student
+    of a pre-trained model, each of which gets a softmax layer. Where they are trained both go on
+    learning, with the views of the pre-training. Of cells without a label nothing but statistics
+    is learned, but for the agreement of both networks about the cells of a target.
 
     The novelty of a cell comes from cells that were held out of training (`calibrate`): it is the
-    share of them that are as unlike the known cell types as this cell, or more so. So a cell of a
-    known type has a novelty below ``alpha`` with a chance of about ``alpha``.
-
-    Labelled cells that it keeps (`Exemplars`) show it types as a query was measured.
+    share of them that are as unlike the known cell types, or more so; of a known type it is below
+    ``alpha`` with a chance of about ``alpha``. Cells that are kept (`Exemplars`) show types as a
+    query was measured.
 
     Args:
         encoder: A pre-trained model, which becomes part of this one.
@@ -177,28 +175,33 @@ class Classifier(BatchModel):
             batch: As `ContrastiveModel` describes.
 
         Returns:
+            What `scored` gives, ``score`` [B, 2] (see `type_novelty`) and ``novelty`` [B], the
+            p-value; without calibration the probability.
+        """
+        found = self.scored(batch)
+        scale, known = Scale(self.score_mean, self.score_width), (self.calibration, self.directions)
+        score, p_value = type_novelty(found["scores"], found["code"], scale, known)
+        novelty = p_value if self.calibration else found["probability"]
+        return {**found, "score": score, "novelty": novelty}
+
+    def scored(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """What is known of whole cells without any to compare them with.
+
+        Returns:
             ``probabilities`` [B, C] of the types, ``code`` int32 [B] and ``probability`` [B] of
-            the most probable one, ``scores`` [B, 3] (see `type_conformity`), ``score`` [B, 2]
-            (see `type_novelty`), ``novelty`` [B] (the p-value; without calibration the
-            probability) and ``embedding`` [B, d], all but the code float32.
+            the most probable one, ``scores`` [B, 3] (see `type_conformity`) and ``embedding``
+            [B, d], all but the code float32.
         """
         y = self.standardized(batch)
         log_p = self.log_probabilities(batch, y)
         probabilities = tf.cast(tf.nn.softmax(log_p), tf.float32)
         code = tf.argmax(log_p, axis=-1, output_type=tf.int32)
-        of_types = self.type_axes, self.type_mean, self.type_directions
-        measured = map(tf.convert_to_tensor, of_types)
-        scores = type_conformity(y, tf.cast(log_p, tf.float32), code, *measured)
-        scale = Scale(self.score_mean, self.score_width)
-        score, p_value = type_novelty(scores, code, scale, (self.calibration, self.directions))
-        probability = tf.reduce_max(probabilities, axis=-1)
+        measured = map(tf.convert_to_tensor, (self.type_axes, self.type_mean, self.type_directions))
         return {
             "probabilities": probabilities,
-            "probability": probability,
+            "probability": tf.reduce_max(probabilities, axis=-1),
             "code": code,
-            "scores": scores,
-            "score": score,
-            "novelty": p_value if self.calibration else probability,
+            "scores": type_conformity(y, tf.cast(log_p, tf.float32), code, *measured),
             "embedding": tf.cast(self.encoder(batch, training=False), tf.float32),
         }
 
