@@ -87,6 +87,11 @@ def choices(key: str, there: Iterable[str]) -> str:
     return f"{hint}here are: {', '.join(names[:12])}{more}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for use within a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def checked_positive(name: str, value: float) -> float:
     """Checks a number above 0, and gives it as a float.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from concerto_tf._identity import json_checksum
 from concerto_tf._keras import keras
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, first_line
 
 _log = logging.getLogger("concerto_tf")
 
@@ -88,19 +88,25 @@ def missing_class(config: Any) -> tuple[str, str] | None:
     return None
 
 
-def left_out(made: Any) -> set[str]:
-    """Arguments of an object's class that its configuration does not say.
+def check_config(name: str, made: Any) -> None:
+    """Raises InputError where an object's configuration lacks an argument of its class.
 
     Args:
+        name: What to call it.
         made: An object of a class that may be anybody's.
     """
     cls = type(made)
     if cls.__init__.__module__.split(".")[0] in _KERAS:
-        return set()
+        return
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     asked = {p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind in named}
     makes: frozenset[str] = getattr(cls, "makes", frozenset())
-    return asked - set(made.get_config()) - makes - {"self", "name", "dtype"}
+    lost = asked - set(made.get_config()) - makes - {"self", "name", "dtype"}
+    if lost:
+        raise InputError(
+            f"{name}: get_config leaves out {', '.join(sorted(lost))}, which its constructor "
+            "takes; return it there, too"
+        )
 
 
 #: What Keras 2 calls objects of some classes.
@@ -151,38 +157,34 @@ def _mapped(value: Any, change: Any) -> Any:
 
 def _serialized(made: Any) -> Any:
     try:
-        lost = left_out(made)
         config = keras.utils.serialize_keras_object(made)
     except Exception as error:  # noqa: BLE001 - whatever a class of others raises
         raise InputError(
-            f"{_named(made)}: its get_config fails ({_reason(error)}); mend it"
+            f"{_named(made)}: its get_config fails ({first_line(error)}); mend it"
         ) from error
-    if lost:
-        raise InputError(
-            f"{_named(made)}: get_config leaves out {', '.join(sorted(lost))}, which its "
-            "constructor takes; return it there, too"
-        )
+    check_config(_named(made), made)
     return config
 
 
 def _again(made: Any, config: Any) -> Any:
     if getattr(made, "weights", ()):
         _log.warning("%s begins with new weights; to keep those it has, give a model", _named(made))
+    return made_again(_named(made), made, config["config"])
+
+
+def made_again(name: str, made: Any, config: dict[str, Any]) -> Any:
+    """Another object of the class, by what the first says of itself; InputError if it cannot be."""
     try:
-        return type(made).from_config(config["config"])
+        return type(made).from_config(config)
     except Exception as error:  # noqa: BLE001 - whatever a class of others raises
         raise InputError(
-            f"{_named(made)}: cannot be made from its get_config ({_reason(error)}); its "
-            "constructor must take what that returns"
+            f"{name}: cannot be made from its get_config ({first_line(error)}); its constructor "
+            "must take what that returns"
         ) from error
 
 
 def _named(made: Any) -> str:
     return f"a {type(made).__module__}.{type(made).__qualname__}"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _items(held: Any) -> Iterator[Any]:

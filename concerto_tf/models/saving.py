@@ -17,7 +17,7 @@ from concerto_tf._calls import check_file
 from concerto_tf._files import atomic, sha256
 from concerto_tf._keras import keras
 from concerto_tf._paths import as_path, local_copy
-from concerto_tf.errors import Argument, InputError
+from concerto_tf.errors import Argument, InputError, first_line
 from concerto_tf.jobs import read_note
 from concerto_tf.models.base import SAVED_FORMAT, ContrastiveModel
 from concerto_tf.models.batch_model import BatchModel
@@ -25,7 +25,7 @@ from concerto_tf.models.classifier import Classifier
 from concerto_tf.models.encoder import Encoder
 from concerto_tf.models.methods import load_installed
 from concerto_tf.models.modality import described
-from concerto_tf.models.objects import is_ours, left_out, missing_class
+from concerto_tf.models.objects import check_config, is_ours, made_again, missing_class
 from concerto_tf.models.shipped import SHIPPED, shipped
 from concerto_tf.models.weights import lasting_weights
 
@@ -111,12 +111,7 @@ def _is_ours(model: Any) -> bool:
 def _check_described(model: Any) -> None:
     """Raises InputError if a model is not made again by what it says of itself."""
     name, config = type(model).__name__, model.get_config()
-    lost = left_out(model)
-    if lost:
-        raise InputError(
-            f"{name}: get_config leaves out {', '.join(sorted(lost))}, which its constructor "
-            "takes; return it there, too"
-        )
+    check_config(name, model)
     own = {"registered_name": keras.utils.get_registered_name(type(model))}
     missing = missing_class(
         {**own, "class_name": name, "module": type(model).__module__, "config": config}
@@ -126,14 +121,7 @@ def _check_described(model: Any) -> None:
             f"{name}: {missing[0]} of {missing[1]} is not registered with Keras, so that it could "
             "not be loaded; put @tf.keras.utils.register_keras_serializable(package=...) above it"
         )
-    try:
-        copy = type(model).from_config(config)
-    except Exception as error:  # noqa: BLE001 - whatever a class of others raises
-        raise InputError(
-            f"{name}: cannot be made from its get_config ({_reason(error)}); its constructor must "
-            "take what that returns"
-        ) from error
-    if _shapes(copy) != _shapes(model):
+    if _shapes(made_again(name, model, config)) != _shapes(model):
         raise InputError(
             f"{name}: made again from its get_config it has other weights; make all of them in its "
             "constructor, of sizes that get_config tells"
@@ -151,7 +139,7 @@ def _check_loads(path: Path, model: Any) -> None:
         again = load_model(path)
     except InputError as error:
         raise InputError(
-            f"{name}: saved, it does not load again ({_reason(error.__cause__ or error)}); see "
+            f"{name}: saved, it does not load again ({first_line(error.__cause__ or error)}); see "
             "that get_config describes it, and that its layers are made in its constructor"
         ) from error
     for old, new in zip(lasting_weights(model), lasting_weights(again), strict=True):
@@ -160,10 +148,6 @@ def _check_loads(path: Path, model: Any) -> None:
                 f"{name}: saved and loaded, its weights {old.name!r} are others; see that its "
                 "layers are attributes, each with a name of its own"
             )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def model_file(path: str | Path) -> Path:
@@ -222,8 +206,8 @@ def load_model(path: str | Path) -> ContrastiveModel:
     except Exception as error:  # noqa: BLE001 - whatever Keras raises, the file is what is wrong
         version = saved["config"].get("concerto_tf", "an unknown version")
         raise InputError(
-            f"{path}: the model (saved by concerto_tf {version}) does not load: {_reason(error)}; "
-            "the file is damaged, or was changed"
+            f"{path}: the model (saved by concerto_tf {version}) does not load: "
+            f"{first_line(error)}; the file is damaged, or was changed"
         ) from error
     embeds = isinstance(model, Encoder | BatchModel)
     if not embeds:

@@ -41,7 +41,7 @@ def umap(
         The axes where it is not shown, otherwise None.
 
     Raises:
-        InputError: No such column.
+        InputError: No such column, or no map.
 
     Example:
         >>> import numpy as np

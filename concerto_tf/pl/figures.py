@@ -112,7 +112,7 @@ def draw_umap(axes: Axes, adata: AnnData, color: str, title: str | None = None) 
     order = in_order(str(name) for name in column.cat.categories)
     place = np.array([order.index(str(name)) for name in column.cat.categories] + [-1])
     codes, names = place[column.cat.codes.to_numpy()], order
-    xy = np.asarray(adata.obsm["X_umap"], float)[:, :2]
+    xy = places_on_map(adata)
 
     _points(axes, xy, codes)
     entries = [short_name(name) for name in names]
@@ -124,6 +124,18 @@ def draw_umap(axes: Axes, adata: AnnData, color: str, title: str | None = None) 
         _marks(axes, xy, codes, marks)
     _legend(axes, codes, entries)
     axes.set_title(f"{title or color}  ({len(xy):,} cells)", fontsize=11, loc="left")
+    frame_map(axes)
+
+
+def places_on_map(adata: AnnData) -> np.ndarray:
+    """Where cells lie on their map [n, 2], or an InputError where they have none."""
+    if "X_umap" not in adata.obsm:
+        raise InputError("no X_umap in obsm; `run` makes it, or scanpy's tl.umap")
+    return np.asarray(adata.obsm["X_umap"], float)[:, :2]
+
+
+def frame_map(axes: Axes) -> None:
+    """Names the axes of a map, which have no scale."""
     axes.set_xlabel("UMAP 1", loc="left", fontsize=9, color="0.35")
     axes.set_ylabel("UMAP 2", loc="bottom", fontsize=9, color="0.35")
     axes.set_xticks([])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from concerto_tf.errors import InputError
-from concerto_tf.pl.figures import new_figure, save_figure
+from concerto_tf.pl.figures import frame_map, new_figure, places_on_map, save_figure
 from concerto_tf.pl.naming import short_name
 from concerto_tf.pl.palette import MISSING_COLOR, PALETTE
 
@@ -38,7 +38,7 @@ def draw_pseudotime(axes: Axes, adata: AnnData, column: str) -> None:
     """Draws the map of cells, colored by pseudotime; a star is the root, gray has none."""
     if column not in adata.obs:
         raise InputError(f"no column {column!r} in obs; `pseudotime` makes it")
-    xy, time = _places(adata), adata.obs[column].to_numpy(float)
+    xy, time = places_on_map(adata), adata.obs[column].to_numpy(float)
     has, size = np.isfinite(time), float(np.clip(24_000 / max(len(xy), 1), 0.6, 40.0))
     axes.scatter(xy[~has, 0], xy[~has, 1], s=size, c=MISSING_COLOR, linewidths=0, rasterized=True)
     order = np.random.default_rng(0).permutation(np.flatnonzero(has))
@@ -57,7 +57,7 @@ def draw_pseudotime(axes: Axes, adata: AnnData, column: str) -> None:
         axes.legend(frameon=False, fontsize=8)
     axes.figure.colorbar(dots, ax=axes, pad=0.01, fraction=0.05).set_label("pseudotime", fontsize=8)
     axes.set_title("pseudotime", fontsize=11, loc="left")
-    _bare(axes)
+    frame_map(axes)
 
 
 def draw_paga(axes: Axes, adata: AnnData) -> None:
@@ -67,7 +67,7 @@ def draw_paga(axes: Axes, adata: AnnData) -> None:
     held = adata.uns["paga"]
     groups = adata.obs[str(held["groups"])]
     names, codes = list(groups.cat.categories), groups.cat.codes.to_numpy()
-    xy = _places(adata)
+    xy = places_on_map(adata)
     weights = np.asarray(held["connectivities"].todense())
     weights = np.maximum(weights, weights.T)
     middles = np.array([np.median(xy[codes == i], axis=0) for i in range(len(names))])
@@ -95,18 +95,4 @@ def draw_paga(axes: Axes, adata: AnnData) -> None:
             zorder=4,
         )
     axes.set_title(f"PAGA of {held['groups']}", fontsize=11, loc="left")
-    _bare(axes)
-
-
-def _places(adata: AnnData) -> np.ndarray:
-    if "X_umap" not in adata.obsm:
-        raise InputError("no X_umap in obsm; `run` makes it, or scanpy's tl.umap")
-    return np.asarray(adata.obsm["X_umap"], float)[:, :2]
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_xlabel("UMAP 1", loc="left", fontsize=9, color="0.35")
-    axes.set_ylabel("UMAP 2", loc="bottom", fontsize=9, color="0.35")
-    axes.spines[["top", "right"]].set_visible(False)
+    frame_map(axes)

@@ -88,6 +88,8 @@ def test_what_is_missing_is_said(line: AnnData) -> None:
     del line.obsm["X_umap"]
     with pytest.raises(ct.InputError, match="no X_umap in obsm"):
         ct.pl.paga(line, show=False)
+    with pytest.raises(ct.InputError, match="no X_umap in obsm"):
+        ct.pl.umap(line, show=False)
     del line.uns["paga"], line.obs["concerto_pseudotime"]
     with pytest.raises(ct.InputError, match="no PAGA"):
         ct.pl.paga(line, show=False)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from concerto_tf._paths import is_remote
-from concerto_tf.errors import InputError, choices
+from concerto_tf.errors import InputError, choices, first_line
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.by_cell import ENTRIES_PER_SLAB
 from concerto_tf.records.inputs.features import rna_features, split_place, typed_features
-from concerto_tf.records.inputs.input import Input, InputPart, first_line
+from concerto_tf.records.inputs.input import Input, InputPart
 from concerto_tf.records.inputs.observations import (
     BarcodeObservations,
     check_stored,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from concerto_tf.errors import InputError, choices
+from concerto_tf.errors import InputError, choices, first_line
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.genes.vocabulary import Vocabulary
 from concerto_tf.records.inputs.observations import (
@@ -301,11 +301,6 @@ def not_damage(error: BaseException) -> str | None:
     if isinstance(error, PermissionError):
         return "you are not permitted to read it; ask its owner, or copy it"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for use within a message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _open_again(reopen: Callable[[], Input]) -> Input:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from concerto_tf._paths import as_path, is_hdf5, is_remote, is_zarr, open_hdf5
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, first_line
 from concerto_tf.records.batch import RNA
 from concerto_tf.records.inputs.by_cell import Scratch
 from concerto_tf.records.inputs.features import MissingModality
@@ -25,7 +25,7 @@ from concerto_tf.records.inputs.from_mudata import (
     open_mudata,
     open_stored_mudata,
 )
-from concerto_tf.records.inputs.input import Input, first_line, not_damage
+from concerto_tf.records.inputs.input import Input, not_damage
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,12 +14,12 @@ import numpy as np
 from concerto_tf._files import atomic
 from concerto_tf._paths import as_path, copy_tree, is_hdf5, is_remote, open_hdf5
 from concerto_tf._progress import stage
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, first_line
 from concerto_tf.records import CellSet, open_input
 from concerto_tf.records.batch import RNA, label_key
 from concerto_tf.records.cell_set import is_records
 from concerto_tf.records.genes.overlap import union
-from concerto_tf.records.inputs.input import Input, first_line
+from concerto_tf.records.inputs.input import Input
 from concerto_tf.records.inputs.observations import column_names
 from concerto_tf.tasks.io import provenance
 from concerto_tf.tasks.io.on_disk import RowsOnDisk
