@@ -92,6 +92,26 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def checked_whole(name: str, value: float, least: int = 1) -> int:
+    """Checks a whole number, and gives it as one.
+
+    Args:
+        name: What to call it in the message.
+        value: The number.
+        least: What it is at least.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: It is none, or less.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or int(value) != value or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return int(value)
+
+
 def checked_positive(name: str, value: float) -> float:
     """Checks a number above 0, and gives it as a float.
 

@@ -14,7 +14,7 @@ from concerto_tf._keras import (
     keras,
     serializable,
 )
-from concerto_tf.errors import InputError
+from concerto_tf.errors import checked_whole
 from concerto_tf.layers.directions import take_directions
 
 _EPSILON = 1e-3
@@ -81,12 +81,9 @@ class CellTransformerLayer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in {"heads": heads, "key_dim": key_dim, "units": units}.items():
-            if int(value) != value or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        self.heads = int(heads)
-        self.key_dim = int(key_dim)
-        self.units = int(units)
+        self.heads = checked_whole("heads", heads)
+        self.key_dim = checked_whole("key_dim", key_dim)
+        self.units = checked_whole("units", units)
         self.normalize_first = bool(normalize_first)
         self.identity_start = bool(identity_start)
         self.seed = int(seed)
@@ -226,10 +223,8 @@ class CellTransformer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if depth < 0 or (width is not None and width < 1):
-            raise InputError(f"depth and width must be positive, not {depth!r} and {width!r}.")
-        self.depth = int(depth)
-        self.width = None if width is None else int(width)
+        self.depth = checked_whole("depth", depth, least=0)
+        self.width = None if width is None else checked_whole("width", width)
         self.seed = int(seed)
         self._of_layers: dict[str, Any] = {
             "heads": heads,

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from concerto_tf._keras import serializable
-from concerto_tf.errors import InputError
+from concerto_tf.errors import checked_whole
 from concerto_tf.layers.random_layer import GeneAugmentation
 
 
@@ -128,9 +128,7 @@ class Crossover(GeneAugmentation):
         **kwargs: Any,
     ) -> None:
         super().__init__(fraction=fraction, probability=probability, seed=seed, **kwargs)
-        if partners < 1:
-            raise InputError(f"partners must be 1 or more, not {partners!r}.")
-        self.partners = int(partners)
+        self.partners = checked_whole("partners", partners)
 
     def call(
         self,

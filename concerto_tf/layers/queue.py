@@ -15,7 +15,7 @@ from concerto_tf._keras import (
     serializable,
     state_weight,
 )
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_whole
 
 
 @serializable
@@ -62,9 +62,7 @@ class EmbeddingQueue(keras.layers.Layer):
 
     def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        if size < 1:
-            raise InputError(f"The size of a queue must be 1 or more, not {size!r}.")
-        self.size = int(size)
+        self.size = checked_whole("size", size)
 
     def build(self, input_shape: Any) -> None:
         width = int(tuple(input_shape)[-1])

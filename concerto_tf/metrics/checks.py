@@ -78,6 +78,17 @@ def labelled_cells(
     return z[chosen], codes[chosen]
 
 
+def check_clusters(n_clusters: float | None, n: int) -> int:
+    """The number of clusters that n cells are to be cut into; InputError if they cannot be."""
+    if n_clusters is None or int(n_clusters) != n_clusters or not 1 <= n_clusters <= n:
+        raise InputError(
+            f"the number of clusters is {n_clusters!r}; it must be a whole number from 1 to the "
+            f"{n} cells",
+            "n_clusters",
+        )
+    return int(n_clusters)
+
+
 def sample(n: int, cap: int, seed: int) -> np.ndarray:
     """Positions of at most `cap` of `n` cells, drawn without replacement, in random order."""
     return np.random.default_rng(seed).permutation(n)[:cap]

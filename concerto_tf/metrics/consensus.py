@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from concerto_tf.errors import InputError
-from concerto_tf.metrics.checks import PerCell
+from concerto_tf.metrics.checks import PerCell, check_clusters
 
 # Sweeps over all groups that improve a consensus, at most; it converges in a few.
 _SWEEPS = 50
@@ -210,13 +210,7 @@ def _kmeans(groups: _Groups, n_clusters: int, seed: int) -> np.ndarray:
     """K-means of the groups, weighted by their cells."""
     from sklearn.cluster import KMeans
 
-    n = len(groups.of_cell)
-    if int(n_clusters) != n_clusters or not 1 <= n_clusters <= n:
-        raise InputError(
-            f"the number of clusters is {n_clusters!r}; it must be a whole number from 1 to the "
-            f"{n} cells",
-            "n_clusters",
-        )
+    n_clusters = check_clusters(n_clusters, len(groups.of_cell))
     if n_clusters > len(groups.size):
         raise InputError(
             f"the number of clusters is {n_clusters}, but the clusterings tell only "
@@ -225,7 +219,7 @@ def _kmeans(groups: _Groups, n_clusters: int, seed: int) -> np.ndarray:
         )
     # Rows of two cells differ in two places per clustering that tells them apart.
     x = groups.member / np.sqrt(2 * groups.runs)
-    kmeans = KMeans(int(n_clusters), n_init=10, random_state=seed)
+    kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
     return kmeans.fit_predict(x, sample_weight=groups.size)
 
 

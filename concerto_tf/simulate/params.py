@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_whole
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ class SplatParams:
 
     def __post_init__(self) -> None:
         for name, least in (("n_cells", 1), ("n_genes", 1), ("seed", 0), ("path_steps", 2)):
-            value = getattr(self, name)
-            if int(value) != value or value < least:
-                raise InputError(f"{name} is {value!r}: it must be a whole number >= {least}.")
+            checked_whole(name, getattr(self, name), least)
         for name in ("mean_shape", "mean_rate", "bcv_df"):
             _check(name, getattr(self, name), above=0.0)
         for name in ("out_scale", "lib_scale", "bcv_common", "path_sigma"):

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from concerto_tf._threads import processors
-from concerto_tf.errors import InputError
+from concerto_tf.errors import checked_whole
 from concerto_tf.simulate.counts import CellBlock, draw_cells, draw_counts
 from concerto_tf.simulate.genes import draw_genes
 from concerto_tf.simulate.params import SplatParams
@@ -47,9 +47,9 @@ class Experiment:
 
     def __init__(self, params: SplatParams, workers: int | None = None) -> None:
         self.params = params
-        self.workers = min(4, processors()) if workers is None else workers
-        if self.workers < 1:
-            raise InputError(f"workers is {workers}: it must be at least 1.")
+        self.workers = checked_whole(
+            "workers", min(4, processors()) if workers is None else workers
+        )
         self.genes = draw_genes(params)
 
     def counts(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -201,9 +201,7 @@ def stream(
         at random, as they are to groups, and random walks along paths are scaled by the
         gene's mean on the path.
     """
-    if chunk_cells < 1:
-        raise InputError(f"chunk_cells is {chunk_cells}: it must be at least 1.")
-    return Experiment(params, workers).chunks(chunk_cells)
+    return Experiment(params, workers).chunks(checked_whole("chunk_cells", chunk_cells))
 
 
 def simulate_cells(params: SplatParams, workers: int | None = None) -> AnnData:

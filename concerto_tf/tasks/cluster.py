@@ -17,7 +17,7 @@ from concerto_tf._calls import checked
 from concerto_tf._files import write_json, write_table
 from concerto_tf._paths import as_path
 from concerto_tf.errors import Argument, InputError, choices
-from concerto_tf.metrics.checks import PerCell, as_codes, complete_codes
+from concerto_tf.metrics.checks import PerCell, as_codes, check_clusters, complete_codes
 from concerto_tf.metrics.graph import leiden
 from concerto_tf.tasks.described import SUPPORT, TABLES, describe_again, forget
 from concerto_tf.tasks.io.embedded import embedding_of, open_embedded
@@ -319,16 +319,11 @@ def _kmeans(z: np.ndarray, n_clusters: int | None, seed: int, starts: int = 10) 
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    if n_clusters is None or int(n_clusters) != n_clusters or not 1 <= n_clusters <= len(z):
-        raise InputError(
-            f"the number of clusters is {n_clusters!r}; it must be a whole number from 1 to the "
-            f"{len(z)} cells",
-            "n_clusters",
-        )
+    n_clusters = check_clusters(n_clusters, len(z))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
-            return KMeans(int(n_clusters), n_init=starts, random_state=seed).fit_predict(z)
+            return KMeans(n_clusters, n_init=starts, random_state=seed).fit_predict(z)
         except ConvergenceWarning:
             different = len(np.unique(z, axis=0))
             raise InputError(

@@ -174,5 +174,5 @@ def test_encoder_of_the_input_itself_and_its_configuration() -> None:
     start = CellTransformer(2, 4, HEADS, KEY, UNITS, normalize_first=True, identity_start=True)
     x = cells().astype("f4")
     np.testing.assert_allclose(start(x), x @ np.array(start.projection), atol=1e-6)
-    with pytest.raises(InputError, match="depth and width must be positive"):
+    with pytest.raises(InputError, match="width must be a whole number of at least 1, not 0"):
         CellTransformer(width=0)

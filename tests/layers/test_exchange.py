@@ -135,5 +135,5 @@ def test_a_cell_alone_exchanges_nothing_but_with_a_buffer(layer: Crossover) -> N
 
 
 def test_partners_are_checked() -> None:
-    with pytest.raises(ValueError, match="partners must be 1 or more"):
+    with pytest.raises(ValueError, match="partners must be a whole number of at least 1"):
         CrossoverMany(partners=0)

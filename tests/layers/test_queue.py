@@ -103,7 +103,7 @@ def test_size_must_be_a_multiple_of_the_batch() -> None:
         EmbeddingQueue(5)(minibatch(0), training=True)
     with pytest.raises(InputError, match="not a multiple of the 2 of a minibatch; take 2"):
         EmbeddingQueue(1)(minibatch(0), training=True)
-    with pytest.raises(InputError, match="must be 1 or more"):
+    with pytest.raises(InputError, match="size must be a whole number of at least 1"):
         EmbeddingQueue(0)
 
 

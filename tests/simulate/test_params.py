@@ -13,9 +13,9 @@ from concerto_tf.simulate import SplatParams
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_cells": 0}, "n_cells is 0: it must be a whole number >= 1"),
-        ({"n_genes": 2.5}, "n_genes is 2.5"),
-        ({"seed": -1}, "seed is -1"),
+        ({"n_cells": 0}, "n_cells must be a whole number of at least 1, not 0"),
+        ({"n_genes": 2.5}, "n_genes must be a whole number of at least 1, not 2.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"mean_rate": 0}, "mean_rate is 0: it must be > 0"),
         ({"lib_scale": -0.1}, "lib_scale is -0.1: it must be >= 0"),
         ({"lib_loc": math.inf}, "lib_loc is inf: it must be a finite number"),
@@ -28,7 +28,7 @@ from concerto_tf.simulate import SplatParams
         ({"path_from": (0,)}, "set paths=True"),
         ({"path_from": (0,), "paths": True, "group_sizes": (1, 1)}, "1 values for 2 paths"),
         ({"path_from": (0, 2), "paths": True, "group_sizes": (1, 1)}, "path 2 begins at path 2"),
-        ({"path_steps": 1}, "path_steps is 1: it must be a whole number >= 2"),
+        ({"path_steps": 1}, "path_steps must be a whole number of at least 2, not 1"),
     ],
 )
 def test_unsuitable_parameters_are_refused(changes: dict, message: str) -> None:

@@ -123,7 +123,7 @@ def test_droplet_cells_look_like_droplet_cells() -> None:
 
 
 def test_unsuitable_options_are_refused() -> None:
-    with pytest.raises(InputError, match="chunk_cells is 0"):
+    with pytest.raises(InputError, match="chunk_cells must be a whole number of at least 1, not 0"):
         stream(PARAMS, chunk_cells=0)
-    with pytest.raises(InputError, match="workers is 0"):
+    with pytest.raises(InputError, match="workers must be a whole number of at least 1, not 0"):
         stream(PARAMS, workers=0)

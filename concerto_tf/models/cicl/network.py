@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from concerto_tf._keras import keras, replica_count, serializable, state_weight
-from concerto_tf.errors import InputError
+from concerto_tf.errors import InputError, checked_whole
 from concerto_tf.layers import (
     CellTransformer,
     RandomMask,
@@ -101,8 +101,6 @@ class CICL(DenseModel):
         **kwargs: Any,
     ) -> None:
         refuse_made(CICL, kwargs)
-        if clusters is not None and (int(clusters) != clusters or clusters < 2):
-            raise InputError(f"clusters is {clusters!r}; it must be a whole number of at least 2.")
         if not 0 <= cluster_weight < float("inf"):
             raise InputError(f"cluster_weight is {cluster_weight!r}; it must be 0 or more.")
         self.depth, self.width, self.n_heads = int(depth), width, int(heads)
@@ -110,7 +108,7 @@ class CICL(DenseModel):
         self.normalize_first, self.identity_start = bool(normalize_first), bool(identity_start)
         self.head_units = tuple(int(units) for units in head_units)
         self.mask_rate, self.noise = float(mask_rate), float(noise)
-        self.clusters = None if clusters is None else int(clusters)
+        self.clusters = None if clusters is None else checked_whole("clusters", clusters, least=2)
         self.cluster_weight = float(cluster_weight)
         first = seed * 10_007 + 5_000
         augmentation = keras.Sequential(

@@ -16,7 +16,7 @@ from concerto_tf._keras import (
     state_weight,
     sum_over_replicas,
 )
-from concerto_tf.errors import InputError, checked_share
+from concerto_tf.errors import InputError, checked_share, checked_whole
 from concerto_tf.layers.kmeans import squared_distances
 from concerto_tf.losses.temperature import NEVER
 
@@ -136,10 +136,8 @@ class SoftKMeans(keras.Model):
         self, k: int, dim: int, units: int = 64, momentum: float = 0.9, seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in {"k": k, "dim": dim, "units": units}.items():
-            if int(value) != value or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        self.k, self.dim, self.units = int(k), int(dim), int(units)
+        self.k, self.dim = checked_whole("k", k), checked_whole("dim", dim)
+        self.units = checked_whole("units", units)
         self.momentum = checked_share("momentum", momentum, below_one=True)
         self.seed = int(seed)
         self.loss_tracker = keras.metrics.Mean(name="loss")

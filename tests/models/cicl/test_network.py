@@ -222,7 +222,7 @@ def test_bad_arguments(make_batch: Callable) -> None:
         model.fit(data(make_batch(32)), verbose=0)
     assert not int(tf.convert_to_tensor(model.started))
     for options, message in [
-        ({"clusters": 1}, "clusters is 1"),
+        ({"clusters": 1}, "clusters must be a whole number of at least 2"),
         ({"cluster_weight": -1}, "cluster_weight is -1"),
         ({"mask_rate": 1.2}, "rate must lie in"),
         ({"noise": -0.1}, "fraction must lie in"),
