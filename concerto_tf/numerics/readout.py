@@ -48,6 +48,7 @@ def fit_genes(
     width: np.ndarray,
     n_types: int,
     prior: Prior = ALIKE,
+    share: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression, with a prior on each gene by how much the gene varies.
 
@@ -61,6 +62,8 @@ def fit_genes(
         width: What standardized values were divided by [F]: how much each gene varies.
         n_types: Number of types C. Those without a cell are never told.
         prior: How far from 0 weights may be.
+        share: Of how many cells these are a share, with whom the prior would have to be as wide:
+            the fewer cells, the narrower it were otherwise, and the closer to 0 what is said.
 
     Returns:
         Weights [F, C] and biases [C], float32.
@@ -80,23 +83,23 @@ def fit_genes(
     # On the mean a gene that varies has variance 1.
     mean = variance[varies].mean() if varies.any() else 1.0
     width = np.where(varies, width / np.sqrt(max(mean, 1e-12)), 0)
-    return _fit(y, label, weight, width.astype(y.dtype), n_types, prior.strength)
+    return _fit(y, label, weight, width.astype(y.dtype), n_types, prior.strength / share)
 
 
 def fit_units(
-    z: np.ndarray, label: np.ndarray, weight: np.ndarray, n_types: int
+    z: np.ndarray, label: np.ndarray, weight: np.ndarray, n_types: int, share: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression on embeddings, whose units keep their widths.
 
     Args:
         z: Embeddings, seen from the middle of all cells [n, d].
-        label, weight, n_types: As for `fit_genes`.
+        label, weight, n_types, share: As for `fit_genes`.
 
     Returns:
         Weights [d, C] and biases [C], float32.
     """
     width = np.full(z.shape[1], 1 / max(float(z.std()), 1e-12), z.dtype)
-    return _fit(z, label, weight, width, n_types, _OF_UNITS)
+    return _fit(z, label, weight, width, n_types, _OF_UNITS / share)
 
 
 def _fit(
@@ -197,7 +200,8 @@ def left_out(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Parts of cells, each left out in turn: those of some sources, or a half of each type's.
 
-    Within sources that it knows anything is told better than in the next one.
+    Within sources that it knows anything is told better than in the next one. Cells of a type that
+    sources of one part alone have are dealt to all parts, as nobody could tell them otherwise.
 
     Args:
         codes: Type of each cell [n].
@@ -205,8 +209,9 @@ def left_out(
         seed: Seed of the halves.
 
     Yields:
-        Which cells are left out, bool [n], and which of these have a type that the others have. Not
-        where the others are of one type.
+        Which cells are left out, bool [n], and which of these tell how well types are told: those
+        that are not dealt, and of whose type there are others. Not where the others are of one
+        type.
 
     Example:
 
@@ -214,15 +219,21 @@ def left_out(
     >>> from concerto_tf.numerics.readout import left_out
     >>> codes, source = np.array([0, 1, 0, 1, 2]), np.array([3, 3, 5, 5, 5])
     >>> [(own.astype(int).tolist(), int(judged.sum())) for own, judged in left_out(codes, source)]
-    [([1, 1, 0, 0, 0], 2), ([0, 0, 1, 1, 1], 2)]
+    [([1, 1, 0, 0, 1], 2), ([0, 0, 1, 1, 0], 2)]
     """
-    part = np.zeros(len(codes), np.int32)
-    for i, of_part in enumerate(source_parts(source)):
-        part[np.isin(source, of_part)] = i
-    if not part.any():
-        order = np.random.default_rng(seed).permutation(len(codes))
-        part[order] = place_in_group(codes[order]) % 2
-    for own in (part == i for i in range(part.max() + 1)):
+    order = np.random.default_rng(seed).permutation(len(codes))
+    place = np.zeros(len(codes), np.int64)
+    place[order] = place_in_group(codes[order])
+    parts = source_parts(source)
+    part, shared = place % 2, np.ones(len(codes), bool)
+    if parts:
+        for i, of_part in enumerate(parts):
+            part[np.isin(source, of_part)] = i
+        pairs = np.unique(np.stack([codes, part]), axis=1)
+        several = np.bincount(pairs[0], minlength=codes.max() + 1) > 1
+        shared = several[codes]
+        part[~shared] = place[~shared] % len(parts)
+    for own in (part == i for i in np.unique(part)):
         others = np.unique(codes[~own])
         if len(others) > 1:
-            yield own, own & np.isin(codes, others)
+            yield own, own & shared & np.isin(codes, others)

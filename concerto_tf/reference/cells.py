@@ -266,16 +266,11 @@ class Reference:
 
     def by_neighbours(self) -> Reference:
         """The same cells, whose labels the nearest ones alone tell."""
-        made = Reference(
-            self.embedded,
-            self.labels,
-            self.values,
-            model=self.model,
-            cells=self.cells,
-            depth=self.depth,
-            built=self.index.built,
-        )
-        return made if self.voices else self
+        if not self.voices:
+            return self
+        made = Reference(self.embedded, self.labels, self.values, built=self.index.built)
+        made.model, made.cells, made.depth = self.model, self.cells, self.depth
+        return made
 
     def learn(self, key: str, seen: Genes, prior: Prior = ALIKE) -> None:
         """Learns labels from some of the cells, to be told by more than the nearest ones.
@@ -291,7 +286,8 @@ class Reference:
         found = learn_voices(*cells, held.codes[seen.rows], len(held.names), seen, prior)
         if found is not None:
             self.voices[key] = found
-            self.calibrations.pop(key, None)
+            for rests_on_it in (self.calibrations, self.stated):
+                rests_on_it.pop(key, None)
 
     def labelled(self, key: str) -> Reference:
         """The reference of those cells that have a label under a key."""

@@ -125,6 +125,8 @@ def _calibrate(reference: Reference, key: str) -> Conformity:
     # The same cells every time; which ones hardly matters. What voices say of cells that they have
     # not learned from is known of some.
     order = np.random.default_rng(0).permutation(reference.n_cells)
+    if voices is not None and not len(voices.rows):
+        voices = None
     if voices is not None:
         order = order[np.isin(order, voices.rows)]
     chosen = [order[held.codes[order] == code][:_CALIBRATION_CELLS] for code in range(n_labels)]

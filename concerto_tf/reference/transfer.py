@@ -1,4 +1,4 @@
-"""Transfer of labels from the nearest reference cells, with a probability and a novelty p-value."""
+"""Transfer of labels from reference cells, with a probability and a novelty p-value."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import tensorflow as tf
 from concerto_tf.reference.cells import Reference
 from concerto_tf.reference.conformity import NEAR_CELLS, calibrated, nearness, novelty_of_labels
 from concerto_tf.reference.index import BATCH_CELLS, nearest
-from concerto_tf.reference.voices import together
+from concerto_tf.reference.voices import VOTERS, together
 from concerto_tf.reference.votes import vote
 
 
 def transfer(
     reference: Reference, z: np.ndarray, key: str, k: int, heard: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Labels of cells by the vote of their neighbours, and how novel the cells are.
+    """Labels of cells by their neighbours and by voices, and how novel the cells are.
 
     Args:
         reference: The reference; every cell must have a label (see `Reference.labelled`).
         z: Embeddings [n, d].
         key: Key of the labels.
         k: Number of neighbours that vote.
-        heard: What is said of the labels beside that [n, L], `Voices.heard`; where the reference
-            has voices it is needed.
+        heard: What is said of the labels beside that [n, L], `Voices.heard`; None to let the
+            neighbours alone tell them.
 
     Returns:
         ``code`` int32 [n] of the label (-1 where nobody votes), ``probability`` float32 [n]
@@ -38,6 +38,8 @@ def transfer(
     Reference:
         Concerto, "NN-voting classifier", equations 14 to 16.
     """
+    if heard is None:
+        reference = reference.by_neighbours()
     judge = _judge(reference, key, k)
     index, cosine = reference.neighbours(z, _width(reference, k))
     seen = tf.constant(reference.embedded.seen)
@@ -144,7 +146,10 @@ def _judge(reference: Reference, key: str, k: int) -> Callable[..., dict[str, tf
         if voices is None or heard is None:
             p, shares = voted(k), voted(n_near)
         else:
-            p = shares = together(voted(k), k, heard, voices.neighbours, there)
+            p, shares = (
+                together(voted(n), n, heard, voices.neighbours, there)
+                for n in (k, min(VOTERS, index.shape[1]))  # sets know of no k
+            )
         probability = tf.reduce_max(p, axis=1)
         code = tf.where(probability > 0, tf.argmax(p, axis=1, output_type=tf.int32), -1)
         near = nearness(z, index[:, :n_near], cosine[:, :n_near], seen, middle)

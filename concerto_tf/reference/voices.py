@@ -54,7 +54,8 @@ class Voices:
         units: Weights of the units of an embedding, seen from the middle [d, L].
         genes: Weights of standardized values [F, L].
         bias: Of both [L].
-        rows: Reference cells that they were learned from [S], ascending.
+        rows: Reference cells that they were learned from and could be told by others [S],
+            ascending.
         by_units, by_genes: What is said of these, as learned from others of them [S, L]; the bias
             is with the units.
     """
@@ -158,18 +159,19 @@ def learn_voices(
     inputs = [z, seen.values] if seen.values.shape[1] else [z]
 
     def learned(cells: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        weight, label = np.ones(int(cells.sum())), codes[cells]
-        found = [fit_units(z[cells], label, weight, n_labels)]
+        weight, label, share = np.ones(int(cells.sum())), codes[cells], float(cells.mean())
+        found = [fit_units(z[cells], label, weight, n_labels, share)]
         if len(inputs) > 1:
             y = seen.values[cells]
-            found.append(fit_genes(y, label, weight, seen.deviations, n_labels, prior))
+            found.append(fit_genes(y, label, weight, seen.deviations, n_labels, prior, share))
         return found
 
     said = np.zeros((2, len(codes), n_labels), np.float32)
     of_bias, by_vote = said.copy(), said[0].copy()
-    judged = np.zeros(len(codes), bool)
+    judged, known = np.zeros((2, len(codes)), bool)
     for own, told in left_out(codes, seen.source):
         judged |= told
+        known |= own & np.isin(codes, codes[~own])
         by_vote[own] = _voted(unit[own], unit[~own], codes[~own], n_labels)
         for i, (kernel, bias) in enumerate(learned(~own)):
             said[i, own], of_bias[i, own] = inputs[i][own] @ kernel, bias
@@ -188,9 +190,9 @@ def learn_voices(
         own[0] * final[0][0],
         own[1] * (final[1][0] if len(final) > 1 else none),
         np.sum([w * bias for w, (_, bias) in zip(own, final, strict=False)], axis=0),
-        seen.rows,
-        own[0] * said[0] + np.tensordot(own, of_bias, 1),
-        own[1] * said[1],
+        seen.rows[known],
+        (own[0] * said[0] + np.tensordot(own, of_bias, 1))[known],
+        (own[1] * said[1])[known],
     )
 
 

@@ -89,8 +89,8 @@ def finetune(
 ) -> Classifier:
     """Teaches a pre-trained model the cell types of labelled cells; called again, it continues.
 
-    Types are told by logistic regression on the embedding and on the genes. How much each counts,
-    labelled cells tell that were left out. Networks, which add nothing to these on the sets that
+    Types are told by logistic regression on the embedding and on the genes. Labelled cells that
+    were left out tell how much each counts. Networks, which add nothing to these on the sets that
     were tried, are trained where ``epochs``, ``target``, ``networks_only`` or ``end_to_end`` ask
     for it.
 
@@ -193,6 +193,9 @@ def finetune(
         replicas = scope.num_replicas_in_sync if scope else 1
         if epochs is None and not (networks_only or end_to_end or target):
             epochs = 0  # networks add nothing to what embedding and genes tell
+            if (batch_size, learning_rate, optimizer, consistency) != (None, None, "adam", 1.0):
+                told = "no network is trained, and what is said of its training does nothing (%s)"
+                _log.warning(told, Argument("epochs", "N"))
         schedule = plan_training(records.n_cells, epochs, batch_size, replicas)
         began = time.perf_counter()
         with scope.scope() if scope else nullcontext():
@@ -334,20 +337,21 @@ def _calibrate(
 
     summary: dict[str, Any] = {}
 
-    def learn(cells: np.ndarray) -> Lesson:
+    def learn(cells: np.ndarray, share: float = 1.0) -> Lesson:
         chosen = chosen_to_learn(codes, cells, model.head.n_inputs, model.seed)
         count = np.bincount(codes[cells], minlength=len(model.classes))
-        return learn_linear(model, batches(chosen), count)
+        return learn_linear(model, batches(chosen), count, share=share)
 
     if linear:
-        lesson = learn(~held_out & (codes >= 0))
+        learned = ~held_out & (codes >= 0)
+        lesson = learn(learned)
         weigh_voices(model, lesson, batches(held_out) if trained else None)
         voices = (round(float(voice), 3) for voice in np.array(model.head.voices))
         summary["voices"] = dict(zip(("networks", "embedding", "genes"), voices, strict=True))
     found = measure_types(model, batches, codes, held_out)
     state_novelty(model, batches, codes, held_out, found)
-    if linear:  # what it is calibrated for it does a little better, with all that is known
-        learn(codes >= 0)
+    if linear:  # what it is calibrated for it does a little better, and no more surely
+        learn(codes >= 0, float((codes >= 0).sum() / learned.sum()))
     n = len(model.calibration)
     summary["cells"] = n
     if n:

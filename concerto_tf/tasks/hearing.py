@@ -97,16 +97,19 @@ def read_lesson(
         labels: Labels of all cells, by key, the finest last.
         known: What is known of all cells [N], as `CellSet.obs` has it.
     """
-    everything, source = known[ROW], np.asarray(known[SOURCE], str)
+    everything = known[ROW]
     taught = isinstance(model, Teachable)
     deviations = model.deviations if isinstance(model, Teachable) else np.zeros(0, np.float32)
-    chosen = np.zeros(len(source), bool)
+    chosen = np.zeros(len(everything), bool)
     if labels:
-        labelled = np.any([of.codes >= 0 for of in labels.values()], axis=0)
-        codes = list(labels.values())[-1].codes
-        chosen = chosen_to_learn(codes, labelled, max(len(deviations), model.embedding_dim), seed=0)
+        codes = np.stack([of.codes for of in labels.values()])
+        labelled: np.ndarray = np.max(codes, axis=0) >= 0
+        _, codes = np.unique(codes, axis=1, return_inverse=True)  # as many of all that are there
+        chosen = chosen_to_learn(
+            codes.ravel(), labelled, max(len(deviations), model.embedding_dim), seed=0
+        )
     rows, place = np.flatnonzero(chosen), np.cumsum(chosen) - 1
-    z = np.zeros((len(source), model.embedding_dim), np.float32)
+    z = np.zeros((len(everything), model.embedding_dim), np.float32)
     values = np.zeros((len(rows), len(deviations)), np.float32)
     for given, found in _read(model, data, measured, taught and bool(len(rows))):
         own = np.searchsorted(everything, given)
@@ -114,7 +117,7 @@ def read_lesson(
         if "y" in found:
             kept = chosen[own]
             values[place[own[kept]]] = found["y"][kept]
-    _, codes = np.unique(source[rows], return_inverse=True)
+    _, codes = np.unique(known[SOURCE][rows].astype(str), return_inverse=True)
     return Lesson(z, Genes(rows, values, deviations, codes))
 
 

@@ -127,8 +127,8 @@ def map(  # noqa: A001 - the command's name
         seed: Seed of fine-tuning and of Leiden.
 
     Returns:
-        One row per query cell: ``label``, ``confidence`` (geometric mean of the two that follow
-        the next), ``predicted`` (the label before rejection), ``probability`` (of the
+        One row per query cell: ``label``, ``confidence`` (geometric mean of ``probability`` and
+        ``novelty``), ``predicted`` (the label before rejection), ``probability`` (of the
         label), ``novelty`` (the p-value); of ``levels`` each with the level's name behind;
         of the finest level ``set`` (the labels that
         cannot be excluded at a coverage of 1 - alpha, see `add_sets`) and where asked for ``vote``

@@ -145,7 +145,7 @@ def find_reference(
         else:
             if found.model == own and found.cells == identity:
                 made = found
-                label_keys = [key for key in label_keys if key not in found.labels]
+                label_keys = [key for key in label_keys if not _learned(found, key)]
                 held = {
                     name: of.place
                     for name, of in found.values.items()
@@ -218,6 +218,14 @@ def make_reference(
     with stage("labels learned from the reference"):
         lesson.teach(made, labels)
     return made
+
+
+def _learned(reference: Reference, key: str) -> bool:
+    """Whether a reference has labels and, of several, what tells them."""
+    if key not in reference.labels:
+        return False
+    codes = reference.labels[key].codes
+    return key in reference.voices or len(np.unique(codes[codes >= 0])) < 2
 
 
 def _lesson(

@@ -64,6 +64,9 @@ def test_labels_are_told_by_vote_embedding_and_genes() -> None:
     np.testing.assert_allclose(found["shares"], softmax(want), atol=1e-4)
     np.testing.assert_allclose(found["probability"], softmax(want).max(1), atol=1e-4)
     assert (found["code"] == want.argmax(1)).all()
+    single = transfer(reference, z + origin, KEY, 1, heard)  # sets know of no k
+    np.testing.assert_array_equal(single["shares"], found["shares"])
+    assert not np.allclose(single["probability"], found["probability"], atol=1e-3)
     # The embedding does not tell NK from T; the genes do.
     alone = transfer(reference.by_neighbours(), z + origin, KEY, K)
     assert np.mean(found["code"] == code) > 0.85 > 0.75 > np.mean(alone["code"] == code)
@@ -107,6 +110,16 @@ def test_sources_are_left_out_whole() -> None:
         reference.learn(KEY, Genes(np.arange(300), y, np.ones(GENES), of))
         sizes.append(np.linalg.norm(reference.voices[KEY].genes))
     assert sizes[1] < 0.1 * sizes[0]
+
+
+def test_types_of_one_source_do_not_widen_sets() -> None:
+    """Others of its cells tell them; else what speaks against their true labels would be all."""
+    z, y, code = make_cells(600, 0)
+    reference = Reference(z, {KEY: Labels(code, NAMES)})
+    source = np.where(code == 2, 1, np.arange(600) % 2)
+    reference.learn(KEY, Genes(np.arange(600), y, np.ones(GENES), source))
+    assert len(reference.voices[KEY].rows) == 600
+    assert np.quantile(calibrated(reference, KEY).votes.scores, 0.9) < 0.9
 
 
 def test_few_labels_and_single_ones() -> None:

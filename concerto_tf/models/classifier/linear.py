@@ -51,11 +51,14 @@ class Lesson:
     n_types: int
     prior: Prior
 
-    def learn(self, part: np.ndarray | slice = slice(None)) -> list[tuple[np.ndarray, np.ndarray]]:
+    def learn(
+        self, part: np.ndarray | slice = slice(None), share: float = 1.0
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weights and biases of embedding and genes, from some of the cells."""
         cells = self.label[part], self.weight[part]
-        of_genes = fit_genes(self.y[part], *cells, self.width, self.n_types, self.prior)
-        return [fit_units(self.z[part], *cells, self.n_types), of_genes]
+        share *= len(cells[0]) / len(self.label)
+        of_genes = fit_genes(self.y[part], *cells, self.width, self.n_types, self.prior, share)
+        return [fit_units(self.z[part], *cells, self.n_types, share), of_genes]
 
 
 def _look(model: Classifier, batch: Batch) -> tuple[tf.Tensor, ...]:
@@ -65,7 +68,11 @@ def _look(model: Classifier, batch: Batch) -> tuple[tf.Tensor, ...]:
 
 
 def learn_linear(
-    model: Classifier, data: Iterable[Batch], known: np.ndarray, prior: Prior = ALIKE
+    model: Classifier,
+    data: Iterable[Batch],
+    known: np.ndarray,
+    prior: Prior = ALIKE,
+    share: float = 1.0,
 ) -> Lesson:
     """Teaches embedding and genes the types.
 
@@ -75,17 +82,18 @@ def learn_linear(
         known: Number of cells of each type that there are to learn from [C]; ``data`` may have a
             part of them.
         prior: How far from 0 the weights of genes may be.
+        share: As in `fit_genes`.
 
     Returns:
         What was learned from, for `weigh_voices`.
     """
     (z, y, source), label = labelled_cells(model, data, lambda batch: _look(model, batch))
-    share = known / np.maximum(np.bincount(label, minlength=len(known)), 1)
-    weight = (np.array(model.class_weight) * share)[label]
+    stands_for = known / np.maximum(np.bincount(label, minlength=len(known)), 1)
+    weight = (np.array(model.class_weight) * stands_for)[label]
     middle, width = geometry_of(model.encoder).origin, model.encoder.deviations
     cells = z - middle, y, source, label, weight / weight.mean(), width
     lesson = Lesson(*cells, len(known), prior)
-    (units, of_units), (genes, of_genes) = lesson.learn()
+    (units, of_units), (genes, of_genes) = lesson.learn(share=share)
     model.head.units.kernel.assign(units)
     model.head.units.bias.assign(of_units - middle @ units)
     model.head.genes.kernel.assign(genes)

@@ -100,7 +100,7 @@ def write_report(
     command = last.get("command", "annotate")
     how = {
         "annotate": "labelled by a model that was taught cell types (concerto annotate)",
-        "map": "labelled by their nearest reference cells (concerto map)",
+        "map": "labelled by reference cells (concerto map)",
     }
     done = how.get(command, command) if "label" in table else "embedded by concerto map"
     page = common.page(
