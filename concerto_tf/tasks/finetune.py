@@ -337,13 +337,17 @@ def _calibrate(
 
     summary: dict[str, Any] = {}
 
+    everything = codes >= 0
+
     def learn(cells: np.ndarray, share: float = 1.0) -> Lesson:
         chosen = chosen_to_learn(codes, cells, model.head.n_inputs, model.seed)
         count = np.bincount(codes[cells], minlength=len(model.classes))
-        return learn_linear(model, batches(chosen), count, share=share)
+        return learn_linear(
+            model, batches(chosen), count, share=share, held_out_next=cells is not everything
+        )
 
     if linear:
-        learned = ~held_out & (codes >= 0)
+        learned = ~held_out & everything
         lesson = learn(learned)
         weigh_voices(model, lesson, batches(held_out) if trained else None)
         voices = (round(float(voice), 3) for voice in np.array(model.head.voices))
@@ -351,7 +355,7 @@ def _calibrate(
     found = measure_types(model, batches, codes, held_out)
     state_novelty(model, batches, codes, held_out, found)
     if linear:  # what it is calibrated for it does a little better, and no more surely
-        learn(codes >= 0, float((codes >= 0).sum() / learned.sum()))
+        learn(everything, float(everything.sum() / learned.sum()))
     n = len(model.calibration)
     summary["cells"] = n
     if n:

@@ -19,6 +19,7 @@ from concerto_tf.numerics.readout import (
     source_parts,
     weigh,
 )
+from concerto_tf.numerics.spread import as_unseen
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ class Lesson:
     """Labelled cells that embedding and genes learn from.
 
     Attributes:
-        z: Embeddings, seen from the middle of all cells [n, d].
+        z: Embeddings as new cells would lie, seen from the middle of all cells [n, d].
         y: Standardized values [n, F].
         source, label: Their sources and types [n].
         weight: How much each cell counts [n].
         width: How much each gene varies [F].
         n_types: Number of types C.
         prior: How far from 0 the weights of genes may be.
+        factor: What takes the units of cells that the encoder was trained on to those of new
+            ones [d]; see `as_unseen`.
     """
 
     z: np.ndarray
@@ -50,6 +53,7 @@ class Lesson:
     width: np.ndarray
     n_types: int
     prior: Prior
+    factor: np.ndarray
 
     def learn(
         self, part: np.ndarray | slice = slice(None), share: float = 1.0
@@ -73,6 +77,7 @@ def learn_linear(
     known: np.ndarray,
     prior: Prior = ALIKE,
     share: float = 1.0,
+    held_out_next: bool = False,
 ) -> Lesson:
     """Teaches embedding and genes the types.
 
@@ -83,6 +88,8 @@ def learn_linear(
             part of them.
         prior: How far from 0 the weights of genes may be.
         share: As in `fit_genes`.
+        held_out_next: Whether cells that were held out of these are told next, whose embeddings
+            spread as those of cells do that the encoder was trained on; otherwise new ones.
 
     Returns:
         What was learned from, for `weigh_voices`.
@@ -90,10 +97,13 @@ def learn_linear(
     (z, y, source), label = labelled_cells(model, data, lambda batch: _look(model, batch))
     stands_for = known / np.maximum(np.bincount(label, minlength=len(known)), 1)
     weight = (np.array(model.class_weight) * stands_for)[label]
-    middle, width = geometry_of(model.encoder).origin, model.encoder.deviations
-    cells = z - middle, y, source, label, weight / weight.mean(), width
-    lesson = Lesson(*cells, len(known), prior)
+    (middle, spread), width = geometry_of(model.encoder), model.encoder.deviations
+    factor = np.ones_like(middle) if spread is None else as_unseen(z - middle, spread)
+    cells = (z - middle) * factor, y, source, label, weight / weight.mean(), width
+    lesson = Lesson(*cells, len(known), prior, factor)
     (units, of_units), (genes, of_genes) = lesson.learn(share=share)
+    if held_out_next:
+        units = units * factor[:, np.newaxis]
     model.head.units.kernel.assign(units)
     model.head.units.bias.assign(of_units - middle @ units)
     model.head.genes.kernel.assign(genes)
@@ -151,7 +161,7 @@ def _beside(
     if not len(truth):
         return [np.zeros((0, lesson.n_types))] * len(_EXPECTED), truth
     networks, z, y, source = said
-    inputs = z - geometry_of(model.encoder).origin, y
+    inputs = (z - geometry_of(model.encoder).origin) * lesson.factor, y
     told = [x @ kernel + bias for x, (kernel, bias) in zip(inputs, lesson.learn(), strict=True)]
     judged = np.ones(len(truth), bool)
     for part in source_parts(lesson.source):

@@ -11,6 +11,7 @@ from concerto_tf.models import load_model, save_model
 from concerto_tf.models.classifier import Classifier, learn_linear, weigh_voices
 from concerto_tf.models.classifier.linear import labelled_cells
 from concerto_tf.models.dense import DenseModel
+from concerto_tf.numerics.spread import as_unseen
 
 pytestmark = pytest.mark.stack
 
@@ -99,6 +100,28 @@ def test_cells_that_are_judged_have_taught_nothing(
     assert np.mean(by_heart.argmax(1) == cells["label/type"]) > 0.6
     weigh_voices(model, lesson)
     assert np.array(model.head.voices)[2] < 0.1
+
+
+def test_held_out_cells_are_told_as_new_ones_that_spread_less(
+    make_model: Callable, make_batch: Callable
+) -> None:
+    """What new cells are told is what held-out cells are told whose embedding is drawn together."""
+    encoder, cells = make_model(), labelled(make_batch, 120, 0)
+    z = np.array(encoder(cells))
+    middle, seen = encoder.geometry.origin, z.std(0)
+    share = np.linspace(0.3, 0.9, z.shape[1]).astype(np.float32)
+    encoder.placement.deviations.assign(np.stack([seen, share * seen]))
+    model = Classifier(encoder, CLASSES, label_key="type")
+
+    def told(x: np.ndarray, held_out: bool) -> np.ndarray:
+        learn_linear(model, [cells], np.array([40, 40, 40]), held_out_next=held_out)
+        return np.array(model.head.of_units(x))
+
+    factor = as_unseen(z - middle, encoder.geometry.spread)
+    assert factor.max() < 0.95
+    known = told(z, held_out=True)
+    np.testing.assert_allclose(known, told(middle + factor * (z - middle), False), atol=1e-4)
+    assert abs(known - told(z, False)).max() > 0.01
 
 
 def test_nothing_of_the_linear_voices_is_trained(
