@@ -231,25 +231,48 @@ def embed_batches(
     Yields:
         Rows int64 [n] of a batch's cells in the input, and their embeddings [n, d], float32.
     """
-    for rows, found in by_batch(_step(encoder), data, measured):
+    for rows, found in read_batches(encoder, data, measured):
         yield rows, found["z"]
 
 
-#: Compiled steps of the encoders that are in use.
-_STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+def read_batches(
+    encoder: Encoder,
+    data: Iterable[Batch],
+    measured: Mapping[str, np.ndarray] | None = None,
+    *,
+    genes: bool = False,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Embeddings and, where asked for, what stands for the genes of cells, batch by batch.
+
+    Args:
+        encoder: The encoder; one of which genes are asked is `Teachable`.
+        data: Batches of cells.
+        measured: As for `by_batch`.
+        genes: Whether the genes are asked for.
+
+    Yields:
+        Rows int64 [n] of a batch's cells, and ``z`` [n, d] and ``y`` [n, F], float32.
+    """
+    return by_batch(_step(encoder, genes), data, measured)
 
 
-def _step(encoder: Encoder) -> Any:
-    step = _STEPS.get(encoder)
-    if step is None:
-        alive = weakref.proxy(encoder)
+#: Compiled steps of the encoders that are in use, by whether they read the genes.
+_STEPS: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
+
+
+def _step(encoder: Encoder, genes: bool = False) -> Any:
+    steps = _STEPS.setdefault(encoder, {})
+    if genes not in steps:
+        alive: Any = weakref.proxy(encoder)
+
+        def look(batch: Batch) -> dict[str, tf.Tensor]:
+            found = {"z": alive(batch, training=False)}
+            if genes:
+                found["y"] = alive.standardized(batch)
+            return {name: tf.cast(x, tf.float32) for name, x in found.items()}
+
         # What others have written need not be something that XLA can compile.
         make = compiled if isinstance(encoder, BatchModel) else tf.function
         # AutoGraph would make other errors of those that tell a user what is wrong.
-        step = make(
-            tf.autograph.experimental.do_not_convert(
-                lambda batch: {"z": tf.cast(alive(batch, training=False), tf.float32)}
-            )
-        )
-        _STEPS[encoder] = step
-    return step
+        steps[genes] = make(tf.autograph.experimental.do_not_convert(look))
+    return steps[genes]

@@ -335,27 +335,23 @@ def _calibrate(
         table = np.where(labels, codes, MISSING)
         return labelled_batches(data, model.label_key, table)
 
-    summary: dict[str, Any] = {}
-
-    everything = codes >= 0
-
-    def learn(cells: np.ndarray, share: float = 1.0) -> Lesson:
+    def learn(cells: np.ndarray, before: Lesson | None = None) -> Lesson:
         chosen = chosen_to_learn(codes, cells, model.head.n_inputs, model.seed)
         count = np.bincount(codes[cells], minlength=len(model.classes))
-        return learn_linear(
-            model, batches(chosen), count, share=share, held_out_next=cells is not everything
-        )
+        share = 1.0 if before is None else float(chosen.sum() / len(before.label))
+        last = before is not None
+        return learn_linear(model, batches(chosen), count, share=share, held_out_next=not last)
 
-    if linear:
-        learned = ~held_out & everything
-        lesson = learn(learned)
+    summary: dict[str, Any] = {}
+    lesson = learn(~held_out & (codes >= 0)) if linear else None
+    if lesson is not None:
         weigh_voices(model, lesson, batches(held_out) if trained else None)
         voices = (round(float(voice), 3) for voice in np.array(model.head.voices))
         summary["voices"] = dict(zip(("networks", "embedding", "genes"), voices, strict=True))
     found = measure_types(model, batches, codes, held_out)
     state_novelty(model, batches, codes, held_out, found)
-    if linear:  # what it is calibrated for it does a little better, and no more surely
-        learn(everything, float(everything.sum() / learned.sum()))
+    if lesson is not None:  # what it is calibrated for it does a little better, no more surely
+        learn(codes >= 0, lesson)
     n = len(model.calibration)
     summary["cells"] = n
     if n:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from concerto_tf.models.batch_model import BatchModel, compiled
-from concerto_tf.models.batches import by_batch
-from concerto_tf.models.encoder import Encoder, Teachable, embed_batches
+from concerto_tf.models.encoder import Encoder, Teachable, read_batches
 from concerto_tf.numerics.readout import ALIKE, Prior, chosen_to_learn
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import ROW, SOURCE
@@ -56,7 +52,9 @@ def hear(
     said = {key: np.zeros((len(z), of.shape[1]), np.float32) for key, of in kernels.items()}
     everything = records.obs()[ROW]
     with records.naming_damage():
-        for rows, found in _read(model, data, measured if fill_unmeasured else None, bool(said)):
+        for rows, found in read_batches(
+            model, data, measured if fill_unmeasured else None, genes=bool(said)
+        ):
             own = np.searchsorted(everything, rows)
             z[own] = found["z"]
             for key, kernel in kernels.items():
@@ -111,7 +109,7 @@ def read_lesson(
     rows, place = np.flatnonzero(chosen), np.cumsum(chosen) - 1
     z = np.zeros((len(everything), model.embedding_dim), np.float32)
     values = np.zeros((len(rows), len(deviations)), np.float32)
-    for given, found in _read(model, data, measured, taught and bool(len(rows))):
+    for given, found in read_batches(model, data, measured, genes=taught and bool(len(rows))):
         own = np.searchsorted(everything, given)
         z[own] = found["z"]
         if "y" in found:
@@ -119,31 +117,3 @@ def read_lesson(
             values[place[own[kept]]] = found["y"][kept]
     _, codes = np.unique(known[SOURCE][rows].astype(str), return_inverse=True)
     return Lesson(z, Genes(rows, values, deviations, codes))
-
-
-#: Compiled steps of the encoders that are in use.
-_STEPS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-
-def _read(
-    model: Encoder, data: Iterable[Any], measured: Mapping[str, np.ndarray] | None, genes: bool
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Embeddings and, where asked for, standardized values of cells, batch by batch."""
-    if not genes:
-        for rows, z in embed_batches(model, data, measured):
-            yield rows, {"z": z}
-        return
-    step = _STEPS.get(model)
-    if step is None:
-        alive = weakref.proxy(model)
-        make = compiled if isinstance(model, BatchModel) else tf.function
-        step = make(
-            tf.autograph.experimental.do_not_convert(
-                lambda batch: {
-                    "z": tf.cast(alive(batch, training=False), tf.float32),
-                    "y": tf.cast(alive.standardized(batch), tf.float32),
-                }
-            )
-        )
-        _STEPS[model] = step
-    yield from by_batch(step, data, measured)
