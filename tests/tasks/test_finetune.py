@@ -100,6 +100,24 @@ def test_folder_holds_the_model_and_what_its_calibration_says(
     assert not isinstance(load_model(pretrained), Classifier)
 
 
+def test_no_network_is_trained_unless_something_asks_for_it(
+    pretrained: Path, records: Records, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"label_key": "type", "seed": 1}
+    model = finetune(pretrained, records, tmp_path / "model", learning_rate=0.01, **options)
+    assert "no network is trained" in caplog.text  # so a rate does nothing
+    summary = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert summary["epochs"] == 0 and summary["calibration"]["voices"]["networks"] == 0
+    given = load_model(pretrained)
+    for x, y in zip(model.encoder.trainable_weights, given.trainable_weights, strict=True):
+        np.testing.assert_array_equal(np.array(x), np.array(y))
+    assert summary["calibration"]["accuracy"] > 0.9
+    caplog.clear()
+    asked = finetune(pretrained, records, tmp_path / "asked", epochs=1, **options)
+    assert "no network is trained" not in caplog.text
+    assert np.array(asked.head.voices)[0] > 0
+
+
 def test_called_again_it_opens_what_is_there_or_refuses(
     finetuned: Path, pretrained: Path, records: Records
 ) -> None:

@@ -17,6 +17,7 @@ from concerto_tf.models import Concerto, load_model
 from concerto_tf.models.fingerprint import fingerprint
 from concerto_tf.records import convert
 from concerto_tf.reference.cells import Reference
+from concerto_tf.reference.files import load_reference
 from concerto_tf.reference.levels import check_levels
 from concerto_tf.tasks.embed import embed
 from concerto_tf.tasks.inspect import inspect
@@ -106,6 +107,24 @@ def test_labels_confidence_and_embedding_of_the_query(
     assert written.obsm["X_concerto"].shape == (150, 16)
     assert "found by the same gene symbols" in table.attrs["report"][0]
     assert str(table)  # its attrs do not keep pandas from printing it
+
+
+def test_neighbours_alone_tell_labels_as_in_the_paper(folder: Path, model: Path) -> None:
+    """Equation 16, by the embeddings of the files; the default hears more."""
+    query, reference = folder / "query.h5ad", folder / "reference.h5ad"
+    options = {"reference": reference, "label_key": "fine", "adapt": "none"}
+    more = map(model, query, **options)
+    table = map(model, query, neighbours_only=True, **options)
+    kept = load_reference(model / "reference")
+    assert "fine" in kept.voices
+    names, z = kept.labels["fine"].names, kept.embedded.compared(embed(model, query))
+    cosine = np.float64(z) @ kept.embedded.unit.T / np.linalg.norm(z, axis=1, keepdims=True)
+    for i in range(0, 150, 10):
+        near = np.argsort(-cosine[i])[:5]
+        shares = np.bincount(kept.labels["fine"].codes[near], cosine[i, near], len(names))
+        assert table["predicted"].iloc[i] == names[shares.argmax()]
+        assert table["probability"].iloc[i] == pytest.approx(shares.max() / shares.sum(), abs=1e-4)
+    assert not np.allclose(more["probability"], table["probability"], atol=1e-3)
 
 
 def test_the_reference_is_kept_and_used_again(
