@@ -34,6 +34,12 @@ def make_cells() -> Callable[..., anndata.AnnData]:
 
 
 @pytest.fixture
+def cells(make_cells: Callable[..., anndata.AnnData]) -> anndata.AnnData:
+    """200 of these."""
+    return make_cells(200)
+
+
+@pytest.fixture
 def file(make_cells: Callable[..., anndata.AnnData], tmp_path: Path) -> Path:
     """Cells in an `.h5ad`."""
     path = tmp_path / "cells.h5ad"

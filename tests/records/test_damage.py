@@ -18,11 +18,6 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture
-def cells(make_cells) -> anndata.AnnData:
-    return make_cells(200)
-
-
-@pytest.fixture
 def records(cells: anndata.AnnData, tmp_path: Path) -> Records:
     return convert(cells, tmp_path / "records", shards=5)
 
