@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ class Prior(NamedTuple):
 #: or depth: many genes that count about alike carry over better than the few that vary most. Chosen
 #: on six sets and on seven pairs of blood studies (tools/trials).
 ALIKE, OTHERWISE = Prior(0.3, 1.0), Prior(0.01, 0.5)
+#: How much another voice, the embedding and the genes are expected to count.
+EXPECTED = (0.2, 0.6, 0.2)
 #: Of the units of an embedding, which vary about alike; chosen on eight sets (tools/trials).
 _OF_UNITS = 0.1
 
@@ -128,7 +131,7 @@ def _fit(
 def weigh(
     voices: Sequence[np.ndarray],
     label: np.ndarray,
-    expected: Sequence[float] | np.ndarray | None = None,
+    expected: Sequence[float] = (),
 ) -> np.ndarray:
     """How much each of several voices is to count, by cells that none has learned.
 
@@ -139,11 +142,11 @@ def weigh(
         voices: What each says of the types of the cells: log-probabilities [n, C], up to a constant
             of each cell.
         label: Types of the cells [n].
-        expected: Weights of which there would have to be cells to say otherwise; by default equal
-            ones, 1 in all.
+        expected: What the weights are in proportion to where cells do not say otherwise; by default
+            equal ones. They are 1 in all.
 
     Returns:
-        Weights [V], above 0, float32.
+        Weights [V], above 0, float32; as expected where the cells are of one type or none.
 
     Example:
 
@@ -159,9 +162,12 @@ def weigh(
     from scipy.optimize import minimize
     from scipy.special import log_softmax
 
+    start = np.array(expected or [1.0] * len(voices), np.float64)
+    start /= start.sum()
+    if len(np.unique(label)) < 2:
+        return start.astype(np.float32)
     rows = np.arange(len(label))
     said = log_softmax(np.stack(voices).astype(np.float64), axis=-1)
-    start = np.full(len(said), 1 / len(said)) if expected is None else np.asarray(expected)
 
     def cost(weights: np.ndarray) -> float:
         log_p = log_softmax(np.tensordot(weights, said, 1), axis=1)
@@ -171,6 +177,76 @@ def weigh(
 
 
 # --- cells to learn from, and to judge by ---------------------------------------------------
+
+
+class Told(NamedTuple):
+    """What is said of cells by what has learned from others of them.
+
+    Attributes:
+        said, bias: By each input [V, n, C], and the biases that are to be added.
+        judged: Which cells tell how well types are told, bool [n]; see `left_out`.
+        known: Of which cells the others have the type, bool [n].
+    """
+
+    said: np.ndarray
+    bias: np.ndarray
+    judged: np.ndarray
+    known: np.ndarray
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Labelled cells that types are learned from.
+
+    Attributes:
+        z: Embeddings as new cells would lie, seen from the middle of all cells [n, d].
+        y: Standardized values [n, F]; without any gene the embedding alone is read.
+        source, label: Their sources and types [n].
+        weight: How much each cell counts [n], 1 on the mean.
+        width: How much each gene varies [F].
+        n_types: Number of types C.
+        prior: How far from 0 the weights of genes may be.
+        factor: What embeddings of cells that the encoder was trained on were multiplied by [d].
+    """
+
+    z: np.ndarray
+    y: np.ndarray
+    source: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    width: np.ndarray
+    n_types: int
+    prior: Prior
+    factor: np.ndarray | float = 1.0
+
+    @property
+    def inputs(self) -> list[np.ndarray]:
+        """What is read, each by itself: embeddings and, where there are any, genes."""
+        return [self.z, self.y] if self.y.shape[1] else [self.z]
+
+    def learn(
+        self, part: np.ndarray | slice = slice(None), share: float = 1.0
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weights and biases of each input, from some of the cells; see `fit_genes`."""
+        cells = self.label[part], self.weight[part]
+        share *= len(cells[0]) / len(self.label)
+        found = [fit_units(self.z[part], *cells, self.n_types, share)]
+        if len(self.inputs) > 1:
+            y = self.y[part]
+            found.append(fit_genes(y, *cells, self.width, self.n_types, self.prior, share))
+        return found
+
+    def by_others(self) -> Told:
+        """What is said of each cell by what others taught, part by part (`left_out`)."""
+        n = len(self.label)
+        said = np.zeros((len(self.inputs), n, self.n_types), np.float32)
+        bias, (judged, known) = said.copy(), np.zeros((2, n), bool)
+        for own, tell in left_out(self.label, self.source):
+            judged |= tell
+            known |= own & np.isin(self.label, self.label[~own])
+            for i, (kernel, of_types) in enumerate(self.learn(~own)):
+                said[i, own], bias[i, own] = self.inputs[i][own] @ kernel, of_types
+        return Told(said, bias, judged, known)
 
 
 def chosen_to_learn(codes: np.ndarray, learned: np.ndarray, n_inputs: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from concerto_tf.errors import InputError
 from concerto_tf.novelty import Calibration, Scale
-from concerto_tf.numerics.readout import ALIKE, Prior
+from concerto_tf.numerics.readout import ALIKE, Lesson, Prior
 from concerto_tf.numerics.spread import as_unseen
 from concerto_tf.reference.index import Index
 from concerto_tf.reference.voices import Genes, Voices, learn_voices
@@ -282,8 +282,10 @@ class Reference:
         """
         held = self.labels_of(key)
         seen = seen.part(held.codes[seen.rows] >= 0)
-        cells = self.embedded.unit[seen.rows], self.embedded.from_middle(seen.rows)
-        found = learn_voices(*cells, held.codes[seen.rows], len(held.names), seen, prior)
+        rows, z = seen.rows, self.embedded.from_middle(seen.rows)
+        cells = z, seen.values, seen.source, held.codes[rows], np.ones(len(rows))
+        lesson = Lesson(*cells, seen.deviations, len(held.names), prior)
+        found = learn_voices(self.embedded.unit[rows], rows, lesson)
         if found is not None:
             self.voices[key] = found
             for rests_on_it in (self.calibrations, self.stated):

@@ -7,18 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from concerto_tf.numerics.readout import (
-    ALIKE,
-    NEVER,
-    Prior,
-    fit_genes,
-    fit_units,
-    left_out,
-    weigh,
-)
+from concerto_tf.numerics.readout import EXPECTED, NEVER, Lesson, left_out, weigh
 
-#: How much the vote of the neighbours, the embedding and the genes are expected to count.
-_EXPECTED = (0.2, 0.6, 0.2)
 #: Neighbours that vote, and votes that a cell brings along: an equal share for each label.
 VOTERS, _BROUGHT = 5, 0.5
 
@@ -130,14 +120,7 @@ def together(
     return tf.where(tf.reduce_any(shares > 0, axis=1, keepdims=True), p, 0.0)
 
 
-def learn_voices(
-    unit: np.ndarray,
-    z: np.ndarray,
-    codes: np.ndarray,
-    n_labels: int,
-    seen: Genes,
-    prior: Prior = ALIKE,
-) -> Voices | None:
+def learn_voices(unit: np.ndarray, rows: np.ndarray, lesson: Lesson) -> Voices | None:
     """Learns labels from reference cells, and how much each voice is to count.
 
     That is judged where it will be asked: of cells that were left out, of whole sources where there
@@ -145,54 +128,35 @@ def learn_voices(
 
     Args:
         unit: Directions of the cells as they are compared [S, d].
-        z: Their embeddings, seen from the middle [S, d].
-        codes: Their labels [S], of every cell one.
-        n_labels: Number of labels L.
-        seen: Values of their genes.
-        prior: How far from 0 the weights of genes may be.
+        rows: Their indices [S].
+        lesson: What is learned from these.
 
     Returns:
         The voices; None where there are not two labels to tell apart.
     """
+    codes, n_labels = lesson.label, lesson.n_types
     if len(np.unique(codes)) < 2:
         return None
-    inputs = [z, seen.values] if seen.values.shape[1] else [z]
-
-    def learned(cells: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        weight, label, share = np.ones(int(cells.sum())), codes[cells], float(cells.mean())
-        found = [fit_units(z[cells], label, weight, n_labels, share)]
-        if len(inputs) > 1:
-            y = seen.values[cells]
-            found.append(fit_genes(y, label, weight, seen.deviations, n_labels, prior, share))
-        return found
-
-    said = np.zeros((2, len(codes), n_labels), np.float32)
-    of_bias, by_vote = said.copy(), said[0].copy()
-    judged, known = np.zeros((2, len(codes)), bool)
-    for own, told in left_out(codes, seen.source):
-        judged |= told
-        known |= own & np.isin(codes, codes[~own])
+    by_vote = np.zeros((len(codes), n_labels), np.float32)
+    for own, _ in left_out(codes, lesson.source):
         by_vote[own] = _voted(unit[own], unit[~own], codes[~own], n_labels)
-        for i, (kernel, bias) in enumerate(learned(~own)):
-            said[i, own], of_bias[i, own] = inputs[i][own] @ kernel, bias
-    some = _EXPECTED[: 1 + len(inputs)]
-    expected = [share / sum(some) for share in some]
-    weight = np.array(expected, np.float32)
-    if len(np.unique(codes[judged])) > 1:
-        answers = [by_vote, *(said + of_bias)[: len(inputs)]]
-        weight = weigh([answer[judged] for answer in answers], codes[judged], expected)
-    own = np.zeros(2, np.float32)
-    own[: len(inputs)] = weight[1:]
-    final = learned(np.ones(len(codes), bool))
-    none = np.zeros((seen.values.shape[1], n_labels), np.float32)
+    told, final = lesson.by_others(), lesson.learn()
+    answers = [by_vote, *(told.said + told.bias)]
+    judged = told.judged
+    expected = EXPECTED[: len(answers)]
+    neighbours, *weight = weigh([of[judged] for of in answers], codes[judged], expected)
+    kernels = [w * kernel for w, (kernel, _) in zip(weight, final, strict=True)]
+    genes, by_genes = np.zeros((0, n_labels), np.float32), np.zeros_like(by_vote)
+    if len(kernels) > 1:
+        genes, by_genes = kernels[1], weight[1] * told.said[1]
     return Voices(
-        weight[0],
-        own[0] * final[0][0],
-        own[1] * (final[1][0] if len(final) > 1 else none),
-        np.sum([w * bias for w, (_, bias) in zip(own, final, strict=False)], axis=0),
-        seen.rows[known],
-        (own[0] * said[0] + np.tensordot(own, of_bias, 1))[known],
-        (own[1] * said[1])[known],
+        neighbours,
+        kernels[0],
+        genes,
+        np.sum([w * bias for w, (_, bias) in zip(weight, final, strict=True)], axis=0),
+        rows[told.known],
+        (weight[0] * told.said[0] + np.tensordot(weight, told.bias, 1))[told.known],
+        by_genes[told.known],
     )
 
 

@@ -22,7 +22,6 @@ from concerto_tf.models.classifier import (
     Classifier,
     Coarse,
     Exemplars,
-    Lesson,
     chosen_rows,
     learn_linear,
     measure_types,
@@ -33,7 +32,7 @@ from concerto_tf.models.encoder import Encoder, Teachable, teachable
 from concerto_tf.models.fitting.schedule import Schedule, plan_training
 from concerto_tf.models.saving import model_file
 from concerto_tf.novelty import rejection_rate, steps_below
-from concerto_tf.numerics.readout import chosen_to_learn
+from concerto_tf.numerics.readout import Lesson, chosen_to_learn
 from concerto_tf.records import Records
 from concerto_tf.records.batch import Batch
 from concerto_tf.records.batch import key as entry_key

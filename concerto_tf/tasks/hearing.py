@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from concerto_tf.models.encoder import Encoder, Teachable, read_batches
-from concerto_tf.numerics.readout import ALIKE, Prior, chosen_to_learn
+from concerto_tf.numerics.readout import chosen_to_learn
 from concerto_tf.records import CellSet
 from concerto_tf.records.batch import ROW, SOURCE
 from concerto_tf.reference.cells import Labels, Reference
@@ -62,30 +62,13 @@ def hear(
     return Heard(z, said)
 
 
-class Lesson(NamedTuple):
-    """Reference cells that labels are learned from.
-
-    Attributes:
-        z: Embeddings of all cells [N, d].
-        seen: Values of those that are learned from.
-    """
-
-    z: np.ndarray
-    seen: Genes
-
-    def teach(self, reference: Reference, keys: Iterable[str], prior: Prior = ALIKE) -> None:
-        """Teaches a reference of these cells labels, by key."""
-        for key in keys:
-            reference.learn(key, self.seen, prior)
-
-
-def read_lesson(
+def read_reference(
     model: Encoder,
     data: Iterable[Any],
     measured: Mapping[str, np.ndarray] | None,
     labels: Mapping[str, Labels],
     known: Mapping[str, np.ndarray],
-) -> Lesson:
+) -> tuple[np.ndarray, Genes]:
     """Embeds reference cells, and keeps the values of those that labels are learned from.
 
     Args:
@@ -94,6 +77,9 @@ def read_lesson(
         measured: Which genes were measured, bool [G] by modality; None where all were.
         labels: Labels of all cells, by key, the finest last.
         known: What is known of all cells [N], as `CellSet.obs` has it.
+
+    Returns:
+        Embeddings of all cells [N, d], and what `Reference.learn` needs of some.
     """
     everything = known[ROW]
     taught = isinstance(model, Teachable)
@@ -116,4 +102,4 @@ def read_lesson(
             kept = chosen[own]
             values[place[own[kept]]] = found["y"][kept]
     _, codes = np.unique(known[SOURCE][rows].astype(str), return_inverse=True)
-    return Lesson(z, Genes(rows, values, deviations, codes))
+    return z, Genes(rows, values, deviations, codes)

@@ -29,7 +29,7 @@ from concerto_tf.reference.cells import Embedded, Labels, Reference
 from concerto_tf.reference.transfer import heard_of, transfer
 from concerto_tf.tasks.adapt import with_own_statistics
 from concerto_tf.tasks.embed import Progress
-from concerto_tf.tasks.hearing import Heard, hear, read_lesson
+from concerto_tf.tasks.hearing import Heard, hear, read_reference
 from concerto_tf.tasks.io.agreement import BATCH_CELLS, cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
 
@@ -229,13 +229,14 @@ def _through(
         model = model.with_sources(origin.sources)
         model.calibrate(cells())
     labels = {key: Labels(of.codes[chosen], of.names) for key, of in whole.labels.items()}
-    lesson = read_lesson(model, cells(), None, labels, known)
+    z, genes = read_reference(model, cells(), None, labels, known)
     values = {name: replace(of, matrix=of.matrix[chosen]) for name, of in whole.values.items()}
     # A part of the noise that they are seen with is new to the model, as it is in other cells.
     factor = whole.embedded.factor**_OLD_NOISE
-    embedded = Embedded.of(lesson.z, *geometry_of(model), factor=factor)
+    embedded = Embedded.of(z, *geometry_of(model), factor=factor)
     seen = Reference(embedded, labels, values, model=whole.model)
-    lesson.teach(seen, whole.voices, OTHERWISE)
+    for key in whole.voices:
+        seen.learn(key, genes, OTHERWISE)
     return model, seen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ from concerto_tf.reference.cells import Labels, Reference, Values
 from concerto_tf.reference.conformity import calibrated
 from concerto_tf.reference.files import FOLDER, is_reference, load_reference, save_reference
 from concerto_tf.reference.stated import stated
+from concerto_tf.reference.voices import Genes
 from concerto_tf.tasks.embed import Progress, whole_cells
-from concerto_tf.tasks.hearing import Lesson, read_lesson
+from concerto_tf.tasks.hearing import read_reference
 from concerto_tf.tasks.io.agreement import cell_batches, mean_depth, seen_modalities
 from concerto_tf.tasks.io.reading import Reading, open_cells
 from concerto_tf.tasks.io.values import (
@@ -164,7 +165,8 @@ def find_reference(
         else:
             made.labels.update(_read_labels(records, label_keys))
             if label_keys:
-                _lesson(model, records, made.labels, progress).teach(made, label_keys)
+                _, genes = _read(model, records, made.labels, progress)
+                _learn(made, label_keys, genes)
             made.values.update({name: read_values(records, name, scale) for name in wanted})
     for name, place in wanted.items():
         made.values[name] = replace(made.values[name], place=place)
@@ -206,17 +208,16 @@ def make_reference(
         InputError: No cell has a label under one of the keys.
     """
     labels = _read_labels(records, label_keys)
-    lesson = _lesson(model, records, labels, progress)
+    z, genes = _read(model, records, labels, progress)
     made = Reference(
-        lesson.z,
+        z,
         labels,
         {name: read_values(records, name, scale) for name in modalities},
         model=fingerprint(model),
         depth=mean_depth(cell_batches(model, records), seen_modalities(model, records)[0]),
         **geometry_of(model)._asdict(),
     )
-    with stage("labels learned from the reference"):
-        lesson.teach(made, labels)
+    _learn(made, labels, genes)
     return made
 
 
@@ -228,13 +229,19 @@ def _learned(reference: Reference, key: str) -> bool:
     return key in reference.voices or len(np.unique(codes[codes >= 0])) < 2
 
 
-def _lesson(
+def _learn(reference: Reference, keys: Iterable[str], genes: Genes) -> None:
+    with stage("labels learned from the reference"):
+        for key in keys:
+            reference.learn(key, genes)
+
+
+def _read(
     model: Encoder, records: CellSet, labels: Mapping[str, Labels], progress: Progress | None
-) -> Lesson:
+) -> tuple[np.ndarray, Genes]:
     """All cells of a set as a reference, read once."""
     data, measured = whole_cells(model, records, progress)
     with records.naming_damage():
-        return read_lesson(model, data, measured, labels, records.obs())
+        return read_reference(model, data, measured, labels, records.obs())
 
 
 def _read_labels(records: CellSet, keys: Sequence[str]) -> dict[str, Labels]:

@@ -96,7 +96,7 @@ def test_voices_are_those_under_which_held_out_types_are_likeliest() -> None:
     assert (abs(few - 0.5) < abs(found - 0.5) + 0.2).all() and (abs(few - 0.5) < 0.3).all()
     # Around what is expected, where the cells say nothing; never nothing at all.
     blind = np.zeros((300, 3))
-    np.testing.assert_allclose(weigh([blind, blind], label, [0.7, 0.3]), [0.7, 0.3], atol=1e-3)
+    np.testing.assert_allclose(weigh([blind, blind], label, [7, 3]), [0.7, 0.3], atol=1e-3)
     assert (weigh([-networks, -genes], label) > 0).all()
 
 

@@ -8,7 +8,7 @@ from concerto_tf.models.classifier.calibration import (
 )
 from concerto_tf.models.classifier.coarse import Coarse
 from concerto_tf.models.classifier.exemplars import Exemplars, chosen_rows
-from concerto_tf.models.classifier.linear import Lesson, learn_linear, weigh_voices
+from concerto_tf.models.classifier.linear import learn_linear, weigh_voices
 from concerto_tf.models.classifier.network import Classifier
 from concerto_tf.models.classifier.relearning import Relearned, relearned, with_encoder
 from concerto_tf.models.classifier.type_distance import novelty_of_query
@@ -20,7 +20,6 @@ __all__ = [
     "Relearned",
     "calibrate",
     "chosen_rows",
-    "Lesson",
     "learn_linear",
     "weigh_voices",
     "learn_types",

@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from concerto_tf.models.encoder import geometry_of
-from concerto_tf.numerics.readout import (
-    ALIKE,
-    Prior,
-    fit_genes,
-    fit_units,
-    left_out,
-    source_parts,
-    weigh,
-)
+from concerto_tf.numerics.readout import ALIKE, EXPECTED, Lesson, Prior, source_parts, weigh
 from concerto_tf.numerics.spread import as_unseen
 from concerto_tf.records.batch import ROW, Batch, Minibatch
 
 if TYPE_CHECKING:
     from concerto_tf.models.classifier.network import Classifier
-
-#: How much networks, embedding and genes are expected to count.
-_EXPECTED = (0.2, 0.6, 0.2)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Labelled cells that embedding and genes learn from.
-
-    Attributes:
-        z: Embeddings as new cells would lie, seen from the middle of all cells [n, d].
-        y: Standardized values [n, F].
-        source, label: Their sources and types [n].
-        weight: How much each cell counts [n].
-        width: How much each gene varies [F].
-        n_types: Number of types C.
-        prior: How far from 0 the weights of genes may be.
-        factor: What takes the units of cells that the encoder was trained on to those of new
-            ones [d]; see `as_unseen`.
-    """
-
-    z: np.ndarray
-    y: np.ndarray
-    source: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray
-    width: np.ndarray
-    n_types: int
-    prior: Prior
-    factor: np.ndarray
-
-    def learn(
-        self, part: np.ndarray | slice = slice(None), share: float = 1.0
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Weights and biases of embedding and genes, from some of the cells."""
-        cells = self.label[part], self.weight[part]
-        share *= len(cells[0]) / len(self.label)
-        of_genes = fit_genes(self.y[part], *cells, self.width, self.n_types, self.prior, share)
-        return [fit_units(self.z[part], *cells, self.n_types, share), of_genes]
 
 
 def _look(model: Classifier, batch: Batch) -> tuple[tf.Tensor, ...]:
@@ -128,24 +80,13 @@ def weigh_voices(
         held_out: Batches, of which labelled cells were learned by no voice; None where the
             networks have learned nothing.
     """
-    answers, truth = _by_turns(lesson) if held_out is None else _beside(model, lesson, held_out)
-    silent = len(_EXPECTED) - len(answers)
-    weights = np.array(_EXPECTED[silent:]) / sum(_EXPECTED[silent:])
-    if len(np.unique(truth)) > 1:
-        weights = weigh(answers, truth, weights)
-    model.head.voices.assign([0.0] * silent + list(weights))
-
-
-def _by_turns(lesson: Lesson) -> tuple[list[np.ndarray], np.ndarray]:
-    """What embedding and genes say of cells [n, C] that each has not learned from, and types."""
-    inputs, n = (lesson.z, lesson.y), len(lesson.label)
-    answers = [np.zeros((n, lesson.n_types), np.float32) for _ in inputs]
-    judged = np.zeros(n, bool)
-    for own, told in left_out(lesson.label, lesson.source):
-        judged |= told
-        for answer, x, (kernel, bias) in zip(answers, inputs, lesson.learn(~own), strict=True):
-            answer[own] = x[own] @ kernel + bias
-    return [answer[judged] for answer in answers], lesson.label[judged]
+    if held_out is None:
+        told = lesson.by_others()
+        answers, truth = list((told.said + told.bias)[:, told.judged]), lesson.label[told.judged]
+    else:
+        answers, truth = _beside(model, lesson, held_out)
+    silent = len(EXPECTED) - len(answers)
+    model.head.voices.assign([0.0] * silent + list(weigh(answers, truth, EXPECTED[silent:])))
 
 
 def _beside(
@@ -159,7 +100,7 @@ def _beside(
 
     said, truth = labelled_cells(model, held_out, voices)
     if not len(truth):
-        return [np.zeros((0, lesson.n_types))] * len(_EXPECTED), truth
+        return [np.zeros((0, lesson.n_types))] * len(EXPECTED), truth
     networks, z, y, source = said
     inputs = (z - geometry_of(model.encoder).origin) * lesson.factor, y
     told = [x @ kernel + bias for x, (kernel, bias) in zip(inputs, lesson.learn(), strict=True)]
